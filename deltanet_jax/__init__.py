@@ -1,0 +1,1 @@
+"""Linear-attention hybrid language models in JAX."""

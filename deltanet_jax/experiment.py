@@ -1,0 +1,163 @@
+"""What a run is: the configuration of model, data, optimiser, training, mesh.
+
+Standard library only: configurations are read, changed and checked before
+jax is imported. A file in `configs/` returns one `Experiment`.
+"""
+
+import dataclasses
+
+from deltanet_jax.mixers.config import MixerConfig
+
+
+def _choice(name, value, options):
+  if value not in options:
+    raise ValueError(f'{name} is {value!r}; give one of {", ".join(options)}')
+
+
+def _at_least(name, value, least):
+  if value < least:
+    raise ValueError(f'{name} is {value}; give {least} or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+  """Gated MLP: (silu(x gate) * (x up)) down."""
+
+  hidden: int
+
+  def __post_init__(self):
+    _at_least('MLPConfig.hidden', self.hidden, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """One residual block: x += mixer(norm(x)); x += ffn(norm(x))."""
+
+  mixer: MixerConfig
+  ffn: MLPConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """prefix, then `period` repeated `repeats` times (scanned), then suffix."""
+
+  vocab: int
+  d_model: int
+  period: tuple[Layer, ...]
+  repeats: int
+  prefix: tuple[Layer, ...] = ()
+  suffix: tuple[Layer, ...] = ()
+  tied: bool = False  # the output head is the embedding table
+  zero_centred: bool = False  # norm weights are 1 + w
+  norm_eps: float = 1e-6
+  remat: str = 'none'  # 'none', 'dots' (keep matmul outputs) or 'full'
+
+  def __post_init__(self):
+    _choice('model.remat', self.remat, ('none', 'dots', 'full'))
+    _at_least('model.vocab', self.vocab, 2)
+    _at_least('model.d_model', self.d_model, 1)
+    _at_least('model.repeats', self.repeats, 0)
+    if not self.layers:
+      raise ValueError('model has no layer; give a period and repeats >= 1')
+
+  @property
+  def layers(self):
+    """Every layer in order."""
+    return self.prefix + self.period * self.repeats + self.suffix
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Text, packed into rows of `seq_len` tokens."""
+
+  path: str  # one or more globs, separated by commas: .txt .py ... .jsonl .parquet
+  seq_len: int
+  batch: int  # rows of one optimiser step, all devices together
+  tokenizer: str = 'bytes'  # or the path of a tokenizer.json
+  field: str = 'text'  # the text's field in jsonl and parquet files
+  heldout: float = 0.05  # fraction of the documents never trained on
+  seed: int = 0
+
+  def __post_init__(self):
+    _at_least('data.seq_len', self.seq_len, 1)
+    _at_least('data.batch', self.batch, 1)
+    if not 0 < self.heldout < 1:
+      raise ValueError(
+        f'data.heldout is {self.heldout}; give a fraction between 0 and 1'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """AdamW, or Muon for hidden matrices with AdamW for everything else."""
+
+  name: str = 'adamw'
+  lr: float = 3e-4
+  muon_lr: float = 0.02  # step size of the Muon part
+  schedule: str = 'cosine'  # 'cosine', 'wsd' or 'constant', after the warm-up
+  warmup: int = 100  # steps
+  decay: float = 0.2  # wsd: the fraction of the steps that decays
+  final: float = 0.1  # last rate as a fraction of the peak
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.1  # matrices only
+  clip: float = 1.0  # global norm
+  accumulate: int = 1  # micro-batches of one step
+
+  def __post_init__(self):
+    _choice('optim.name', self.name, ('adamw', 'muon'))
+    _choice('optim.schedule', self.schedule, ('cosine', 'wsd', 'constant'))
+    _at_least('optim.accumulate', self.accumulate, 1)
+    _at_least('optim.warmup', self.warmup, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  steps: int
+  seed: int = 0
+  dtype: str = 'bfloat16'  # of the computation; parameters are float32
+  log_every: int = 10
+  eval_every: int = 500
+  eval_rows: int = 64  # held-out rows of an evaluation during training
+  save_every: int = 500
+  keep: int = 2  # checkpoints
+
+  def __post_init__(self):
+    _choice('train.dtype', self.dtype, ('float32', 'bfloat16'))
+    for name in (
+      'steps', 'log_every', 'eval_every', 'eval_rows', 'save_every', 'keep'
+    ):
+      _at_least(f'train.{name}', getattr(self, name), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis; their product is the number of devices used."""
+
+  data: int = 1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    for axis in ('data', 'fsdp', 'tensor'):
+      _at_least(f'mesh.{axis}', getattr(self, axis), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  model: ModelConfig
+  data: DataConfig
+  optim: OptimConfig
+  train: TrainConfig
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self):
+    rows = self.data.batch
+    parts = self.optim.accumulate * self.mesh.data * self.mesh.fsdp
+    if rows % parts:
+      raise ValueError(
+        f'data.batch {rows} does not divide into optim.accumulate'
+        f' {self.optim.accumulate} x mesh.data {self.mesh.data} x mesh.fsdp'
+        f' {self.mesh.fsdp}; make it a multiple of {parts}'
+      )
