@@ -1,0 +1,353 @@
+"""Configurations: load from a Python file, override by name, keep as JSON.
+
+Standard library only, so that a mistake on the command line is answered
+before jax is imported. Every failure is a `ConfigError` of one line.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import pathlib
+import traceback
+import types
+import typing
+
+from deltanet_jax.experiment import Experiment
+
+PACKAGE = 'deltanet_jax'
+
+
+class ConfigError(ValueError):
+  """What the user gave cannot be run; the message says what to change."""
+
+
+def load(path):
+  """The `Experiment` that `get_config()` of the Python file `path` returns."""
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ConfigError(f'no configuration file {path}{_neighbours(path)}')
+  # compiled by hand: an import would leave a cached copy beside the file
+  module = types.ModuleType(path.stem)
+  module.__file__ = str(path)
+  try:
+    exec(compile(path.read_bytes(), str(path), 'exec'), vars(module))
+    if not callable(getattr(module, 'get_config', None)):
+      raise ConfigError(
+        f'{path} has no function get_config(); add one that returns an'
+        ' Experiment'
+      )
+    cfg = module.get_config()
+  except ConfigError:
+    raise
+  except SyntaxError as error:
+    where = f'{error.filename or path}:{error.lineno or 1}'
+    raise ConfigError(f'{where}: SyntaxError: {error.msg}') from error
+  except Exception as error:
+    raise ConfigError(_blame(path, error)) from error
+  if not isinstance(cfg, Experiment):
+    raise ConfigError(
+      f'{path}: get_config() returned {_kind(cfg)}; return an Experiment'
+    )
+  _check_types(cfg, str(path), ())
+  return cfg
+
+
+def override(cfg, name, text):
+  """`cfg` with one field replaced: override(cfg, 'optim.lr', '3e-4').
+
+  Names join fields by dots, and index tuples: 'model.period.0.mixer.chunk'.
+  The text is read as the field's annotation says: int, float, bool, str, or
+  None where the field allows it.
+
+  Raises:
+    ConfigError: an unknown name, a text of another type, or a value that the
+      configuration itself refuses.
+  """
+  return override_all(cfg, [(name, text)])
+
+
+def override_all(cfg, changes):
+  """`override` for many (name, text) pairs; the last of a name counts.
+
+  All are set at once, so that two fields that must fit each other can change
+  together.
+  """
+  tree = {}
+  for name, text in changes:
+    parts = name.split('.')
+    value = _read_leaf(cfg, parts, text)
+    node = tree
+    for part in parts[:-1]:
+      node = node.setdefault(part, {})
+    node[parts[-1]] = value
+  return _rebuild(cfg, tree)
+
+
+def from_argv(argv):
+  """(Experiment, the other arguments) of a command line.
+
+  Takes `--config=FILE` and every `--config.NAME=VALUE` out of `argv`; a value
+  may also be the next argument. What follows a bare `--` is left alone.
+  """
+  path, changes, rest = None, [], []
+  argv = list(argv)
+  while argv:
+    arg = argv.pop(0)
+    if arg == '--':
+      rest += [arg, *argv]
+      break
+    flag, equals, value = arg.partition('=')
+    if flag != '--config' and not flag.startswith('--config.'):
+      rest.append(arg)
+      continue
+    if not equals:
+      if not argv or argv[0].startswith('--'):
+        raise ConfigError(f'{flag} has no value; write {flag}=VALUE')
+      value = argv.pop(0)
+    if flag == '--config':
+      path = value
+    else:
+      changes.append((flag.removeprefix('--config.'), value))
+  if not path:
+    example = pathlib.Path('configs', 'x.py')
+    raise ConfigError(f'no --config=FILE given{_neighbours(example)}')
+  return override_all(load(path), changes), rest
+
+
+def to_json(cfg):
+  """`cfg` as JSON text; `from_json` gives an equal configuration back."""
+  return json.dumps(_encode(cfg), indent=2)
+
+
+def from_json(text):
+  """The configuration that `to_json` wrote.
+
+  Raises:
+    ConfigError: no JSON, a type that is no configuration of this package, or
+      fields that this version of the type refuses.
+  """
+  try:
+    tree = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise ConfigError(f'no JSON configuration: {error}') from error
+  return _decode(tree)
+
+
+def difference(a, b):
+  """Lines 'optim.lr: 0.001 != 0.002', one for each value not shared."""
+  return list(_differences(a, b, ()))
+
+
+def _differences(a, b, path):
+  name = '.'.join(path) or 'config'
+  if type(a) is type(b) and dataclasses.is_dataclass(a):
+    for field in dataclasses.fields(a):
+      pair = getattr(a, field.name), getattr(b, field.name)
+      yield from _differences(*pair, (*path, field.name))
+  elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+    for i, pair in enumerate(zip(a, b)):
+      yield from _differences(*pair, (*path, str(i)))
+  elif a != b:
+    yield f'{name}: {_brief(a)} != {_brief(b)}'
+
+
+def _brief(value):
+  if dataclasses.is_dataclass(value):
+    return type(value).__name__
+  if isinstance(value, tuple):
+    return f'{len(value)} entries'
+  return repr(value)
+
+
+def _read_leaf(cfg, parts, text):
+  node, hint, flag = cfg, type(cfg), '--config.' + '.'.join(parts)
+  for i, part in enumerate(parts):
+    node, hint = _child(node, part, '.'.join(parts[:i]), flag)
+  if dataclasses.is_dataclass(node):
+    names = ', '.join(f.name for f in dataclasses.fields(node))
+    raise ConfigError(f'{flag} is a group; set one of its fields: {names}')
+  if isinstance(node, tuple):
+    raise ConfigError(
+      f'{flag} is a tuple of {len(node)}; set a field of one entry, as in'
+      f' {flag}.0.NAME=VALUE'
+    )
+  return _parse(hint, text, flag)
+
+
+def _child(node, part, parent, flag):
+  """The value and annotation of the field or entry `part` of `node`."""
+  inside = f' in {parent}' if parent else ''
+  if dataclasses.is_dataclass(node):
+    names = [f.name for f in dataclasses.fields(node)]
+    if part not in names:
+      raise ConfigError(f'{flag}: no {part!r}{inside}{_suggest(part, names)}')
+    return getattr(node, part), typing.get_type_hints(type(node))[part]
+  if isinstance(node, tuple):
+    if not node:
+      raise ConfigError(f'{flag}: {parent} is empty')
+    if not part.isdecimal() or int(part) >= len(node):
+      raise ConfigError(
+        f'{flag}: no entry {part!r}{inside}; give 0 to {len(node) - 1}'
+      )
+    return node[int(part)], type(node[int(part)])
+  raise ConfigError(f'{flag}: {parent} is a value and has no {part!r}')
+
+
+def _suggest(word, names):
+  close = difflib.get_close_matches(word, names, n=1)
+  if close:
+    return f'; did you mean {close[0]!r}?'
+  return f'; there is {", ".join(names)}'
+
+
+def _options(hint):
+  """The plain types that an annotation allows, as in int | None."""
+  if typing.get_origin(hint) in (types.UnionType, typing.Union):
+    return typing.get_args(hint)
+  return (hint,)
+
+
+def _parse(hint, text, flag):
+  options = _options(hint)
+  if text == 'None' and types.NoneType in options:
+    return None
+  for option in options:
+    if option is str:
+      return text
+    if option is bool and text.lower() in ('true', 'false'):
+      return text.lower() == 'true'
+    if option in (int, float):
+      try:
+        value = option(text)
+      except ValueError:
+        continue
+      if value == value:  # nan would be no setting, and equal no other
+        return value
+  raise ConfigError(f'{flag}={text}: give {_wanted(options)}')
+
+
+_WORDS = {
+  bool: 'true or false',
+  int: 'a whole number',
+  float: 'a number',
+  str: 'a text',
+  types.NoneType: 'None',
+}
+
+
+def _wanted(options):
+  return ' or '.join(_WORDS.get(o, o.__name__) for o in options)
+
+
+def _rebuild(node, tree):
+  """`node` with the leaves of `tree`, inner fields first."""
+  if isinstance(node, tuple):
+    entries = list(node)
+    for index, below in tree.items():
+      entries[int(index)] = _rebuild(entries[int(index)], below)
+    return tuple(entries)
+  if not isinstance(tree, dict):
+    return tree
+  changes = {
+    name: _rebuild(getattr(node, name), below) for name, below in tree.items()
+  }
+  try:
+    return dataclasses.replace(node, **changes)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+def _neighbours(path):
+  """What there is instead of the missing file `path`."""
+  found = sorted(path.parent.glob('*.py'))
+  close = difflib.get_close_matches(path.name, [p.name for p in found], n=1)
+  if close:
+    return f'; did you mean {path.parent / close[0]}?'
+  if found:
+    return f'; there is {", ".join(str(p) for p in found)}'
+  return ''
+
+
+def _blame(path, error):
+  """'file:line: Kind: message' for the last line of the file that ran."""
+  lines = [
+    frame.lineno
+    for frame in traceback.extract_tb(error.__traceback__)
+    if frame.filename == str(path)
+  ]
+  line = f':{lines[-1]}' if lines else ''
+  message = ' '.join(str(error).split())
+  if type(error) is ValueError:
+    return f'{path}{line}: {message}'
+  return f'{path}{line}: {type(error).__name__}: {message}'
+
+
+def _kind(value):
+  return 'None' if value is None else f'a {type(value).__name__}'
+
+
+def _check_types(value, file, path):
+  """Every field holds what its annotation says."""
+  for name, hint in typing.get_type_hints(type(value)).items():
+    if typing.get_origin(hint) is typing.ClassVar:
+      continue
+    child, where = getattr(value, name), '.'.join((*path, name))
+    if typing.get_origin(hint) is tuple:
+      entry = typing.get_args(hint)[0]
+      _check_type(child, tuple, file, where)
+      for i, item in enumerate(child):
+        _check_type(item, entry, file, f'{where}.{i}')
+        _check_types(item, file, (*path, name, str(i)))
+      continue
+    _check_type(child, hint, file, where)
+    if dataclasses.is_dataclass(child):
+      _check_types(child, file, (*path, name))
+
+
+def _check_type(value, hint, file, where):
+  options = _options(hint)
+  accepted = (*options, int) if float in options else options
+  if isinstance(value, bool) and bool not in options:
+    accepted = ()
+  if not isinstance(value, accepted):
+    raise ConfigError(f'{file}: {where} is {value!r}; give {_wanted(options)}')
+
+
+def _encode(value):
+  if dataclasses.is_dataclass(value):
+    kind = type(value)
+    fields = {
+      f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)
+    }
+    return {'_type': f'{kind.__module__}:{kind.__qualname__}', **fields}
+  if isinstance(value, tuple):
+    return [_encode(item) for item in value]
+  return value
+
+
+def _decode(tree):
+  if isinstance(tree, list):
+    return tuple(_decode(item) for item in tree)
+  if not isinstance(tree, dict):
+    return tree
+  fields = {name: _decode(value) for name, value in tree.items()}
+  kind = _known_type(fields.pop('_type', None))
+  try:
+    return kind(**fields)
+  except (TypeError, ValueError) as error:
+    raise ConfigError(f'{kind.__name__}: {error}') from error
+
+
+def _known_type(name):
+  """The configuration class 'deltanet_jax.module:Class'."""
+  path, _, kind = str(name).partition(':')
+  if path.split('.')[0] != PACKAGE:
+    raise ConfigError(f'{name!r} is no configuration of {PACKAGE}')
+  try:
+    found = getattr(importlib.import_module(path), kind, None)
+  except ImportError as error:
+    raise ConfigError(f'{name!r}: {error}') from error
+  if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+    raise ConfigError(f'{name!r} is no configuration of {PACKAGE}')
+  return found
