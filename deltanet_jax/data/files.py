@@ -1,0 +1,133 @@
+"""Which documents do the files of `data.path` hold?"""
+
+import glob
+import json
+import os
+from typing import NamedTuple
+
+from deltanet_jax.config import ConfigError
+
+COMPRESSED = ('.gz', '.bz2', '.xz', '.zst', '.zip')
+
+
+class Document(NamedTuple):
+  """`content` is never empty; `source` names its place for error messages."""
+
+  source: str
+  content: bytes
+
+
+def find(patterns):
+  """The sorted files that match globs separated by commas.
+
+  `**` matches any number of folders. A glob that begins with '!' takes its
+  matches out again: 'lib/**/*.py,!lib/tests/**'.
+
+  Raises:
+    ConfigError: no glob, or no file matches.
+  """
+  globs = [part.strip() for part in patterns.split(',') if part.strip()]
+  wanted, unwanted = set(), set()
+  for pattern in globs:
+    side = unwanted if pattern.startswith('!') else wanted
+    pattern = os.path.expanduser(pattern.removeprefix('!'))
+    side.update(glob.iglob(pattern, recursive=True))
+  files = sorted(path for path in wanted - unwanted if os.path.isfile(path))
+  if not files:
+    excluded = f' ({len(wanted)} matches excluded)' if wanted else ''
+    raise ConfigError(
+      f'data.path={patterns!r}: no file matches{excluded}; give globs of'
+      " existing files, separated by commas, as in 'texts/**/*.txt'"
+    )
+  return files
+
+
+def read(files, field):
+  """Yields the `Document`s of `files`, empty ones left out.
+
+  A .jsonl file holds one document per line, a .parquet file one per row, both
+  in `field`; any other file is one document, its bytes as they are.
+
+  Raises:
+    ConfigError: a file that cannot be read, or lacks `field`.
+  """
+  for path in files:
+    try:
+      yield from _reader(path)(path, field)
+    except OSError as error:
+      raise ConfigError(f'{path}: {error.strerror or error}') from error
+
+
+def _reader(path):
+  suffix = os.path.splitext(path)[1].lower()
+  if suffix in COMPRESSED:
+    raise ConfigError(
+      f'{path}: {suffix} files are not read; unpack it, or exclude it by'
+      f" adding '!{path}' to data.path"
+    )
+  return {'.jsonl': _read_jsonl, '.parquet': _read_parquet}.get(
+    suffix, _read_whole
+  )
+
+
+def _read_whole(path, field):
+  del field
+  with open(path, 'rb') as file:
+    content = file.read()
+  if content:
+    yield Document(path, content)
+
+
+def _read_jsonl(path, field):
+  with open(path, 'rb') as file:
+    for number, line in enumerate(file, 1):
+      if not line.strip():
+        continue
+      source = f'{path}:{number}'
+      try:
+        row = json.loads(line)
+      except ValueError as error:  # no JSON, or no UTF-8
+        raise ConfigError(f'{source}: no JSON: {error}') from error
+      if not isinstance(row, dict) or field not in row:
+        names = ', '.join(row) if isinstance(row, dict) else 'no fields'
+        raise ConfigError(_no_field(source, field, names))
+      yield from _text_document(source, field, row[field])
+
+
+def _read_parquet(path, field):
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  try:
+    with pq.ParquetFile(path) as file:
+      if field not in file.schema_arrow.names:
+        names = ', '.join(file.schema_arrow.names)
+        raise ConfigError(_no_field(path, field, names))
+      number = 0
+      for batch in file.iter_batches(columns=[field]):
+        for text in batch.column(0).to_pylist():
+          number += 1
+          yield from _text_document(f'{path} row {number}', field, text)
+  except pa.ArrowException as error:
+    message = ' '.join(str(error).split())
+    raise ConfigError(f'{path}: no parquet file: {message}') from error
+
+
+def _text_document(source, field, text):
+  if text is None or text == '':
+    return
+  if not isinstance(text, str):
+    raise ConfigError(
+      f'{source}: field {field!r} holds {type(text).__name__}, not text; name'
+      ' the text in data.field'
+    )
+  try:
+    yield Document(source, text.encode())
+  except UnicodeEncodeError as error:
+    raise ConfigError(f'{source}: no valid text: {error}') from error
+
+
+def _no_field(source, field, names):
+  return (
+    f'{source}: no field {field!r}; it has {names}; name the text in data.field'
+  )

@@ -1,0 +1,74 @@
+"""Which tokens are in row i of a stream of documents?"""
+
+import numpy as np
+
+
+class Rows:
+  """Documents laid end to end and cut into rows of T tokens.
+
+  The stream is eod d_1 eod d_2 ... eod d_D eod: the eod before a document
+  belongs to it, as the token that its first one is predicted from. Row i
+  holds stream[iT : iT + T], its targets the stream one token further, so every
+  token of a document and the eod after it is a target exactly once, and no
+  document is predicted from another.
+
+  Indexing gives a dict of [T] arrays: tokens, targets, segment_ids (1 for the
+  first document of the row, 2 for the next ..., 0 on padding), positions (0 at
+  the eod that opens a document, and at the start of the row), all int32, and
+  weights float32, 0 on padding. Only the last row may hold padding.
+  """
+
+  def __init__(self, documents, eod, vocab_size, seq_len):
+    """`documents`: a list of integer arrays; sizes decide the memory used."""
+    dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
+    lengths = np.array([len(d) + 1 for d in documents], np.int64)
+    self._starts = np.concatenate([[0], np.cumsum(lengths)])
+    self.tokens = int(self._starts[-1])  # targets, eod included
+    self._stream = np.full(self.tokens + 1, eod, dtype)
+    for start, document in zip(self._starts, documents):
+      self._stream[start + 1 : start + 1 + len(document)] = document
+    self._seq_len = seq_len
+    self._eod = eod
+
+  @property
+  def full(self):
+    """Rows without padding."""
+    return self.tokens // self._seq_len
+
+  def __len__(self):
+    return -(-self.tokens // self._seq_len)
+
+  def __getitem__(self, i):
+    T = self._seq_len
+    if not 0 <= i < len(self):
+      raise IndexError(f'row {i} of {len(self)}')
+    first = i * T
+    last = min(first + T, self.tokens)
+    at = np.arange(first, last)
+    document = np.searchsorted(self._starts, at, side='right') - 1
+    opened = np.maximum(self._starts[document], first)
+    pad = (0, first + T - last)
+    inputs = self._stream[first:last]
+    targets = self._stream[first + 1 : last + 1]
+    return {
+      'tokens': _pad(inputs, pad, self._eod),
+      'targets': _pad(targets, pad, self._eod),
+      'segment_ids': _pad(document - document[0] + 1, pad, 0),
+      'positions': _pad(at - opened, pad, 0),
+      'weights': np.pad(np.ones(last - first, np.float32), pad),
+    }
+
+  def padding(self):
+    """A row of nothing but padding."""
+    T = self._seq_len
+    return {
+      'tokens': np.full(T, self._eod, np.int32),
+      'targets': np.full(T, self._eod, np.int32),
+      'segment_ids': np.zeros(T, np.int32),
+      'positions': np.zeros(T, np.int32),
+      'weights': np.zeros(T, np.float32),
+    }
+
+
+def _pad(x, pad, value):
+  return np.pad(x.astype(np.int32), pad, constant_values=value)

@@ -1,0 +1,139 @@
+"""Which batch does step s train on, and which text is held out?"""
+
+import hashlib
+
+import numpy as np
+
+from deltanet_jax.config import ConfigError
+from deltanet_jax.data import files, tokenizer
+from deltanet_jax.data.rows import Rows
+
+PREFETCH = 4  # batches made ahead in the background
+
+
+class TextData:
+  """The documents of a `DataConfig`, split, tokenised and packed into rows.
+
+  A document is held out when a hash of its content and of the seed falls under
+  `heldout`: adding files moves none of the others, and two equal documents
+  are never on two sides. A batch is a dict of [B, T] arrays as in
+  `data.rows.Rows`: tokens, targets, segment_ids, positions (int32) and weights
+  (float32, 0 on padding, all 1 in training). An epoch is the training rows,
+  each once, in an order of its own; a batch may span two epochs.
+
+  Bits per byte on the held-out text is the summed loss of its targets in nats
+  / ln 2 / `heldout_bytes`: the cost of the eod after each document is in the
+  sum, while the bytes are those of the documents alone.
+
+  Attributes: tokenizer, train_bytes, heldout_bytes.
+
+  Raises:
+    ConfigError: files, fields or tokenizer that cannot be read, no document
+      on one side, or less training text than one batch.
+  """
+
+  def __init__(self, cfg):
+    documents = list(files.read(files.find(cfg.path), cfg.field))
+    # one shuffle for both sides, so that the first held-out rows are a sample
+    order = np.random.default_rng(cfg.seed).permutation(len(documents))
+    heldout, train = [], []
+    for i in order:
+      side = heldout if _is_heldout(documents[i].content, cfg) else train
+      side.append(documents[i])
+    _require_both(train, heldout, cfg)
+    self.tokenizer = tokenizer.load(cfg.tokenizer)
+    self._train, self._heldout = train, heldout
+    self._train_rows = self._pack(train, cfg)
+    self._heldout_rows = self._pack(heldout, cfg)
+    self.train_bytes = sum(len(d.content) for d in train)
+    self.heldout_bytes = sum(len(d.content) for d in heldout)
+    if self._train_rows.full < cfg.batch:
+      raise ConfigError(
+        f'the training text has {self._train_rows.tokens} tokens, less than one'
+        f' batch of {cfg.batch} rows x {cfg.seq_len}; give more text, or lower'
+        ' data.batch or data.seq_len'
+      )
+    self._batches = _batches(self._train_rows, cfg)
+
+  def _pack(self, documents, cfg):
+    ids = self.tokenizer.encode_documents(documents)
+    return Rows(ids, self.tokenizer.eod, self.tokenizer.vocab_size, cfg.seq_len)
+
+  def train_documents(self):
+    """Yields the training documents as bytes."""
+    return (document.content for document in self._train)
+
+  def heldout_documents(self):
+    """Yields the held-out documents as bytes."""
+    return (document.content for document in self._heldout)
+
+  def batch(self, step):
+    """The batch of `step`: a function of the text, the seed and step alone."""
+    return self._batches[step]
+
+  def iterate(self, start_step=0):
+    """Endless iterator over batch(start_step), batch(start_step + 1), ...
+
+    Batches are made ahead in a background thread.
+    """
+    import grain
+
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
+    iterator = iter(self._batches.to_iter_dataset(ahead))
+    iterator.set_state({'next_index': start_step})
+    return iterator
+
+  def heldout_batches(self, rows):
+    """Yields the held-out text in batches of `rows`, always the same.
+
+    Every held-out token is a target of weight 1 exactly once; the last batch
+    is filled up with rows of padding.
+    """
+    for first in range(0, len(self._heldout_rows), rows):
+      last = min(first + rows, len(self._heldout_rows))
+      batch = [self._heldout_rows[i] for i in range(first, last)]
+      batch += [self._heldout_rows.padding()] * (rows - len(batch))
+      yield {name: np.stack([row[name] for row in batch]) for name in batch[0]}
+
+
+class _FullRows:
+  """The rows of `Rows` without padding, as a source for grain."""
+
+  def __init__(self, rows):
+    self._rows = rows
+
+  def __len__(self):
+    return self._rows.full
+
+  def __getitem__(self, i):
+    return self._rows[int(i)]
+
+  def __repr__(self):
+    return f'_FullRows({len(self)})'
+
+
+def _batches(rows, cfg):
+  """Random access to the batches of all epochs."""
+  import grain
+
+  epochs = grain.MapDataset.source(_FullRows(rows)).seed(cfg.seed).shuffle()
+  return epochs.repeat(None).batch(cfg.batch)
+
+
+def _is_heldout(content, cfg):
+  digest = hashlib.blake2b(f'{cfg.seed}:'.encode(), digest_size=8)
+  digest.update(content)
+  return int.from_bytes(digest.digest(), 'big') < cfg.heldout * 2**64
+
+
+def _require_both(train, heldout, cfg):
+  for side, name, change in (
+    (train, 'training', 'smaller'), (heldout, 'held-out', 'larger')
+  ):
+    if not side:
+      raise ConfigError(
+        f'data.path={cfg.path!r} gives {len(train) + len(heldout)} documents,'
+        f' none of them {name} at data.heldout={cfg.heldout}; give more'
+        ' documents (a text file is one, a line of jsonl or a row of parquet is'
+        f' one), a {change} data.heldout or another data.seed'
+      )
