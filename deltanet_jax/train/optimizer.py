@@ -1,0 +1,105 @@
+"""AdamW and Muon, their schedules, and which parameter gets what."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+_HIDDEN = ('embed', 'mlp', 'latent')  # axes that make an array a hidden matrix
+
+
+def schedule(cfg, steps):
+  """step -> rate as a fraction of the peak, after a linear warm-up.
+
+  cosine: falls to `cfg.final` at the last step; wsd: stays, then falls
+  linearly over the last `cfg.decay` of the steps; constant: stays.
+  """
+
+  def factor(step):
+    step = jnp.asarray(step, jnp.float32)
+    warm = (step + 1) / (cfg.warmup + 1)
+    if cfg.schedule == 'constant':
+      rate = 1.0
+    elif cfg.schedule == 'cosine':
+      x = (step - cfg.warmup) / max(1, steps - 1 - cfg.warmup)
+      wave = 0.5 * (1 + jnp.cos(math.pi * jnp.clip(x, 0, 1)))
+      rate = cfg.final + (1 - cfg.final) * wave
+    else:
+      tail = max(1.0, cfg.decay * steps)
+      x = jnp.clip((step - (steps - 1 - tail)) / tail, 0, 1)
+      rate = 1 - (1 - cfg.final) * x
+    return jnp.minimum(warm, 1.0) * rate
+
+  return factor
+
+
+def matrix_axes(axes):
+  """Axes over which a weight is one matrix: (inputs, outputs), or None.
+
+  axes: the logical axis names of an array. A leading 'layers' axis stacks
+  separate matrices. 'embed' first is the input, 'embed' last the output, and
+  the rest is the other side: ('layers', 'embed', 'heads', 'head_k') is one
+  D x HK matrix a layer. None for what is no hidden matrix: embedding and head
+  ('vocab'), norms, biases, taps of a convolution.
+  """
+  names = [(i, name) for i, name in enumerate(axes) if name != 'layers']
+  kinds = {name for _, name in names}
+  if len(names) < 2 or kinds & {'vocab', 'conv'} or not kinds & set(_HIDDEN):
+    return None
+  inputs = len(names) - 1 if names[-1][1] == 'embed' else 1
+  index = tuple(i for i, _ in names)
+  return index[:inputs], index[inputs:]
+
+
+def _muon(cfg, dims):
+  """Orthogonalised momentum, times sqrt(max(1, fan_out / fan_in))."""
+
+  def rescale(update, dim):
+    fans = [
+      math.prod(update.shape[i] for i in side)
+      for side in (dim.reduction_axis, dim.output_axis)
+    ]
+    return update * math.sqrt(max(1.0, fans[1] / fans[0]))
+
+  return optax.chain(
+    optax.contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=dims),
+    optax.stateless(lambda updates, _: jax.tree.map(rescale, updates, dims)),
+  )
+
+
+def make_optimizer(cfg, steps, axes):
+  """The optax transformation of a run.
+
+  cfg: OptimConfig   steps: of the whole run   axes: tree of the parameters
+  whose leaves are PartitionSpecs of logical axis names.
+
+  The gradient is clipped to global norm `cfg.clip`. 'muon' orthogonalises
+  every hidden matrix (`matrix_axes`) and leaves the rest to Adam. Weight decay,
+  times the rate, acts on hidden matrices, embedding and head only.
+  """
+  factor = schedule(cfg, steps)
+  labels = jax.tree.map(
+    lambda a: 'muon' if cfg.name == 'muon' and matrix_axes(a) else 'adam', axes
+  )
+  dims = jax.tree.map(
+    lambda a, label: optax.contrib.MuonDimensionNumbers(*matrix_axes(a))
+    if label == 'muon'
+    else optax.transforms.MaskedNode(),
+    axes,
+    labels,
+  )
+  decayed = jax.tree.map(
+    lambda a: matrix_axes(a) is not None or 'vocab' in a, axes
+  )
+  adam = optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
+
+  def rate(peak):
+    return optax.scale_by_learning_rate(lambda step: peak * factor(step))
+
+  return optax.chain(
+    optax.clip_by_global_norm(cfg.clip),
+    optax.partition({'muon': _muon(cfg, dims), 'adam': adam}, labels),
+    optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
+    optax.partition({'muon': rate(cfg.muon_lr), 'adam': rate(cfg.lr)}, labels),
+  )

@@ -1,0 +1,44 @@
+"""What a training run carries from step to step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+class State(NamedTuple):
+  """A value: parameters in float32, the optimiser's state, three counters."""
+
+  params: Any
+  opt_state: Any
+  step: jax.Array  # [] int32, batches seen
+  skipped: jax.Array  # [] int32, of these, batches that left no trace
+  streak: jax.Array  # [] int32, skipped batches up to now without a break
+
+
+def create(params, optimizer):
+  """State before the first step."""
+  zero = jnp.zeros((), jnp.int32)
+  return State(params, optimizer.init(params), zero, zero, zero)
+
+
+def shardings(params, optimizer, mesh):
+  """State of NamedShardings: an optimiser moment lies as its parameter does.
+
+  params: arrays, or ShapeDtypeStructs with a sharding.
+  """
+  whole = NamedSharding(mesh, PartitionSpec())
+  names = {
+    jax.tree_util.keystr(path): leaf.sharding
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+  def place(path, leaf):
+    del leaf
+    # the path of a moment ends with the path of its parameter
+    ends = (jax.tree_util.keystr(path[i:]) for i in range(len(path)))
+    return next((names[end] for end in ends if end in names), whole)
+
+  abstract = jax.eval_shape(lambda p: create(p, optimizer), params)
+  return jax.tree_util.tree_map_with_path(place, abstract)
