@@ -24,7 +24,7 @@ class MixerConfig:
     return getattr(importlib.import_module(path), name)
 
   def make(self, **kwargs):
-    """The Flax module; `kwargs` are d_model, dtype, zero_centred, name."""
+    """The Flax module; `kwargs` are the fields of `mixers.base:Mixer`, and name."""
     return self._class()(self, **kwargs)
 
   def init_cache(self, batch, max_len, dtype):

@@ -1,0 +1,53 @@
+"""Normalisations, computed in float32 and returned in the input's type."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.layers.proj import named
+
+
+def _rms(x, eps):
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+def l2_normalise(x, eps=1e-6):
+  """x / sqrt(sum x^2 + eps) over the last axis."""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.sum(y * y, axis=-1, keepdims=True) + eps)
+  return y.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+  """y = x rsqrt(mean x^2 + eps) w over the last axis; w is 1 + scale when
+  `zero_centred`, so that weight decay pulls it to one."""
+
+  eps: float = 1e-6
+  zero_centred: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.zeros if self.zero_centred else nn.initializers.ones
+    w = self.param('scale', named(init, ('norm',)), x.shape[-1:], jnp.float32)
+    w = 1 + w if self.zero_centred else w
+    return (_rms(x, self.eps) * w).astype(x.dtype)
+
+
+class GatedRMSNorm(nn.Module):
+  """y = x rsqrt(mean x^2 + eps) w * activation(z): norm, then gate.
+
+  x and z have one shape; z is the gate before its activation.
+  """
+
+  eps: float
+  activation: str  # a function of jax.nn: 'silu' or 'sigmoid'
+
+  @nn.compact
+  def __call__(self, x, z):
+    w = self.param(
+      'scale', named(nn.initializers.ones, ('norm',)), x.shape[-1:],
+      jnp.float32,
+    )
+    gate = getattr(jax.nn, self.activation)(z.astype(jnp.float32))
+    return (_rms(x, self.eps) * w * gate).astype(x.dtype)

@@ -1,0 +1,61 @@
+"""The one way to make a matmul weight, and how every weight names its axes."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# the logical axes of weights; sharding.py maps each to the mesh
+AXES = (
+  'layers', 'embed', 'heads', 'kv_heads', 'head_k', 'head_v', 'latent', 'mlp',
+  'experts', 'vocab', 'conv', 'norm',
+)
+
+
+def named(init, axes):
+  """`init` whose weight carries its logical `axes`, one for each dimension."""
+  for axis in axes:
+    if axis not in AXES:
+      raise ValueError(f'axis {axis!r} is unknown; give one of {AXES}')
+  return nn.with_logical_partitioning(init, axes)
+
+
+def scaled_normal(std):
+  """Normal values cut at three standard deviations."""
+
+  def init(key, shape, dtype=jnp.float32):
+    return std * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
+
+  return init
+
+
+class Proj(nn.Module):
+  """y = einsum(x, w), for example 'BTD,DHK->BTHK'.
+
+  w is float32 of `shape`, normal with standard deviation scale / sqrt(fan-in);
+  fan-in is the product of the sizes summed over. x and w enter the product in
+  `dtype`; the result has `out_dtype`, or `dtype` when that is None.
+  """
+
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  einsum: str
+  dtype: Any = jnp.float32
+  out_dtype: Any = None
+  scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, x):
+    letters, out = self.einsum.split(',')[1].split('->')
+    fan_in = math.prod(
+      n for n, letter in zip(self.shape, letters, strict=True)
+      if letter not in out
+    )
+    init = scaled_normal(self.scale / math.sqrt(fan_in))
+    w = self.param('w', named(init, self.axes), self.shape, jnp.float32)
+    return jnp.einsum(
+      self.einsum, x.astype(self.dtype), w.astype(self.dtype),
+      preferred_element_type=self.out_dtype or self.dtype,
+    )

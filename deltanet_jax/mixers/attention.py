@@ -1,0 +1,128 @@
+"""Softmax attention with its key-value cache."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.layers.norm import RMSNorm
+from deltanet_jax.layers.proj import Proj
+from deltanet_jax.mixers import base
+from deltanet_jax.ops import rope
+from deltanet_jax.ops.attention import attention, visible
+
+# the position of a slot not yet written: later than any query, so never seen
+UNWRITTEN = 2**30
+
+
+class KVCache(NamedTuple):
+  """S slots: max_len of them, or the window when that is shorter.
+
+  A caller writes at most max_len tokens in all; what goes beyond is lost.
+  """
+
+  k: jax.Array  # [B,S,J,K] rotated keys
+  v: jax.Array  # [B,S,J,K]
+  positions: jax.Array  # [S] int32, index along the sequence
+  length: jax.Array  # int32 scalar, tokens so far
+
+
+def _append(cache, k, v, now):
+  """Writes at the cache's length; every slot is a key."""
+  if now.size > cache.positions.size:
+    raise ValueError(
+      f'{now.size} tokens for a cache of max_len {cache.positions.size};'
+      ' make a longer cache'
+    )
+  write = lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(
+    old, new, cache.length, axis
+  )
+  cache = KVCache(
+    write(cache.k, k, 1), write(cache.v, v, 1), write(cache.positions, now, 0),
+    cache.length + now.size,
+  )
+  return cache.k, cache.v, cache.positions, cache
+
+
+def _rotate_in(cache, k, v, now):
+  """Writes over the oldest; the keys are the old slots and the new tokens,
+  since a long prefill overwrites keys that its own first tokens see."""
+  keys = jnp.concatenate([cache.k, k], axis=1)
+  values = jnp.concatenate([cache.v, v], axis=1)
+  positions = jnp.concatenate([cache.positions, now])
+  S = cache.positions.size
+  last = min(S, now.size)
+  slots = now[-last:] % S
+  cache = KVCache(
+    cache.k.at[:, slots].set(k[:, -last:]),
+    cache.v.at[:, slots].set(v[:, -last:]),
+    cache.positions.at[slots].set(now[-last:]),
+    cache.length + now.size,
+  )
+  return keys, values, positions, cache
+
+
+class Attention(base.Mixer):
+  """o = softmax(q k' / sqrt(K)) v, heads grouped over kv_heads.
+
+  q and k are RMS-normalised per head (`qk_norm`), then rotated; the output is
+  multiplied by sigmoid(x gate) per channel (`gate`).
+  """
+
+  @nn.compact
+  def __call__(self, x, ctx, cache=None):
+    base.check(ctx, cache)
+    c, D = self.cfg, self.d_model
+    H, J, K = c.heads, c.kv_heads, c.head_dim
+    q, k, v = (
+      Proj((D, n, K), ('embed', *axes), 'BTD,DHK->BTHK', self.dtype, name=name)(
+        x
+      )
+      for name, n, *axes in (
+        ('q', H, 'heads', 'head_k'),
+        ('k', J, 'kv_heads', 'head_k'),
+        ('v', J, 'kv_heads', 'head_v'),
+      )
+    )
+    if c.qk_norm:
+      q = RMSNorm(c.norm_eps, self.zero_centred, name='q_norm')(q)
+      k = RMSNorm(c.norm_eps, self.zero_centred, name='k_norm')(k)
+    if c.rotary_dim:
+      turn = {'rotary_dim': c.rotary_dim, 'theta': c.rope_theta}
+      q, k = (rope.rotate(y, ctx.positions, **turn) for y in (q, k))
+    o, cache = self._attend(q, k, v, ctx, cache)
+    if c.gate:
+      gate = Proj(
+        (D, H, K), ('embed', 'heads', 'head_v'), 'BTD,DHK->BTHK', self.dtype,
+        name='gate',
+      )(x)
+      o *= jax.nn.sigmoid(gate)
+    return Proj(
+      (H, K, D), ('heads', 'head_v', 'embed'), 'BTHK,HKD->BTD', self.dtype,
+      scale=self.out_scale, name='o',
+    )(o), cache
+
+  def _attend(self, q, k, v, ctx, cache):
+    c, T = self.cfg, q.shape[1]
+    now = jnp.arange(T, dtype=jnp.int32)
+    seen = now
+    if cache is not None:
+      now += cache.length
+      k, v = k.astype(cache.k.dtype), v.astype(cache.v.dtype)
+      write = _append if c.window is None else _rotate_in
+      k, v, seen, cache = write(cache, k, v, now)
+      k, v = k.astype(q.dtype), v.astype(q.dtype)
+    mask = visible(
+      now[None], seen[None], window=c.window,
+      query_segments=ctx.segment_ids, key_segments=ctx.segment_ids,
+    )
+    return attention(q, k, v, mask, scale=c.head_dim**-0.5), cache
+
+  @staticmethod
+  def init_cache(cfg, batch, max_len, dtype):
+    S = max_len if cfg.window is None else min(max_len, cfg.window)
+    keys = jnp.zeros((batch, S, cfg.kv_heads, cfg.head_dim), dtype)
+    return KVCache(
+      keys, keys, jnp.full((S,), UNWRITTEN, jnp.int32), jnp.int32(0)
+    )

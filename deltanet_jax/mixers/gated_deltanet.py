@@ -1,0 +1,63 @@
+"""Gated DeltaNet."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalise
+from deltanet_jax.layers.proj import Proj, named
+from deltanet_jax.mixers import base
+from deltanet_jax.ops import delta_rule
+
+
+class GatedDeltaNet(base.Mixer):
+  """The gated delta rule between short convolutions and a gated norm
+  (arXiv:2412.06464; with J < H key heads, Qwen3-Next's layer).
+
+    q, k = l2(silu(conv(x W)))   v = silu(conv(x W))   q is scaled by K^-1/2
+    beta = sigmoid(x b), twice that with negative_eigenvalues
+    g = -exp(A_log) softplus(x a + dt_bias), in float32
+    y = (rms(o) w silu(x gate)) W_o, the norm over each value head
+  """
+
+  @nn.compact
+  def __call__(self, x, ctx, cache=None):
+    c, D = self.cfg, self.d_model
+    J, H, K, V = c.key_heads, c.value_heads, c.key_dim, c.value_dim
+    values = (D, H, V), ('embed', 'heads', 'head_v'), 'BTD,DHV->BTHV'
+    keys = (D, J, K), ('embed', 'kv_heads', 'head_k'), 'BTD,DJK->BTJK'
+    gates = (D, H), ('embed', 'heads'), 'BTD,DH->BTH', self.dtype, jnp.float32
+    q = Proj(*keys, self.dtype, name='q')(x)
+    k = Proj(*keys, self.dtype, name='k')(x)
+    v = Proj(*values, self.dtype, name='v')(x)
+    qkv, past = base.convolve(c, q, k, v, ctx, cache)
+    q, k, v = (jax.nn.silu(y) for y in qkv)
+    q, k = l2_normalise(q) * K**-0.5, l2_normalise(k)
+
+    beta = jax.nn.sigmoid(Proj(*gates, name='b')(x))
+    if c.negative_eigenvalues:
+      beta *= 2
+    # A from 0.01 and not from 0, as the paper has it: log 0 is -inf
+    A_log = self.param(
+      'A_log', named(base.log_uniform_decay(1e-2), ('heads',)), (H,)
+    )
+    dt_bias = self.param(
+      'dt_bias', named(base.log_uniform_dt, ('heads',)), (H,)
+    )
+    a = Proj(*gates, name='a')(x)
+    g = -jnp.exp(A_log) * jax.nn.softplus(a + dt_bias)
+
+    o, state = base.run_rule(delta_rule, c, (q, k, v, beta, g), ctx, cache)
+    z = Proj(*values, self.dtype, name='gate')(x)
+    o = GatedRMSNorm(c.norm_eps, 'silu', name='norm')(o, z)
+    y = Proj(
+      (H, V, D), ('heads', 'head_v', 'embed'), 'BTHV,HVD->BTD', self.dtype,
+      scale=self.out_scale, name='o',
+    )(o)
+    return y, None if cache is None else base.RecurrentCache(state, *past)
+
+  @staticmethod
+  def init_cache(cfg, batch, max_len, dtype):
+    del max_len
+    J, H, K, V = cfg.key_heads, cfg.value_heads, cfg.key_dim, cfg.value_dim
+    return base.init_recurrent(cfg, batch, dtype, (J, K), (H, V), (H, K, V))

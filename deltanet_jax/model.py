@@ -1,0 +1,202 @@
+"""A language model of any pattern of mixers: prefix, scanned period, suffix."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.experiment import Layer, ModelConfig
+from deltanet_jax.layers.mlp import MLP
+from deltanet_jax.layers.norm import RMSNorm
+from deltanet_jax.layers.proj import Proj, named, scaled_normal
+from deltanet_jax.mixers.base import Context
+from deltanet_jax.sharding import constrain
+
+EMBED_STD = 0.02
+
+POLICIES = {
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class ModelCache(NamedTuple):
+  """Every layer's cache; those of `period` are stacked over the repeats."""
+
+  length: jax.Array  # int32 scalar, tokens so far
+  prefix: tuple
+  period: tuple
+  suffix: tuple
+
+
+def init_cache(cfg, batch, max_len, dtype):
+  """A fresh cache for `max_len` tokens, prompt included. A value: its shapes
+  under `jax.eval_shape` are the memory that decoding takes."""
+  fresh = lambda layers: tuple(
+    layer.mixer.init_cache(batch, max_len, dtype) for layer in layers
+  )
+  stack = lambda x: jnp.broadcast_to(x, (cfg.repeats, *x.shape))
+  return ModelCache(
+    jnp.int32(0), fresh(cfg.prefix),
+    jax.tree.map(stack, fresh(cfg.period)) if cfg.repeats else (),
+    fresh(cfg.suffix),
+  )
+
+
+class Block(nn.Module):
+  """x += mixer(norm(x)); x += ffn(norm(x))."""
+
+  cfg: ModelConfig
+  layer: Layer
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, ctx, cache):
+    c = self.cfg
+    norm = lambda name: RMSNorm(c.norm_eps, c.zero_centred, name=name)
+    # 2 branches a layer add up in the residual: keep their sum's size
+    out_scale = (2 * len(c.layers)) ** -0.5
+    mixer = self.layer.mixer.make(
+      d_model=c.d_model, dtype=self.dtype, zero_centred=c.zero_centred,
+      out_scale=out_scale, name='mixer',
+    )
+    y, cache = mixer(norm('mixer_norm')(x), ctx, cache)
+    x = constrain(x + y, 'batch', 'time', 'act_embed')
+    ffn = MLP(self.layer.ffn.hidden, self.dtype, out_scale, name='ffn')
+    x = x + ffn(norm('ffn_norm')(x))
+    return constrain(x, 'batch', 'time', 'act_embed'), cache
+
+
+class Stack(nn.Module):
+  """`layers` in order; depth [len(layers)], caches one for each or ()."""
+
+  cfg: ModelConfig
+  layers: tuple[Layer, ...]
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, depth_and_caches, positions, segment_ids):
+    depth, caches = depth_and_caches
+    block, new = Block, []
+    if self.cfg.remat != 'none':
+      block = nn.remat(Block, policy=POLICIES[self.cfg.remat])
+    for i, layer in enumerate(self.layers):
+      ctx = Context(positions, segment_ids, depth[i])
+      x, cache = block(self.cfg, layer, self.dtype, name=f'layer_{i}')(
+        x, ctx, caches[i] if caches else None
+      )
+      new.append(cache)
+    return x, tuple(new)
+
+
+class Backbone(nn.Module):
+  """tokens [B,T] -> (normed hidden [B,T,D] in dtype, cache)."""
+
+  cfg: ModelConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens, positions=None, segment_ids=None, cache=None):
+    c = self.cfg
+    if cache is not None and segment_ids is not None:
+      raise ValueError(
+        'segment_ids with a cache; a cache holds one document per row, give'
+        ' one of them'
+      )
+    if positions is None:
+      positions = _positions(tokens, segment_ids, cache)
+    table = self.param(
+      'embed', named(scaled_normal(EMBED_STD), ('vocab', 'embed')),
+      (c.vocab, c.d_model), jnp.float32,
+    )
+    # gathered over fsdp before the lookup: from a table split both ways XLA
+    # would copy the whole of it
+    table = constrain(table.astype(self.dtype), 'vocab', 'act_embed')
+    x = constrain(table[tokens], 'batch', 'time', 'act_embed')
+
+    depth = jnp.arange(len(c.layers)) / max(1, len(c.layers) - 1)
+    first, last = len(c.prefix), len(c.layers) - len(c.suffix)
+    old = ModelCache(None, (), (), ()) if cache is None else cache
+
+    def stack(cls, name, layers, depth, x, caches):
+      if not layers:
+        return x, ()
+      return cls(c, layers, self.dtype, name=name)(
+        x, (depth, caches), positions, segment_ids
+      )
+
+    x, prefix = stack(Stack, 'prefix', c.prefix, depth[:first], x, old.prefix)
+    scan = nn.scan(
+      Stack, variable_axes={'params': 0}, split_rngs={'params': True},
+      in_axes=(0, nn.broadcast, nn.broadcast), length=c.repeats,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    x, period = stack(
+      scan, 'period', c.period if c.repeats else (),
+      depth[first:last].reshape(c.repeats, -1), x, old.period,
+    )
+    x, suffix = stack(Stack, 'suffix', c.suffix, depth[last:], x, old.suffix)
+    x = RMSNorm(c.norm_eps, c.zero_centred, name='norm')(x)
+    if cache is not None:
+      length = cache.length + tokens.shape[1]
+      cache = ModelCache(length, prefix, period, suffix)
+    return x, cache
+
+
+def _positions(tokens, segment_ids, cache):
+  """Counted from each segment's first token, or on from the cache's length."""
+  index = jnp.broadcast_to(
+    jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape
+  )
+  if cache is not None:
+    return index + cache.length
+  if segment_ids is None:
+    return index
+  first = jnp.pad(
+    segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)),
+    constant_values=True,
+  )
+  return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+
+
+def head_weight(params, cfg):
+  """The output head [D,Z], from HybridLM's parameters."""
+  if cfg.tied:
+    return params['backbone']['embed'].T
+  return params['head']['w']
+
+
+class HybridLM(nn.Module):
+  """Next-token logits, float32.
+
+    logits, cache = model.apply({'params': params}, tokens, positions=None,
+                                segment_ids=None, cache=None)
+
+  tokens, positions, segment_ids [B,T] int32, logits [B,T,Z]. Without a cache:
+  training; positions count from each segment's start unless given. With one
+  (`init_cache`), the tokens continue what it holds: a prompt is a call with a
+  fresh cache, decoding a call with one token. Weights are float32, products
+  take `dtype`. A cache with segment_ids is a ValueError.
+  """
+
+  cfg: ModelConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens, positions=None, segment_ids=None, cache=None):
+    c = self.cfg
+    backbone = Backbone(c, self.dtype, name='backbone')
+    hidden, cache = backbone(tokens, positions, segment_ids, cache)
+    if c.tied:
+      table = nn.unbox(backbone.variables['params'])['embed']
+      logits = jnp.einsum(
+        'BTD,ZD->BTZ', hidden, table.astype(self.dtype),
+        preferred_element_type=jnp.float32,
+      )
+    else:
+      logits = Proj(
+        (c.d_model, c.vocab), ('embed', 'vocab'), 'BTD,DZ->BTZ', self.dtype,
+        jnp.float32, name='head',
+      )(hidden)
+    return logits, cache
