@@ -1,0 +1,176 @@
+"""How well does counting predict the held-out text? Byte models of order n.
+
+The baseline of a language model's bits per byte: an order-n model predicts
+each symbol from the n symbols before it. Symbols are the 256 bytes and END,
+which closes every document and stands before its first byte: the same events
+that `data.text.TextData` scores, so that the figures compare.
+"""
+
+import numpy as np
+
+END = 256
+SYMBOLS = 257
+FIT_SHARE = 20  # one document in so many fits the weights
+EM_STEPS = 20
+BUCKETS = 64
+SLICE_BYTES = 8 << 20  # counted at a time, which bounds the memory
+
+
+def bits_per_byte(train, heldout, order):
+  """Bits per byte of the order-`order` model of `train` on `heldout`.
+
+  train, heldout: iterables of documents, as bytes. The bits of the END after
+  each document count, its byte does not. order: context length, 0 to 6.
+
+  Raises:
+    ValueError: an order out of range, or too few documents to fit.
+  """
+  heldout = list(heldout)
+  size = sum(map(len, heldout))
+  if not size:
+    raise ValueError('no held-out text; give one document or more')
+  probability = NGram(train, order).probabilities(heldout)
+  return float(-np.log2(probability).sum() / size)
+
+
+class NGram:
+  """Interpolated byte model (Jelinek and Mercer, 1980).
+
+    p_k(s | c) = w f_k(s | c) + (1 - w) p_{k-1}(s | c without its oldest symbol)
+
+  p_{-1} is uniform; f_k is the relative frequency after the last k symbols;
+  w depends on k and on the power of two below the count of the context, and
+  is 0 for a context never seen. The weights are fitted by EM on one training
+  document in `FIT_SHARE`, counted without it; all are counted in the end.
+  """
+
+  def __init__(self, documents, order):
+    documents = list(documents)
+    if not 0 <= order <= 6:  # 257^7 is the last power that int64 holds
+      raise ValueError(f'order is {order}; give 0 to 6 symbols of context')
+    if len(documents) < 2:
+      raise ValueError(
+        f'{len(documents)} training documents; give 2 or more, one fits the'
+        ' weights'
+      )
+    self._order = order
+    held = documents[::FIT_SHARE]
+    rest = _count([d for i, d in enumerate(documents) if i % FIT_SHARE], order)
+    self._tables = _tables(*rest, order)
+    self._weights = self._fit(_windows(held, order))
+    everything = _merge([rest, _count(held, order)])
+    self._tables = _tables(*everything, order)
+
+  def probabilities(self, documents):
+    """float64 [events]: p of each byte and END of `documents`, in order."""
+    return self._interpolate(_windows(list(documents), self._order))
+
+  def distribution(self, context):
+    """float64 [257]: p of every symbol after `context`, bytes of a document."""
+    window = [END] * self._order + list(context)
+    code = 0
+    for symbol in window[len(window) - self._order :]:
+      code = code * SYMBOLS + symbol
+    return self._interpolate(code * SYMBOLS + np.arange(SYMBOLS))
+
+  def _interpolate(self, codes):
+    p = np.full(len(codes), 1 / SYMBOLS)
+    for (f, bucket), weights in zip(self._frequencies(codes), self._weights):
+      w = weights[bucket]
+      p = w * f + (1 - w) * p
+    return p
+
+  def _frequencies(self, codes):
+    """Yields (f_k, bucket of the context's count) [events] for k = 0 ..."""
+    for k, (windows, contexts) in enumerate(self._tables):
+      code = codes % SYMBOLS ** (k + 1)
+      count = _lookup(windows, code)
+      total = _lookup(contexts, code // SYMBOLS)
+      yield count / np.maximum(total, 1), _bucket(total)
+
+  def _fit(self, codes):
+    """The weights [bucket] of every k that suit the events `codes` best."""
+    levels = list(self._frequencies(codes))
+    weights = [np.full(BUCKETS, 0.5) for _ in levels]
+    for w in weights:
+      w[0] = 0  # the context was never seen
+    for _ in range(EM_STEPS):
+      p = [np.full(len(codes), 1 / SYMBOLS)]
+      for (f, bucket), w in zip(levels, weights):
+        p.append(w[bucket] * f + (1 - w[bucket]) * p[-1])
+      reach = np.ones(len(codes))  # posterior that the orders above passed
+      for k in reversed(range(len(levels))):
+        f, bucket = levels[k]
+        stop = weights[k][bucket] * f / p[k + 1]
+        hits = np.bincount(bucket, reach * stop, minlength=BUCKETS)
+        tries = np.bincount(bucket, reach, minlength=BUCKETS)
+        # one hit and one miss beforehand: no weight reaches 0 or 1
+        weights[k][1:] = (hits[1:] + 1) / (tries[1:] + 2)
+        reach = reach * (1 - stop)
+    return weights
+
+
+def _windows(documents, order):
+  """int64 [events]: each symbol with the `order` before it, in base 257."""
+  lengths = np.array([len(d) + 1 for d in documents], np.int64)
+  symbols = np.frombuffer(b''.join(d + b'\0' for d in documents), np.uint8)
+  symbols = symbols.astype(np.int64)
+  ends = np.cumsum(lengths)
+  symbols[ends - 1] = END
+  codes = symbols.copy()
+  for j in range(1, order + 1):
+    earlier = np.empty_like(symbols)
+    earlier[j:] = symbols[:-j]
+    for document in range(j):
+      # the first j symbols of a document have END for a context this far back
+      at = (ends - lengths) + document
+      earlier[at[document < lengths]] = END
+    codes += earlier * SYMBOLS**j
+  return codes
+
+
+def _count(documents, order):
+  """(distinct windows of `documents` in order, how often each occurs)."""
+  tables, batch, size = [], [], 0
+  for i, document in enumerate(documents):
+    batch.append(document)
+    size += len(document)
+    if size >= SLICE_BYTES or i + 1 == len(documents):
+      codes = _windows(batch, order)
+      codes.sort()
+      first = np.flatnonzero(np.diff(codes, prepend=-1))
+      tables.append((codes[first], np.diff(first, append=len(codes))))
+      batch, size = [], 0
+  return _merge(tables)
+
+
+def _merge(tables):
+  """One table (codes in order, counts) out of several, in any order."""
+  codes = np.concatenate([table[0] for table in tables])
+  counts = np.concatenate([table[1] for table in tables])
+  order = np.argsort(codes, kind='stable')
+  codes, counts = codes[order], counts[order]
+  first = np.flatnonzero(np.diff(codes, prepend=-1))
+  return codes[first], np.add.reduceat(counts, first)
+
+
+def _tables(codes, counts, order):
+  """For k = 0 ... order: the (codes, counts) of windows and of contexts."""
+  tables = []
+  for k in range(order + 1):
+    windows = _merge([(codes % SYMBOLS ** (k + 1), counts)])
+    contexts = _merge([(windows[0] // SYMBOLS, windows[1])])
+    tables.append((windows, contexts))
+  return tables
+
+
+def _lookup(table, codes):
+  """int64: the count of each code, 0 where there is none."""
+  known, counts = table
+  at = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+  return np.where(known[at] == codes, counts[at], 0)
+
+
+def _bucket(count):
+  """0 for a count of 0, else 1 + floor(log2(count))."""
+  return np.frexp(count)[1]
