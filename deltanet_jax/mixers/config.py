@@ -24,7 +24,7 @@ class MixerConfig:
     return getattr(importlib.import_module(path), name)
 
   def make(self, **kwargs):
-    """The Flax module; `kwargs` are the fields of `mixers.base:Mixer`, and name."""
+    """The Flax module; `kwargs`: name and the fields of `mixers.base:Mixer`."""
     return self._class()(self, **kwargs)
 
   def init_cache(self, batch, max_len, dtype):
@@ -48,7 +48,8 @@ def _positive(cfg, *names):
 def _check_rule(cfg):
   _require(
     cfg.form in FORMS,
-    f'{type(cfg).__name__}.form is {cfg.form!r}; give one of {", ".join(FORMS)}',
+    f'{type(cfg).__name__}.form is {cfg.form!r}; give one of'
+    f' {", ".join(FORMS)}',
   )
   _require(
     cfg.conv >= 0,
@@ -206,7 +207,7 @@ class KDAConfig(MixerConfig):
   key_dim: int
   value_dim: int
   conv: int = 4
-  gate_rank: int | None = None  # rank of the decay and gate maps; None: value_dim
+  gate_rank: int | None = None  # of the decay and gate maps; None: value_dim
   lower_bound: float | None = None  # g = lower_bound * sigmoid(.): Kimi K3's -5
   separate_gates: bool = False  # erase and write gates (Gated DeltaNet-2)
   norm_eps: float = 1e-5

@@ -1,0 +1,95 @@
+"""Kimi Delta Attention and Gated DeltaNet-2."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalise
+from deltanet_jax.layers.proj import Proj, named
+from deltanet_jax.mixers import base
+from deltanet_jax.ops import kda
+
+
+class KDA(base.Mixer):
+  """The delta rule with a decay for every key channel (arXiv:2510.26692).
+
+    q, k = l2(silu(conv(x W)))   v = silu(conv(x W))   q is scaled by K^-1/2
+    f = (x f_a) f_b + dt_bias [H,K];  g = -exp(A_log) softplus(f), or
+    lower_bound sigmoid(exp(A_log) f) when there is a lower_bound; in float32
+    beta = sigmoid(x b) [H]; with separate_gates (Gated DeltaNet-2) instead
+    erase = sigmoid(x erase) [H,K] and beta = sigmoid(x write) [H,V]
+    y = (rms(o) w sigmoid((x gate_a) gate_b)) W_o, the norm over each head
+  """
+
+  @nn.compact
+  def __call__(self, x, ctx, cache=None):
+    c, D = self.cfg, self.d_model
+    H, K, V = c.heads, c.key_dim, c.value_dim
+    keys = (D, H, K), ('embed', 'kv_heads', 'head_k'), 'BTD,DHK->BTHK'
+    q = Proj(*keys, self.dtype, name='q')(x)
+    k = Proj(*keys, self.dtype, name='k')(x)
+    v = Proj(
+      (D, H, V), ('embed', 'heads', 'head_v'), 'BTD,DHV->BTHV', self.dtype,
+      name='v',
+    )(x)
+    qkv, past = base.convolve(c, q, k, v, ctx, cache)
+    q, k, v = (jax.nn.silu(y) for y in qkv)
+    q, k = l2_normalise(q) * K**-0.5, l2_normalise(k)
+    beta, erase = self._write_and_erase(x)
+    o, state = base.run_rule(
+      kda, c, (q, k, v, beta, self._decay(x)), ctx, cache, erase=erase
+    )
+    z = self._low_rank(x, 'gate', 'head_v', V)
+    o = GatedRMSNorm(c.norm_eps, 'sigmoid', name='norm')(o, z)
+    y = Proj(
+      (H, V, D), ('heads', 'head_v', 'embed'), 'BTHV,HVD->BTD', self.dtype,
+      scale=self.out_scale, name='o',
+    )(o)
+    return y, None if cache is None else base.RecurrentCache(state, *past)
+
+  def _low_rank(self, x, name, axis, width):
+    """(x name_a) name_b [B,T,H,width], float32."""
+    c, D = self.cfg, self.d_model
+    R = c.value_dim if c.gate_rank is None else c.gate_rank
+    y = Proj(
+      (D, R), ('embed', 'latent'), 'BTD,DR->BTR', self.dtype, name=f'{name}_a'
+    )(x)
+    return Proj(
+      (R, c.heads, width), ('latent', 'heads', axis), 'BTR,RHK->BTHK',
+      self.dtype, jnp.float32, name=f'{name}_b',
+    )(y)
+
+  def _decay(self, x):
+    c, H, K = self.cfg, self.cfg.heads, self.cfg.key_dim
+    A_log = self.param(
+      'A_log', named(base.log_uniform_decay(1.0), ('heads',)), (H,)
+    )
+    dt_bias = self.param(
+      'dt_bias', named(base.log_uniform_dt, ('heads', 'head_k')), (H, K)
+    )
+    f = self._low_rank(x, 'f', 'head_k', K) + dt_bias
+    A = jnp.exp(A_log)[:, None]
+    if c.lower_bound is None:
+      return -A * jax.nn.softplus(f)
+    return c.lower_bound * jax.nn.sigmoid(A * f)
+
+  def _write_and_erase(self, x):
+    """beta [B,T,H] and None, or beta [B,T,H,V] and erase [B,T,H,K]."""
+    c, D, H = self.cfg, self.d_model, self.cfg.heads
+    gate = lambda name, *args: jax.nn.sigmoid(
+      Proj(*args, self.dtype, jnp.float32, name=name)(x)
+    )
+    if not c.separate_gates:
+      return gate('b', (D, H), ('embed', 'heads'), 'BTD,DH->BTH'), None
+    return tuple(
+      gate(name, (D, H, n), ('embed', 'heads', axis), 'BTD,DHK->BTHK')
+      for name, n, axis in (
+        ('write', c.value_dim, 'head_v'), ('erase', c.key_dim, 'head_k')
+      )
+    )
+
+  @staticmethod
+  def init_cache(cfg, batch, max_len, dtype):
+    del max_len
+    H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
+    return base.init_recurrent(cfg, batch, dtype, (H, K), (H, V), (H, K, V))
