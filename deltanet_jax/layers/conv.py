@@ -39,16 +39,13 @@ class ShortConv(nn.Module):
     )
     past = init_state(B, W, channels, x.dtype) if state is None else state
     padded = jnp.concatenate([past.astype(x.dtype), x], axis=1)
-    run = None
     if segment_ids is not None:
-      # counted, not compared by id: an id may come back in a later segment
-      changed = segment_ids[:, 1:] != segment_ids[:, :-1]
-      run = jnp.pad(jnp.cumsum(changed, axis=1), ((0, 0), (W, 0)))
+      ids = jnp.pad(segment_ids, ((0, 0), (W - 1, 0)))
     y = jnp.zeros(x.shape, jnp.float32)
     for i in range(W):
       shifted = padded[:, i:i + T].astype(jnp.float32)
-      if run is not None:
-        same = run[:, i:i + T] == run[:, W - 1:]
+      if segment_ids is not None:
+        same = ids[:, i:i + T] == segment_ids
         same = same.reshape(B, T, *(1 for _ in channels))
         shifted = jnp.where(same, shifted, 0.0)
       y += w[i] * shifted

@@ -14,8 +14,9 @@ from deltanet_jax.mixers.config import MixerConfig
 class Context(NamedTuple):
   """What a mixer knows of its tokens besides their vectors.
 
-  positions [B,T] int32 restart in every segment; segment_ids [B,T] int32 or
-  None; depth, a float scalar: layer index / (layers - 1), 0 for one layer.
+  positions [B,T] int32 restart in every segment; segment_ids [B,T] int32, one
+  number for each document of a row, or None; depth, a float scalar: layer
+  index / (layers - 1), 0 for one layer.
   """
 
   positions: jax.Array
