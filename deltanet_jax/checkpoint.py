@@ -32,6 +32,7 @@ class Checkpoints:
   def __init__(self, folder, keep=1):
     self._folder = pathlib.Path(folder).resolve()
     self._keep = keep
+    self._damaged = []
     self._open()
 
   def _open(self):
@@ -60,11 +61,16 @@ class Checkpoints:
       CheckpointError: the earlier save failed, as on a full disk.
     """
     self.wait()
+    self._set_aside()
     flat = {name: _flatten(tree, _copy) for name, tree in items.items()}
     sums = {name: _fingerprints(arrays) for name, arrays in flat.items()}
     args = {k: ocp.args.StandardSave(arrays) for k, arrays in flat.items()}
     args[_SUMS] = ocp.args.JsonSave(sums)
-    self._manager.save(step, args=ocp.args.Composite(**args))
+    if not self._manager.save(step, args=ocp.args.Composite(**args)):
+      raise CheckpointError(
+        f'{self._folder} has step {self._manager.latest_step()} and takes no'
+        f' step {step}'
+      )
 
   def wait(self):
     """Returns when the last save is on disk.
@@ -84,8 +90,8 @@ class Checkpoints:
 
     abstract: dict of items, pytrees of ShapeDtypeStructs with shardings, which
     need not be those of the save. Items left out are not read. A damaged
-    checkpoint is reported, set aside as `damaged-STEP`, and the one before it
-    is taken.
+    checkpoint is reported, and the one before it is taken; the next save puts
+    it aside as `damaged-STEP`.
 
     Raises:
       CheckpointError: there are checkpoints and none is whole, or the arrays
@@ -98,7 +104,7 @@ class Checkpoints:
       except _Damaged as error:
         _log.warning('checkpoint %d is damaged: %s', step, error)
         continue
-      self._set_aside([other for other in steps if other > step])
+      self._damaged = [other for other in steps if other > step]
       return step, items
     if steps:
       raise CheckpointError(
@@ -107,10 +113,11 @@ class Checkpoints:
       )
     return None
 
-  def _set_aside(self, steps):
-    for step in steps:
+  def _set_aside(self):
+    for step in self._damaged:
       (self._folder / str(step)).rename(self._folder / f'damaged-{step}')
-    if steps:
+    if self._damaged:
+      self._damaged = []
       self._manager.close()
       self._open()
 

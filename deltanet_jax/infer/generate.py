@@ -1,0 +1,116 @@
+"""Continuing a text: prefill, then one token at a time from the cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax import sharding
+from deltanet_jax.checkpoint import CheckpointError, Checkpoints
+from deltanet_jax.data import tokenizer as tokenizers
+from deltanet_jax.infer.sampling import sample
+from deltanet_jax.model import Backbone, HybridLM, head_weight, init_cache
+
+
+def continue_text(workdir, experiment, prompt, *, max_tokens, sampling, seed):
+  """Yields the text that the model of a run adds to `prompt`, in pieces.
+
+  workdir: Workdir   experiment: what it holds   prompt: str, maybe empty
+
+  It ends after `max_tokens` tokens or before the end of the document. The
+  prompt is the beginning of a document.
+
+  Raises:
+    CheckpointError: no checkpoint can be read.
+  """
+  tokenizer = tokenizers.load(experiment.data.tokenizer)
+  params = load_params(workdir, experiment.model)
+  stream = TextStream(tokenizer.decode)
+  tokens = generate(
+    params,
+    experiment.model,
+    # a document is trained on from the end of the one before
+    [tokenizer.eod, *tokenizer.encode(prompt).tolist()],
+    max_tokens=max_tokens,
+    sampling=sampling,
+    key=jax.random.key(seed),
+    dtype=jnp.dtype(experiment.train.dtype),
+  )
+  for token in tokens:
+    if token == tokenizer.eod:
+      break
+    yield stream.push(token)
+  yield stream.close()
+
+
+def load_params(workdir, cfg):
+  """The parameters of the newest whole checkpoint, on the first device."""
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    sharding.abstract_params(HybridLM(cfg)),
+  )
+  with Checkpoints(workdir.checkpoints) as checkpoints:
+    found = checkpoints.restore({'params': abstract})
+  if found is None:
+    raise CheckpointError(f'no checkpoint in {workdir.path} yet; train first')
+  return found[1]['params']
+
+
+def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype):
+  """Yields up to `max_tokens` token ids, each as soon as it is chosen.
+
+  prompt: ids, at least one   cfg: ModelConfig   dtype: of the computation
+
+  The program is compiled once for the prompt's length and once for a token.
+  The i-th token depends on the i-th key folded from `key` alone.
+  """
+  if not len(prompt):
+    raise ValueError('the prompt has no token; give at least one')
+  sampling.check()
+  backbone = Backbone(cfg, dtype)
+
+  @functools.partial(jax.jit, donate_argnums=1)
+  def advance(params, cache, tokens, key):
+    hidden, cache = backbone.apply(
+      {'params': params['backbone']}, tokens, cache=cache
+    )
+    head = head_weight(params, cfg).astype(hidden.dtype)
+    logits = jnp.einsum(
+      'BD,DZ->BZ', hidden[:, -1], head, preferred_element_type=jnp.float32
+    )
+    return sample(logits, key, sampling), cache
+
+  cache = init_cache(cfg, 1, len(prompt) + max_tokens, dtype)
+  tokens = jnp.asarray(prompt, jnp.int32)[None]
+  for i in range(max_tokens):
+    token, cache = advance(params, cache, tokens, jax.random.fold_in(key, i))
+    yield int(token[0])
+    tokens = token[:, None]
+
+
+class TextStream:
+  """Token ids in, text out, whole characters only.
+
+  A trailing U+FFFD may be a character whose other bytes are yet to come: it is
+  held back until the next id shows.
+  """
+
+  def __init__(self, decode):
+    self._decode = decode
+    self._ids = []
+    self._shown = 0
+
+  def push(self, token):
+    """The text that `token` completes, possibly empty."""
+    self._ids.append(token)
+    return self._new(self._decode(self._ids).rstrip('\ufffd'))
+
+  def close(self):
+    """What was held back."""
+    return self._new(self._decode(self._ids))
+
+  def _new(self, text):
+    new = text[self._shown :]
+    self._shown = max(self._shown, len(text))
+    return new

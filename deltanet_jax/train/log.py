@@ -1,0 +1,196 @@
+"""What a run leaves to read: lines of JSON, TensorBoard, a plot, a terminal."""
+
+import collections
+import json
+import math
+import os
+import sys
+import time
+
+from deltanet_jax import workdir as files
+
+
+class JsonLines:
+  """A file of one JSON object a line, continued after `step`.
+
+  Lines of later steps, and a last line cut short, go: the run will write them
+  again.
+  """
+
+  def __init__(self, path, step):
+    kept = [line for line in read(path) if line['step'] <= step]
+    files.write(path, ''.join(map(_encode, kept)))
+    self._file = open(path, 'a')
+
+  def write(self, record):
+    self._file.write(_encode(record))
+    self._file.flush()
+
+  def sync(self):
+    """Returns when every line is on disk."""
+    os.fsync(self._file.fileno())
+
+  def close(self):
+    self._file.close()
+
+
+def read(path):
+  """The records of a JsonLines file, without a last line cut short."""
+  if not path.is_file():
+    return []
+  lines = path.read_text().split('\n')[:-1]
+  return [json.loads(line) for line in lines]
+
+
+def _encode(record):
+  # JSON has no nan or inf
+  finite = {
+    key: None if isinstance(x, float) and not math.isfinite(x) else x
+    for key, x in record.items()
+  }
+  return json.dumps(finite, allow_nan=False) + '\n'
+
+
+class Log:
+  """The records of a run in its Workdir, continued after `step`.
+
+  `metrics.jsonl` holds only what the configuration determines; whatever
+  depends on the clock is in `timing.jsonl`.
+  """
+
+  def __init__(self, workdir, step):
+    from tensorboardX import SummaryWriter
+
+    self._workdir = workdir
+    self._metrics = JsonLines(workdir.metrics, step)
+    self._timing = JsonLines(workdir.timing, step)
+    self._board = SummaryWriter(
+      str(workdir.tensorboard), purge_step=step + 1 if step else None
+    )
+
+  def metrics(self, record):
+    self._metrics.write(record)
+    self._to_board(record)
+
+  def timing(self, record):
+    self._timing.write(record)
+    self._to_board(record)
+
+  def _to_board(self, record):
+    for name, value in record.items():
+      if name != 'step' and math.isfinite(value):
+        self._board.add_scalar(name, value, record['step'])
+
+  def sync(self):
+    """Returns when all is on disk: before a checkpoint that counts on it."""
+    self._metrics.sync()
+    self._timing.sync()
+    self._board.flush()
+
+  def close(self):
+    self._metrics.close()
+    self._timing.close()
+    self._board.close()
+
+
+class Clock:
+  """Tokens per second and time left, from the latest steps."""
+
+  def __init__(self, tokens, total):
+    self._tokens = tokens  # of a step
+    self._total = total  # steps
+    self._seconds = collections.deque(maxlen=20)
+    self._count = 0
+    self._start = None
+
+  def start(self):
+    self._start = time.perf_counter()
+
+  def stop(self):
+    """Ends the step that `start` began."""
+    seconds = time.perf_counter() - self._start
+    if self._count == 1:
+      self._seconds.clear()  # the first step compiles, and counts only alone
+    self._seconds.append(seconds)
+    self._count += 1
+
+  @property
+  def rate(self):
+    return self._tokens * len(self._seconds) / sum(self._seconds)
+
+  def left(self, step):
+    """Seconds of training still to come after `step`."""
+    return (self._total - step) * sum(self._seconds) / len(self._seconds)
+
+
+class Progress:
+  """One line that is written over on a terminal, else a line now and then."""
+
+  def __init__(self, total, every, stream=None):
+    self._total = total
+    self._every = every
+    self._stream = stream or sys.stderr
+    self._live = self._stream.isatty()
+    self._width = 0
+
+  def step(self, step, loss, bits, clock):
+    """bits: the loss in bits per byte, or None."""
+    due = step % self._every == 0 or step == self._total
+    if not (self._live or due):
+      return
+    parts = [f'step {step}/{self._total}', f'loss {loss:.4f}']
+    if bits is not None:
+      parts.append(f'{bits:.3f} bits/byte')
+    parts += [f'{clock.rate:,.0f} tokens/s', f'{_span(clock.left(step))} left']
+    line = '  '.join(parts)
+    if self._live:
+      self._write('\r' + line.ljust(self._width))
+      self._width = len(line)
+    else:
+      self._write(line + '\n')
+
+  def say(self, line):
+    """A line that stays."""
+    before = '\r' + ' ' * self._width + '\r' if self._width else ''
+    self._width = 0
+    self._write(before + line + '\n')
+
+  def _write(self, text):
+    self._stream.write(text)
+    self._stream.flush()
+
+
+def _span(seconds):
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}h{minutes:02d}m'
+  return f'{minutes}m{seconds:02d}s'
+
+
+def plot(workdir):
+  """Draws `loss.png` from `metrics.jsonl`."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  records = read(workdir.metrics)
+  figure, axes = pyplot.subplots(figsize=(8, 4.5), layout='constrained')
+  for name, label, style in (
+    ('loss', 'training', '-'),
+    ('heldout_loss', 'held-out', 'o'),
+  ):
+    points = [(r['step'], r[name]) for r in records if r.get(name) is not None]
+    if points:
+      axes.plot(*zip(*points, strict=True), style, label=label, markersize=5)
+  axes.set_xlabel('step')
+  axes.set_ylabel('loss (nats per token)')
+  axes.grid(alpha=0.3)
+  axes.spines[['top', 'right']].set_visible(False)
+  if axes.lines:
+    axes.legend(frameon=False)
+  temporary = workdir.plot.with_suffix('.tmp.png')
+  figure.savefig(temporary, dpi=130)
+  pyplot.close(figure)
+  os.replace(temporary, workdir.plot)

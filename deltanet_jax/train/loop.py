@@ -1,0 +1,266 @@
+"""The run: from a configuration and a folder to results, whatever happens."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import signal
+import statistics
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax import sharding, workdir as files
+from deltanet_jax.checkpoint import Checkpoints
+from deltanet_jax.config import ConfigError
+from deltanet_jax.evals.perplexity import evaluate
+from deltanet_jax.model import HybridLM
+from deltanet_jax.train import log, optimizer, state as states, step as steps
+
+
+class NonFiniteError(RuntimeError):
+  """Too many steps in a row had no finite loss and gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """The compiled functions of an Experiment on a mesh."""
+
+  abstract: states.State  # ShapeDtypeStructs with shardings
+  init: Callable[[], states.State]
+  step: Callable[..., Any]  # state (donated), batch -> state, metrics
+  loss: Callable[..., Any]  # params, batch -> nats
+  place: Callable[..., Any]  # host batch -> device batch
+
+
+def make_program(experiment, mesh):
+  """The `Program` of an Experiment.
+
+  Raises:
+    ConfigError: the mesh does not divide a weight.
+  """
+  train = experiment.train
+  dtype = jnp.dtype(train.dtype)
+  model = HybridLM(experiment.model, dtype)
+  axes = sharding.logical_axes(model)
+  optim = optimizer.make_optimizer(experiment.optim, train.steps, axes)
+  try:
+    places = sharding.param_shardings(model, mesh)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  params = jax.tree.map(_abstract, sharding.abstract_params(model), places)
+  homes = states.shardings(params, optim, mesh)
+  shapes = jax.eval_shape(lambda p: states.create(p, optim), params)
+  total_loss = steps.make_loss(experiment.model, dtype)
+  factor = optimizer.schedule(experiment.optim, train.steps)
+  rows = sharding.batch_sharding(mesh)
+  step = functools.partial(
+    steps.train_step,
+    total_loss=total_loss,
+    optimizer=optim,
+    rate=lambda step: experiment.optim.lr * factor(step),
+    accumulate=experiment.optim.accumulate,
+  )
+
+  def init():
+    params = sharding.init_params(model, jax.random.key(train.seed), mesh)
+    create = functools.partial(states.create, optimizer=optim)
+    return jax.jit(create, out_shardings=homes)(params)
+
+  return Program(
+    abstract=jax.tree.map(_abstract, shapes, homes),
+    init=init,
+    step=jax.jit(
+      step,
+      in_shardings=(homes, rows),
+      out_shardings=(homes, None),
+      donate_argnums=0,
+    ),
+    loss=jax.jit(total_loss, in_shardings=(homes.params, rows)),
+    place=lambda batch: jax.device_put(batch, rows),
+  )
+
+
+def _abstract(x, place):
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
+def items(state):
+  """A State as the items of a checkpoint: generation reads 'params' alone."""
+  return {'params': state.params, 'rest': tuple(state[1:])}
+
+
+def train(experiment, workdir, data, stream=None):
+  """Trains to the end, or up to SIGTERM or SIGINT; then saves.
+
+  experiment: Experiment   workdir: Workdir, claimed   data: TextData of it.
+  Returns the results, also in `result.json`, or the signal that stopped it.
+  Continues from the newest whole checkpoint: what follows it is, to the bit,
+  what an unbroken run on the same mesh would have written to `metrics.jsonl`.
+
+  Raises:
+    ConfigError: the mesh needs more devices, or does not divide the model.
+    NonFiniteError: MAX_STREAK steps in a row were skipped.
+    CheckpointError: no checkpoint can be read or written.
+  """
+  try:
+    mesh = sharding.make_mesh(experiment.mesh)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  program = make_program(experiment, mesh)
+  keep = experiment.train.keep
+  with (
+    jax.set_mesh(mesh),
+    Checkpoints(workdir.checkpoints, keep) as checkpoints,
+    _signals() as caught,
+  ):
+    run = _Run(experiment, workdir, data, program, checkpoints, stream)
+    with contextlib.closing(run):
+      run.train(caught)
+      return caught[0] if caught else run.finish()
+
+
+class _Run:
+  """One process's share of a run."""
+
+  def __init__(self, experiment, workdir, data, program, checkpoints, stream):
+    self._experiment, self._workdir, self._data = experiment, workdir, data
+    self._program, self._checkpoints = program, checkpoints
+    cfg, size = experiment.train, experiment.data
+    self._progress = log.Progress(cfg.steps, cfg.log_every, stream)
+    self._clock = log.Clock(size.batch * size.seq_len, cfg.steps)
+    self._bytes = size.tokenizer == 'bytes'
+    found = checkpoints.restore(items(program.abstract))
+    if found is None:
+      self._step, self._state = 0, program.init()
+    else:
+      self._step, kept = found
+      self._state = states.State(kept['params'], *kept['rest'])
+      self._progress.say(f'continuing after step {self._step}')
+    self._log = log.Log(workdir, self._step)
+
+  def close(self):
+    self._log.close()
+
+  def train(self, caught):
+    """Steps until the last one, or until `caught` holds a signal."""
+    cfg = self._experiment.train
+    if self._step == cfg.steps:
+      return
+    for batch in self._data.iterate(self._step):
+      self._step += 1
+      self._train_on(batch)
+      last = self._step == cfg.steps
+      if self._step % cfg.eval_every == 0 or last:
+        self._evaluate_some()
+      if self._step % cfg.save_every == 0 or last or caught:
+        self._save()
+      if caught:
+        name = signal.Signals(caught[0]).name
+        self._progress.say(
+          f'{name}: saved after step {self._step}; start again to continue'
+        )
+      if last or caught:
+        break
+    self._checkpoints.wait()
+
+  def _train_on(self, batch):
+    cfg, step = self._experiment.train, self._step
+    self._clock.start()
+    self._state, metrics = self._program.step(
+      self._state, self._program.place(batch)
+    )
+    # waits for the step: programs in flight together can lock up a simulated
+    # mesh, and a step is far longer than a dispatch
+    metrics = {k: x.item() for k, x in jax.device_get(metrics).items()}
+    self._clock.stop()
+    if metrics.pop('streak') >= steps.MAX_STREAK:
+      raise NonFiniteError(
+        f'steps {step - steps.MAX_STREAK + 1} to {step} had no finite loss and'
+        ' gradient; lower the rate or look at the data (the last checkpoint is'
+        f' in {self._workdir.checkpoints})'
+      )
+    if step % cfg.log_every == 0 or step == cfg.steps:
+      size = self._experiment.data
+      names = ('loss', 'grad_norm', 'lr', 'skipped')
+      record = {'step': step, **{name: metrics[name] for name in names}}
+      record['tokens'] = step * size.batch * size.seq_len
+      self._log.metrics(record)
+      rate = self._clock.rate
+      self._log.timing({'step': step, 'tokens_per_second': rate})
+    bits = metrics['loss'] / math.log(2) if self._bytes else None
+    self._progress.step(step, metrics['loss'], bits, self._clock)
+
+  def _score(self, batches):
+    eod = self._data.tokenizer.eod
+    program, params = self._program, self._state.params
+    return evaluate(program.loss, params, batches, program.place, eod)
+
+  def _heldout_batches(self):
+    experiment = self._experiment
+    rows = experiment.data.batch // experiment.optim.accumulate
+    return self._data.heldout_batches(rows), rows
+
+  def _evaluate_some(self):
+    batches, rows = self._heldout_batches()
+    count = math.ceil(self._experiment.train.eval_rows / rows)
+    score = self._score(itertools.islice(batches, count))
+    record = {'step': self._step, 'heldout_loss': score.loss}
+    line = f'step {self._step}: held-out loss {score.loss:.4f}'
+    if self._bytes:
+      # of a byte text every target but the eod is a byte
+      bits = score.bits_per_byte(score.tokens - score.ends)
+      record['heldout_bits_per_byte'] = bits
+      line += f', {bits:.3f} bits/byte'
+    self._log.metrics(record)
+    self._progress.say(line)
+    log.plot(self._workdir)
+
+  def _save(self):
+    # first the lines: a checkpoint promises those up to its step
+    self._log.sync()
+    self._checkpoints.save(self._step, items(self._state))
+
+  def finish(self):
+    """Scores the whole held-out text and writes `result.json`."""
+    self._progress.say('scoring the whole held-out text')
+    score = self._score(self._heldout_batches()[0])
+    size = self._experiment.data
+    rates = [
+      r['tokens_per_second'] for r in log.read(self._workdir.timing)
+    ]
+    result = {
+      'step': self._step,
+      'tokens': self._step * size.batch * size.seq_len,
+      'tokens_per_second': statistics.median(rates),
+      'parameters': sum(x.size for x in jax.tree.leaves(self._state.params)),
+      'skipped': int(self._state.skipped),
+      'heldout_loss': score.loss,
+      'heldout_perplexity': score.perplexity,
+      'heldout_bytes': self._data.heldout_bytes,
+      'heldout_bits_per_byte': score.bits_per_byte(self._data.heldout_bytes),
+    }
+    log.plot(self._workdir)
+    files.write(self._workdir.result, json.dumps(result, indent=2) + '\n')
+    return result
+
+
+@contextlib.contextmanager
+def _signals():
+  """A list that SIGTERM and SIGINT are put in, instead of ending the process."""
+  caught = []
+
+  def catch(number, frame):
+    del frame
+    caught.append(number)
+
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  before = {n: signal.signal(n, catch) for n in numbers}
+  try:
+    yield caught
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

@@ -1,0 +1,52 @@
+"""What the mains share: flags by absl; bad input is one line and status 2."""
+
+import sys
+
+from absl import app, flags, logging
+
+from deltanet_jax.config import ConfigError
+
+FLAGS = flags.FLAGS
+
+
+def run(main, take=lambda argv: (None, argv)):
+  """Runs `main(taken)` as an absl app and exits with the status it returns.
+
+  take: argv -> (what it took, the other arguments), before absl reads them.
+  """
+  argv = sys.argv
+  if {'--help', '-help', '-h', '--helpfull'} & set(argv):
+    print(sys.modules['__main__'].__doc__)
+    print(FLAGS.main_module_help())
+    sys.exit(0)
+
+  try:
+    taken, argv = take(argv)
+  except ConfigError as error:
+    refuse(error)
+
+  def parse(argv):
+    try:
+      rest = FLAGS(argv)
+    except flags.Error as error:
+      refuse(' '.join(str(error).split()))
+    if FLAGS['verbosity'].using_default_value:
+      logging.set_verbosity(logging.WARNING)  # the libraries tell a lot
+    if rest[1:]:
+      refuse(f'unexpected argument {rest[1]!r}; --help shows the flags')
+    return rest
+
+  def guarded(argv):
+    del argv
+    try:
+      return main(taken)
+    except ConfigError as error:
+      refuse(error)
+
+  app.run(guarded, argv, parse)
+
+
+def refuse(message):
+  """Ends the process as bad input does."""
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)
