@@ -70,7 +70,7 @@ class ModelConfig:
 class DataConfig:
   """Text, packed into rows of `seq_len` tokens."""
 
-  path: str  # one or more globs, separated by commas: .txt .py ... .jsonl .parquet
+  path: str  # globs separated by commas; one that begins with '!' excludes
   seq_len: int
   batch: int  # rows of one optimiser step, all devices together
   tokenizer: str = 'bytes'  # or the path of a tokenizer.json
@@ -81,6 +81,7 @@ class DataConfig:
   def __post_init__(self):
     _at_least('data.seq_len', self.seq_len, 1)
     _at_least('data.batch', self.batch, 1)
+    _at_least('data.seed', self.seed, 0)
     if not 0 < self.heldout < 1:
       raise ValueError(
         f'data.heldout is {self.heldout}; give a fraction between 0 and 1'

@@ -112,8 +112,8 @@ def test_a_command_line_gives_configuration_and_rest(file):
 
 
 def test_fields_that_must_fit_each_other_change_together(file):
-  batch, parts = '--config.data.batch=9', '--config.optim.accumulate=3'
-  cfg, _ = config.from_argv([f'--config={file}', batch, parts])
+  parts, batch = '--config.optim.accumulate=3', '--config.data.batch=9'
+  cfg, _ = config.from_argv([f'--config={file}', parts, batch])
   assert (cfg.data.batch, cfg.optim.accumulate) == (9, 3)
   alone = [f'--config={file}', '--config.optim.accumulate=3']
   assert 'multiple of 3' in refusal(config.from_argv, alone)

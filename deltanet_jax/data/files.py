@@ -24,22 +24,33 @@ def find(patterns):
   matches out again: 'lib/**/*.py,!lib/tests/**'.
 
   Raises:
-    ConfigError: no glob, or no file matches.
+    ConfigError: a glob that no file matches, or no file left.
   """
   globs = [part.strip() for part in patterns.split(',') if part.strip()]
   wanted, unwanted = set(), set()
   for pattern in globs:
-    side = unwanted if pattern.startswith('!') else wanted
-    pattern = os.path.expanduser(pattern.removeprefix('!'))
-    side.update(glob.iglob(pattern, recursive=True))
-  files = sorted(path for path in wanted - unwanted if os.path.isfile(path))
-  if not files:
-    excluded = f' ({len(wanted)} matches excluded)' if wanted else ''
+    if pattern.startswith('!'):
+      unwanted |= _matches(pattern.removeprefix('!'))
+      continue
+    found = _matches(pattern)
+    if not found:
+      raise ConfigError(
+        f'data.path={patterns!r}: no file matches {pattern!r}; give globs of'
+        " existing files, separated by commas, as in 'texts/**/*.txt'"
+      )
+    wanted |= found
+  if not wanted - unwanted:
     raise ConfigError(
-      f'data.path={patterns!r}: no file matches{excluded}; give globs of'
-      " existing files, separated by commas, as in 'texts/**/*.txt'"
+      f'data.path={patterns!r}: no file matches ({len(wanted)} excluded); give'
+      ' a glob that the exclusions leave something of'
     )
-  return files
+  return sorted(wanted - unwanted)
+
+
+def _matches(pattern):
+  # absolute, so that an exclusion may be written differently
+  found = glob.iglob(os.path.expanduser(pattern), recursive=True)
+  return {os.path.abspath(path) for path in found if os.path.isfile(path)}
 
 
 def read(files, field):
