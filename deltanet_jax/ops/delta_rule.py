@@ -1,27 +1,280 @@
-"""Delta rule, plain (g=None) and gated (arXiv:2412.06464)."""
+"""The delta rule: plain DeltaNet and, with a decay, Gated DeltaNet.
+
+    S'  = e^{g_t} S_{t-1}
+    S_t = S' + beta_t k_t (v_t - S'^T k_t)^T
+    o_t = S_t^T q_t
+
+arXiv:2406.06484 eq. 2 (g = 0), arXiv:2412.06464 eq. 10. All forms take
+
+  q, k [B,T,J,K]   v [B,T,H,V]   beta [B,T,H]   g [B,T,H] or None (no decay)
+
+with H a multiple of J (value head h reads key head h // (H/J)), g <= 0 and
+beta in [0, 2] for |k| <= 1, and keyword-only
+
+  state [B,H,K,V]: before the first token, zeros if None
+  segment_ids [B,T] int: the state is zero again wherever they change
+  chunk: tokens of a chunk, 16 * 2^n (associative and chunked)
+
+and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
+scaled or normalised here. ValueError where heads, chunk or state do not fit.
+Decay, inverse and state are float32; matmul operands have q's type.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.ops.scan import token_scan
+from deltanet_jax.ops import scan
+from deltanet_jax.ops.scan import F32, matmul, repeat_heads
 
 
 def step(q, k, v, beta, g, state):
   """One token: q, k [B,J,K], v [B,H,V], beta, g [B,H], state [B,H,K,V] f32."""
   G = v.shape[1] // q.shape[1]
-  f32 = lambda x: x.astype(jnp.float32)
-  q, k = (jnp.repeat(f32(x), G, axis=1) for x in (q, k))
+  q, k = (jnp.repeat(x.astype(F32), G, axis=1) for x in (q, k))
   if g is not None:
-    state = jnp.exp(f32(g))[..., None, None] * state
-  u = f32(beta)[..., None] * (f32(v) - jnp.einsum('bhk,bhkv->bhv', k, state))
-  state = state + jnp.einsum('bhk,bhv->bhkv', k, u)
-  return jnp.einsum('bhk,bhkv->bhv', q, state).astype(v.dtype), state
+    state = jnp.exp(g.astype(F32))[..., None, None] * state
+  known = matmul('bhk,bhkv->bhv', k, state)
+  write = beta.astype(F32)[..., None] * (v.astype(F32) - known)
+  state = state + k[..., :, None] * write[..., None, :]
+  return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
 
 
 def recurrent(q, k, v, beta, g, *, state=None, segment_ids=None):
-  if state is None:
-    state = jnp.zeros((*v.shape[:1], v.shape[2], q.shape[3], v.shape[3]))
-  return token_scan(step, (q, k, v, beta, g), state, segment_ids)
+  """Token by token: the definition."""
+  state = scan.initial_state(q, v, state)
+  return scan.token_scan(step, (q, k, v, beta, g), state, segment_ids)
 
 
-FORMS = {'recurrent': recurrent, 'associative': recurrent, 'chunked': recurrent}
+def associative(
+  q, k, v, beta, g, *, state=None, segment_ids=None, chunk=64
+):
+  """Chunks as affine maps of the state, composed by lax.associative_scan."""
+  o, state = scan.all_chunks(
+    _forward_associative,
+    (q, k, v, beta, g),
+    scan.initial_state(q, v, state),
+    segment_ids,
+    chunk,
+  )
+  return o.astype(v.dtype), state
+
+
+def chunked(
+  q, k, v, beta, g, *, state=None, segment_ids=None, chunk=64, group=8
+):
+  """lax.scan over chunks, all else in parallel over `group` chunks at once."""
+  o, state = scan.chunked(
+    scan.Rule(_forward, _backward),
+    (q, k, v, beta, g),
+    scan.initial_state(q, v, state),
+    segment_ids,
+    chunk,
+    group,
+  )
+  return o.astype(v.dtype), state
+
+
+class _Chunk(NamedTuple):
+  """What tokens of one chunk mean to each other; K-wide arrays in q's type.
+
+  q, k [M,B,H,C,K], repeated to the value heads; v, beta as given; known
+  [M,B,H,C,C]: k_i'k_j, decayed, below the diagonal; scores: q_i'k_j, decayed,
+  diagonal included; inverse: (I + beta known)^-1.
+  """
+
+  q: jax.Array
+  k: jax.Array
+  v: jax.Array
+  beta: jax.Array
+  decay: scan.Decay
+  known: jax.Array
+  scores: jax.Array
+  inverse: jax.Array
+
+  def low(self, x):
+    """x as a matmul operand."""
+    return x.astype(self.q.dtype)
+
+  @property
+  def read_k(self):
+    """beta_t e^{g_1 + .. + g_t} k_t: what token t erases of the entry state."""
+    return self.low((self.beta * self.decay.read)[..., None] * self.k)
+
+  @property
+  def write_k(self):
+    """e^{g_{t+1} + .. + g_C} k_t: how token t writes to the exit state."""
+    return self.low(self.decay.write[..., None] * self.k)
+
+
+def _within(q, k, v, beta, g, masks):
+  G = v.shape[2] // q.shape[2]
+  beta = beta.astype(F32)
+  decay = scan.decay_of(g, masks, beta.shape)
+  dot = lambda a, b: repeat_heads(matmul('...tk,...sk->...ts', a, b), G)
+  known = jnp.tril(dot(k, k) * decay.between, -1)
+  return _Chunk(
+    q=repeat_heads(q, G),
+    k=repeat_heads(k, G),
+    v=v,
+    beta=beta,
+    decay=decay,
+    known=known,
+    scores=dot(q, k) * decay.between,
+    inverse=scan.unit_lower_inverse(beta[..., None] * known),
+  )
+
+
+def _read(c, write, entry):
+  """o = (e^G q) S + scores u for writes u and entry states S."""
+  o = matmul('...tk,...kv->...tv', c.q, c.low(entry))
+  o = c.decay.read[..., None] * o
+  return o + matmul('...ts,...sv->...tv', c.low(c.scores), c.low(write))
+
+
+def _forward_associative(inputs, masks, state):
+  c = _within(*inputs, masks)
+  solve = lambda x: matmul('...ts,...sx->...tx', c.low(c.inverse), x)
+  erase = solve(c.read_k)
+  fresh = solve(c.low(c.beta[..., None] * c.v))
+  onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, c.low(x))
+  carry = c.decay.carry[..., None, None] * jnp.eye(c.k.shape[-1])
+  entry, last = scan.affine_scan(
+    carry - onto_exit(erase),
+    onto_exit(fresh),
+    state,
+    lambda a, x: matmul('...kl,...lx->...kx', a, x),
+  )
+  write = fresh - matmul('...tk,...kv->...tv', c.low(erase), c.low(entry))
+  return _read(c, write, entry), last
+
+
+def _states(c, state):
+  """Entry states [M,...], raw errors v - e^G k S, writes u; the exit state."""
+
+  def body(state, xs):
+    k, v, write_k, beta, decay, inverse = xs
+    known = matmul('bhtk,bhkv->bhtv', k, state.astype(k.dtype))
+    error = v - decay.read[..., None] * known
+    write = matmul(
+      'bhts,bhsv->bhtv', inverse, c.low(beta[..., None] * error)
+    )
+    exit_state = decay.carry[..., None, None] * state + matmul(
+      'bhtk,bhtv->bhkv', write_k, c.low(write)
+    )
+    return exit_state, (state, error, write)
+
+  xs = (c.k, c.v, c.write_k, c.beta, c.decay, c.low(c.inverse))
+  return jax.lax.scan(body, state, xs)
+
+
+def _forward(inputs, masks, state):
+  c = _within(*inputs, masks)
+  exit_state, (entry, _, write) = _states(c, state)
+  return _read(c, write, entry), exit_state
+
+
+def _backward(inputs, masks, state, d_o, d_state):
+  """Gradients of one group; derived in README.md, section 4."""
+  q, k, v, _, g = inputs
+  G = v.shape[2] // q.shape[2]
+  c = _within(*inputs, masks)
+  _, (entry, error, write) = _states(c, state)
+  d_o = c.low(d_o)
+  low, inverse = c.low, c.low(c.inverse)
+  # o = reach_v (beta v) + reach_q S: what each output sees of the raw writes
+  # and of the entry state once the erasures between are counted
+  reach_v = matmul('...ts,...sr->...tr', low(c.scores), inverse)
+  reach_q = c.decay.read[..., None] * c.q - matmul(
+    '...ts,...sk->...tk', low(reach_v), c.read_k
+  )
+
+  def body(d_state, xs):
+    k, read_k, inverse, write_decay, carry, from_reads = xs
+    d_exit = write_decay[..., None] * matmul(
+      'bhtk,bhkv->bhtv', k, low(d_state)
+    )
+    from_exit = matmul('bhts,bhtv->bhsv', inverse, low(d_exit))
+    d_entry = (
+      carry[..., None, None] * d_state
+      + from_reads
+      - matmul('bhtk,bhtv->bhkv', read_k, low(from_exit))
+    )
+    return d_entry, (d_state, from_exit)
+
+  from_reads = matmul('...tk,...tv->...kv', low(reach_q), d_o)
+  d_state, (d_exit, from_exit) = jax.lax.scan(
+    body,
+    d_state,
+    (c.k, c.read_k, inverse, c.decay.write, c.decay.carry, from_reads),
+    reverse=True,
+  )
+  # d_rhs: gradient of beta (v - e^G k S), the right-hand side of the solve
+  d_rhs = from_exit + matmul('...ts,...tv->...sv', low(reach_v), d_o)
+  outer = lambda a, b: matmul('...tv,...sv->...ts', low(a), low(b))
+  onto_k = lambda a, s: matmul('...tv,...kv->...tk', low(a), low(s))
+  d_known = -outer(d_rhs, write)
+  d_error = c.beta[..., None] * d_rhs
+  seen = onto_k(d_o, entry)
+  d_g = None
+  if g is not None:
+    d_g = _decay_gradient(
+      c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit
+    )
+  between = c.decay.between
+  d_kk = scan.sum_heads(jnp.tril(c.beta[..., None] * d_known * between, -1), G)
+  d_qk = scan.sum_heads(outer(d_o, write) * between, G)
+  read = c.decay.read[..., None]
+  times = lambda a, b: matmul('...ts,...sk->...tk', low(a), b)
+  swap = lambda x: jnp.swapaxes(x, -1, -2)
+  d_q = scan.sum_heads(read * seen, G) + times(d_qk, k)
+  d_k = (
+    scan.sum_heads(
+      c.decay.write[..., None] * onto_k(write, d_exit)
+      - read * onto_k(d_error, entry),
+      G,
+    )
+    + times(swap(d_qk), q)
+    + times(d_kk + swap(d_kk), k)
+  )
+  d_beta = jnp.sum(d_rhs * error, -1) + jnp.sum(d_known * c.known, -1)
+  return (d_q, d_k, d_error, d_beta, d_g), d_state
+
+
+def _decay_gradient(
+  c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit
+):
+  """dg_t: the share of the loss that passes from before t to t or after.
+
+  Summed over pairs (raw write before t, output at or after t), whose weights
+  `reach` already hold what was erased between. The usual row sums less column
+  sums of the scores cancel where keys repeat: their error is 10 to 100 times
+  this one's, which stays at the token scan's own.
+  """
+  C = reach_v.shape[-1]
+  raw = c.low(c.beta[..., None] * c.v)
+  pairs = jnp.tril(reach_v * matmul('...tv,...sv->...ts', d_o, raw), -1)
+  after = scan.triangle(C).T  # [t, i]: i at or after t
+  within = matmul('ti,...ij->...tj', after, pairs)
+  from_entry = matmul('ti,...i->...t', after, jnp.sum(reach_q * seen, -1))
+  to_exit = matmul(
+    'tj,...j->...t', jnp.tril(scan.triangle(C), -1), jnp.sum(raw * from_exit, -1)
+  )
+  erased = matmul('...tv,...kv->...tk', c.low(from_exit), c.low(entry))
+  through = c.decay.carry * jnp.sum(d_exit * entry, (-1, -2)) - jnp.sum(
+    c.read_k * erased, (-1, -2)
+  )
+  return (
+    jnp.sum(jnp.tril(within, -1), -1)
+    + from_entry
+    + to_exit
+    + through[..., None]
+  )
+
+
+FORMS = {
+  'recurrent': recurrent,
+  'associative': associative,
+  'chunked': chunked,
+}

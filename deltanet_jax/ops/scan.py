@@ -1,7 +1,43 @@
-"""What the recurrences share: the token scan and segment boundaries."""
+"""What the recurrences share: the token scan, segments, chunks and groups of
+chunks, decay within a chunk, the inverse of a unit lower triangle.
+
+Inside a chunk arrays are laid out [M,B,H,C,...]: M chunks of a group, then
+batch, heads, the C tokens of the chunk. README.md in this folder derives all
+that is used here.
+"""
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+F32 = jnp.float32
+BLOCK = 16  # rows solved by substitution; larger triangles merge such blocks
+
+
+def initial_state(q, v, state):
+  """`state` as float32 [B,H,K,V], zeros if None; ValueError if misshapen."""
+  J, H = q.shape[2], v.shape[2]
+  if H % J:
+    raise ValueError(f'{H} value heads are no multiple of {J} key heads')
+  shape = (v.shape[0], H, q.shape[3], v.shape[3])
+  if state is None:
+    return jnp.zeros(shape, F32)
+  if state.shape != shape:
+    raise ValueError(
+      f'state has shape {state.shape}; q and v ask for [B,H,K,V] = {shape}'
+    )
+  return state.astype(F32)
+
+
+def runs_of(segment_ids):
+  """Numbers the runs of equal neighbours in segment_ids [B,T]: 0, 1, 2, ...
+
+  A document is a run, so an id that comes back later starts a new one.
+  """
+  change = segment_ids[:, 1:] != segment_ids[:, :-1]
+  return jnp.pad(jnp.cumsum(change, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
 
 
 def token_scan(step, inputs, state, segment_ids):
@@ -11,13 +47,10 @@ def token_scan(step, inputs, state, segment_ids):
   state [B,H,K,V] f32 belongs to the first token's segment; it is zero again
   wherever segment_ids [B,T] change. Returns o [B,T,H,V] and the last state.
   """
-  T = next(x for x in inputs if x is not None).shape[1]
   fresh = None
   if segment_ids is not None:
-    first = jnp.zeros_like(segment_ids[:, :1], bool)
-    fresh = jnp.concatenate(
-      [first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
-    )
+    run = runs_of(segment_ids)
+    fresh = jnp.diff(run, axis=1, prepend=run[:, :1]) > 0
 
   def body(state, token):
     xs, fresh = token
@@ -27,5 +60,326 @@ def token_scan(step, inputs, state, segment_ids):
     return state, o
 
   time_first = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (inputs, fresh))
-  state, o = jax.lax.scan(body, state, time_first, length=T)
+  state, o = jax.lax.scan(body, state, time_first)
   return jnp.moveaxis(o, 0, 1), state
+
+
+def matmul(spec, a, b):
+  """einsum into float32, float32 operands not rounded to less."""
+  return jnp.einsum(
+    spec, a, b, precision='highest', preferred_element_type=F32
+  )
+
+
+def repeat_heads(x, G):
+  """Key heads to value heads: [M,B,J,...] -> [M,B,J*G,...]."""
+  return x if G == 1 else jnp.repeat(x, G, axis=2)
+
+
+def sum_heads(x, G):
+  """The transpose of `repeat_heads`."""
+  if G == 1:
+    return x
+  return x.reshape(*x.shape[:2], -1, G, *x.shape[3:]).sum(3)
+
+
+# ---------------------------------------------------------------- decay
+
+
+class Masks(NamedTuple):
+  """Which tokens of a chunk share a segment; None fields: there is only one.
+
+  pair [M,B,1,C,C]: both tokens in one; enters [M,B,1,C]: the token belongs to
+  the segment of the entry state; leaves [M,B,1,C]: to that of the exit state.
+  """
+
+  pair: jax.Array | None = None
+  enters: jax.Array | None = None
+  leaves: jax.Array | None = None
+
+
+class Decay(NamedTuple):
+  """Decay between the places of a chunk, every factor in [0, 1].
+
+  between [...,C,C]: from token j to token i >= j, zero elsewhere; read
+  [...,C]: entry state to token; write [...,C]: token to exit state; carry
+  [...]: entry to exit state.
+  """
+
+  between: jax.Array
+  read: jax.Array
+  write: jax.Array
+  carry: jax.Array
+
+
+def triangle(C):
+  """1 where row >= column."""
+  return jnp.tril(jnp.ones((C, C), F32))
+
+
+def decay_of(g, masks, shape):
+  """Decay for log-decays g [M,B,H,C] (None: none); `shape` is g's.
+
+  Every exponent is the plain sum of the g it spans: a difference of
+  cumulative sums would lose the small ones behind a large one.
+  """
+  C = shape[-1]
+  low = jnp.tril(jnp.ones((C, C), bool), -1)
+  if g is None:
+    between = jnp.broadcast_to(low, (*shape, C)).astype(F32)
+    read = write = jnp.ones(shape, F32)
+  else:
+    g = g.astype(F32)
+    # [i, j] sums g over j < s <= i
+    span = matmul('is,...sj->...ij', triangle(C), jnp.where(low, g[..., None], 0))
+    between = jnp.where(low, jnp.exp(span), 0)
+    write = jnp.exp(span[..., -1, :])
+    read = jnp.exp(matmul('is,...s->...i', triangle(C), g))
+  if masks.pair is not None:
+    between = jnp.where(masks.pair, between, 0)
+    read = jnp.where(masks.enters, read, 0)
+    write = jnp.where(masks.leaves, write, 0)
+  return Decay(between + jnp.eye(C), read, write, read[..., -1])
+
+
+# ---------------------------------------------------------------- inverse
+
+
+@jax.custom_vjp
+def unit_lower_inverse(a):
+  """(I + a)^-1 for strictly lower triangular a [...,C,C], C = 16 * 2^n.
+
+  Substitution in 16-row blocks, then neighbours merged by
+  [[P, 0], [L, R]]^-1 = [[P^-1, 0], [-R^-1 L P^-1, R^-1]]: exact for any a. A
+  power series would be exact on paper only: its terms reach 1e9 and more
+  where keys resemble each other, and cancel.
+  """
+  C = a.shape[-1]
+  blocks = C // BLOCK
+  if blocks * BLOCK != C or blocks & (blocks - 1):
+    raise ValueError(f'chunk is {C}; give 16, 32, 64, 128 or another 16 * 2^n')
+  tiles = a.reshape(*a.shape[:-2], blocks, BLOCK, blocks, BLOCK)
+  inverse = _substitute(
+    jnp.stack([tiles[..., n, :, n, :] for n in range(blocks)], -3)
+  )
+  size = BLOCK
+  while size < C:
+    pairs = C // (2 * size)
+    tiles = a.reshape(*a.shape[:-2], pairs, 2, size, pairs, 2, size)
+    link = jnp.stack([tiles[..., n, 1, :, n, 0, :] for n in range(pairs)], -3)
+    first, second = inverse[..., ::2, :, :], inverse[..., 1::2, :, :]
+    corner = -matmul(
+      '...ij,...jk->...ik', second, matmul('...ij,...jk->...ik', link, first)
+    )
+    top = jnp.concatenate([first, jnp.zeros_like(first)], -1)
+    inverse = jnp.concatenate([top, jnp.concatenate([corner, second], -1)], -2)
+    size *= 2
+  return inverse[..., 0, :, :]
+
+
+def _substitute(a):
+  """(I + a)^-1 of [...,16,16] row by row, all blocks at once."""
+  a = jnp.moveaxis(a, (-2, -1), (0, 1))  # [16,16,...]: blocks fill the lanes
+  eye = jnp.eye(BLOCK).reshape(BLOCK, BLOCK, *(1 for _ in a.shape[2:]))
+  rows = []
+  for i in range(BLOCK):
+    row = jnp.broadcast_to(eye[i], a.shape[1:])
+    for j, known in enumerate(rows):
+      row = row - a[i, j] * known
+    rows.append(row)
+  return jnp.moveaxis(jnp.stack(rows), (0, 1), (-2, -1))
+
+
+def _inverse_forward(a):
+  inverse = unit_lower_inverse(a)
+  return inverse, inverse
+
+
+def _inverse_backward(inverse, d_inverse):
+  # d(X^-1) = -X^-1 dX X^-1: the loops above are never differentiated
+  transposed = jnp.swapaxes(inverse, -1, -2)
+  d_a = matmul(
+    '...ij,...jk->...ik',
+    matmul('...ij,...jk->...ik', transposed, d_inverse),
+    transposed,
+  )
+  return (-jnp.tril(d_a, -1),)
+
+
+unit_lower_inverse.defvjp(_inverse_forward, _inverse_backward)
+
+
+# ---------------------------------------------------------------- chunks
+
+
+class Rule(NamedTuple):
+  """A recurrence over a group of M chunks.
+
+  forward(inputs, masks, state) -> (o, state): inputs [M,B,heads,C,...] as the
+  op's arguments, o [M,B,H,C,V]. backward(inputs, masks, state, d_o, d_state)
+  -> (d_inputs, d_state); None: by differentiating `forward`.
+  """
+
+  forward: object
+  backward: object = None
+
+
+def chunked(rule, inputs, state, segment_ids, chunk, group):
+  """Runs `rule` over time; keeps the inputs and each group's entry state.
+
+  inputs: arrays [B,T,heads,...] or None. The T tokens are padded with zeros
+  to groups of `group` chunks of `chunk` tokens; a zero key changes no state.
+  Backward recomputes one group at a time, so temporaries do not grow with T.
+  Returns o [B,T,H,V] (float32) and the last state.
+  """
+  T = inputs[0].shape[1]
+  group = min(group, -(-T // chunk))
+  inputs, run = _pad(inputs, segment_ids, chunk * group)
+  o, state = _grouped(rule, chunk, group, inputs, run, state)
+  return o[:, :T], state
+
+
+def all_chunks(forward, inputs, state, segment_ids, chunk):
+  """`forward(inputs, masks, state)` over all chunks as one group."""
+  T = inputs[0].shape[1]
+  inputs, run = _pad(inputs, segment_ids, chunk)
+  runs = None if run is None else (run, run[:, 0])
+  inputs = jax.tree.map(lambda x: _to_chunks(x, chunk), inputs)
+  o, state = forward(inputs, _masks(runs, chunk), state)
+  return _from_chunks(o)[:, :T], state
+
+
+def _pad(inputs, segment_ids, size):
+  """Zeros, in the last token's segment, up to a multiple of size; and runs."""
+  padding = -inputs[0].shape[1] % size
+
+  def pad(x, **how):
+    rest = ((0, 0),) * (x.ndim - 2)
+    return jnp.pad(x, ((0, 0), (0, padding), *rest), **how)
+
+  run = None if segment_ids is None else pad(runs_of(segment_ids), mode='edge')
+  return jax.tree.map(pad, tuple(inputs)), run
+
+
+def _split(x, size):
+  """[B,T,...] -> [T/size,B,size,...]."""
+  B, T = x.shape[:2]
+  return jnp.moveaxis(x.reshape(B, T // size, size, *x.shape[2:]), 1, 0)
+
+
+def _join(x):
+  """The inverse of `_split`."""
+  x = jnp.moveaxis(x, 0, 1)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _to_chunks(x, chunk):
+  """[B,M*C,H,...] -> [M,B,H,C,...]."""
+  return jnp.swapaxes(_split(x, chunk), 2, 3)
+
+
+def _from_chunks(x):
+  """The inverse of `_to_chunks`."""
+  return _join(jnp.swapaxes(x, 2, 3))
+
+
+def _split_runs(run, size):
+  """Runs [N,B,size] of each group and the run [N,B] just before it."""
+  if run is None:
+    return None
+  run = _split(run, size)
+  return run, jnp.concatenate([run[:1, :, 0], run[:-1, :, -1]])
+
+
+def _masks(runs, chunk):
+  """Masks of the chunks of one group from its runs and the one before."""
+  if runs is None:
+    return Masks()
+  run, before = runs
+  run = _split(run, chunk)  # [M,B,C]
+  before = jnp.concatenate([before[None], run[:-1, :, -1]])
+  return Masks(
+    pair=(run[..., :, None] == run[..., None, :])[:, :, None],
+    enters=(run == before[..., None])[:, :, None],
+    leaves=(run == run[..., -1:])[:, :, None],
+  )
+
+
+def _grouped_scan(rule, chunk, group, inputs, run, state):
+  size = chunk * group
+  split = jax.tree.map(lambda x: _split(x, size), inputs)
+
+  def body(state, xs):
+    inputs, runs = xs
+    inputs = jax.tree.map(lambda x: _to_chunks(x, chunk), inputs)
+    o, exit_state = rule.forward(inputs, _masks(runs, chunk), state)
+    return exit_state, (_from_chunks(o), state)
+
+  state, (o, entries) = jax.lax.scan(
+    body, state, (split, _split_runs(run, size))
+  )
+  return _join(o), state, entries
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _grouped(rule, chunk, group, inputs, run, state):
+  o, state, _ = _grouped_scan(rule, chunk, group, inputs, run, state)
+  return o, state
+
+
+def _grouped_forward(rule, chunk, group, inputs, run, state):
+  o, state, entries = _grouped_scan(rule, chunk, group, inputs, run, state)
+  return (o, state), (inputs, run, entries)
+
+
+def _differentiated(rule, inputs, masks, state, d_o, d_state):
+  _, vjp = jax.vjp(lambda i, s: rule.forward(i, masks, s), inputs, state)
+  return vjp((d_o, d_state))
+
+
+def _grouped_backward(rule, chunk, group, residuals, cotangents):
+  inputs, run, entries = residuals
+  d_o, d_state = cotangents
+  size = chunk * group
+  split = jax.tree.map(lambda x: _split(x, size), (inputs, d_o))
+  backward = rule.backward or functools.partial(_differentiated, rule)
+
+  def body(d_state, xs):
+    split, runs, state = xs
+    inputs, d_o = jax.tree.map(lambda x: _to_chunks(x, chunk), split)
+    d_inputs, d_state = backward(
+      inputs, _masks(runs, chunk), state, d_o, d_state
+    )
+    return d_state, jax.tree.map(_from_chunks, d_inputs)
+
+  d_state, d_inputs = jax.lax.scan(
+    body, d_state, (split, _split_runs(run, size), entries), reverse=True
+  )
+  d_inputs = jax.tree.map(
+    lambda d, x: _join(d).astype(x.dtype), d_inputs, inputs
+  )
+  return d_inputs, None, d_state
+
+
+_grouped.defvjp(_grouped_forward, _grouped_backward)
+
+
+# ---------------------------------------------------------------- associative
+
+
+def affine_scan(carry, write, state, apply):
+  """Entry states of chunks that map S to carry S + write, and the last exit.
+
+  carry [M,...] and write [M,B,H,K,V] per chunk; apply(carry, x) multiplies a
+  carry onto a state or onto another carry. By lax.associative_scan: log M
+  steps, every prefix composition kept.
+  """
+
+  def compose(first, second):
+    carry_1, write_1 = first
+    carry_2, write_2 = second
+    return apply(carry_2, carry_1), apply(carry_2, write_1) + write_2
+
+  carries, writes = jax.lax.associative_scan(compose, (carry, write))
+  exits = apply(carries, state[None]) + writes
+  return jnp.concatenate([state[None], exits[:-1]]), exits[-1]
