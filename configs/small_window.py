@@ -1,0 +1,42 @@
+r"""Softmax attention over a window of 128 tokens: 8 layers of width 256.
+
+  python -m launch.train --config=configs/small_window.py \
+    --workdir=runs/small_window
+
+6,232,832 parameters. Reads the Python standard library's sources as bytes; the
+small_ and hybrid_ presets differ in their mixers only, so their losses compare.
+"""
+
+import sysconfig
+
+from deltanet_jax.experiment import (
+  DataConfig,
+  Experiment,
+  Layer,
+  MLPConfig,
+  ModelConfig,
+  OptimConfig,
+  TrainConfig,
+)
+from deltanet_jax.mixers.config import AttentionConfig
+
+
+def get_config():
+  ffn = MLPConfig(hidden=704)
+  mixer = AttentionConfig(
+    heads=8, kv_heads=2, head_dim=32, window=128, rotary_dim=16, qk_norm=True,
+    gate=True,
+  )
+  return Experiment(
+    model=ModelConfig(
+      vocab=264, d_model=256, tied=True, repeats=8,
+      period=(Layer(mixer, ffn),),
+    ),
+    data=DataConfig(
+      path=f'{sysconfig.get_path("stdlib")}/**/*.py,!**/site-packages/**'
+      ',!**/dist-packages/**',
+      seq_len=512, batch=16,
+    ),
+    optim=OptimConfig(lr=1e-3, warmup=100),
+    train=TrainConfig(steps=2000, eval_every=250),
+  )
