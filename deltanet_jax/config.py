@@ -146,7 +146,7 @@ def _differences(a, b, path):
       pair = getattr(a, field.name), getattr(b, field.name)
       yield from _differences(*pair, (*path, field.name))
   elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-    for i, pair in enumerate(zip(a, b)):
+    for i, pair in enumerate(zip(a, b, strict=True)):
       yield from _differences(*pair, (*path, str(i)))
   elif a != b:
     yield f'{name}: {_brief(a)} != {_brief(b)}'

@@ -115,7 +115,7 @@ def test_the_weights_suit_the_slice_held_back_better_than_any_near_them():
     for _, bucket in model._frequencies(ngram._windows(held, order))
   ]
   tried = 0
-  for w, seen in zip(model._weights, events_in):
+  for w, seen in zip(model._weights, events_in, strict=True):
     for b in np.flatnonzero(seen[1:] > 50) + 1:
       kept = w[b]
       for moved in (kept * 0.7, 1 - (1 - kept) * 0.7):

@@ -1,5 +1,6 @@
 """Which documents do the files of `data.path` hold?"""
 
+import fnmatch
 import glob
 import json
 import os
@@ -21,36 +22,55 @@ def find(patterns):
   """The sorted files that match globs separated by commas.
 
   `**` matches any number of folders. A glob that begins with '!' takes its
-  matches out again: 'lib/**/*.py,!lib/tests/**'.
+  matches out again, '!**/...' wherever they are: 'lib/**/*.py,!**/tests/**'.
 
   Raises:
     ConfigError: a glob that no file matches, or no file left.
   """
   globs = [part.strip() for part in patterns.split(',') if part.strip()]
-  wanted, unwanted = set(), set()
+  unwanted = [_parts(p.removeprefix('!')) for p in globs if p.startswith('!')]
+  wanted = set()
   for pattern in globs:
     if pattern.startswith('!'):
-      unwanted |= _matches(pattern.removeprefix('!'))
       continue
-    found = _matches(pattern)
+    matches = glob.iglob(os.path.expanduser(pattern), recursive=True)
+    found = {os.path.abspath(path) for path in matches if os.path.isfile(path)}
     if not found:
       raise ConfigError(
         f'data.path={patterns!r}: no file matches {pattern!r}; give globs of'
         " existing files, separated by commas, as in 'texts/**/*.txt'"
       )
     wanted |= found
-  if not wanted - unwanted:
+  kept = [
+    path for path in sorted(wanted)
+    if not any(_match(_parts(path), pattern) for pattern in unwanted)
+  ]
+  if not kept:
     raise ConfigError(
       f'data.path={patterns!r}: no file matches ({len(wanted)} excluded); give'
       ' a glob that the exclusions leave something of'
     )
-  return sorted(wanted - unwanted)
+  return kept
 
 
-def _matches(pattern):
-  # absolute, so that an exclusion may be written differently
-  found = glob.iglob(os.path.expanduser(pattern), recursive=True)
-  return {os.path.abspath(path) for path in found if os.path.isfile(path)}
+def _parts(path):
+  path = os.path.expanduser(path)
+  if not path.startswith('**'):
+    path = os.path.abspath(path)
+  return path.split('/')
+
+
+def _match(parts, pattern):
+  if not pattern:
+    return not parts
+  if pattern[0] == '**':
+    rest = pattern[1:]
+    return any(_match(parts[i:], rest) for i in range(len(parts) + 1))
+  return (
+    bool(parts)
+    and fnmatch.fnmatchcase(parts[0], pattern[0])
+    and _match(parts[1:], pattern[1:])
+  )
 
 
 def read(files, field):

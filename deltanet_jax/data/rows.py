@@ -25,7 +25,7 @@ class Rows:
     self._starts = np.concatenate([[0], np.cumsum(lengths)])
     self.tokens = int(self._starts[-1])  # targets, eod included
     self._stream = np.full(self.tokens + 1, eod, dtype)
-    for start, document in zip(self._starts, documents):
+    for start, document in zip(self._starts[:-1], documents, strict=True):
       self._stream[start + 1 : start + 1 + len(document)] = document
     self._seq_len = seq_len
     self._eod = eod

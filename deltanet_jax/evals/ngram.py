@@ -75,7 +75,8 @@ class NGram:
 
   def _interpolate(self, codes):
     p = np.full(len(codes), 1 / SYMBOLS)
-    for (f, bucket), weights in zip(self._frequencies(codes), self._weights):
+    levels = zip(self._frequencies(codes), self._weights, strict=True)
+    for (f, bucket), weights in levels:
       w = weights[bucket]
       p = w * f + (1 - w) * p
     return p
@@ -96,7 +97,7 @@ class NGram:
       w[0] = 0  # the context was never seen
     for _ in range(EM_STEPS):
       p = [np.full(len(codes), 1 / SYMBOLS)]
-      for (f, bucket), w in zip(levels, weights):
+      for (f, bucket), w in zip(levels, weights, strict=True):
         p.append(w[bucket] * f + (1 - w[bucket]) * p[-1])
       reach = np.ones(len(codes))  # posterior that the orders above passed
       for k in reversed(range(len(levels))):
