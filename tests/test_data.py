@@ -68,6 +68,7 @@ def test_globs_join_and_exclude(folder, monkeypatch):
   both = files.find(f'{folder}/0/*.txt, {folder}/1/*.txt,{folder}/0/**')
   assert both == [p for p in every if '/2/' not in p]
   assert both == files.find(f'!{folder}/2/**,{folder}/**/*.txt')
+  assert both == files.find(f'{folder}/**/*.txt,!**/2/**')
   monkeypatch.chdir(folder)
   for exclusion in ('./2/*', '**/2/**', '**/2/*.txt', '2/[0-9]*'):
     assert both == files.find(f'**/*.txt,!{exclusion}'), exclusion
