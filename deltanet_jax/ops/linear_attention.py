@@ -1,35 +1,139 @@
-"""Linear attention with no, constant or per-token scalar decay."""
+"""Linear attention: no decay, a constant decay per head, one per token.
+
+    S_t = e^{g_t} S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
+
+arXiv:2006.16236 eq. 18-20 without the normaliser (g = None), Lightning
+attention of arXiv:2501.08313 (g [H], the same for every token), and the
+scalar-gated form (g [B,T,H]). All forms take
+
+  q, k [B,T,J,K]   v [B,T,H,V]   g None, [H] or [B,T,H], g <= 0
+
+with H a multiple of J (value head h reads key head h // (H/J)), and
+keyword-only
+
+  state [B,H,K,V]: before the first token, zeros if None
+  segment_ids [B,T] int: the state is zero again wherever they change
+  chunk: tokens of a chunk (associative and chunked)
+
+and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
+scaled or normalised here. ValueError where heads or state do not fit. Decay
+and state are float32; matmul operands have q's type.
+"""
 
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.ops.scan import token_scan
+from deltanet_jax.ops import scan
+from deltanet_jax.ops.scan import F32, matmul, repeat_heads
 
 
 def step(q, k, v, g, state):
+  """One token: q, k [B,J,K], v [B,H,V], g None, [H] or [B,H], state f32."""
   G = v.shape[1] // q.shape[1]
-  f32 = lambda x: x.astype(jnp.float32)
-  q, k = (jnp.repeat(f32(x), G, axis=1) for x in (q, k))
+  q, k = (jnp.repeat(x.astype(F32), G, axis=1) for x in (q, k))
   if g is not None:
-    state = jnp.exp(f32(g))[..., None, None] * state
-  state = state + jnp.einsum('bhk,bhv->bhkv', k, f32(v))
-  return jnp.einsum('bhk,bhkv->bhv', q, state).astype(v.dtype), state
+    state = jnp.exp(g.astype(F32))[..., None, None] * state
+  state = state + k[..., :, None] * v.astype(F32)[..., None, :]
+  return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
 
 
 def recurrent(q, k, v, g, *, state=None, segment_ids=None):
-  if state is None:
-    state = jnp.zeros((*v.shape[:1], v.shape[2], q.shape[3], v.shape[3]))
-  return token_scan(step, (q, k, v, g), state, segment_ids)
+  """Token by token: the definition."""
+  state = scan.initial_state(q, v, state)
+  return scan.token_scan(
+    step, (q, k, v, _per_token(g, v)), state, segment_ids
+  )
 
 
-def normalised(rule, q, k, v, *, state=None, segment_ids=None, **kwargs):
-  """o_t = q_t' S_t / (q_t' z_t): the normaliser z is one more value channel."""
+def associative(q, k, v, g, *, state=None, segment_ids=None, chunk=64):
+  """Chunks as affine maps of the state, composed by lax.associative_scan."""
+  o, state = scan.all_chunks(
+    _forward_associative,
+    (q, k, v, _per_token(g, v)),
+    scan.initial_state(q, v, state),
+    segment_ids,
+    chunk,
+  )
+  return o.astype(v.dtype), state
+
+
+def chunked(q, k, v, g, *, state=None, segment_ids=None, chunk=64, group=8):
+  """lax.scan over chunks, all else in parallel over `group` chunks at once."""
+  o, state = scan.chunked(
+    scan.Rule(_forward),
+    (q, k, v, _per_token(g, v)),
+    scan.initial_state(q, v, state),
+    segment_ids,
+    chunk,
+    group,
+  )
+  return o.astype(v.dtype), state
+
+
+def normalised(rule, q, k, v, *, state=None, segment_ids=None, **how):
+  """Classical linear attention of features q, k > 0 (arXiv:2006.16236 eq. 5).
+
+    o_t = S_t^T q_t / (z_t^T q_t),   z_t = z_{t-1} + k_t
+
+  The normaliser z is one more value channel, so `rule` is any form above
+  (`how` goes to it) and the state is [B,H,K,V+1]. With k = phi(.) > 0 the
+  divisor is positive and no epsilon is added.
+  """
   ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
   o, state = rule(
-    q, k, jnp.concatenate([v, ones], -1), None,
-    state=state, segment_ids=segment_ids, **kwargs,
+    q,
+    k,
+    jnp.concatenate([v, ones], -1).astype(F32),
+    None,
+    state=state,
+    segment_ids=segment_ids,
+    **how,
   )
-  return o[..., :-1] / o[..., -1:], state
+  return (o[..., :-1] / o[..., -1:]).astype(v.dtype), state
 
 
-FORMS = {'recurrent': recurrent, 'associative': recurrent, 'chunked': recurrent}
+def _per_token(g, v):
+  """g as [B,T,H]; so that padding and chunking treat every g alike."""
+  if g is None or g.ndim == 3:
+    return g
+  return jnp.broadcast_to(g, v.shape[:3])
+
+
+def _within(q, k, v, g, masks):
+  """Operands repeated to the value heads, decay, decayed scores, writes."""
+  G = v.shape[2] // q.shape[2]
+  low = lambda x: x.astype(q.dtype)
+  decay = scan.decay_of(g, masks, v.shape[:4])
+  scores = repeat_heads(matmul('...tk,...sk->...ts', q, k), G)
+  scores = jnp.tril(scores * decay.between)
+  read_q = low(decay.read[..., None] * repeat_heads(q, G))
+  write_k = low(decay.write[..., None] * repeat_heads(k, G))
+  within = matmul('...ts,...sv->...tv', low(scores), low(v))
+  write = matmul('...tk,...tv->...kv', write_k, low(v))
+  return read_q, decay.carry[..., None, None], within, write
+
+
+def _forward_associative(inputs, masks, state):
+  read_q, carry, within, write = _within(*inputs, masks)
+  entry, last = scan.affine_scan(carry, write, state, jnp.multiply)
+  o = matmul('...tk,...kv->...tv', read_q, entry.astype(read_q.dtype))
+  return o + within, last
+
+
+def _forward(inputs, masks, state):
+  read_q, carry, within, write = _within(*inputs, masks)
+
+  def body(state, xs):
+    carry, write = xs
+    return carry * state + write, state
+
+  last, entry = jax.lax.scan(body, state, (carry, write))
+  o = matmul('...tk,...kv->...tv', read_q, entry.astype(read_q.dtype))
+  return o + within, last
+
+
+FORMS = {
+  'recurrent': recurrent,
+  'associative': associative,
+  'chunked': chunked,
+}
