@@ -1,0 +1,45 @@
+"""Every shipped configuration loads, builds, and has the size it states."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deltanet_jax import calc, config, sharding
+from deltanet_jax.model import HybridLM, init_cache
+
+FILES = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+every_file = pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+
+
+def test_there_are_presets():
+  assert len(FILES) >= 15
+
+
+@every_file
+def test_preset_builds_with_the_parameters_its_docstring_states(path):
+  experiment = config.load(path)
+  cfg = experiment.model
+  doc = path.read_text().split('"""')[1]
+  stated = re.search(r'([\d,]+) parameters', doc)
+  if path.stem != 'quickstart':  # it states what its run prints instead
+    assert calc.parameters(cfg) == int(stated[1].replace(',', ''))
+  assert f'--config=configs/{path.name}' in doc
+  model = HybridLM(cfg, jnp.dtype(experiment.train.dtype))
+  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  logits, _ = jax.eval_shape(
+    lambda params, tokens: model.apply(
+      {'params': params}, tokens, cache=init_cache(cfg, 1, 64, jnp.bfloat16)
+    ), sharding.abstract_params(model), tokens,
+  )
+  assert (logits.shape, logits.dtype) == ((1, 1, cfg.vocab), jnp.float32)
+
+
+@every_file
+def test_preset_survives_json_and_fits_its_mesh(path):
+  experiment = config.load(path)
+  assert config.from_json(config.to_json(experiment)) == experiment
+  mesh = sharding.make_mesh(experiment.mesh)
+  sharding.param_shardings(HybridLM(experiment.model), mesh)
