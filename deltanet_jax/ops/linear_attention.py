@@ -104,8 +104,7 @@ def _within(q, k, v, g, masks):
   G = v.shape[2] // q.shape[2]
   low = lambda x: x.astype(q.dtype)
   decay = scan.decay_of(g, masks, v.shape[:4])
-  scores = repeat_heads(matmul('...tk,...sk->...ts', q, k), G)
-  scores = jnp.tril(scores * decay.between)
+  scores = repeat_heads(matmul('...tk,...sk->...ts', q, k), G) * decay.between
   read_q = low(decay.read[..., None] * repeat_heads(q, G))
   write_k = low(decay.write[..., None] * repeat_heads(k, G))
   within = matmul('...ts,...sv->...tv', low(scores), low(v))
