@@ -134,7 +134,7 @@ class Backbone(nn.Module):
     )
     x, period = stack(
       scan, 'period', c.period if c.repeats else (),
-      depth[first:last].reshape(c.repeats, -1), x, old.period,
+      depth[first:last].reshape(c.repeats, len(c.period)), x, old.period,
     )
     x, suffix = stack(Stack, 'suffix', c.suffix, depth[last:], x, old.suffix)
     x = RMSNorm(c.norm_eps, c.zero_centred, name='norm')(x)
