@@ -94,7 +94,9 @@ class Workdir:
     write(self.config, config.to_json(experiment) + '\n')
 
   def release(self):
-    self._lock.close()
+    """Gives the folder free, if it was claimed."""
+    if self._lock:
+      self._lock.close()
 
   def finished(self):
     """The results of a run that is done, or None."""

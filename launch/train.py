@@ -6,6 +6,9 @@ Any field of the configuration is set by its name, and tuples by index:
 
   --config.train.steps=100 --config.model.period.0.mixer.chunk=32
 
+The fields, with their meaning, are in deltanet_jax/experiment.py and
+deltanet_jax/mixers/config.py; a misspelt one is answered with the nearest.
+
 Started again with the same --workdir, the run continues from its newest
 checkpoint. There only train.log_every, eval_every, eval_rows, save_every, keep
 and the mesh may change. SIGTERM and Ctrl-C save after the current step.
@@ -33,17 +36,21 @@ WORKDIR = flags.DEFINE_string(
 
 
 def main(experiment):
-  workdir = Workdir(WORKDIR.value)
-  workdir.check(experiment)
-  result = workdir.finished()
-  if result is None:
-    data = _read(experiment)
-    workdir.claim(experiment)
-    result = _train(experiment, workdir, data)
+  result = run(experiment, Workdir(WORKDIR.value))
   if isinstance(result, int):
     return 128 + result
   print(json.dumps(result, indent=2))
   return 0
+
+
+def run(experiment, workdir):
+  """The results of the run, or the signal that stopped it."""
+  workdir.check(experiment)
+  result = workdir.finished()
+  if result is not None:
+    print(f'finished before: {workdir.path}', file=sys.stderr)
+    return result
+  return _train(experiment, workdir, _read(experiment))
 
 
 def _read(experiment):

@@ -35,6 +35,7 @@ def continue_text(workdir, experiment, prompt, *, max_tokens, sampling, seed):
     sampling=sampling,
     key=jax.random.key(seed),
     dtype=jnp.dtype(experiment.train.dtype),
+    vocab=tokenizer.vocab_size,
   )
   for token in tokens:
     if token == tokenizer.eod:
@@ -57,10 +58,11 @@ def load_params(workdir, cfg):
   return found[1]['params']
 
 
-def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype):
+def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype, vocab):
   """Yields up to `max_tokens` token ids, each as soon as it is chosen.
 
   prompt: ids, at least one   cfg: ModelConfig   dtype: of the computation
+  vocab: the ids that mean something; a model may have more for their shape
 
   The program is compiled once for the prompt's length and once for a token.
   The i-th token depends on the i-th key folded from `key` alone.
@@ -68,6 +70,18 @@ def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype):
   if not len(prompt):
     raise ValueError('the prompt has no token; give at least one')
   sampling.check()
+  advance = _advance(cfg, dtype, sampling, vocab)
+  cache = init_cache(cfg, 1, len(prompt) + max_tokens, dtype)
+  tokens = jnp.asarray(prompt, jnp.int32)[None]
+  for i in range(max_tokens):
+    token, cache = advance(params, cache, tokens, jax.random.fold_in(key, i))
+    yield int(token[0])
+    tokens = token[:, None]
+
+
+@functools.cache
+def _advance(cfg, dtype, sampling, vocab):
+  """(params, cache (donated), tokens [1,T], key) -> the next token, cache."""
   backbone = Backbone(cfg, dtype)
 
   @functools.partial(jax.jit, donate_argnums=1)
@@ -75,18 +89,13 @@ def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype):
     hidden, cache = backbone.apply(
       {'params': params['backbone']}, tokens, cache=cache
     )
-    head = head_weight(params, cfg).astype(hidden.dtype)
+    head = head_weight(params, cfg)[:, :vocab].astype(hidden.dtype)
     logits = jnp.einsum(
       'BD,DZ->BZ', hidden[:, -1], head, preferred_element_type=jnp.float32
     )
     return sample(logits, key, sampling), cache
 
-  cache = init_cache(cfg, 1, len(prompt) + max_tokens, dtype)
-  tokens = jnp.asarray(prompt, jnp.int32)[None]
-  for i in range(max_tokens):
-    token, cache = advance(params, cache, tokens, jax.random.fold_in(key, i))
-    yield int(token[0])
-    tokens = token[:, None]
+  return advance
 
 
 class TextStream:

@@ -96,13 +96,14 @@ def items(state):
 def train(experiment, workdir, data, stream=None):
   """Trains to the end, or up to SIGTERM or SIGINT; then saves.
 
-  experiment: Experiment   workdir: Workdir, claimed   data: TextData of it.
+  experiment: Experiment   workdir: Workdir, checked   data: TextData of it.
   Returns the results, also in `result.json`, or the signal that stopped it.
   Continues from the newest whole checkpoint: what follows it is, to the bit,
   what an unbroken run on the same mesh would have written to `metrics.jsonl`.
 
   Raises:
-    ConfigError: the mesh needs more devices, or does not divide the model.
+    ConfigError: the mesh needs more devices, or does not divide the model;
+      the folder cannot be written, or another process trains in it.
     NonFiniteError: MAX_STREAK steps in a row were skipped.
     CheckpointError: no checkpoint can be read or written.
   """
@@ -111,6 +112,8 @@ def train(experiment, workdir, data, stream=None):
   except ValueError as error:
     raise ConfigError(str(error)) from error
   program = make_program(experiment, mesh)
+  # only now: a configuration that cannot run shall not own the folder
+  workdir.claim(experiment)
   keep = experiment.train.keep
   with (
     jax.set_mesh(mesh),

@@ -1,0 +1,33 @@
+# Sourced by the scripts: .venv with requirements.txt installed, as $python.
+# DELTANET_PYTHON names another interpreter to make it with.
+
+make_env() {
+  local root=$1 base version stamp
+  base=${DELTANET_PYTHON:-}
+  if [ -z "$base" ]; then
+    for base in python3 python3.13 python3.12 python3.11 none; do
+      _new_enough "$base" && break
+    done
+  fi
+  if ! _new_enough "$base"; then
+    version=$(python3 --version 2>&1 || echo 'no python3')
+    echo "error: Python 3.11 or newer is needed and there is $version;" \
+      "install one, or give its path as DELTANET_PYTHON" >&2
+    return 2
+  fi
+  python=$root/.venv/bin/python
+  # a stamp of what is installed: nothing to do when it is the same
+  stamp=$(cksum <"$root/requirements.txt")
+  if [ -x "$python" ] && [ "$(cat "$root/.venv/stamp" 2>&1)" = "$stamp" ]; then
+    return
+  fi
+  echo "making .venv and installing requirements.txt (a minute or two)" >&2
+  [ -x "$python" ] || "$base" -m venv "$root/.venv"
+  "$python" -m pip install --quiet --disable-pip-version-check \
+    -r "$root/requirements.txt"
+  echo "$stamp" >"$root/.venv/stamp"
+}
+
+_new_enough() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Trains configs/quickstart.py and shows what came of it. Run again, it
+# continues where it stopped, or shows the results again. Arguments go to
+# launch.train: --workdir=runs/other --config.data.path='texts/*.txt'
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/env.sh
+make_env "$PWD"
+exec "$python" -m launch.quickstart --config=configs/quickstart.py "$@"

@@ -1,0 +1,150 @@
+"""Sampling, generation from the cache, and text in whole characters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deltanet_jax import sharding
+from deltanet_jax.data.tokenizer import ByteTokenizer
+from deltanet_jax.experiment import Layer, MeshConfig, MLPConfig, ModelConfig
+from deltanet_jax.infer.generate import TextStream, generate
+from deltanet_jax.infer.sampling import keep_likely, sample
+from deltanet_jax.infer.settings import Sampling
+from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.model import HybridLM
+
+GREEDY = Sampling(temperature=0.0)
+LOGITS = jnp.log(jnp.array([0.05, 0.4, 0.1, 0.3, 0.15]))
+
+
+def _kept(top_k, top_p):
+  return np.isfinite(keep_likely(LOGITS, top_k, top_p)).nonzero()[0].tolist()
+
+
+@pytest.mark.parametrize(
+  'top_k, top_p, kept',
+  [
+    (0, 1.0, [0, 1, 2, 3, 4]),
+    (1, 1.0, [1]),
+    (3, 1.0, [1, 3, 4]),
+    (9, 1.0, [0, 1, 2, 3, 4]),
+    (0, 0.01, [1]),
+    (0, 0.39, [1]),
+    (0, 0.6, [1, 3]),
+    (0, 0.8, [1, 3, 4]),
+    # of the two tokens that top_k leaves, the first has 4/7 = 0.57
+    (2, 0.5, [1]),
+    (2, 0.6, [1, 3]),
+  ],
+)
+def test_top_k_and_top_p_keep_the_most_likely(top_k, top_p, kept):
+  assert _kept(top_k, top_p) == kept
+
+
+def test_equal_logits_keep_exactly_k():
+  assert np.isfinite(keep_likely(jnp.zeros(6), 2, 1.0)).sum() == 2
+
+
+def test_samples_follow_the_distribution_of_the_temperature():
+  keys = jax.random.split(jax.random.key(0), 20_000)
+
+  def frequencies(sampling):
+    ids = jax.vmap(lambda key: sample(LOGITS, key, sampling))(keys)
+    return np.bincount(ids, minlength=5) / len(keys)
+
+  p = np.exp(np.asarray(LOGITS))
+  np.testing.assert_allclose(frequencies(Sampling()), p, atol=0.015)
+  cold = p**2 / (p**2).sum()
+  np.testing.assert_allclose(frequencies(Sampling(0.5)), cold, atol=0.015)
+  two = np.where(p > 0.2, p, 0) / 0.7
+  np.testing.assert_allclose(frequencies(Sampling(1.0, 2)), two, atol=0.015)
+  assert frequencies(GREEDY)[1] == 1
+
+
+@pytest.mark.parametrize(
+  'bad', [Sampling(-1.0), Sampling(1.0, -1), Sampling(1.0, 0, 0.0),
+          Sampling(1.0, 0, 1.5), Sampling(float('nan'))]
+)  # fmt: skip
+def test_settings_that_mean_nothing_are_refused(bad):
+  with pytest.raises(ValueError, match='give'):
+    bad.check()
+
+
+@pytest.fixture(scope='module')
+def model():
+  delta = GatedDeltaNetConfig(
+    key_heads=1, value_heads=2, key_dim=8, value_dim=8, chunk=16
+  )
+  layers = Layer(delta, MLPConfig(16)), Layer(
+    AttentionConfig(heads=2, kv_heads=1, head_dim=8, rotary_dim=4),
+    MLPConfig(16),
+  )
+  cfg = ModelConfig(264, 16, layers, repeats=1)
+  mesh = sharding.make_mesh(MeshConfig())
+  params = sharding.init_params(HybridLM(cfg), jax.random.key(0), mesh)
+  # flat fresh logits would leave the argmax to rounding
+  return cfg, jax.tree.map(lambda x: x * 3, params)
+
+
+def _generate(
+  model, prompt, max_tokens, sampling=GREEDY, seed=0, vocab=264
+):
+  cfg, params = model
+  return list(
+    generate(
+      params, cfg, prompt, max_tokens=max_tokens, sampling=sampling,
+      key=jax.random.key(seed), dtype=jnp.float32,
+      vocab=vocab,
+    )
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize('length', [1, 37])
+def test_greedy_tokens_are_those_of_the_whole_model(model, length):
+  cfg, params = model
+  prompt = np.random.default_rng(0).integers(0, 256, length).tolist()
+  made = _generate(model, prompt, 6)
+  logits, _ = jax.jit(HybridLM(cfg).apply)(
+    {'params': params}, jnp.array([prompt + made])
+  )
+  want = jnp.argmax(logits[0], -1)[length - 1 : -1]
+  assert made == want.tolist() and len(set(made)) > 1
+
+
+def test_a_seed_gives_one_text_and_another_seed_another(model):
+  first, again, other = (
+    _generate(model, [1, 2, 3], 12, Sampling(), seed) for seed in (0, 0, 1)
+  )
+  assert first == again != other
+
+
+def test_a_longer_text_begins_with_the_shorter(model):
+  short, longer = (_generate(model, [5], n, Sampling()) for n in (4, 8))
+  assert longer[:4] == short
+
+
+def test_ids_beyond_the_vocabulary_never_come(model):
+  hot = Sampling(temperature=100.0)
+  assert max(_generate(model, [5], 40, hot)) > 9
+  assert max(_generate(model, [5], 40, hot, vocab=10)) <= 9
+
+
+def test_an_empty_prompt_is_refused(model):
+  with pytest.raises(ValueError, match='no token'):
+    _generate(model, [], 1)
+
+
+def test_text_appears_in_whole_characters():
+  stream = TextStream(ByteTokenizer().decode)
+  text = 'a\u00e9\u20ac\U0001f600b'
+  parts = [stream.push(byte) for byte in text.encode()]
+  assert [p for p in parts if p] == list(text)
+  assert stream.close() == ''
+
+
+def test_broken_utf8_is_shown_once_it_is_certain():
+  stream = TextStream(ByteTokenizer().decode)
+  parts = [stream.push(byte) for byte in b'x\xe2\x82y\xe2']
+  assert parts == ['x', '', '', '\ufffdy', '']
+  assert stream.close() == '\ufffd'
