@@ -30,11 +30,73 @@ class MLPConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MoEConfig:
+  """Mixture of experts: every token goes to `top` of `experts` gated MLPs."""
+
+  experts: int
+  top: int
+  hidden: int  # width of an expert
+  score: str = 'softmax'  # or 'sigmoid', of the router's logits
+  bias: bool = False  # added to the scores for the choice alone
+  groups: int = 1  # equal groups of experts, of which
+  top_groups: int = 1  # these are open to a token
+  renormalise: bool = True  # weights divided by their sum
+  eps: float = 0.0  # added to that sum
+  scale: float = 1.0  # of the weights
+  shared: int = 0  # width of an expert that takes every token; 0: none
+  shared_gate: bool = False  # it is multiplied by sigmoid(x w)
+
+  def __post_init__(self):
+    _choice('MoEConfig.score', self.score, ('softmax', 'sigmoid'))
+    for name in ('experts', 'top', 'hidden', 'groups', 'top_groups'):
+      _at_least(f'MoEConfig.{name}', getattr(self, name), 1)
+    _at_least('MoEConfig.shared', self.shared, 0)
+    if self.experts % self.groups or self.top_groups > self.groups:
+      raise ValueError(
+        f'MoEConfig.groups {self.groups} must divide the {self.experts} experts'
+        f' and be at least top_groups {self.top_groups}; change one of them'
+      )
+    open_ = self.experts // self.groups * self.top_groups
+    if self.top > open_:
+      raise ValueError(
+        f'MoEConfig.top is {self.top} and a token can reach {open_} experts;'
+        ' choose fewer or open more groups'
+      )
+    if self.shared_gate and not self.shared:
+      raise ValueError(
+        'MoEConfig.shared_gate without a shared expert; give its width as'
+        ' shared'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual:
+  """How a branch f (mixer or ffn) joins the residual stream.
+
+  form: 'pre': x + f(N(x)); 'post': x + N(f(x)) (OLMo 2's);
+  'normed': h = N(x); alpha h + beta f(h) (MiniMax-01's DeepNorm)
+  """
+
+  form: str = 'pre'
+  alpha: float = 1.0
+  beta: float = 1.0
+
+  def __post_init__(self):
+    _choice('Residual.form', self.form, ('pre', 'post', 'normed'))
+    if self.form != 'normed' and (self.alpha, self.beta) != (1, 1):
+      raise ValueError(
+        f'Residual.alpha {self.alpha} and beta {self.beta} belong to the form'
+        " 'normed'; leave them at 1 or change the form"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class Layer:
   """One residual block: x += mixer(norm(x)); x += ffn(norm(x))."""
 
   mixer: MixerConfig
-  ffn: MLPConfig
+  ffn: MLPConfig | MoEConfig
+  residual: Residual = Residual()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.experiment import Layer, ModelConfig
+from deltanet_jax.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.layers.mlp import MLP
+from deltanet_jax.layers.moe import MoE
 from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.layers.proj import Proj, named, scaled_normal
 from deltanet_jax.mixers.base import Context
+from deltanet_jax.ops.routing import Load
 from deltanet_jax.sharding import constrain
 
 EMBED_STD = 0.02
@@ -25,6 +27,21 @@ class ModelCache(NamedTuple):
   """Every layer's cache; those of `period` are stacked over the repeats."""
 
   length: jax.Array  # int32 scalar, tokens so far
+  prefix: tuple
+  period: tuple
+  suffix: tuple
+
+
+class LayerReport(NamedTuple):
+  """What a layer tells in training beside its output."""
+
+  mixer: Any  # None, or what the mixer's module says it returns
+  load: Load | None  # of the experts; None without them
+
+
+class Reports(NamedTuple):
+  """Every layer's LayerReport; those of `period` stacked over the repeats."""
+
   prefix: tuple
   period: tuple
   suffix: tuple
@@ -45,7 +62,10 @@ def init_cache(cfg, batch, max_len, dtype):
 
 
 class Block(nn.Module):
-  """x += mixer(norm(x)); x += ffn(norm(x))."""
+  """The mixer, then the ffn, each joined to x as `layer.residual` says.
+
+  Returns (x, the layer's next cache), or in training (x, its LayerReport).
+  """
 
   cfg: ModelConfig
   layer: Layer
@@ -53,23 +73,39 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, ctx, cache):
-    c = self.cfg
-    norm = lambda name: RMSNorm(c.norm_eps, c.zero_centred, name=name)
+    c, ffn = self.cfg, self.layer.ffn
     # 2 branches a layer add up in the residual: keep their sum's size
     out_scale = (2 * len(c.layers)) ** -0.5
     mixer = self.layer.mixer.make(
       d_model=c.d_model, dtype=self.dtype, zero_centred=c.zero_centred,
       out_scale=out_scale, name='mixer',
     )
-    y, cache = mixer(norm('mixer_norm')(x), ctx, cache)
-    x = constrain(x + y, 'batch', 'time', 'act_embed')
-    ffn = MLP(self.layer.ffn.hidden, self.dtype, out_scale, name='ffn')
-    x = x + ffn(norm('ffn_norm')(x))
-    return constrain(x, 'batch', 'time', 'act_embed'), cache
+    x, out = self._join(x, lambda h: mixer(h, ctx, cache), 'mixer_norm')
+    if isinstance(ffn, MoEConfig):
+      branch = MoE(ffn, self.dtype, out_scale, name='ffn')
+    else:
+      mlp = MLP(ffn.hidden, self.dtype, out_scale, name='ffn')
+      branch = lambda h: (mlp(h), None)
+    x, load = self._join(x, branch, 'ffn_norm')
+    return x, LayerReport(out, load) if cache is None else out
+
+  def _join(self, x, branch, name):
+    """(x joined with what `branch` makes, the other thing it returns)."""
+    c, r = self.cfg, self.layer.residual
+    norm = RMSNorm(c.norm_eps, c.zero_centred, name=name)
+    if r.form == 'post':
+      y, out = branch(x)
+      x = x + norm(y)
+    else:
+      h = norm(x)
+      y, out = branch(h)
+      x = x + y if r.form == 'pre' else r.alpha * h + r.beta * y
+    return constrain(x, 'batch', 'time', 'act_embed'), out
 
 
 class Stack(nn.Module):
-  """`layers` in order; depth [len(layers)], caches one for each or ()."""
+  """`layers` in order; depth [len(layers)], caches one for each or (). Returns
+  x and what each block returns beside it."""
 
   cfg: ModelConfig
   layers: tuple[Layer, ...]
@@ -83,15 +119,16 @@ class Stack(nn.Module):
       block = nn.remat(Block, policy=POLICIES[self.cfg.remat])
     for i, layer in enumerate(self.layers):
       ctx = Context(positions, segment_ids, depth[i])
-      x, cache = block(self.cfg, layer, self.dtype, name=f'layer_{i}')(
+      x, out = block(self.cfg, layer, self.dtype, name=f'layer_{i}')(
         x, ctx, caches[i] if caches else None
       )
-      new.append(cache)
+      new.append(out)
     return x, tuple(new)
 
 
 class Backbone(nn.Module):
-  """tokens [B,T] -> (normed hidden [B,T,D] in dtype, cache)."""
+  """tokens [B,T] -> (normed hidden [B,T,D] in dtype, the next cache), or in
+  training (hidden, Reports)."""
 
   cfg: ModelConfig
   dtype: Any = jnp.float32
@@ -138,10 +175,10 @@ class Backbone(nn.Module):
     )
     x, suffix = stack(Stack, 'suffix', c.suffix, depth[last:], x, old.suffix)
     x = RMSNorm(c.norm_eps, c.zero_centred, name='norm')(x)
-    if cache is not None:
-      length = cache.length + tokens.shape[1]
-      cache = ModelCache(length, prefix, period, suffix)
-    return x, cache
+    if cache is None:
+      return x, Reports(prefix, period, suffix)
+    length = cache.length + tokens.shape[1]
+    return x, ModelCache(length, prefix, period, suffix)
 
 
 def _positions(tokens, segment_ids, cache):
@@ -174,7 +211,8 @@ class HybridLM(nn.Module):
                                 segment_ids=None, cache=None)
 
   tokens, positions, segment_ids [B,T] int32, logits [B,T,Z]. Without a cache:
-  training; positions count from each segment's start unless given. With one
+  training; positions count from each segment's start unless given, and the
+  layers' Reports take the place of the next cache. With one
   (`init_cache`), the tokens continue what it holds: a prompt is a call with a
   fresh cache, decoding a call with one token. Weights are float32, products
   take `dtype`. A cache with segment_ids is a ValueError.
@@ -187,7 +225,7 @@ class HybridLM(nn.Module):
   def __call__(self, tokens, positions=None, segment_ids=None, cache=None):
     c = self.cfg
     backbone = Backbone(c, self.dtype, name='backbone')
-    hidden, cache = backbone(tokens, positions, segment_ids, cache)
+    hidden, out = backbone(tokens, positions, segment_ids, cache)
     if c.tied:
       table = nn.unbox(backbone.variables['params'])['embed']
       logits = jnp.einsum(
@@ -199,4 +237,4 @@ class HybridLM(nn.Module):
         (c.d_model, c.vocab), ('embed', 'vocab'), 'BTD,DZ->BTZ', self.dtype,
         jnp.float32, name='head',
       )(hidden)
-    return logits, cache
+    return logits, out

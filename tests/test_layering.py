@@ -16,10 +16,10 @@ ALLOWED = {
   'experiment': ('mixers.config',),
   'config': ('experiment', 'mixers.config'),
   'ops': ('ops',),
-  'layers': ('layers', 'ops'),
+  'layers': ('layers', 'ops', 'experiment'),
   'mixers': ('mixers.base', 'mixers.config', 'layers', 'ops'),
   'mixers.config': (),
-  'model': ('experiment', 'layers', 'mixers.base', 'sharding'),
+  'model': ('experiment', 'layers', 'mixers.base', 'ops.routing', 'sharding'),
   'sharding': (),
   'calc': ('model', 'sharding', 'experiment', 'mixers.config'),
 }

@@ -1,5 +1,6 @@
 """AdamW and Muon, their schedules, and which parameter gets what."""
 
+import itertools
 import math
 
 import jax
@@ -37,13 +38,14 @@ def schedule(cfg, steps):
 def matrix_axes(axes):
   """Axes over which a weight is one matrix: (inputs, outputs), or None.
 
-  axes: the logical axis names of an array. A leading 'layers' axis stacks
-  separate matrices. 'embed' first is the input, 'embed' last the output, and
+  axes: the logical axis names of an array. Leading 'layers' and 'experts' axes
+  stack separate matrices. 'embed' first is the input, 'embed' last the output, and
   the rest is the other side: ('layers', 'embed', 'heads', 'head_k') is one
   D x HK matrix a layer. None for what is no hidden matrix: embedding and head
   ('vocab'), norms, biases, taps of a convolution.
   """
-  names = [(i, name) for i, name in enumerate(axes) if name != 'layers']
+  stacks = itertools.takewhile(lambda a: a in ('layers', 'experts'), axes)
+  names = list(enumerate(axes))[len(list(stacks)):]
   kinds = {name for _, name in names}
   if len(names) < 2 or kinds & {'vocab', 'conv'} or not kinds & set(_HIDDEN):
     return None

@@ -1,0 +1,65 @@
+"""Mixture of experts in place of the gated MLP."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.experiment import MoEConfig
+from deltanet_jax.layers.mlp import MLP
+from deltanet_jax.layers.proj import Proj, named, scaled_normal
+from deltanet_jax.ops import routing
+
+
+class MoE(nn.Module):
+  """y = sum over chosen e of w_e MLP_e(x), and the experts' load.
+
+  w from `ops.routing.route` of x router, in float32. A shared expert of width
+  `shared` is added, times sigmoid(x shared_gate) when it is gated. Returns
+  (y [B,T,D], Load).
+  """
+
+  cfg: MoEConfig
+  dtype: Any = jnp.float32
+  out_scale: float = 1.0  # of the last weights' standard deviation
+
+  @nn.compact
+  def __call__(self, x):
+    c, (B, T, D) = self.cfg, x.shape
+    E, F = c.experts, c.hidden
+    # a choice between close scores must not hang on a product's rounding
+    with jax.default_matmul_precision('highest'):
+      logits = Proj(
+        (D, E), ('embed', 'experts'), 'BTD,DE->BTE', name='router'
+      )(x)
+    bias = None
+    if c.bias:
+      bias = self.param('bias', named(nn.initializers.zeros, ('experts',)), (E,))
+    chosen = routing.route(
+      logits.reshape(B * T, E), score=c.score, top=c.top, bias=bias,
+      groups=c.groups, top_groups=c.top_groups, renormalise=c.renormalise,
+      eps=c.eps, scale=c.scale,
+    )
+    weight = lambda name, axes, shape, std: self.param(
+      name, named(scaled_normal(std), ('experts', *axes)), (E, *shape)
+    )
+    inward = ('embed', 'mlp'), (D, F), D**-0.5
+    y = routing.grouped(
+      x.astype(self.dtype).reshape(B * T, D), chosen,
+      weight('gate', *inward), weight('up', *inward),
+      weight('down', ('mlp', 'embed'), (F, D), self.out_scale * F**-0.5),
+    ).reshape(B, T, D)
+    if c.shared:
+      y += self._shared(x)
+    return y, routing.load(chosen)
+
+  def _shared(self, x):
+    c = self.cfg
+    y = MLP(c.shared, self.dtype, self.out_scale, name='shared')(x)
+    if not c.shared_gate:
+      return y
+    gate = Proj(
+      (x.shape[-1],), ('embed',), 'BTD,D->BT', self.dtype, name='shared_gate'
+    )(x)
+    return jax.nn.sigmoid(gate)[..., None] * y

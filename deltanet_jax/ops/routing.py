@@ -1,0 +1,128 @@
+"""Mixture of experts: who computes a token, with what weight, and the products.
+
+    s = softmax(l) or sigmoid(l)       l [N,E] the router's logits, float32
+    chosen = top-X of s + b            b [E] a bias that only selects
+    w_e = scale s_e / (sum of the chosen s + eps)     or scale s_e
+    y = sum over chosen e of w_e (silu(x gate_e) * (x up_e)) down_e
+
+Group-limited selection (arXiv:2412.19437 sec. 2.1.2): the experts form equal
+groups, a group scores the sum of its two largest s + b, and experts outside
+the best groups are not chosen. Ties go to the lower index, as in lax.top_k.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+F32 = jnp.float32
+
+
+class Routing(NamedTuple):
+  experts: jax.Array  # [N,X] int32, the chosen ones, best first
+  weights: jax.Array  # [N,X] float32
+  scores: jax.Array  # [N,E] float32, s above
+
+
+class Load(NamedTuple):
+  """What one layer's routing did, for the balance of the experts."""
+
+  share: jax.Array  # [E] float32, tokens that chose it / tokens; sums to X
+  score: jax.Array  # [E] float32, mean of s / sum s; sums to 1
+
+
+def route(
+  logits, *, score, top, bias=None, groups=1, top_groups=1, renormalise=True,
+  eps=0.0, scale=1.0,
+):
+  """Routing of tokens by their logits [N,E]; the equations are above.
+
+  score: 'softmax' or 'sigmoid'   bias: [E] or None   eps: of the sum
+  Gradients reach the logits through the weights, and never the bias.
+  """
+  N, E = logits.shape
+  scores = getattr(jax.nn, score)(logits.astype(F32))
+  choice = jax.lax.stop_gradient(scores)
+  if bias is not None:
+    chex.assert_shape(bias, (E,))
+    choice += jax.lax.stop_gradient(bias.astype(F32))
+  if groups > 1:
+    choice = _limit(choice.reshape(N, groups, E // groups), top_groups)
+  _, experts = jax.lax.top_k(choice, top)
+  weights = jnp.take_along_axis(scores, experts, axis=1)
+  if renormalise:
+    weights /= weights.sum(1, keepdims=True) + eps
+  return Routing(experts, scale * weights, scores)
+
+
+def _limit(choice, top_groups):
+  """choice [N,groups,E/groups] -> [N,E], -inf outside the best groups."""
+  N, M, width = choice.shape
+  best, _ = jax.lax.top_k(choice, min(2, width))
+  _, kept = jax.lax.top_k(best.sum(-1), top_groups)
+  keep = jax.nn.one_hot(kept, M, dtype=bool).any(1)
+  return jnp.where(keep[..., None], choice, -jnp.inf).reshape(N, M * width)
+
+
+def load(routing):
+  """The Load of a layer's tokens."""
+  N, E = routing.scores.shape
+  count = jnp.bincount(routing.experts.reshape(-1), length=E)
+  scores = routing.scores / routing.scores.sum(1, keepdims=True)
+  return Load(count.astype(F32) / N, scores.mean(0))
+
+
+def balance_loss(loads):
+  """E sum_e f_e P_e with f = share and P = score, each averaged over layers.
+
+  loads: Load with arrays [...,E], one row a layer. The loss of Switch
+  Transformer (arXiv:2101.03961 eq. 4) for top-X routing, layers taken
+  together: X when all experts are used alike.
+  """
+  share, score = (
+    x.reshape(-1, x.shape[-1]).mean(0) for x in (loads.share, loads.score)
+  )
+  return share.size * jnp.sum(jax.lax.stop_gradient(share) * score)
+
+
+def updated_bias(bias, share, rate):
+  """b + rate sign(mean share - share): balance without a loss.
+
+  bias and share [...,E] (arXiv:2408.15664 algorithm 1). An expert that many
+  chose is chosen less from now on.
+  """
+  return bias + rate * jnp.sign(share.mean(-1, keepdims=True) - share)
+
+
+def grouped(x, routing, gate, up, down):
+  """Sum of the chosen experts' outputs: every row is multiplied by its own
+  expert only, rows sorted by expert, in `lax.ragged_dot`.
+
+  x [N,D]   gate, up [E,D,F]   down [E,F,D]   -> [N,D] in x's type
+  Weighted and summed over the experts in float32.
+  """
+  (N, D), X = x.shape, routing.experts.shape[1]
+  chosen = routing.experts.reshape(N * X)
+  order = jnp.argsort(chosen)
+  sizes = jnp.bincount(chosen, length=gate.shape[0]).astype(jnp.int32)
+  move = lambda x, index: x.at[index].get(
+    unique_indices=True, mode='promise_in_bounds'
+  )
+  rows = move(jnp.repeat(x, X, axis=0), order)
+  dot = lambda rows, w: jax.lax.ragged_dot(rows, w.astype(x.dtype), sizes)
+  y = dot(jax.nn.silu(dot(rows, gate)) * dot(rows, up), down)
+  y = move(y, jnp.argsort(order)).reshape(N, X, D)
+  y = jnp.einsum('NXD,NX->ND', y.astype(F32), routing.weights)
+  return y.astype(x.dtype)
+
+
+def dense(x, routing, gate, up, down):
+  """`grouped` by its definition: every expert on every row."""
+  gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))
+  hidden = jax.nn.silu(jnp.einsum('ND,EDF->NEF', x, gate))
+  hidden *= jnp.einsum('ND,EDF->NEF', x, up)
+  y = jnp.einsum('NEF,EFD->NED', hidden, down)
+  chosen = jax.nn.one_hot(routing.experts, gate.shape[0], dtype=F32)
+  weights = jnp.einsum('NX,NXE->NE', routing.weights, chosen)
+  return jnp.einsum('NED,NE->ND', y.astype(F32), weights).astype(x.dtype)
