@@ -139,7 +139,9 @@ def test_arrays_that_do_not_fit_are_named(folder, change):
   if change == 'name':
     block['v'] = block.pop('w')
   with Checkpoints(folder) as checkpoints:
-    with pytest.raises(CheckpointError, match=r'block\.[wv], the program needs'):
+    with pytest.raises(
+      CheckpointError, match=r'block\.[wv], the program needs'
+    ):
       checkpoints.restore(_abstract(items))
   assert (folder / '3').is_dir()  # nothing was wrong with it
 

@@ -54,6 +54,8 @@ def _update(cfg, params, grads):
     (P('layers', 'embed', 'heads', 'head_k'), ((1,), (2, 3))),
     (P('layers', 'heads', 'head_v', 'embed'), ((1, 2), (3,))),
     (P('embed', 'mlp'), ((0,), (1,))),
+    (P('layers', 'experts', 'mlp', 'embed'), ((2,), (3,))),
+    (P('layers', 'embed', 'experts'), None),
     (P('latent', 'heads', 'head_k'), ((0,), (1, 2))),
     (P('layers', 'heads', 'head_k'), None),
     (P('layers', 'conv', 'heads', 'head_k'), None),

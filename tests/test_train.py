@@ -304,7 +304,9 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
   )
   workdir.check(same)
   for part, change in (
-    ('optim', {'lr': 0.5}), ('train', {'steps': 99}), ('data', {'seed': 7})
+    ('optim', {'lr': 0.5}),
+    ('train', {'steps': 99}),
+    ('data', {'seed': 7}),
   ):
     changed = dataclasses.replace(getattr(experiment, part), **change)
     other = dataclasses.replace(experiment, **{part: changed})
