@@ -4,7 +4,7 @@
 
 or, in an environment of your own,
 
-  python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+  python -m launch.quickstart --config=configs/quickstart.py
 """
 
 import sysconfig
@@ -46,8 +46,14 @@ def get_config():
       heldout=0.03,
     ),
     optim=OptimConfig(
-      name='muon', lr=3e-3, muon_lr=0.02, schedule='wsd', decay=0.4,
-      final=0.05, warmup=20, weight_decay=0.01,
+      name='muon',
+      lr=3e-3,
+      muon_lr=0.02,
+      schedule='wsd',
+      decay=0.4,
+      final=0.05,
+      warmup=20,
+      weight_decay=0.01,
     ),  # fmt: skip
     train=TrainConfig(
       steps=300,

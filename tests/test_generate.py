@@ -76,9 +76,12 @@ def model():
   delta = GatedDeltaNetConfig(
     key_heads=1, value_heads=2, key_dim=8, value_dim=8, chunk=16
   )
-  layers = Layer(delta, MLPConfig(16)), Layer(
-    AttentionConfig(heads=2, kv_heads=1, head_dim=8, rotary_dim=4),
-    MLPConfig(16),
+  layers = (
+    Layer(delta, MLPConfig(16)),
+    Layer(
+      AttentionConfig(heads=2, kv_heads=1, head_dim=8, rotary_dim=4),
+      MLPConfig(16),
+    ),
   )
   cfg = ModelConfig(264, 16, layers, repeats=1)
   mesh = sharding.make_mesh(MeshConfig())
@@ -87,9 +90,7 @@ def model():
   return cfg, jax.tree.map(lambda x: x * 3, params)
 
 
-def _generate(
-  model, prompt, max_tokens, sampling=GREEDY, seed=0, vocab=264
-):
+def _generate(model, prompt, max_tokens, sampling=GREEDY, seed=0, vocab=264):
   cfg, params = model
   return list(
     generate(

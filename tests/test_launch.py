@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = '--config=configs/quickstart.py'
-TINY = '''
+TINY = """
 import dataclasses
 from deltanet_jax import config
 from deltanet_jax.experiment import Layer, MLPConfig, ModelConfig
@@ -30,7 +30,7 @@ def get_config():
     ),
     train=dataclasses.replace(quick.train, steps=2),
   )
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -176,7 +176,9 @@ def test_the_scripts_parse(script):
 
 def test_an_old_python_is_refused_with_a_clear_line(tmp_path):
   old = tmp_path / 'python3'
-  old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\nexit 1\n')
+  old.write_text(
+    '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\nexit 1\n'
+  )
   old.chmod(0o755)
   done = subprocess.run(
     ['bash', '-c', 'source launch/env.sh; make_env "$1"', 'bash', tmp_path],

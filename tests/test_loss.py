@@ -44,7 +44,9 @@ def test_blocks_give_the_plain_value_and_gradients(block):
 def test_bfloat16_hidden_still_gives_float32_loss_and_head_gradient():
   hidden, head, targets, weights = _inputs()
   low = hidden.astype(jnp.bfloat16)
-  total, grad = jax.value_and_grad(cross_entropy, 1)(low, head, targets, weights)
+  total, grad = jax.value_and_grad(cross_entropy, 1)(
+    low, head, targets, weights
+  )
   assert total.dtype == grad.dtype == jnp.float32
   want = _plain(
     low.astype(jnp.float32),
@@ -86,4 +88,6 @@ def test_a_sharded_batch_gives_the_same_loss():
     for x, s in zip(args, (rows, whole, rows, rows), strict=True)
   ]
   total = jax.jit(lambda *a: cross_entropy(*a, block=4))(*sharded)
-  np.testing.assert_allclose(total.block_until_ready(), _plain(*args), rtol=1e-6)
+  np.testing.assert_allclose(
+    total.block_until_ready(), _plain(*args), rtol=1e-6
+  )

@@ -18,14 +18,21 @@ from deltanet_jax.mixers import config as mixer_config
 from deltanet_jax.mixers.base import Context
 
 B, T, D = 4, 24, 16
-FIRST = 11  # tokens of the first of two parts
+FIRST = T // 2  # tokens of the first of two parts: one program for both
 
+YARN = mixer_config.YarnConfig(
+  factor=4.0, original=16, mscale=1.0, mscale_all_dim=0.5
+)
 OPTIONS = {
   'AttentionConfig': (
     {'window': 5}, {'qk_norm': False, 'gate': False, 'rotary_dim': 0},
+    {'joint_norm': True, 'interleaved': True, 'yarn': YARN},
+  ),
+  'MLAConfig': (
+    {'rotary': False, 'query_latent': None, 'gate': 'none'},
+    {'gate': 'head', 'yarn': YARN, 'interleaved': False},
   ),
   'LinearAttentionConfig': ({'conv': 3},),
-  'LightningConfig': ({'conv': 2},),
   'DeltaNetConfig': ({'conv': 0, 'negative_eigenvalues': True},),
   'GatedDeltaNetConfig': (
     {'conv': 0}, {'negative_eigenvalues': True, 'key_heads': 4},
@@ -35,20 +42,25 @@ OPTIONS = {
     {'separate_gates': True, 'conv': 0},
   ),
 }
+# those that change what a rule is given
+RULE_OPTIONS = {'KDAConfig': ({'separate_gates': True},)}
 
 
-def _configs():
+def _configs(options):
   for name, cls in inspect.getmembers(mixer_config, inspect.isclass):
     if hasattr(cls, 'tiny'):
-      for options in ({}, *OPTIONS.get(name, ())):
-        cfg = dataclasses.replace(cls.tiny(), **options)
-        if hasattr(cfg, 'chunk'):
-          cfg = dataclasses.replace(cfg, chunk=16)
-        yield pytest.param(cfg, id='-'.join([name, *options]))
+      for changes in ({}, *options.get(name, ())):
+        cfg = dataclasses.replace(cls.tiny(), **changes)
+        if hasattr(cfg, 'form'):
+          # the options in the form that compiles soonest; the forms agree
+          form = 'recurrent' if changes else cfg.form
+          cfg = dataclasses.replace(cfg, chunk=16, form=form)
+        yield pytest.param(cfg, id='-'.join([name, *changes]))
 
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
-every_mixer = pytest.mark.parametrize('cfg', list(_configs()))
+every_class = pytest.mark.parametrize('cfg', list(_configs({})))
+every_mixer = pytest.mark.parametrize('cfg', list(_configs(OPTIONS)))
 
 
 def _call(cfg, params, x, segment_ids=None, cache=None, start=0):
@@ -116,7 +128,7 @@ def _close(got, want, rtol=2e-5):
   jax.tree.map(check, got, want)
 
 
-@every_mixer
+@pytest.mark.parametrize('cfg', list(_configs(RULE_OPTIONS)))
 def test_forms_agree_in_value_and_gradient(cfg):
   x, w = _inputs()
   forms = mixer_config.FORMS if hasattr(cfg, 'form') else (None,)
@@ -137,7 +149,7 @@ def test_two_parts_with_a_cache_equal_the_whole(cfg):
   (x, w), params = _inputs(), _params(cfg)
   whole, _ = _pull(cfg)(params, x, w)
   cache = cfg.init_cache(B, T, jnp.float32)
-  one, cache = _apply(cfg)(params, x[:, :FIRST], cache=cache)
+  one, cache = _apply(cfg)(params, x[:, :FIRST], cache=cache, start=0)
   two, _ = _apply(cfg)(params, x[:, FIRST:], cache=cache, start=FIRST)
   _close(jnp.concatenate([one, two], 1), whole)
 
@@ -147,7 +159,7 @@ def test_prefill_then_steps_equals_full(cfg):
   (x, w), params = _inputs(), _params(cfg)
   whole, _ = _pull(cfg)(params, x, w)
   cache = cfg.init_cache(B, T, jnp.float32)
-  y, cache = _apply(cfg)(params, x[:, :FIRST], cache=cache)
+  y, cache = _apply(cfg)(params, x[:, :FIRST], cache=cache, start=0)
   parts = [y]
   for t in range(FIRST, T):
     y, cache = _apply(cfg)(params, x[:, t:t + 1], cache=cache, start=t)
@@ -197,7 +209,7 @@ def test_segments_with_a_cache_are_refused(cfg):
     )
 
 
-@every_mixer
+@every_class
 def test_bfloat16_input_keeps_float32_states(cfg):
   (x, w), params = _inputs(), _params(cfg)
   cache = cfg.init_cache(B, T, jnp.bfloat16)
@@ -219,11 +231,13 @@ def test_cache_of_a_recurrent_mixer_does_not_grow(cfg):
     cache = jax.eval_shape(lambda: cfg.init_cache(1, max_len, jnp.float32))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
 
-  grows = hasattr(cfg, 'kv_heads') and cfg.window is None
+  grows = hasattr(cfg, 'latent') or (
+    hasattr(cfg, 'kv_heads') and cfg.window is None
+  )
   assert (size(64) == size(4096)) != grows
 
 
-@every_mixer
+@every_class
 def test_sharded_equals_unsharded(cfg):
   (x, w), params = _inputs(), _params(cfg)
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))

@@ -53,7 +53,7 @@ def _experiment(texts):
     data=DataConfig(f'{texts}/*.txt', seq_len=32, batch=8, heldout=0.2),
     optim=OptimConfig(name='muon', lr=1e-2, warmup=2),
     train=TrainConfig(
-      steps=9, dtype='float32', log_every=2, eval_every=4, eval_rows=8,
+      steps=9, dtype='float32', log_every=2, eval_every=4, eval_rows=64,
       save_every=3,
     ),
   )  # fmt: skip
@@ -181,6 +181,9 @@ def test_a_run_leaves_all_its_files(unbroken, texts):
   assert losses[9] < losses[2] < 6
   scores = [r for r in records if 'heldout_loss' in r]
   assert [r['step'] for r in scores] == [4, 8, 9]
+  # these rows are all of this text
+  for name in ('heldout_loss', 'heldout_bits_per_byte'):
+    np.testing.assert_allclose(scores[-1][name], result[name])
   assert records[-2]['tokens'] == 9 * 8 * 32
   assert result == json.loads((folder / 'result.json').read_text())
   data = TextData(_experiment(texts).data)
@@ -304,7 +307,9 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
   )
   workdir.check(same)
   for part, change in (
-    ('optim', {'lr': 0.5}), ('train', {'steps': 99}), ('data', {'seed': 7})
+    ('optim', {'lr': 0.5}),
+    ('train', {'steps': 99}),
+    ('data', {'seed': 7}),
   ):
     changed = dataclasses.replace(getattr(experiment, part), **change)
     other = dataclasses.replace(experiment, **{part: changed})

@@ -12,9 +12,6 @@ from deltanet_jax.mixers import base
 from deltanet_jax.ops import rope
 from deltanet_jax.ops.attention import attention, visible
 
-# the position of a slot not yet written: later than any query, so never seen
-UNWRITTEN = 2**30
-
 
 class KVCache(NamedTuple):
   """S slots: max_len of them, or the window when that is shorter.
@@ -30,18 +27,7 @@ class KVCache(NamedTuple):
 
 def _append(cache, k, v, now):
   """Writes at the cache's length; every slot is a key."""
-  if now.size > cache.positions.size:
-    raise ValueError(
-      f'{now.size} tokens for a cache of max_len {cache.positions.size};'
-      ' make a longer cache'
-    )
-  write = lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(
-    old, new, cache.length, axis
-  )
-  cache = KVCache(
-    write(cache.k, k, 1), write(cache.v, v, 1), write(cache.positions, now, 0),
-    cache.length + now.size,
-  )
+  cache = base.append(cache, now, k=k, v=v)
   return cache.k, cache.v, cache.positions, cache
 
 
@@ -66,7 +52,8 @@ def _rotate_in(cache, k, v, now):
 class Attention(base.Mixer):
   """o = softmax(q k' / sqrt(K)) v, heads grouped over kv_heads.
 
-  q and k are RMS-normalised per head (`qk_norm`), then rotated; the output is
+  q and k are RMS-normalised (`qk_norm`) per head or, with `joint_norm`, over
+  all heads, then rotated; the output is
   multiplied by sigmoid(x gate) per channel (`gate`).
   """
 
@@ -86,11 +73,9 @@ class Attention(base.Mixer):
       )
     )
     if c.qk_norm:
-      q = RMSNorm(c.norm_eps, self.zero_centred, name='q_norm')(q)
-      k = RMSNorm(c.norm_eps, self.zero_centred, name='k_norm')(k)
+      q, k = self._normalise(q, 'q_norm'), self._normalise(k, 'k_norm')
     if c.rotary_dim:
-      turn = {'rotary_dim': c.rotary_dim, 'theta': c.rope_theta}
-      q, k = (rope.rotate(y, ctx.positions, **turn) for y in (q, k))
+      q, k = (rope.rotate(y, ctx.positions, **c.turn) for y in (q, k))
     o, cache = self._attend(q, k, v, ctx, cache)
     if c.gate:
       gate = Proj(
@@ -102,6 +87,12 @@ class Attention(base.Mixer):
       (H, K, D), ('heads', 'head_v', 'embed'), 'BTHK,HKD->BTD', self.dtype,
       scale=self.out_scale, name='o',
     )(o), cache
+
+  def _normalise(self, x, name):
+    norm = RMSNorm(self.cfg.norm_eps, self.zero_centred, name=name)
+    if not self.cfg.joint_norm:
+      return norm(x)
+    return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
   def _attend(self, q, k, v, ctx, cache):
     c, T = self.cfg, q.shape[1]
@@ -124,5 +115,5 @@ class Attention(base.Mixer):
     S = max_len if cfg.window is None else min(max_len, cfg.window)
     keys = jnp.zeros((batch, S, cfg.kv_heads, cfg.head_dim), dtype)
     return KVCache(
-      keys, keys, jnp.full((S,), UNWRITTEN, jnp.int32), jnp.int32(0)
+      keys, keys, jnp.full((S,), base.UNWRITTEN, jnp.int32), jnp.int32(0)
     )

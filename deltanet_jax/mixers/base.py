@@ -11,6 +11,10 @@ from deltanet_jax.layers import conv
 from deltanet_jax.mixers.config import MixerConfig
 
 
+# the position of a slot not yet written: later than any query, so never seen
+UNWRITTEN = 2**30
+
+
 class Context(NamedTuple):
   """What a mixer knows of its tokens besides their vectors.
 
@@ -36,7 +40,8 @@ class RecurrentCache(NamedTuple):
 class Mixer(nn.Module):
   """module(x [B,T,D], ctx, cache=None) -> (y [B,T,D], cache).
 
-  Without a cache: training. With one: the tokens continue what it holds; a
+  Without a cache: training; the second result is None or what the module
+  reports. With one: the tokens continue what it holds; a
   single token takes the rule's step. A cache with segment_ids is a ValueError.
   """
 
@@ -53,6 +58,28 @@ def check(ctx, cache):
       'segment_ids with a cache; a cache holds one document per row, give one'
       ' of them'
     )
+
+
+def append(cache, now, **new):
+  """`cache` with tokens written at its length.
+
+  cache: a NamedTuple with positions [S] and length besides the fields of
+  `new` [B,S,...]; now [T]: the tokens' positions; new: their values, cast to
+  the cache's types. At most max_len tokens in all; what goes beyond is lost.
+  """
+  if now.size > cache.positions.size:
+    raise ValueError(
+      f'{now.size} tokens for a cache of max_len {cache.positions.size};'
+      ' make a longer cache'
+    )
+  write = lambda name, x, axis: jax.lax.dynamic_update_slice_in_dim(
+    getattr(cache, name), x.astype(getattr(cache, name).dtype), cache.length,
+    axis,
+  )
+  return cache._replace(
+    positions=write('positions', now, 0), length=cache.length + now.size,
+    **{name: write(name, x, 1) for name, x in new.items()},
+  )
 
 
 def init_recurrent(cfg, batch, dtype, key_shape, value_shape, state_shape):

@@ -8,6 +8,7 @@ width per head, W taps of the short convolution (0: none).
 
 import dataclasses
 import importlib
+import math
 from typing import ClassVar
 
 FORMS = ('recurrent', 'associative', 'chunked')
@@ -62,6 +63,47 @@ def _check_rule(cfg):
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnConfig:
+  """YaRN (arXiv:2309.00071): rotary positions for a context `factor` times as
+  long. Released configurations spell the fields as in the comments."""
+
+  factor: float
+  original: int  # original_max_position_embeddings
+  fast: float = 32.0  # beta_fast
+  slow: float = 1.0  # beta_slow
+  mscale: float = 0.0  # with mscale_all_dim; 0: not given
+  mscale_all_dim: float = 0.0
+
+  def __post_init__(self):
+    _positive(self, 'factor', 'original', 'fast', 'slow')
+
+  @property
+  def length(self):
+    """What rotated queries and keys are multiplied by."""
+    if self.mscale and self.mscale_all_dim:
+      return self._m(self.mscale) / self._m(self.mscale_all_dim)
+    return self._m(1.0)
+
+  @property
+  def softmax_scale(self):
+    """m^2 of DeepSeek's latent attention, which multiplies the softmax scale;
+    1 without mscale_all_dim."""
+    return self._m(self.mscale_all_dim) ** 2
+
+  def _m(self, mscale):
+    return 0.1 * mscale * math.log(max(1.0, self.factor)) + 1
+
+
+def _turn(cfg, rotary_dim, **changes):
+  """Keywords of `ops.rope.rotate`."""
+  return {
+    'rotary_dim': rotary_dim, 'theta': cfg.rope_theta, 'yarn': cfg.yarn,
+    'interleaved': cfg.interleaved,
+    'length': cfg.yarn.length if cfg.yarn else 1.0,
+  } | changes
+
+
+@dataclasses.dataclass(frozen=True)
 class AttentionConfig(MixerConfig):
   """Softmax attention: grouped queries, optional window, QK-norm, gate."""
 
@@ -72,8 +114,11 @@ class AttentionConfig(MixerConfig):
   rotary_dim: int = 0  # 0: no positions (NoPE)
   rope_theta: float = 10_000.0
   qk_norm: bool = False  # RMS norm of every query and key head, before rotary
+  joint_norm: bool = False  # that norm over all heads at once (MiniMax-M2)
   gate: bool = False  # sigmoid output gate per channel (Qwen3-Next)
   norm_eps: float = 1e-6
+  interleaved: bool = False  # rotary pairs (2i, 2i+1), not (i, i + P/2)
+  yarn: YarnConfig | None = None
 
   module = 'deltanet_jax.mixers.attention:Attention'
 
@@ -93,11 +138,76 @@ class AttentionConfig(MixerConfig):
       self.window is None or self.window > 0,
       f'AttentionConfig.window is {self.window}; give 1 or more, or None',
     )
+    _require(
+      self.qk_norm or not self.joint_norm,
+      'AttentionConfig.joint_norm without qk_norm; set qk_norm too',
+    )
+
+  @property
+  def turn(self):
+    """Keywords of `ops.rope.rotate`."""
+    return _turn(self, self.rotary_dim)
 
   @classmethod
   def tiny(cls):
     return cls(
       heads=4, kv_heads=2, head_dim=8, rotary_dim=4, qk_norm=True, gate=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MLAConfig(MixerConfig):
+  """Multi-head latent attention (DeepSeek-V2, Kimi Linear)."""
+
+  heads: int
+  latent: int  # width of what keys and values are made from, and of the cache
+  key_dim: int  # per head, without positions
+  shared_dim: int  # more key channels, one set for all heads
+  value_dim: int
+  query_latent: int | None = None  # None: queries straight from the input
+  rotary: bool = True  # positions in the shared channels; False: none (NoPE)
+  rope_theta: float = 10_000.0
+  interleaved: bool = True
+  yarn: YarnConfig | None = None
+  gate: str = 'none'  # sigmoid output gate per 'head' or 'channel'
+  norm_eps: float = 1e-6
+
+  module = 'deltanet_jax.mixers.mla:MLA'
+
+  def __post_init__(self):
+    _positive(
+      self, 'heads', 'latent', 'key_dim', 'shared_dim', 'value_dim'
+    )
+    name = type(self).__name__
+    _require(
+      self.query_latent is None or self.query_latent > 0,
+      f'{name}.query_latent is {self.query_latent}; give 1 or more, or None',
+    )
+    _require(
+      self.shared_dim % 2 == 0 or not self.rotary,
+      f'{name}.shared_dim is {self.shared_dim}; rotary pairs need an even one',
+    )
+    _require(
+      self.gate in ('none', 'head', 'channel'),
+      f"{name}.gate is {self.gate!r}; give one of none, head, channel",
+    )
+
+  @property
+  def turn(self):
+    """Keywords of `ops.rope.rotate`."""
+    return _turn(self, self.shared_dim)
+
+  @property
+  def scale(self):
+    """Of the scores before the softmax."""
+    m2 = self.yarn.softmax_scale if self.yarn else 1.0
+    return (self.key_dim + self.shared_dim) ** -0.5 * m2
+
+  @classmethod
+  def tiny(cls):
+    return cls(
+      heads=4, latent=12, key_dim=8, shared_dim=4, value_dim=6, query_latent=10,
+      gate='channel',
     )
 
 

@@ -27,4 +27,12 @@ def attention(q, k, v, mask, *, scale):
   q [B,T,H,K], k [B,S,J,K], v [B,S,J,V], H a multiple of J, mask [B,T,S]
   bool with at least one key per query. Softmax in float32. Returns [B,T,H,V].
   """
-  return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
+  V, width = v.shape[-1], max(q.shape[-1], v.shape[-1])
+  # the library wants one width; zero channels change neither score nor value
+  q, k, v = (
+    x if x.shape[-1] == width
+    else jnp.pad(x, ((0, 0),) * 3 + ((0, width - x.shape[-1]),))
+    for x in (q, k, v)
+  )
+  o = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
+  return o[..., :V]

@@ -189,17 +189,19 @@ def _scores(q, a, k, g, from_start, to_end, total, dtype):
     '...xik,...ijk->...xij', rows, seen, precision='highest'
   )
   low = lambda x: x.astype(dtype)
-  read = low(rows * jnp.exp(from_start)[..., None, :, :])
   bands = []
   for n in range(N):
-    gap = matmul('jm,...mk->...jk', _triangles(n)[1].T, total[..., :n, :])
-    keys = low(k[..., :n, :, :] * jnp.exp(
-      to_end[..., :n, :, :] + gap[..., None, :]
-    ))
-    past = matmul('...xik,...njk->...xinj', read[..., n, :, :, :], keys)
-    past = past.reshape(*past.shape[:-2], n * BLOCK)
-    rest = jnp.zeros((*past.shape[:-1], (N - n - 1) * BLOCK))
-    bands.append(jnp.concatenate([past, diagonal[..., n, :, :, :], rest], -1))
+    band = [diagonal[..., n, :, :, :]]
+    if n:
+      gap = matmul('jm,...mk->...jk', _triangles(n)[1].T, total[..., :n, :])
+      keys = jnp.exp(to_end[..., :n, :, :] + gap[..., None, :])
+      keys = low(keys * k[..., :n, :, :])
+      keys = keys.reshape(*keys.shape[:-3], n * BLOCK, keys.shape[-1])
+      read = jnp.exp(from_start[..., n, None, :, :]) * rows[..., n, :, :, :]
+      band.insert(0, matmul('...xik,...jk->...xij', low(read), keys))
+    if n < N - 1:
+      band.append(jnp.zeros((*band[0].shape[:-1], (N - n - 1) * BLOCK)))
+    bands.append(jnp.concatenate(band, -1))
   both = jnp.concatenate(bands, -2)  # [M,B,H,2,C,C]
   return both[..., 0, :, :], jnp.tril(both[..., 1, :, :], -1)
 

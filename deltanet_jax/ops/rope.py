@@ -1,23 +1,60 @@
-"""Rotary position embedding (arXiv:2104.09864), half-split pairs."""
+"""Rotary position embedding (arXiv:2104.09864) and YaRN (arXiv:2309.00071)."""
+
+import math
 
 import jax.numpy as jnp
 
 
-def rotate(x, positions, *, rotary_dim, theta):
+def frequencies(rotary_dim, theta, yarn=None):
+  """Radians per position of each pair, [P/2] float32: theta^(-2i/P).
+
+  With `yarn` (factor, original, fast, slow) the pairs that turn fewer than
+  `slow` times in the original context are slowed down by the factor, those
+  that turn more than `fast` times are kept, and a ramp over i joins them
+  (YaRN sec. 3.2).
+  """
+  half = rotary_dim // 2
+  kept = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  if yarn is None:
+    return kept
+
+  def pair(turns):  # the i that turns so often, a real number
+    return half * math.log(yarn.original / (turns * 2 * math.pi)) / (
+      math.log(theta)
+    )
+
+  low = max(math.floor(pair(yarn.fast)), 0)
+  high = min(math.ceil(pair(yarn.slow)), rotary_dim - 1)
+  width = high - low if high > low else 1e-3
+  ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / width, 0, 1)
+  return kept / yarn.factor * ramp + kept * (1 - ramp)
+
+
+def rotate(
+  x, positions, *, rotary_dim, theta, yarn=None, interleaved=False, length=1.0
+):
   """Rotates the first `rotary_dim` channels of x by their positions.
 
-    (x_i, x_{i+P/2}) -> (x_i cos a - x_{i+P/2} sin a, x_{i+P/2} cos a + x_i sin a)
-    a = position * theta^(-2i/P),  i = 0 .. P/2 - 1,  P = rotary_dim
+    (x_i, x_j) -> length (x_i cos a - x_j sin a, x_j cos a + x_i sin a)
+    a = position * frequency_i,  i = 0 .. P/2 - 1,  P = rotary_dim
+
+  The i-th pair is (i, i + P/2), or (2i, 2i + 1) when `interleaved`.
 
   x [B,T,H,K], positions [B,T] int32; computed in float32, returned in x's
   type. The channels from P on pass unchanged.
   """
-  half = rotary_dim // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions[..., None, None].astype(jnp.float32) * frequency
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b, rest = jnp.split(
-    x.astype(jnp.float32), (half, rotary_dim), axis=-1
+  angle = positions[..., None, None].astype(jnp.float32) * frequencies(
+    rotary_dim, theta, yarn
   )
-  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
-  return turned.astype(x.dtype)
+  cos, sin = length * jnp.cos(angle), length * jnp.sin(angle)
+  y, rest = jnp.split(x.astype(jnp.float32), (rotary_dim,), axis=-1)
+  if interleaved:
+    a, b = y[..., ::2], y[..., 1::2]
+  else:
+    a, b = jnp.split(y, 2, axis=-1)
+  pair = a * cos - b * sin, b * cos + a * sin
+  if interleaved:
+    turned = jnp.stack(pair, -1).reshape(y.shape)
+  else:
+    turned = jnp.concatenate(pair, -1)
+  return jnp.concatenate([turned, rest], -1).astype(x.dtype)

@@ -8,7 +8,8 @@ import json
 import math
 import signal
 import statistics
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -232,9 +233,7 @@ class _Run:
     self._progress.say('scoring the whole held-out text')
     score = self._score(self._heldout_batches()[0])
     size = self._experiment.data
-    rates = [
-      r['tokens_per_second'] for r in log.read(self._workdir.timing)
-    ]
+    rates = [r['tokens_per_second'] for r in log.read(self._workdir.timing)]
     result = {
       'step': self._step,
       'tokens': self._step * size.batch * size.seq_len,
@@ -253,7 +252,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _signals():
-  """A list that SIGTERM and SIGINT are put in, instead of ending the process."""
+  """A list that collects SIGTERM and SIGINT instead of their usual effect."""
   caught = []
 
   def catch(number, frame):

@@ -1,6 +1,5 @@
 """AdamW and Muon, their schedules, and which parameter gets what."""
 
-import itertools
 import math
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 _HIDDEN = ('embed', 'mlp', 'latent')  # axes that make an array a hidden matrix
+_STACKED = ('layers', 'experts')  # axes along which matrices are stacked
 
 
 def schedule(cfg, steps):
@@ -38,14 +38,13 @@ def schedule(cfg, steps):
 def matrix_axes(axes):
   """Axes over which a weight is one matrix: (inputs, outputs), or None.
 
-  axes: the logical axis names of an array. Leading 'layers' and 'experts' axes
-  stack separate matrices. 'embed' first is the input, 'embed' last the output, and
+  axes: the logical axis names of an array. 'layers' and 'experts' stack separate
+  matrices. 'embed' first is the input, 'embed' last the output, and
   the rest is the other side: ('layers', 'embed', 'heads', 'head_k') is one
   D x HK matrix a layer. None for what is no hidden matrix: embedding and head
   ('vocab'), norms, biases, taps of a convolution.
   """
-  stacks = itertools.takewhile(lambda a: a in ('layers', 'experts'), axes)
-  names = list(enumerate(axes))[len(list(stacks)):]
+  names = [(i, name) for i, name in enumerate(axes) if name not in _STACKED]
   kinds = {name for _, name in names}
   if len(names) < 2 or kinds & {'vocab', 'conv'} or not kinds & set(_HIDDEN):
     return None
@@ -85,9 +84,11 @@ def make_optimizer(cfg, steps, axes):
     lambda a: 'muon' if cfg.name == 'muon' and matrix_axes(a) else 'adam', axes
   )
   dims = jax.tree.map(
-    lambda a, label: optax.contrib.MuonDimensionNumbers(*matrix_axes(a))
-    if label == 'muon'
-    else optax.transforms.MaskedNode(),
+    lambda a, label: (
+      optax.contrib.MuonDimensionNumbers(*matrix_axes(a))
+      if label == 'muon'
+      else optax.transforms.MaskedNode()
+    ),
     axes,
     labels,
   )

@@ -1,0 +1,131 @@
+"""Multi-head latent attention with its latent cache."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.layers.norm import RMSNorm
+from deltanet_jax.layers.proj import Proj, named, scaled_normal
+from deltanet_jax.mixers import base
+from deltanet_jax.ops import latent_attention, rope
+from deltanet_jax.ops.attention import visible
+
+
+class LatentCache(NamedTuple):
+  """S = max_len slots; a caller writes at most so many tokens in all."""
+
+  latent: jax.Array  # [B,S,R] normalised
+  key: jax.Array  # [B,S,P] rotated, one for all heads
+  positions: jax.Array  # [S] int32, index along the sequence
+  length: jax.Array  # int32 scalar, tokens so far
+
+
+class Inputs(NamedTuple):
+  """What attention starts from."""
+
+  q: jax.Array  # [B,T,H,K+P], the last P rotated
+  latent: jax.Array  # [B,T,R]
+  key: jax.Array  # [B,T,P]
+  x: jax.Array  # [B,T,D], the layer's input
+  u: jax.Array  # what the queries are made of: x, or their latent
+
+
+class MLA(base.Mixer):
+  """Latent attention (arXiv:2405.04434 sec. 2.1).
+
+    u = rms(x q_a), or x without a query latent;  [q | q'] = u q_b   per head
+    c = rms(x kv_a)   r = x k_shared   q', r rotated unless NoPE
+    k = [c k_b | r]   v = c v_b   o = softmax(scale [q | q'] k') v
+    y = (o * sigmoid(x gate)) W_o, the gate per head or channel, or none
+
+  Training and prefill expand the keys and values; a single token takes the
+  absorbed form, which reads the cache of c and r as it lies.
+  """
+
+  @nn.compact
+  def __call__(self, x, ctx, cache=None):
+    base.check(ctx, cache)
+    c, D = self.cfg, self.d_model
+    o, out = self._attend(self._inputs(x, ctx), ctx, cache)
+    if c.gate == 'channel':
+      gate = Proj(
+        (D, c.heads, c.value_dim), ('embed', 'heads', 'head_v'),
+        'BTD,DHV->BTHV', self.dtype, name='gate',
+      )(x)
+      o *= jax.nn.sigmoid(gate)
+    elif c.gate == 'head':
+      gate = Proj(
+        (D, c.heads), ('embed', 'heads'), 'BTD,DH->BTH', self.dtype,
+        name='gate',
+      )(x)
+      o *= jax.nn.sigmoid(gate)[..., None]
+    return Proj(
+      (c.heads, c.value_dim, D), ('heads', 'head_v', 'embed'), 'BTHV,HVD->BTD',
+      self.dtype, scale=self.out_scale, name='o',
+    )(o), out
+
+  def _inputs(self, x, ctx):
+    c = self.cfg
+    width, axis, u = self.d_model, 'embed', x
+    if c.query_latent is not None:
+      width, axis = c.query_latent, 'latent'
+      u = self._norm('q_norm')(self._down(x, 'q_a', width))
+    q = Proj(
+      (width, c.heads, c.key_dim + c.shared_dim), (axis, 'heads', 'head_k'),
+      'BTR,RHK->BTHK', self.dtype, name='q_b',
+    )(u)
+    latent = self._norm('kv_norm')(self._down(x, 'kv_a', c.latent))
+    key = self._down(x, 'k_shared', c.shared_dim, 'head_k')
+    if c.rotary:
+      turn = lambda y: rope.rotate(y, ctx.positions, **c.turn)
+      plain, turned = jnp.split(q, (c.key_dim,), axis=-1)
+      q = jnp.concatenate([plain, turn(turned)], -1)
+      key = turn(key[:, :, None])[:, :, 0]
+    return Inputs(q, latent, key, x, u)
+
+  def _norm(self, name):
+    return RMSNorm(self.cfg.norm_eps, self.zero_centred, name=name)
+
+  def _down(self, x, name, width, axis='latent'):
+    return Proj(
+      (x.shape[-1], width), ('embed', axis), 'BTD,DR->BTR', self.dtype,
+      name=name,
+    )(x)
+
+  def _up(self):
+    """k_b [R,H,K] and v_b [R,H,V]; two forms use them differently."""
+    c, R = self.cfg, self.cfg.latent
+    make = lambda name, axis, width: self.param(
+      name, named(scaled_normal(R**-0.5), ('latent', 'heads', axis)),
+      (R, c.heads, width), jnp.float32,
+    )
+    return make('k_b', 'head_k', c.key_dim), make('v_b', 'head_v', c.value_dim)
+
+  def _attend(self, inputs, ctx, cache):
+    q, latent, key, *_ = inputs
+    T = q.shape[1]
+    now = seen = jnp.arange(T, dtype=jnp.int32)
+    if cache is not None:
+      now += cache.length
+      cache = base.append(cache, now, latent=latent, key=key)
+      latent, key = (y.astype(q.dtype) for y in (cache.latent, cache.key))
+      seen = cache.positions
+    mask = visible(
+      now[None], seen[None], query_segments=ctx.segment_ids,
+      key_segments=ctx.segment_ids,
+    )
+    form = latent_attention.expanded
+    if cache is not None and T == 1:
+      form = latent_attention.absorbed
+    o = form(q, latent, key, *self._up(), mask, scale=self.cfg.scale)
+    return o, cache
+
+  @staticmethod
+  def init_cache(cfg, batch, max_len, dtype):
+    return LatentCache(
+      jnp.zeros((batch, max_len, cfg.latent), dtype),
+      jnp.zeros((batch, max_len, cfg.shared_dim), dtype),
+      jnp.full((max_len,), base.UNWRITTEN, jnp.int32), jnp.int32(0),
+    )

@@ -1,0 +1,42 @@
+"""Multi-head latent attention (arXiv:2405.04434 sec. 2.1), in two forms.
+
+    k_s,h = [c_s k_b_h | r_s]    v_s,h = c_s v_b_h
+    o_t,h = sum_s softmax_s(scale q_t,h' k_s,h) v_s,h
+
+  q [B,T,H,K+P]   c: latent [B,S,R]   r: key [B,S,P], one for all heads
+  k_b [R,H,K]   v_b [R,H,V]   mask [B,T,S] bool, a key for every query
+
+Both forms take these and return [B,T,H,V].
+"""
+
+import jax.numpy as jnp
+
+from deltanet_jax.ops.attention import attention
+
+
+def expanded(q, latent, key, k_b, v_b, mask, *, scale):
+  """Makes every head's keys and values: fewest products for many queries."""
+  k = jnp.einsum('BSR,RHK->BSHK', latent, k_b.astype(latent.dtype))
+  v = jnp.einsum('BSR,RHV->BSHV', latent, v_b.astype(latent.dtype))
+  shared = jnp.broadcast_to(key[:, :, None], (*k.shape[:3], key.shape[-1]))
+  return attention(q, jnp.concatenate([k, shared], -1), v, mask, scale=scale)
+
+
+def absorbed(q, latent, key, k_b, v_b, mask, *, scale):
+  """Moves k_b to the query and v_b behind the sum: one key [R+P] and one value
+  [R] serve all heads, so that decoding reads the cache as it lies."""
+  k = jnp.concatenate([latent, key], -1)[:, :, None]
+  o = attention(absorb(q, k_b), k, latent[:, :, None], mask, scale=scale)
+  return release(o, v_b)
+
+
+def absorb(q, k_b):
+  """[q k_b' | rest]: queries [B,T,H,R+P] of the latents and shared keys."""
+  K = k_b.shape[2]
+  moved = jnp.einsum('BTHK,RHK->BTHR', q[..., :K], k_b.astype(q.dtype))
+  return jnp.concatenate([moved, q[..., K:]], -1)
+
+
+def release(o, v_b):
+  """Values [B,T,H,V] of attended latents o [B,T,H,R]."""
+  return jnp.einsum('BTHR,RHV->BTHV', o, v_b.astype(o.dtype))
