@@ -18,6 +18,7 @@ ALLOWED = {
   'ops': ('ops',),
   'layers': ('layers', 'ops', 'experiment'),
   'mixers': ('mixers.base', 'mixers.config', 'layers', 'ops'),
+  'mixers.dsa': ('mixers.mla', 'mixers.base', 'mixers.config', 'layers', 'ops'),
   'mixers.config': (),
   'model': ('experiment', 'layers', 'mixers.base', 'ops.routing', 'sharding'),
   'sharding': (),

@@ -32,6 +32,7 @@ OPTIONS = {
     {'rotary': False, 'query_latent': None, 'gate': 'none'},
     {'gate': 'head', 'yarn': YARN, 'interleaved': False},
   ),
+  'DSAConfig': ({'top': 24}, {'stage': 'dense', 'rotary': False}),
   'LinearAttentionConfig': ({'conv': 3},),
   'DeltaNetConfig': ({'conv': 0, 'negative_eigenvalues': True},),
   'GatedDeltaNetConfig': (
@@ -139,7 +140,10 @@ def test_forms_agree_in_value_and_gradient(cfg):
     for form in forms
   ]
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
-  assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found[0]))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(found[0]):
+    # an indexer learns from its own loss alone
+    learns = "['index_" not in jax.tree_util.keystr(path)
+    assert (np.abs(leaf).max() > 0) == learns
   for other in found[1:]:
     _close(other, found[0])
 
@@ -175,7 +179,8 @@ def test_no_gradient_reaches_a_later_token(cfg):
   sizes = np.abs(dx).max((0, 2))
   assert (sizes[t + 1:] == 0).all()
   seen = min(t + 1, getattr(cfg, 'window', None) or T)
-  assert (sizes[t + 1 - seen:t + 1] > 0).all()
+  if getattr(cfg, 'top', T) >= T:  # or some keys are not chosen
+    assert (sizes[t + 1 - seen:t + 1] > 0).all()
 
 
 @every_mixer

@@ -51,3 +51,19 @@ class GatedRMSNorm(nn.Module):
     )
     gate = getattr(jax.nn, self.activation)(z.astype(jnp.float32))
     return (_rms(x, self.eps) * w * gate).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+  """y = (x - mean x) rsqrt(var x + eps) w + b over the last axis."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x):
+    weight = lambda name, init: self.param(
+      name, named(init, ('norm',)), x.shape[-1:], jnp.float32
+    )
+    y = x.astype(jnp.float32)
+    y = _rms(y - y.mean(-1, keepdims=True), self.eps)
+    y = y * weight('scale', nn.initializers.ones)
+    return (y + weight('bias', nn.initializers.zeros)).astype(x.dtype)

@@ -211,6 +211,42 @@ class MLAConfig(MixerConfig):
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DSAConfig(MLAConfig):
+  """DeepSeek sparse attention: MLA over the keys that an indexer chooses."""
+
+  index_heads: int
+  index_dim: int  # the first shared_dim channels are rotated
+  top: int  # keys of a query
+  stage: str = 'sparse'  # 'dense': all keys, while the indexer warms up
+
+  module = 'deltanet_jax.mixers.dsa:DSA'
+
+  def __post_init__(self):
+    super().__post_init__()
+    _positive(self, 'index_heads', 'index_dim', 'top')
+    _require(
+      self.query_latent is not None,
+      'DSAConfig.query_latent is None; the indexer starts from it, give one',
+    )
+    _require(
+      self.index_dim >= self.shared_dim or not self.rotary,
+      f'DSAConfig.index_dim is {self.index_dim} and its first shared_dim'
+      f' {self.shared_dim} channels are rotated; make it as wide',
+    )
+    _require(
+      self.stage in ('sparse', 'dense'),
+      f'DSAConfig.stage is {self.stage!r}; give one of sparse, dense',
+    )
+
+  @classmethod
+  def tiny(cls):
+    return cls(
+      heads=4, latent=12, key_dim=8, shared_dim=4, value_dim=6, query_latent=10,
+      index_heads=2, index_dim=6, top=8,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearAttentionConfig(MixerConfig):
   """Classical linear attention with phi = elu + 1 and its normaliser."""

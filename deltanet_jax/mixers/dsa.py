@@ -1,0 +1,85 @@
+"""DeepSeek sparse attention: latent attention over the keys an indexer picks."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.layers.norm import LayerNorm
+from deltanet_jax.layers.proj import Proj
+from deltanet_jax.mixers import base, mla
+from deltanet_jax.ops import latent_attention, rope, sparse_attention
+
+
+class IndexedCache(NamedTuple):
+  """S = max_len slots; a caller writes at most so many tokens in all."""
+
+  latent: jax.Array  # [B,S,R] normalised
+  key: jax.Array  # [B,S,P] rotated, one for all heads
+  index: jax.Array  # [B,S,K] the indexer's keys
+  positions: jax.Array  # [S] int32, index along the sequence
+  length: jax.Array  # int32 scalar, tokens so far
+
+
+class DSA(mla.MLA):
+  """Latent attention over `top` keys (DeepSeek-V3.2 report, sec. 2.1).
+
+    q^I = u index_q   k^I = layernorm(x index_k)   both rotated, half-split
+    w = x index_w / sqrt(I K)   u and x detached: see `ops.sparse_attention`
+
+  u is the normalised query latent of `MLA`. In training the second result is
+  the indexer's loss, a mean over tokens; its stage is `cfg.stage`.
+  """
+
+  def _attend(self, inputs, ctx, cache):
+    c, (B, T) = self.cfg, inputs.q.shape[:2]
+    index_q, index_k, weight = self._indexer(inputs, ctx)
+    k_b, v_b = self._up()
+    latent, key = inputs.latent, inputs.key
+    now = seen = jnp.arange(T, dtype=jnp.int32)
+    if cache is not None:
+      now += cache.length
+      cache = base.append(cache, now, latent=latent, key=key, index=index_k)
+      latent, key, index_k = (y.astype(latent.dtype) for y in cache[:3])
+      seen = cache.positions
+    rows = lambda x: jnp.broadcast_to(x, (B, x.size))
+    o, loss = sparse_attention.attend(
+      sparse_attention.Queries(
+        latent_attention.absorb(inputs.q, k_b), index_q, weight, rows(now),
+        ctx.segment_ids,
+      ),
+      sparse_attention.Keys(
+        jnp.concatenate([latent, key], -1), latent, index_k, rows(seen),
+        ctx.segment_ids,
+      ),
+      top=c.top if c.stage == 'sparse' else None, scale=c.scale,
+    )
+    o = latent_attention.release(o, v_b)
+    return o, loss.mean() if cache is None else cache
+
+  def _indexer(self, inputs, ctx):
+    """q^I [B,T,I,K], k^I [B,T,K] and w [B,T,I] float32."""
+    c, D = self.cfg, self.d_model
+    I, K = c.index_heads, c.index_dim
+    x, u = jax.lax.stop_gradient((inputs.x, inputs.u))
+    q = Proj(
+      (c.query_latent, I, K), ('latent', 'heads', 'head_k'), 'BTR,RIK->BTIK',
+      self.dtype, name='index_q',
+    )(u)
+    k = Proj(
+      (D, K), ('embed', 'head_k'), 'BTD,DK->BTK', self.dtype, name='index_k'
+    )(x)
+    k = LayerNorm(c.norm_eps, name='index_norm')(k)
+    if c.rotary:
+      turn = lambda y: rope.rotate(
+        y, ctx.positions, **c.turn | {'interleaved': False}
+      )
+      q, k = turn(q), turn(k[:, :, None])[:, :, 0]
+    w = Proj((D, I), ('embed', 'heads'), 'BTD,DI->BTI', name='index_w')(x)
+    return q, k, w * (I * K) ** -0.5
+
+  @staticmethod
+  def init_cache(cfg, batch, max_len, dtype):
+    latent, key, *rest = mla.MLA.init_cache(cfg, batch, max_len, dtype)
+    index = jnp.zeros((batch, max_len, cfg.index_dim), dtype)
+    return IndexedCache(latent, key, index, *rest)

@@ -1,0 +1,149 @@
+"""DeepSeek sparse attention (DeepSeek-V3.2 report, sec. 2.1).
+
+An indexer scores every visible key, attention runs over the best ones, and
+the indexer learns the attention's own distribution:
+
+    I_ts = sum_i w_ti relu(q^I_ti' k^I_s)
+    S_t  = the X visible s with the largest I_ts, ties to the smaller s
+    o_th = sum over s in S_t of softmax_s(scale q_th' k_s) v_s
+    loss_t = KL(p_t || softmax_s I_ts),  p_t = mean over heads of that softmax
+
+with s over S_t (sparse stage), or everywhere over all visible keys (dense
+warm-up, X None). One key and value serve all heads: the absorbed form of
+latent attention. `attend` gathers the chosen keys, so that its products fall
+with X; `masked` is the definition. p is detached: the loss moves the indexer
+alone when the indexer's inputs are detached too.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.ops.attention import visible
+
+F32 = jnp.float32
+
+
+class Queries(NamedTuple):
+  q: jax.Array  # [B,T,H,M]
+  index: jax.Array  # [B,T,I,K], q^I
+  weight: jax.Array  # [B,T,I] float32, w
+  positions: jax.Array  # [B,T] int32, index along the sequence
+  segments: jax.Array | None  # [B,T] int32
+
+
+class Keys(NamedTuple):
+  k: jax.Array  # [B,S,M]
+  v: jax.Array  # [B,S,R]
+  index: jax.Array  # [B,S,K], k^I
+  positions: jax.Array  # [B,S] int32
+  segments: jax.Array | None  # [B,S] int32
+
+
+def attend(queries, keys, *, top, scale, block=64):
+  """o [B,T,H,R] in v's type and the indexer's loss [B,T] float32.
+
+  top: X above, None for all visible keys. Queries go through in blocks, made
+  again in the backward pass: memory grows with block (X + S), not with T S.
+  """
+  T = queries.q.shape[1]
+  C = min(block, T)
+  N = -(-T // C)
+
+  def split(x):
+    # a copy of the last query sees what that query sees: no empty softmax
+    pad = [(0, 0), (0, N * C - T)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, pad, mode='edge').reshape(-1, N, C, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)  # [N,B,C,...]
+
+  def join(x):
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(-1, N * C, *x.shape[3:])[:, :T]
+
+  part = jax.checkpoint(lambda queries: _block(queries, keys, top, scale))
+  return jax.tree.map(join, jax.lax.map(part, jax.tree.map(split, queries)))
+
+
+def masked(queries, keys, *, top, scale):
+  """`attend` by its definition: all products, the keys not chosen masked."""
+  mask, scores = _visible(queries, keys), index_scores(queries, keys)
+  if top is not None:
+    mask = selected(*select(scores, mask, top), keys.k.shape[1])
+  o, p = _all(queries.q, keys, mask, scale)
+  return o, divergence(p, scores, mask)
+
+
+def index_scores(queries, keys):
+  """I [B,T,S] float32."""
+  dots = jnp.einsum(
+    'BTIK,BSK->BTIS', queries.index, keys.index, preferred_element_type=F32
+  )
+  return jnp.einsum('BTIS,BTI->BTS', jax.nn.relu(dots), queries.weight)
+
+
+def select(scores, mask, top):
+  """The `top` best visible keys: index [B,T,X] and which of them are visible,
+  since early queries see fewer."""
+  best, index = jax.lax.top_k(
+    jnp.where(mask, scores, -jnp.inf), min(top, scores.shape[-1])
+  )
+  return index, best > -jnp.inf
+
+
+def selected(index, chosen, S):
+  """[B,T,S] bool, from `select`."""
+  places = jax.nn.one_hot(index, S, dtype=bool)
+  return jnp.any(places & chosen[..., None], axis=2)
+
+
+def divergence(target, scores, mask):
+  """KL(target || softmax of scores over mask) [...], target [...,S] detached;
+  target is zero outside mask."""
+  target = jax.lax.stop_gradient(target)
+  log_q = jax.nn.log_softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+  some = target > 0
+  log_p = jnp.log(jnp.where(some, target, 1.0))
+  return jnp.sum(jnp.where(some, target * (log_p - log_q), 0.0), axis=-1)
+
+
+def _visible(queries, keys):
+  return visible(
+    queries.positions, keys.positions, query_segments=queries.segments,
+    key_segments=keys.segments,
+  )
+
+
+def _block(queries, keys, top, scale):
+  mask, scores = _visible(queries, keys), index_scores(queries, keys)
+  if top is None or top >= keys.k.shape[1]:
+    o, p = _all(queries.q, keys, mask, scale)
+    return o, divergence(p, scores, mask)
+  index, chosen = select(scores, mask, top)
+  take = jax.vmap(lambda x, index: x[index])  # [S,M], [T,X] -> [T,X,M]
+  p = _softmax(
+    jnp.einsum(
+      'BTHM,BTXM->BTHX', queries.q, take(keys.k, index),
+      preferred_element_type=F32,
+    ), chosen, scale,
+  )
+  v = take(keys.v, index)
+  o = jnp.einsum('BTHX,BTXR->BTHR', p.astype(v.dtype), v)
+  scores = jnp.take_along_axis(scores, index, axis=-1)
+  return o, divergence(p.mean(2), scores, chosen)
+
+
+def _all(q, keys, mask, scale):
+  """Over all keys: o [B,T,H,R], the heads' mean distribution [B,T,S]."""
+  p = _softmax(
+    jnp.einsum('BTHM,BSM->BTHS', q, keys.k, preferred_element_type=F32),
+    mask, scale,
+  )
+  o = jnp.einsum('BTHS,BSR->BTHR', p.astype(keys.v.dtype), keys.v)
+  return o, p.mean(2)
+
+
+def _softmax(dots, mask, scale):
+  return jax.nn.softmax(
+    jnp.where(mask[:, :, None], scale * dots, -jnp.inf), axis=-1
+  )
