@@ -42,6 +42,8 @@ def run(main, take=lambda argv: (None, argv)):
       return main(taken)
     except ConfigError as error:
       refuse(error)
+    except KeyboardInterrupt:
+      return 130
 
   app.run(guarded, argv, parse)
 

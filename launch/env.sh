@@ -22,7 +22,8 @@ make_env() {
     return
   fi
   echo "making .venv and installing requirements.txt (a minute or two)" >&2
-  [ -x "$python" ] || "$base" -m venv "$root/.venv"
+  "$python" -m pip --version >/dev/null 2>&1 ||
+    "$base" -m venv --clear "$root/.venv"
   "$python" -m pip install --quiet --disable-pip-version-check \
     -r "$root/requirements.txt"
   echo "$stamp" >"$root/.venv/stamp"

@@ -53,7 +53,8 @@ def _faults(name, source, names):
       yield full
     if full.startswith(('flax.training', 'flax.nnx', 'flax.linen.partition')):
       yield full
-    if name in STDLIB_ONLY and top in ('jax', 'flax', 'numpy', 'grain', 'optax'):
+    heavy = ('jax', 'flax', 'numpy', 'grain', 'optax')
+    if name in STDLIB_ONLY and top in heavy:
       yield full
     pure = ('jax', 'chex', 'deltanet_jax', *sys.stdlib_module_names)
     if name.startswith('ops.') and top not in pure:

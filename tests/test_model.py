@@ -16,7 +16,13 @@ from deltanet_jax.mixers.config import (
   GatedDeltaNetConfig,
   LightningConfig,
 )
-from deltanet_jax.model import Backbone, HybridLM, head_weight, init_cache
+from deltanet_jax.model import (
+  Backbone,
+  HybridLM,
+  _positions,
+  head_weight,
+  init_cache,
+)
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -141,6 +147,19 @@ def test_given_positions_replace_the_counted_ones():
   other, _ = _apply(HYBRID)(params, tokens, positions=count * 2)
   _close(same, plain, 1e-6)
   assert np.abs(other - plain).max() > 1e-3
+
+
+def test_positions_restart_in_every_segment_and_go_on_in_a_cache():
+  # asked directly: rotary sees differences only, so no logit shows a restart
+  ids = jnp.asarray([[5, 5, 5, 2, 2, 9], [1, 2, 2, 2, 2, 2]], jnp.int32)
+  tokens = jnp.zeros_like(ids)
+  np.testing.assert_array_equal(
+    _positions(tokens, ids, None), [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]]
+  )
+  cache = init_cache(HYBRID, 2, T, jnp.float32)._replace(length=jnp.int32(3))
+  np.testing.assert_array_equal(
+    _positions(tokens, None, cache), np.tile(np.arange(3, 9), (2, 1))
+  )
 
 
 def test_segments_with_a_cache_are_refused():

@@ -92,8 +92,9 @@ def test_parameters_are_born_in_place_with_values_of_no_mesh():
   assert abs(q[0] - q[1]).max() > 0
   shapes = sharding.abstract_params(model)
   jax.tree.map(
-    lambda x, y: np.testing.assert_equal((x.shape, x.dtype), (y.shape, y.dtype)),
-    one, shapes,
+    lambda x, y: np.testing.assert_equal(
+      (x.shape, x.dtype), (y.shape, y.dtype)
+    ), one, shapes,
   )
 
 

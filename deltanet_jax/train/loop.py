@@ -119,11 +119,12 @@ def train(experiment, workdir, data, stream=None):
   with (
     jax.set_mesh(mesh),
     Checkpoints(workdir.checkpoints, keep) as checkpoints,
-    _signals() as caught,
   ):
     run = _Run(experiment, workdir, data, program, checkpoints, stream)
     with contextlib.closing(run):
-      run.train(caught)
+      with _signals() as caught:
+        run.train(caught)
+      # all is saved: from here a signal may end the process as usual
       return caught[0] if caught else run.finish()
 
 

@@ -38,8 +38,8 @@ def schedule(cfg, steps):
 def matrix_axes(axes):
   """Axes over which a weight is one matrix: (inputs, outputs), or None.
 
-  axes: the logical axis names of an array. 'layers' and 'experts' stack separate
-  matrices. 'embed' first is the input, 'embed' last the output, and
+  axes: the logical axis names of an array. 'layers' and 'experts' stack
+  separate matrices. 'embed' first is the input, 'embed' last the output, and
   the rest is the other side: ('layers', 'embed', 'heads', 'head_k') is one
   D x HK matrix a layer. None for what is no hidden matrix: embedding and head
   ('vocab'), norms, biases, taps of a convolution.
