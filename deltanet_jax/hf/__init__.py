@@ -1,0 +1,19 @@
+"""Released weights: folders of safetensors with a config.json.
+
+  model, params = hf.load(folder)
+  hf.save(folder, model, params)
+"""
+
+
+def load(folder, **kwargs):
+  """See `hf.store.load`."""
+  from deltanet_jax.hf import store
+
+  return store.load(folder, **kwargs)
+
+
+def save(folder, model, params, **kwargs):
+  """See `hf.store.save`."""
+  from deltanet_jax.hf import store
+
+  store.save(folder, model, params, **kwargs)

@@ -1,0 +1,104 @@
+"""Which family does a folder or a model belong to?"""
+
+from deltanet_jax.config import ConfigError
+from deltanet_jax.hf import (
+  deepseek,
+  keys,
+  kimi_linear,
+  minimax_m1,
+  minimax_m2,
+  olmo_hybrid,
+  qwen3,
+  qwen3_next,
+)
+
+FAMILIES = (
+  qwen3.DENSE, qwen3.MOE, qwen3_next.NEXT, qwen3_next.DENSE, qwen3_next.MOE,
+  olmo_hybrid.FAMILY, kimi_linear.FAMILY, minimax_m1.FAMILY, minimax_m2.FAMILY,
+  deepseek.V3,
+)
+
+
+def find(model_type, where):
+  """The family of a config.json's model_type.
+
+  Raises:
+    ConfigError: none.
+  """
+  for family in FAMILIES:
+    if model_type in family.model_types:
+      return family
+  known = ', '.join(t for family in FAMILIES for t in family.model_types)
+  raise ConfigError(
+    f'{where}: model_type {model_type!r} is not supported; supported: {known}'
+  )
+
+
+def read(folder):
+  """(family, ModelConfig) of the config.json in a folder.
+
+  Raises:
+    ConfigError: the file is missing, or asks for what we do not have.
+  """
+  found = keys.read(folder)
+  family = find(found.get('model_type'), found.where)
+  try:
+    return family, family.read(found)
+  except (ValueError, TypeError) as error:
+    if isinstance(error, ConfigError):
+      raise
+    raise ConfigError(f'{found.where}: {error}') from error
+
+
+def named(name):
+  """The family of that name.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  for family in FAMILIES:
+    if family.name == name:
+      return family
+  raise ConfigError(
+    f'family is {name!r}; give one of'
+    f' {", ".join(family.name for family in FAMILIES)}'
+  )
+
+
+def of(cfg):
+  """The first family whose config.json says all that a ModelConfig says.
+
+  Raises:
+    ConfigError: none does.
+  """
+  for family in FAMILIES:
+    try:
+      if same(family.read(keys.Keys(family.write(cfg))), cfg):
+        return family
+    except (StopIteration, AttributeError, ValueError, TypeError):
+      continue  # another family's mixers
+  raise ConfigError(
+    'no released family describes this model; give family= or like= (supported:'
+    f' {", ".join(family.name for family in FAMILIES)})'
+  )
+
+
+def same(a, b):
+  """Whether two models are the same function of the same weights."""
+  return _essence(a) == _essence(b)
+
+
+def _essence(cfg):
+  layers = [
+    (_without_form(layer.mixer), layer.ffn, layer.residual)
+    for layer in cfg.layers
+  ]
+  return layers, cfg.vocab, cfg.d_model, cfg.tied, cfg.norm_eps, (
+    cfg.zero_centred
+  )
+
+
+def _without_form(mixer):
+  skip = ('form', 'chunk')
+  fields = {k: v for k, v in vars(mixer).items() if k not in skip}
+  return type(mixer), sorted(fields.items(), key=lambda item: item[0])

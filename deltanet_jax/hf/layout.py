@@ -1,0 +1,115 @@
+"""How a released tensor holds our weights: transposed, fused, flattened.
+
+Released matrices are [out, in]; ours are [in..., out...] with heads as axes of
+their own. A layout knows, from the shapes of our weights, the shape of the
+released tensor, and moves values both ways:
+
+  shape(shapes) -> tuple   split(tensor, shapes) -> weights   join(weights)
+
+`weights` are the parts of one released tensor, in the order of its rule.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Same(NamedTuple):
+  """One weight, as it is."""
+
+  def shape(self, shapes):
+    return tuple(shapes[0])
+
+  def split(self, tensor, shapes):
+    del shapes
+    return [tensor]
+
+  def join(self, weights):
+    return weights[0]
+
+
+class Flat(NamedTuple):
+  """One weight as a vector, between axes of size one."""
+
+  before: int = 0
+  after: int = 0
+
+  def shape(self, shapes):
+    return (1,) * self.before + (math.prod(shapes[0]),) + (1,) * self.after
+
+  def split(self, tensor, shapes):
+    return [tensor.reshape(shapes[0])]
+
+  def join(self, weights):
+    return weights[0].reshape(self.shape([weights[0].shape]))
+
+
+class Linear(NamedTuple):
+  """Matrices [out, in], several of one input fused along `out`.
+
+  With G groups the fused rows are G times [part 0's share, part 1's, ...]: the
+  heads of Qwen3-Next's qkvz, of a query with its gate, of keys with values.
+  """
+
+  inward: int = 1  # our axes that are summed over, after the leading ones
+  groups: int = 1
+  lead: int = 0  # leading axes that both sides share: fused experts
+
+  def shape(self, shapes):
+    first = shapes[0]
+    n = self.lead + self.inward
+    out = sum(math.prod(shape[n:]) for shape in shapes)
+    return (*first[:self.lead], out, math.prod(first[self.lead:n]))
+
+  def split(self, tensor, shapes):
+    lead = tensor.shape[:self.lead]
+    n, (out, width) = self.lead + self.inward, tensor.shape[self.lead:]
+    groups = np.swapaxes(tensor, -1, -2).reshape(
+      *lead, width, self.groups, out // self.groups
+    )
+    widths = [math.prod(shape[n:]) // self.groups for shape in shapes]
+    parts = np.split(groups, np.cumsum(widths)[:-1], axis=-1)
+    return [
+      part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)
+    ]
+
+  def join(self, weights):
+    n = self.lead + self.inward
+    first = weights[0].shape
+    rows = (*first[:self.lead], math.prod(first[self.lead:n]))
+    parts = [w.reshape(*rows, self.groups, -1) for w in weights]
+    fused = np.concatenate(parts, axis=-1).reshape(*rows, -1)
+    return np.swapaxes(fused, -1, -2)
+
+
+class Conv(NamedTuple):
+  """Taps of depthwise convolutions [channels, 1, W], one after another."""
+
+  def shape(self, shapes):
+    channels, taps = Linear().shape(shapes)
+    return channels, 1, taps
+
+  def split(self, tensor, shapes):
+    return Linear().split(tensor[:, 0], shapes)
+
+  def join(self, weights):
+    return Linear().join(weights)[:, None]
+
+
+class Rule(NamedTuple):
+  """A released name, our weights in it, and their layout.
+
+  '{layer}' and '{expert}' in the name stand for numbers: a rule with an expert
+  holds one slice of each weight's first axis. Our names are paths within the
+  layer, or within the model for a name without a layer.
+  """
+
+  name: str
+  ours: tuple[str, ...]
+  layout: Same | Flat | Linear | Conv
+
+
+def rule(name, ours, layout=Same()):
+  """A Rule; `ours` are our names in one string, separated by spaces."""
+  return Rule(name, tuple(ours.split()), layout)

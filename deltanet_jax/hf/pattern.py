@@ -1,0 +1,24 @@
+"""Finds prefix, repeated period and suffix in a list of layers."""
+
+
+def fold(layers):
+  """(prefix, period, repeats, suffix) of a list of layers.
+
+  The split that leaves fewest distinct layers to compile, then the shortest
+  prefix and period. Layers that never repeat are one period.
+  """
+  layers, n = tuple(layers), len(layers)
+  best = (n, 0, n, 1)
+  for first in range(n):
+    for size in range(1, (n - first) // 2 + 1):
+      period = layers[first:first + size]
+      repeats = 1
+      while layers[first + repeats * size:first + (repeats + 1) * size] == (
+        period
+      ):
+        repeats += 1
+      distinct = n - (repeats - 1) * size
+      best = min(best, (distinct, first, size, repeats))
+  _, first, size, repeats = best
+  last = first + size * repeats
+  return layers[:first], layers[first:first + size], repeats, layers[last:]

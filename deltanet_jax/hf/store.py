@@ -1,0 +1,207 @@
+"""Loads a released folder into a model, and writes one back."""
+
+import json
+import math
+import pathlib
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltanet_jax import sharding
+from deltanet_jax.config import ConfigError
+from deltanet_jax.hf import families, files, plan
+from deltanet_jax.model import HybridLM
+
+TEXT_FILES = (
+  'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
+  'vocab.json', 'merges.txt', 'chat_template.jinja', 'generation_config.json',
+)
+
+
+def load(folder, *, dtype=jnp.float32, mesh=None):
+  """(model, params) of a released folder.
+
+  The model computes in `dtype`; matrices of the parameters have it, vectors
+  stay float32. With a mesh every parameter lies where `sharding` puts it.
+
+  Raises:
+    ConfigError: what is there is not a model that we have, or a tensor is
+      missing, unknown or of another shape: named, with its file.
+  """
+  family, cfg = families.read(folder)
+  model = HybridLM(cfg, dtype)
+  shapes = sharding.abstract_params(model)
+  source = files.Folder(folder)
+  entries = matched(source, family, cfg, shapes)
+  return model, _fill(source, entries, shapes, dtype, model, mesh)
+
+
+def matched(source, family, cfg, shapes):
+  """The plan of a model under the names that the folder uses.
+
+  Raises:
+    ConfigError: a tensor is missing, unknown or of another shape.
+  """
+  entries = _closest(source, family, cfg, shapes)
+  for entry in entries:
+    if entry.name not in source.names:
+      raise ConfigError(
+        f'{source.path}: no tensor {entry.name}; expected one of shape'
+        f' {entry.shape} in its files'
+      )
+    if source.shape(entry.name) != entry.shape:
+      raise ConfigError(
+        f'{source.path / source.names[entry.name]}: {entry.name} has shape'
+        f' {source.shape(entry.name)}; config.json asks for {entry.shape}'
+      )
+    source.dtype(entry.name)
+  wanted = {entry.name for entry in entries}
+  ignored = (*family.ignored, *((r'lm_head\.weight',) if cfg.tied else ()))
+  for name, file in source.names.items():
+    if name in wanted or source.is_scale(name):
+      continue
+    if not any(re.fullmatch(p, name) for p in ignored):
+      raise ConfigError(
+        f'{source.path / file}: {name} {source.shape(name)} is no tensor of a'
+        f' {family.name} of this config.json'
+      )
+  return entries
+
+
+def _closest(source, family, cfg, shapes):
+  """The plan of the way of storing that has most names in the folder."""
+  plans = [
+    _respell(plan.build(family, cfg, shapes, way), source, family)
+    for way in range(len(family.layer_rules))
+  ]
+  missing = lambda entries: sum(e.name not in source.names for e in entries)
+  return min(plans, key=missing)
+
+
+def _respell(entries, source, family):
+  """Entries under another spelling where the folder has that one."""
+  found = []
+  for entry in entries:
+    if entry.name not in source.names:
+      for pattern, other in family.spellings:
+        name = re.sub(pattern, other, entry.name)
+        if name in source.names:
+          entry = entry._replace(name=name)
+          break
+    found.append(entry)
+  return found
+
+
+def weight_dtype(shape, index, dtype):
+  """Of a parameter: vectors are float32, whatever the matrices are."""
+  return np.dtype(dtype if len(shape) - len(index) > 1 else np.float32)
+
+
+def _fill(source, entries, shapes, dtype, model, mesh):
+  waiting, arrays = {}, {}
+  for entry in entries:
+    for slot in entry.slots:
+      waiting[slot.path] = waiting.get(slot.path, 0) + 1
+  place = {}
+  if mesh is not None:
+    place = dict(plan.leaves(sharding.param_shardings(model, mesh)))
+  buffers, by_path = {}, dict(plan.leaves(shapes))
+  for entry in entries:
+    parts = entry.layout.split(
+      source.read(entry.name), [slot.shape for slot in entry.slots]
+    )
+    for slot, part in zip(entry.slots, parts, strict=True):
+      shape = by_path[slot.path].shape
+      if slot.path not in buffers:
+        scanned = slot.index[:1] if slot.path[1] == 'period' else ()
+        kept = weight_dtype(shape, scanned, dtype)
+        buffers[slot.path] = np.empty(shape, kept)
+      buffers[slot.path][slot.index] = part
+      waiting[slot.path] -= 1
+      if not waiting[slot.path]:
+        array = buffers.pop(slot.path)
+        arrays[slot.path] = jax.device_put(array, place.get(slot.path))
+  return _nested(arrays)
+
+
+def _nested(arrays):
+  tree = {}
+  for path, array in arrays.items():
+    node = tree
+    for key in path[:-1]:
+      node = node.setdefault(key, {})
+    node[path[-1]] = array
+  return tree
+
+
+def save(folder, model, params, *, family=None, like=None,
+         shard_bytes=files.SHARD_BYTES):
+  """Writes a released folder: safetensors, their index and config.json.
+
+  With `like`, a released folder of the same model, the names, types, files of
+  text and config.json are that folder's (float8 becomes bfloat16). Otherwise
+  the parameters' types, and the family named or the first that fits.
+
+  Raises:
+    ConfigError: no family describes the model, or `like` holds another one.
+  """
+  folder = pathlib.Path(folder)
+  cfg, source = model.cfg, None
+  shapes = sharding.abstract_params(model)
+  if like is not None:
+    found, other = families.read(like)
+    if not families.same(other, cfg):
+      raise ConfigError(f'{like} is another model than the one to save')
+    source = files.Folder(like)
+    entries = matched(source, found, cfg, shapes)
+    settings = json.loads((pathlib.Path(like) / 'config.json').read_text())
+    settings.pop('quantization_config', None)
+  else:
+    found = families.named(family) if family else families.of(cfg)
+    entries = plan.build(found, cfg, shapes)
+    settings = found.write(cfg)
+  folder.mkdir(parents=True, exist_ok=True)
+  arrays = dict(plan.leaves(params))
+  described = {
+    entry.name: (_saved_type(entry, arrays, source), entry.shape)
+    for entry in entries
+  }
+  _write(folder, entries, described, arrays, shard_bytes)
+  (folder / 'config.json').write_text(json.dumps(settings, indent=2) + '\n')
+  for name in TEXT_FILES if like else ():
+    if (pathlib.Path(like) / name).is_file():
+      shutil.copyfile(pathlib.Path(like) / name, folder / name)
+
+
+def _saved_type(entry, arrays, source):
+  if source is None:
+    return np.dtype(arrays[entry.slots[0].path].dtype)
+  found = source.dtype(entry.name)
+  return found if found.itemsize > 1 else np.dtype(jnp.bfloat16)
+
+
+def _write(folder, entries, described, arrays, shard_bytes):
+  by_name = {entry.name: entry for entry in entries}
+  sizes = {
+    name: math.prod(shape) * dtype.itemsize
+    for name, (dtype, shape) in described.items()
+  }
+  groups = files.shards(sizes, shard_bytes)
+  names = files.file_names(len(groups))
+  for group, name in zip(groups, names, strict=True):
+    files.write_file(
+      folder / name,
+      {tensor: described[tensor] for tensor in group},
+      (joined(by_name[tensor], arrays) for tensor in group),
+    )
+  files.write_index(folder, groups, names, sum(sizes.values()))
+
+
+def joined(entry, arrays):
+  """The released tensor of an entry; arrays: {path: array}."""
+  return entry.layout.join(
+    [np.asarray(arrays[slot.path][slot.index]) for slot in entry.slots]
+  )
