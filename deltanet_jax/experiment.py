@@ -113,6 +113,7 @@ class ModelConfig:
   zero_centred: bool = False  # norm weights are 1 + w
   norm_eps: float = 1e-6
   remat: str = 'none'  # 'none', 'dots' (keep matmul outputs) or 'full'
+  mtp: Layer | None = None  # block of the multi-token prediction; None: none
 
   def __post_init__(self):
     _choice('model.remat', self.remat, ('none', 'dots', 'full'))

@@ -181,6 +181,36 @@ class Backbone(nn.Module):
     return x, ModelCache(length, prefix, period, suffix)
 
 
+class MTP(nn.Module):
+  """Multi-token prediction (arXiv:2412.19437 sec. 2.2): one token further.
+
+    h'_t = N(block([N_e(e_{t+1}) | N_h(h_t)] W))
+
+  h [B,T,D] is Backbone's hidden, e [B,T,D] the embeddings of the tokens after
+  (`embed`), the block is `cfg.mtp`. h' [B,T,D], through the model's own head,
+  predicts token t + 2. Second result and cache as in Backbone, the cache that
+  of `cfg.mtp.mixer`; positions [B,T] are those of h.
+  """
+
+  cfg: ModelConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, hidden, embedded, positions, segment_ids=None, cache=None
+  ):
+    c = self.cfg
+    norm = lambda name: RMSNorm(c.norm_eps, c.zero_centred, name=name)
+    both = norm('embed_norm')(embedded), norm('hidden_norm')(hidden)
+    x = Proj(
+      (2 * c.d_model, c.d_model), ('mlp', 'embed'), 'BTF,FD->BTD', self.dtype,
+      name='proj',
+    )(jnp.concatenate(both, axis=-1))
+    ctx = Context(positions, segment_ids, jnp.float32(1))
+    x, out = Block(c, c.mtp, self.dtype, name='layer')(x, ctx, cache)
+    return norm('norm')(x), out
+
+
 def _positions(tokens, segment_ids, cache):
   """Counted from each segment's first token, or on from the cache's length."""
   index = jnp.broadcast_to(
@@ -195,6 +225,11 @@ def _positions(tokens, segment_ids, cache):
     constant_values=True,
   )
   return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+
+
+def embed(params, tokens, dtype=jnp.float32):
+  """The embeddings [B,T,D] of tokens, from HybridLM's parameters."""
+  return params['backbone']['embed'].astype(dtype)[tokens]
 
 
 def head_weight(params, cfg):
@@ -226,6 +261,11 @@ class HybridLM(nn.Module):
     c = self.cfg
     backbone = Backbone(c, self.dtype, name='backbone')
     hidden, out = backbone(tokens, positions, segment_ids, cache)
+    if c.mtp is not None and self.is_initializing():
+      # no logits depend on it; its callers apply MTP to params['mtp']
+      MTP(c, self.dtype, name='mtp')(
+        hidden, hidden, _positions(tokens, segment_ids, cache)
+      )
     if c.tied:
       table = nn.unbox(backbone.variables['params'])['embed']
       logits = jnp.einsum(

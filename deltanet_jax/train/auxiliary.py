@@ -1,0 +1,70 @@
+"""What training asks for beside the next token: further tokens, balanced
+experts, an indexer that knows the attention."""
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.model import MTP, LayerReport, embed, head_weight
+from deltanet_jax.ops.routing import balance_loss, updated_bias
+from deltanet_jax.train.loss import cross_entropy
+
+
+def further_loss(params, cfg, dtype, hidden, batch):
+  """Summed nats of the tokens after the targets (arXiv:2412.19437 eq. 24).
+
+  hidden [B,T,D]: Backbone's, batch: as for the main loss. A document's last
+  target has none after it and counts nothing.
+  """
+  out, _ = MTP(cfg, dtype).apply(
+    {'params': params['mtp']}, hidden,
+    embed(params, batch['targets'], dtype), batch['positions'],
+    batch['segment_ids'],
+  )
+  after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+  weights = batch['weights'] * after(batch['weights'])
+  weights *= after(batch['segment_ids']) == batch['segment_ids']
+  # what the padding put behind the last column belongs to no document
+  weights = weights.at[:, -1].set(0)
+  return cross_entropy(
+    out, head_weight(params, cfg), after(batch['targets']), weights
+  )
+
+
+def balance(reports):
+  """The balance loss of all layers with experts, taken together."""
+  loads = [r.load for r in _layers(reports) if r.load is not None]
+  rows = lambda x: x.reshape(-1, x.shape[-1])
+  return balance_loss(
+    jax.tree.map(lambda *x: jnp.concatenate([rows(a) for a in x]), *loads)
+  )
+
+
+def indexer_loss(reports):
+  """The indexers' losses, summed over layers (a mean over tokens in each).
+
+  Its gradient moves the indexers only. Alone, with DSAConfig.stage 'dense', it
+  is the warm-up; added to the main loss, with 'sparse', the second stage.
+  """
+  return sum(
+    r.mixer.sum() for r in _layers(reports) if r.mixer is not None
+  )
+
+
+def updated_biases(params, reports, rate):
+  """HybridLM's parameters with every router's selection bias moved towards
+  balance by `rate` (arXiv:2408.15664), from the shares of one batch."""
+  backbone = dict(params['backbone'])
+  for part in reports._fields:
+    for i, report in enumerate(getattr(reports, part)):
+      layer = backbone.get(part, {}).get(f'layer_{i}', {})
+      if report.load is None or 'bias' not in layer['ffn']:
+        continue
+      bias = updated_bias(layer['ffn']['bias'], report.load.share, rate)
+      ffn = layer['ffn'] | {'bias': bias}
+      backbone[part] = backbone[part] | {f'layer_{i}': layer | {'ffn': ffn}}
+  return params | {'backbone': backbone}
+
+
+def _layers(reports):
+  is_report = lambda x: isinstance(x, LayerReport)
+  return jax.tree.leaves(reports, is_leaf=is_report)
