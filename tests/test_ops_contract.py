@@ -1,0 +1,264 @@
+"""Every form of every rule against the float64 recurrence, and what a caller
+may rely on: any length, chunk and entry state, packed documents, causality."""
+
+import functools
+import pkgutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deltanet_jax import ops
+from deltanet_jax.ops import attention, delta_rule, kda, linear_attention
+from tests import float64
+
+RULES = {
+  'linear_attention': linear_attention,
+  'delta_rule': delta_rule,
+  'kda': kda,
+}
+# rule, key heads of 4 value heads, arguments after v
+VARIANTS = {
+  'linear': ('linear_attention', 4, {'g': None}),
+  'lightning': ('linear_attention', 4, {'g': 'head'}),
+  'scalar_gated': ('linear_attention', 2, {'g': 'token'}),
+  'delta': ('delta_rule', 4, {'beta': 'token', 'g': None}),
+  'gated_delta': ('delta_rule', 2, {'beta': 'token', 'g': 'token'}),
+  'kda': ('kda', 4, {'beta': 'token', 'g': 'channel'}),
+  'gdn2': ('kda', 2, {'beta': 'value', 'g': 'channel', 'erase': 'channel'}),
+}
+B, H, K, V = 2, 4, 8, 16
+
+
+def draw(variant, T, seed=0):
+  """Inputs by name, entry state and cotangents; beta up to 2, g to -10."""
+  rule, J, gates = VARIANTS[variant]
+  random = np.random.default_rng(seed)
+  normal = lambda *s: random.standard_normal(s).astype(np.float32)
+  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+  inputs = {
+    'q': unit(normal(B, T, J, K)),
+    'k': unit(normal(B, T, J, K)),
+    'v': normal(B, T, H, V),
+  }
+  shapes = {
+    'head': (H,), 'token': (B, T, H), 'channel': (B, T, H, K),
+    'value': (B, T, H, V),
+  }
+  for name, kind in gates.items():
+    if kind is None:
+      inputs[name] = None
+    elif name == 'g':
+      inputs[name] = -np.exp(2 * normal(*shapes[kind]) - 2)
+    else:
+      inputs[name] = 2 / (1 + np.exp(-normal(*shapes[kind])))
+  state = normal(B, H, K, V)
+  return rule, inputs, state, normal(B, T, H, V), normal(B, H, K, V)
+
+
+def split_arguments(inputs):
+  """Positional and keyword arguments of an op."""
+  keywords = {'erase': inputs['erase']} if 'erase' in inputs else {}
+  order = ('q', 'k', 'v', 'beta', 'g')
+  return tuple(inputs[name] for name in order if name in inputs), keywords
+
+
+def outcome(op, inputs, state, d_o, d_state, **how):
+  """o, last state and every gradient of `op`, by name."""
+
+  def run(inputs, state):
+    args, keywords = split_arguments(inputs)
+    return op(*args, state=state, **keywords, **how)
+
+  @jax.jit
+  def both(inputs, state, d_o, d_state):
+    (o, last), vjp = jax.vjp(run, inputs, state)
+    d_inputs, d_first = vjp((d_o, d_state))
+    return {'o': o, 'last': last, 'state': d_first} | {
+      name: d for name, d in d_inputs.items() if d is not None
+    }
+
+  return both(inputs, state, d_o, d_state)
+
+
+def reference(rule, inputs, state, d_o, d_state, segment_ids=None):
+  args, keywords = split_arguments(inputs)
+  return getattr(float64, rule)(
+    *args, **keywords, state=state, d_o=d_o, d_state=d_state,
+    segment_ids=segment_ids,
+  )
+
+
+def assert_near(got, want, bound=2e-5):
+  """Largest error over the largest value, for every name in `want`."""
+  assert set(got) == set(want)
+  for name, x in want.items():
+    chex.assert_shape(got[name], x.shape)
+    error = np.abs(np.float64(got[name]) - x).max()
+    scale = np.abs(x).max()
+    assert error <= bound * scale, f'{name}: {error:.1e} of {scale:.1e}'
+
+
+def forms(rule):
+  """(form, chunk) pairs; the recurrent form has no chunk."""
+  for form in RULES[rule].FORMS:
+    for chunk in (None,) if form == 'recurrent' else (16, 64):
+      yield form, chunk
+
+
+def bound_op(rule, form, chunk):
+  op = RULES[rule].FORMS[form]
+  return op if chunk is None else functools.partial(op, chunk=chunk)
+
+
+def test_every_module_with_forms_is_tested_here():
+  found = {
+    module.name
+    for module in pkgutil.iter_modules(ops.__path__)
+    if hasattr(
+      __import__(f'deltanet_jax.ops.{module.name}', fromlist=['x']), 'FORMS'
+    )
+  }
+  assert found == set(RULES)
+  for rule in RULES.values():
+    assert set(rule.FORMS) == {'recurrent', 'associative', 'chunked'}
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('T', [1, 7, 64, 100])
+def test_forms_equal_the_float64_recurrence(variant, T, quick_compile):
+  rule, *case = draw(variant, T)
+  want = reference(rule, *case)
+  for form, chunk in forms(rule):
+    if T in (1, 7) and chunk == 64 and form == 'associative':
+      continue  # one padded chunk, as with 16
+    assert_near(outcome(bound_op(rule, form, chunk), *case), want)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_packed_documents_equal_separate_ones_over_several_groups(variant):
+  # 300 tokens are 19 chunks of 16 and 3 groups; documents end inside chunks,
+  # at a chunk's edge (48) and at a group's (128), and an id comes back
+  rule, *case = draw(variant, 300)
+  ends = [[5, 6, 48, 128, 200, 300], [100, 128, 140, 141, 290, 300]]
+  ids = np.zeros((B, 300), np.int32)
+  for row, marks in enumerate(ends):
+    for n, (start, stop) in enumerate(zip([0, *marks], marks)):
+      ids[row, start:stop] = 7 * (n % 2)
+  want = reference(rule, *case, segment_ids=ids)
+  for form in RULES[rule].FORMS:
+    op = bound_op(rule, form, None if form == 'recurrent' else 16)
+    assert_near(outcome(op, *case, segment_ids=jnp.asarray(ids)), want)
+
+
+@pytest.mark.parametrize('variant', ['scalar_gated', 'gated_delta', 'gdn2'])
+def test_two_halves_equal_the_whole(variant):
+  rule, inputs, state, *_ = draw(variant, 100)
+  for form, chunk in forms(rule):
+    op = bound_op(rule, form, chunk)
+
+    @jax.jit
+    def run(inputs, state, op=op):
+      args, keywords = split_arguments(inputs)
+      return op(*args, state=state, **keywords)
+
+    cut = lambda a, b: {n: x[:, a:b] for n, x in inputs.items()}
+    whole, last = run(inputs, state)
+    first, middle = run(cut(0, 37), state)
+    second, end = run(cut(37, 100), middle)
+    chex.assert_trees_all_close(
+      (jnp.concatenate([first, second], 1), end), (whole, last), atol=2e-5
+    )
+
+
+@pytest.mark.parametrize('variant', ['lightning', 'gated_delta', 'kda'])
+def test_no_output_depends_on_a_later_token(variant):
+  rule, inputs, state, *_ = draw(variant, 40)
+  for form in RULES[rule].FORMS:
+    op = bound_op(rule, form, None if form == 'recurrent' else 16)
+
+    def early(inputs, op=op):
+      args, keywords = split_arguments(inputs)
+      return (op(*args, state=state, **keywords)[0][:, :20] ** 2).sum()
+
+    gradient = jax.jit(jax.grad(early))(inputs)
+    for name, d in gradient.items():
+      if d.ndim > 1:  # Lightning's decay belongs to no token
+        assert not np.any(d[:, 20:]), (form, name)
+        assert np.any(d[:, 19]), (form, name)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_bfloat16_inputs_keep_a_float32_state(variant):
+  rule, inputs, state, *_ = draw(variant, 100)
+  low = {
+    name: x if x is None or name in ('beta', 'g', 'erase')
+    else jnp.asarray(x, jnp.bfloat16)
+    for name, x in inputs.items()
+  }
+  args, keywords = split_arguments(inputs)
+  want, want_last = RULES[rule].recurrent(*args, state=state, **keywords)
+  args, keywords = split_arguments(low)
+  for form in RULES[rule].FORMS:
+    o, last = RULES[rule].FORMS[form](*args, state=state, **keywords)
+    assert o.dtype == jnp.bfloat16 and last.dtype == jnp.float32
+    for got, exact in ((o, want), (last, want_last)):
+      error = jnp.abs(got.astype(jnp.float32) - exact).max()
+      assert error < 4e-2 * jnp.abs(exact).max(), form
+
+
+def test_what_does_not_fit_is_one_clear_error():
+  _, inputs, state, *_ = draw('gated_delta', 20)
+  args, _ = split_arguments(inputs)
+  with pytest.raises(ValueError, match=r'chunk is 48; give 16, 32, 64'):
+    delta_rule.chunked(*args, state=state, chunk=48)
+  with pytest.raises(ValueError, match=r'state has shape .*\(2, 4, 8, 16\)'):
+    delta_rule.chunked(*args, state=state[..., :3])
+  q, k, v, beta, g = args
+  with pytest.raises(ValueError, match='3 value heads are no multiple of 2'):
+    delta_rule.recurrent(q, k, v[:, :, :3], beta[:, :, :3], g[:, :, :3])
+  with pytest.raises(ValueError, match='one per key channel'):
+    kda.chunked(*args)
+
+
+def test_the_normaliser_makes_weights_that_sum_to_one():
+  _, inputs, _, *_ = draw('linear', 50)
+  q, k = (jax.nn.elu(inputs[n]) + 1 for n in 'qk')
+  v = inputs['v']
+  weights = np.einsum('bthk,bshk->bhts', np.float64(q), np.float64(k))
+  weights = np.tril(weights)
+  weights /= weights.sum(-1, keepdims=True)
+  want = np.einsum('bhts,bshv->bthv', weights, v)
+  for form in linear_attention.FORMS.values():
+    o, state = linear_attention.normalised(form, q, k, v)
+    chex.assert_shape(state, (B, H, K, V + 1))
+    np.testing.assert_allclose(o, want, atol=2e-6)
+
+
+@pytest.mark.parametrize('window', [None, 5])
+def test_attention_equals_the_plain_softmax(window):
+  random = np.random.default_rng(0)
+  T, J = 20, 2
+  q = random.standard_normal((B, T, H, K)).astype(np.float32)
+  k, v = random.standard_normal((2, B, T, J, K)).astype(np.float32)
+  segments = np.sort(random.integers(0, 3, (B, T)), axis=1)
+  place = np.broadcast_to(np.arange(T), (B, T))
+  mask = attention.visible(
+    place, place, window=window,
+    query_segments=segments, key_segments=segments,
+  )
+  got = attention.attention(q, k, v, mask, scale=0.3)
+  for b in range(B):
+    for t in range(T):
+      for h in range(H):
+        keys = [
+          s for s in range(t + 1)
+          if segments[b, s] == segments[b, t]
+          and (window is None or t - s < window)
+        ]
+        logits = 0.3 * np.float64(k[b, keys, h // 2]) @ q[b, t, h]
+        p = np.exp(logits - logits.max())
+        want = (p / p.sum()) @ v[b, keys, h // 2]
+        np.testing.assert_allclose(got[b, t, h], want, atol=2e-6)
