@@ -169,7 +169,8 @@ def test_prefill_then_steps_equals_full(system, quick_compile):
   run = jax.jit(
     lambda tokens, cache: model.apply({'params': params}, tokens, cache=cache)
   )
-  logits, cache = run(tokens[:, :first], init_cache(model.cfg, 1, T, jnp.float32))
+  cache = init_cache(model.cfg, 1, T, jnp.float32)
+  logits, cache = run(tokens[:, :first], cache)
   pieces = [logits]
   for t in range(first, T):
     logits, cache = run(tokens[:, t:t + 1], cache)
@@ -179,7 +180,7 @@ def test_prefill_then_steps_equals_full(system, quick_compile):
 
 
 @every_system
-def test_packed_segments_of_any_chunk_equal_separate_rows(system, quick_compile):
+def test_packed_segments_of_any_chunk_equal_rows(system, quick_compile):
   model, params, reference = system
   cfg = with_chunk(model.cfg, 16)
   rows, cuts = reference['tokens'], (37, 23)

@@ -8,6 +8,15 @@ from deltanet_jax.hf import pattern
 from deltanet_jax.hf.layout import Flat, Linear, Same, rule
 
 
+class Mtp(NamedTuple):
+  """How a family stores the block of its multi-token prediction."""
+
+  marker: Callable  # ModelConfig -> a tensor that only folders with it have
+  layer: Callable  # ModelConfig -> the block's Layer
+  rules: Callable  # ModelConfig -> rules, our names from the top
+  copies: Callable  # ModelConfig -> rules of tensors that repeat others
+
+
 class Family(NamedTuple):
   """How one family of released models is configured and stored."""
 
@@ -19,7 +28,8 @@ class Family(NamedTuple):
   layer_rules: tuple[Callable, ...]  # Layer -> its rules, one for each way
   # in which folders are found; the first is the released one
   ignored: tuple[str, ...] = ()  # patterns of tensors that we do not need
-  spellings: tuple[tuple[str, str], ...] = ()  # pattern, released name
+  spellings: tuple[tuple[str, str], ...] = ()  # pattern, other names of it
+  mtp: Mtp | None = None
 
 
 def model_config(keys, layers, **more):
@@ -90,6 +100,22 @@ def top_rules(cfg, prefix='model.'):
   if not cfg.tied:
     rules.append(rule('lm_head.weight', 'head.w', Linear()))
   return rules
+
+
+def copies(cfg):
+  """Tensors that a folder may have though the model has no such weight."""
+  return (rule('lm_head.weight', 'backbone.embed'),) if cfg.tied else ()
+
+
+def moved(rules, to, ours):
+  """Rules of a layer as rules of the model: at `to`, our names under `ours`."""
+  return tuple(
+    rule(
+      r.name.replace(LAYER, to), ' '.join(f'{ours}{x}' for x in r.ours),
+      r.layout,
+    )
+    for r in rules
+  )
 
 
 LAYER = 'model.layers.{layer}.'

@@ -1,5 +1,7 @@
 """Which family does a folder or a model belong to?"""
 
+import dataclasses
+
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import (
   deepseek,
@@ -15,7 +17,7 @@ from deltanet_jax.hf import (
 FAMILIES = (
   qwen3.DENSE, qwen3.MOE, qwen3_next.NEXT, qwen3_next.DENSE, qwen3_next.MOE,
   olmo_hybrid.FAMILY, kimi_linear.FAMILY, minimax_m1.FAMILY, minimax_m2.FAMILY,
-  deepseek.V3,
+  deepseek.V3, deepseek.V32,
 )
 
 
@@ -48,6 +50,13 @@ def read(folder):
     if isinstance(error, ConfigError):
       raise
     raise ConfigError(f'{found.where}: {error}') from error
+
+
+def with_mtp(family, cfg, names):
+  """cfg with its multi-token prediction when the tensors' names have it."""
+  if family.mtp is None or family.mtp.marker(cfg) not in names:
+    return cfg
+  return dataclasses.replace(cfg, mtp=family.mtp.layer(cfg))
 
 
 def named(name):
@@ -84,7 +93,8 @@ def of(cfg):
 
 
 def same(a, b):
-  """Whether two models are the same function of the same weights."""
+  """Whether two models are the same function of the same weights, apart from
+  multi-token prediction, which no config.json has."""
   return _essence(a) == _essence(b)
 
 

@@ -53,7 +53,8 @@ class Folder:
     index = self.path / INDEX
     if index.is_file():
       try:
-        files = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+        found = json.loads(index.read_text())
+        files = sorted(set(found['weight_map'].values()))
       except (ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f'{index}: no index of safetensors files') from error
     else:

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from deltanet_jax.hf import layout
+from deltanet_jax.hf import common, layout
 
 
 class Slot(NamedTuple):
@@ -30,14 +30,20 @@ class Entry(NamedTuple):
 def build(family, cfg, params, way=0):
   """Every Entry of a model, in the order of its layers.
 
-  params: nested dict of anything with a shape   way: of family.layer_rules. The entries hold every element
-  of every weight once; otherwise the family's rules are wrong.
+  params: nested dict of anything with a shape   way: of family.layer_rules
+
+  The entries hold every element of every weight once; otherwise the family's
+  rules are wrong.
 
   Raises:
     ValueError: they do not.
   """
   entries = []
-  for rule in family.top_rules(cfg):
+  rules = family.top_rules(cfg)
+  if cfg.mtp is not None:
+    _require_mtp(family)
+    rules = (*rules, *family.mtp.rules(cfg))
+  for rule in rules:
     entries += _entries(rule, params, (), (), None)
   for i, layer in enumerate(cfg.layers):
     path, index = place(cfg, i)
@@ -45,6 +51,24 @@ def build(family, cfg, params, way=0):
       entries += _entries(rule, params, path, index, i)
   _require_cover(entries, params, family.name)
   return entries
+
+
+def copies(family, cfg, params):
+  """Entries of tensors that repeat weights which `build` already has."""
+  rules = common.copies(cfg)
+  if cfg.mtp is not None:
+    rules += family.mtp.copies(cfg)
+  return [
+    entry for rule in rules for entry in _entries(rule, params, (), (), None)
+  ]
+
+
+def _require_mtp(family):
+  if family.mtp is None:
+    raise ValueError(
+      f'model.mtp is set and {family.name} has no multi-token prediction; set'
+      ' it to None'
+    )
 
 
 def place(cfg, i):
@@ -97,10 +121,10 @@ def _require_cover(entries, params, family):
     for slot in entry.slots:
       size = math.prod(slot.shape)
       held[slot.path] = held.get(slot.path, 0) + size
-  for path, leaf in leaves(params):
-    if held.get(path, 0) != math.prod(leaf.shape):
+  for path, weight in leaves(params):
+    if held.get(path, 0) != math.prod(weight.shape):
       raise ValueError(
         f'the rules of {family} hold {held.get(path, 0)} of the'
-        f' {math.prod(leaf.shape)} elements of {".".join(path)}; this model is'
-        f' not a {family}'
+        f' {math.prod(weight.shape)} elements of {".".join(path)}; this model'
+        f' is no {family}'
       )

@@ -2,7 +2,7 @@
 
 from deltanet_jax.experiment import Layer, MLPConfig, MoEConfig
 from deltanet_jax.hf import common
-from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.common import LAYER, Family, Mtp
 from deltanet_jax.hf.layout import Conv, Flat, Linear, Same, rule
 from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
 
@@ -199,13 +199,31 @@ def _moe_rules_single(layer):
   return *common.NORMS, *_mixer(layer.mixer), *_single_experts(layer.ffn)
 
 
+def _mtp_layer(cfg):
+  return next(
+    layer for layer in cfg.layers if isinstance(layer.mixer, AttentionConfig)
+  )
+
+
+def _mtp_rules(cfg):
+  return (
+    rule('mtp.fc.weight', 'mtp.proj.w', Linear()),
+    rule('mtp.pre_fc_norm_embedding.weight', 'mtp.embed_norm.scale'),
+    rule('mtp.pre_fc_norm_hidden.weight', 'mtp.hidden_norm.scale'),
+    rule('mtp.norm.weight', 'mtp.norm.scale'),
+    *common.moved(_next_rules(cfg.mtp), 'mtp.layers.0.', 'mtp.layer.'),
+  )
+
+
+_MTP = Mtp(lambda cfg: 'mtp.fc.weight', _mtp_layer, _mtp_rules, lambda cfg: ())
+
 # the whole multimodal models keep their text under another name
 _INNER = ((r'^model\.', 'model.language_model.'),)
 _OTHERS = (r'mtp\..*', r'model\.visual\..*')
 
 NEXT = Family(
   'qwen3_next', ('qwen3_next',), _read_next, _write_next, common.top_rules,
-  (_next_rules,), ignored=(r'mtp\..*',),
+  (_next_rules,), mtp=_MTP,
 )
 DENSE = Family(
   'qwen3_5', ('qwen3_5', 'qwen3_5_text'), _read_dense, _write_dense,

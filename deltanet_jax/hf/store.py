@@ -32,15 +32,18 @@ def load(folder, *, dtype=jnp.float32, mesh=None):
       missing, unknown or of another shape: named, with its file.
   """
   family, cfg = families.read(folder)
-  model = HybridLM(cfg, dtype)
-  shapes = sharding.abstract_params(model)
   source = files.Folder(folder)
-  entries = matched(source, family, cfg, shapes)
-  return model, _fill(source, entries, shapes, dtype, model, mesh)
+  model = HybridLM(families.with_mtp(family, cfg, source.names), dtype)
+  shapes = sharding.abstract_params(model)
+  entries, copies = matched(source, family, model.cfg, shapes)
+  params = _fill(source, entries, shapes, dtype, model, mesh)
+  _require_copies(source, copies, params)
+  return model, params
 
 
 def matched(source, family, cfg, shapes):
-  """The plan of a model under the names that the folder uses.
+  """The plan of a model under the names that the folder uses, and the entries
+  of those tensors in it that only repeat others.
 
   Raises:
     ConfigError: a tensor is missing, unknown or of another shape.
@@ -58,17 +61,34 @@ def matched(source, family, cfg, shapes):
         f' {source.shape(entry.name)}; config.json asks for {entry.shape}'
       )
     source.dtype(entry.name)
+  copies = _respell(plan.copies(family, cfg, shapes), source, family)
+  copies = [entry for entry in copies if entry.name in source.names]
+  _require_known(source, family, [*entries, *copies])
+  return entries, copies
+
+
+def _require_known(source, family, entries):
   wanted = {entry.name for entry in entries}
-  ignored = (*family.ignored, *((r'lm_head\.weight',) if cfg.tied else ()))
   for name, file in source.names.items():
     if name in wanted or source.is_scale(name):
       continue
-    if not any(re.fullmatch(p, name) for p in ignored):
+    if not any(re.fullmatch(p, name) for p in family.ignored):
       raise ConfigError(
         f'{source.path / file}: {name} {source.shape(name)} is no tensor of a'
         f' {family.name} of this config.json'
       )
-  return entries
+
+
+def _require_copies(source, copies, params):
+  arrays = dict(plan.leaves(params))
+  for entry in copies:
+    wanted = joined(entry, arrays)
+    found = source.read(entry.name).astype(wanted.dtype)
+    if not np.array_equal(found, wanted):
+      raise ConfigError(
+        f'{source.path / source.names[entry.name]}: {entry.name} differs from'
+        f' the {".".join(entry.slots[0].path)} that it should repeat'
+      )
 
 
 def _closest(source, family, cfg, shapes):
@@ -156,7 +176,7 @@ def save(folder, model, params, *, family=None, like=None,
     if not families.same(other, cfg):
       raise ConfigError(f'{like} is another model than the one to save')
     source = files.Folder(like)
-    entries = matched(source, found, cfg, shapes)
+    entries = sum(matched(source, found, cfg, shapes), [])
     settings = json.loads((pathlib.Path(like) / 'config.json').read_text())
     settings.pop('quantization_config', None)
   else:

@@ -1,0 +1,42 @@
+r"""Qwen3-0.6B: attention in every layer.
+
+  python -m launch.train --config=configs/qwen3_0p6b.py \
+    --workdir=runs/qwen3_0p6b --config.data.path='text/*.parquet'
+
+596,049,920 parameters: 28 layers of 16 heads over 8 keys, width 1024, tied
+embedding.
+"""
+
+from deltanet_jax.experiment import (
+  DataConfig,
+  Experiment,
+  Layer,
+  MeshConfig,
+  MLPConfig,
+  ModelConfig,
+  OptimConfig,
+  TrainConfig,
+)
+from deltanet_jax.mixers.config import AttentionConfig
+
+
+def get_config():
+  attention = AttentionConfig(
+    heads=16, kv_heads=8, head_dim=128, rotary_dim=128, rope_theta=1e6,
+    qk_norm=True,
+  )
+  ffn = MLPConfig(hidden=3072)
+  model = ModelConfig(
+    vocab=151_936, d_model=1024, remat='full', tied=True,
+    period=(Layer(attention, ffn),), repeats=28,
+  )
+  return Experiment(
+    model=model,
+    data=DataConfig(
+      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
+      batch=64, heldout=0.001,
+    ),
+    optim=OptimConfig(lr=1e-5, warmup=100),
+    train=TrainConfig(steps=1000),
+    mesh=MeshConfig(fsdp=8),
+  )

@@ -1,0 +1,41 @@
+r"""Qwen3-14B: attention in every layer.
+
+  python -m launch.train --config=configs/qwen3_14b.py \
+    --workdir=runs/qwen3_14b --config.data.path='text/*.parquet'
+
+14,768,307,200 parameters: 40 layers of 40 heads over 8 keys, width 5120.
+"""
+
+from deltanet_jax.experiment import (
+  DataConfig,
+  Experiment,
+  Layer,
+  MeshConfig,
+  MLPConfig,
+  ModelConfig,
+  OptimConfig,
+  TrainConfig,
+)
+from deltanet_jax.mixers.config import AttentionConfig
+
+
+def get_config():
+  attention = AttentionConfig(
+    heads=40, kv_heads=8, head_dim=128, rotary_dim=128, rope_theta=1e6,
+    qk_norm=True,
+  )
+  ffn = MLPConfig(hidden=17408)
+  model = ModelConfig(
+    vocab=151_936, d_model=5120, remat='full',
+    period=(Layer(attention, ffn),), repeats=40,
+  )
+  return Experiment(
+    model=model,
+    data=DataConfig(
+      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
+      batch=64, heldout=0.001,
+    ),
+    optim=OptimConfig(lr=1e-5, warmup=100),
+    train=TrainConfig(steps=1000),
+    mesh=MeshConfig(fsdp=8),
+  )

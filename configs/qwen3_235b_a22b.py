@@ -1,0 +1,41 @@
+r"""Qwen3-235B-A22B: attention in every layer, a mixture of experts.
+
+  python -m launch.train --config=configs/qwen3_235b_a22b.py \
+    --workdir=runs/qwen3_235b_a22b --config.data.path='text/*.parquet'
+
+235,093,634,560 parameters: 94 layers of 64 heads over 4 keys, width 4096.
+"""
+
+from deltanet_jax.experiment import (
+  DataConfig,
+  Experiment,
+  Layer,
+  MeshConfig,
+  ModelConfig,
+  MoEConfig,
+  OptimConfig,
+  TrainConfig,
+)
+from deltanet_jax.mixers.config import AttentionConfig
+
+
+def get_config():
+  attention = AttentionConfig(
+    heads=64, kv_heads=4, head_dim=128, rotary_dim=128, rope_theta=1e6,
+    qk_norm=True,
+  )
+  ffn = MoEConfig(experts=128, top=8, hidden=1536)
+  model = ModelConfig(
+    vocab=151_936, d_model=4096, remat='full',
+    period=(Layer(attention, ffn),), repeats=94,
+  )
+  return Experiment(
+    model=model,
+    data=DataConfig(
+      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
+      batch=64, heldout=0.001,
+    ),
+    optim=OptimConfig(lr=1e-5, warmup=100),
+    train=TrainConfig(steps=1000),
+    mesh=MeshConfig(fsdp=8),
+  )
