@@ -17,8 +17,9 @@ def fold(layers):
         period
       ):
         repeats += 1
-      distinct = n - (repeats - 1) * size
-      best = min(best, (distinct, first, size, repeats))
+      if repeats > 1:
+        distinct = n - (repeats - 1) * size
+        best = min(best, (distinct, first, size, repeats))
   _, first, size, repeats = best
   last = first + size * repeats
   return layers[:first], layers[first:first + size], repeats, layers[last:]
