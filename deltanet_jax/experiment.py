@@ -6,7 +6,7 @@ jax is imported. A file in `configs/` returns one `Experiment`.
 
 import dataclasses
 
-from deltanet_jax.mixers.config import MixerConfig
+from deltanet_jax.mixers.config import DSAConfig, MixerConfig
 
 
 def _choice(name, value, options):
@@ -177,6 +177,24 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """What training minimises per token, each with its weight; what it reports
+  as the loss is the next token's alone."""
+
+  next: float = 1.0  # nats of the next token; 0 while an indexer warms up
+  further: float = 0.0  # nats of the token after it, by model.mtp
+  balance: float = 0.0  # balance loss of the experts
+  indexer: float = 0.0  # the indexers' divergence, summed over layers
+  bias_rate: float = 0.0  # step of the routers' selection biases
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      _at_least(
+        f'train.objective.{field.name}', getattr(self, field.name), 0
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   steps: int
   seed: int = 0
@@ -186,6 +204,7 @@ class TrainConfig:
   eval_rows: int = 64  # held-out rows of an evaluation during training
   save_every: int = 500
   keep: int = 2  # checkpoints
+  objective: ObjectiveConfig = ObjectiveConfig()
 
   def __post_init__(self):
     _choice('train.dtype', self.dtype, ('float32', 'bfloat16'))
@@ -224,4 +243,29 @@ class Experiment:
         f'data.batch {rows} does not divide into optim.accumulate'
         f' {self.optim.accumulate} x mesh.data {self.mesh.data} x mesh.fsdp'
         f' {self.mesh.fsdp}; make it a multiple of {parts}'
+      )
+    _check_objective(self.model, self.train.objective)
+
+
+def _check_objective(model, objective):
+  """Every weight needs the part of the model that it is about."""
+  some = lambda test: lambda: any(map(test, model.layers))
+  needs = {
+    'further': (lambda: model.mtp, 'give model.mtp'),
+    'balance': (
+      some(lambda layer: isinstance(layer.ffn, MoEConfig)), 'use a MoEConfig'
+    ),
+    'bias_rate': (
+      some(lambda layer: getattr(layer.ffn, 'bias', False)),
+      'use a MoEConfig with bias',
+    ),
+    'indexer': (
+      some(lambda layer: isinstance(layer.mixer, DSAConfig)), 'use a DSAConfig'
+    ),
+  }
+  for name, (found, change) in needs.items():
+    if getattr(objective, name) and not found():
+      raise ValueError(
+        f'train.objective.{name} is {getattr(objective, name)} and the model'
+        f' has nothing for it; {change} or leave it at 0'
       )

@@ -8,14 +8,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from deltanet_jax import config
-from deltanet_jax.experiment import Layer, MLPConfig, ModelConfig, MoEConfig
+from deltanet_jax.experiment import (
+  DataConfig,
+  Experiment,
+  Layer,
+  MLPConfig,
+  ModelConfig,
+  MoEConfig,
+  ObjectiveConfig,
+  OptimConfig,
+  TrainConfig,
+)
 from deltanet_jax.mixers.config import DSAConfig, GatedDeltaNetConfig
 from deltanet_jax.model import MTP, Backbone, HybridLM, embed, head_weight
 from deltanet_jax.ops import routing
-from deltanet_jax.train import auxiliary
+from deltanet_jax.train import auxiliary, state as states, step as steps
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -169,3 +180,74 @@ def test_without_multi_token_prediction_there_are_no_weights_of_it():
 
 def test_config_survives_json():
   assert config.from_json(config.to_json(CFG)) == CFG
+
+
+def _step(objective, accumulate=1):
+  optimizer = optax.adam(1e-2)
+  state = states.create(_params(), optimizer)
+  return jax.jit(
+    lambda state, batch: steps.train_step(
+      state, batch, optimizer=optimizer, rate=lambda step: 1.0,
+      accumulate=accumulate, bias_rate=objective.bias_rate,
+      objective=auxiliary.make_objective(CFG, jnp.float32, objective),
+    )
+  )(state, _batch())
+
+
+def _moved(state):
+  change = jax.tree.map(
+    lambda a, b: np.abs(a - b).max() > 0, state.params, _params()
+  )
+  return {
+    jax.tree_util.keystr(path): moved
+    for path, moved in jax.tree_util.tree_leaves_with_path(change)
+  }
+
+
+def test_every_part_of_the_objective_moves_its_own_weights():
+  everything = ObjectiveConfig(
+    further=0.3, balance=0.01, indexer=1.0, bias_rate=0.001
+  )
+  state, metrics = _step(everything)
+  plain, plain_metrics = _step(ObjectiveConfig())
+  # the loss shown is the next token's, whatever else is minimised
+  np.testing.assert_allclose(metrics['loss'], plain_metrics['loss'], rtol=1e-6)
+  assert metrics['grad_norm'] > plain_metrics['grad_norm']
+  all_, next_ = _moved(state), _moved(plain)
+  for name in all_:
+    mtp, index = "['mtp']" in name, "['index_" in name
+    bias = name.endswith("['ffn']['bias']")
+    # the block of further tokens has an indexer and biases that none ask for
+    assert all_[name] == (not (mtp and (index or bias))), name
+    assert next_[name] == (not (mtp or index or bias)), name
+
+
+def test_warm_up_moves_the_indexers_alone():
+  state, _ = _step(ObjectiveConfig(next=0.0, indexer=1.0))
+  for name, moved in _moved(state).items():
+    assert moved == ("['index_" in name and "['mtp']" not in name), name
+
+
+def test_two_micro_batches_give_the_gradient_of_one_batch():
+  objective = ObjectiveConfig(further=0.3, indexer=1.0)
+  (one, a), (two, b) = _step(objective), _step(objective, accumulate=2)
+  np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
+  np.testing.assert_allclose(a['grad_norm'], b['grad_norm'], rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['further', 'balance', 'indexer', 'bias_rate'])
+def test_an_objective_without_its_part_of_the_model_is_refused(name):
+  model = ModelConfig(
+    vocab=Z, d_model=D, repeats=1, period=(Layer(DELTA, MLPConfig(6)),)
+  )
+  rest = DataConfig('x', 8, 2), OptimConfig()
+  train = TrainConfig(steps=1, objective=ObjectiveConfig(**{name: 0.1}))
+  with pytest.raises(ValueError, match=f'objective.{name} is 0.1 and the model'):
+    Experiment(model, *rest, train)
+  cfg = dataclasses.replace(CFG, prefix=CFG.period)
+  assert Experiment(cfg, *rest, train).train is train
+
+
+def test_a_negative_weight_is_refused():
+  with pytest.raises(ValueError, match='objective.balance is -1; give 0'):
+    ObjectiveConfig(balance=-1)

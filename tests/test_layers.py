@@ -8,7 +8,12 @@ import pytest
 
 from deltanet_jax.layers.conv import ShortConv, init_state
 from deltanet_jax.layers.mlp import MLP
-from deltanet_jax.layers.norm import GatedRMSNorm, RMSNorm, l2_normalise
+from deltanet_jax.layers.norm import (
+  GatedRMSNorm,
+  LayerNorm,
+  RMSNorm,
+  l2_normalise,
+)
 from deltanet_jax.layers.proj import Proj, named
 
 RNG = np.random.default_rng(0)
@@ -74,6 +79,14 @@ def test_norm_starts_at_one_and_computes_in_float32():
   np.testing.assert_array_equal(
     norm(low), norm(low.astype(jnp.float32)).astype(jnp.bfloat16)
   )
+
+
+def test_layer_norm_takes_the_mean_off_and_adds_its_bias():
+  x, w, b = _normal(2, 3, 8) + 3, _normal(8), _normal(8)
+  y = LayerNorm(1e-5).apply({'params': {'scale': w, 'bias': b}}, x)
+  centred = x - x.mean(-1, keepdims=True)
+  want = centred / np.sqrt(np.mean(centred**2, -1, keepdims=True) + 1e-5)
+  np.testing.assert_allclose(y, want * w + b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('activation', ['silu', 'sigmoid'])

@@ -32,6 +32,7 @@ from deltanet_jax.experiment import (
 )
 from deltanet_jax.mixers.config import AttentionConfig
 from deltanet_jax.train import log, loop, state as states, step as steps
+from deltanet_jax.train.auxiliary import Told
 from deltanet_jax.workdir import Workdir
 
 WORDS = 'the cat sat on a mat and ran off with my hat'.split()
@@ -119,7 +120,8 @@ def _crash(batch):
 
 def _line_loss(params, batch):
   error = (batch['tokens'] @ params['w'] - batch['targets']) ** 2
-  return jnp.sum(batch['weights'] * error)
+  nats = jnp.sum(batch['weights'] * error)
+  return nats, Told(nats, reports=())
 
 
 def _line(rows=8):
@@ -137,10 +139,10 @@ def test_four_micro_batches_equal_one_large_batch():
   params, batch = _line()
   weights = batch['weights'].reshape(2, 4, 5).sum((0, 2))
   assert len(set(weights.tolist())) > 1
-  one = steps.loss_and_grads(_line_loss, params, batch, 1)
-  four = steps.loss_and_grads(_line_loss, params, batch, 4)
-  mean = _line_loss(params, batch) / batch['weights'].sum()
-  np.testing.assert_allclose(one[0], mean, rtol=1e-6)
+  one = steps.told_and_grads(_line_loss, params, batch, 1)
+  four = steps.told_and_grads(_line_loss, params, batch, 4)
+  mean = _line_loss(params, batch)[0] / batch['weights'].sum()
+  np.testing.assert_allclose(one[0].nats, mean, rtol=1e-6)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), four, one
   )
@@ -151,8 +153,8 @@ def test_a_batch_without_finite_loss_changes_nothing_and_is_counted():
   optimizer = optax.adam(0.1)
   step = jax.jit(
     lambda state, batch: steps.train_step(
-      state, batch, total_loss=_line_loss, optimizer=optimizer,
-      rate=lambda step: 1.0 * step, accumulate=1,
+      state, batch, objective=_line_loss, optimizer=optimizer,
+      rate=lambda step: 1.0 * step, accumulate=1, bias_rate=0.0,
     )
   )  # fmt: skip
   first, _ = step(states.create(params, optimizer), batch)

@@ -1,12 +1,59 @@
-"""What training asks for beside the next token: further tokens, balanced
-experts, an indexer that knows the attention."""
+"""What training minimises: the next token's loss and, beside it, further
+tokens, balanced experts, an indexer that knows the attention."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.model import MTP, LayerReport, embed, head_weight
+from deltanet_jax.model import (
+  MTP,
+  Backbone,
+  LayerReport,
+  Reports,
+  embed,
+  head_weight,
+)
 from deltanet_jax.ops.routing import balance_loss, updated_bias
 from deltanet_jax.train.loss import cross_entropy
+
+
+class Told(NamedTuple):
+  """What an objective says beside its value."""
+
+  nats: jax.Array  # summed next-token loss
+  reports: Reports
+
+
+def make_objective(cfg, dtype, weights):
+  """The function (params, batch) -> (objective, Told), both summed over tokens.
+
+  cfg: ModelConfig   weights: ObjectiveConfig
+  batch: dict of [B,T] tokens, targets, positions, segment_ids (int32) and
+  weights (float32)
+  """
+  backbone = Backbone(cfg, dtype)
+
+  def objective(params, batch):
+    hidden, reports = backbone.apply(
+      {'params': params['backbone']},
+      batch['tokens'],
+      positions=batch['positions'],
+      segment_ids=batch['segment_ids'],
+    )
+    head = head_weight(params, cfg)
+    nats = cross_entropy(hidden, head, batch['targets'], batch['weights'])
+    total, count = weights.next * nats, batch['weights'].sum()
+    if weights.further:
+      further = further_loss(params, cfg, dtype, hidden, batch)
+      total += weights.further * further
+    if weights.balance:
+      total += weights.balance * count * balance(reports)
+    if weights.indexer:
+      total += weights.indexer * count * indexer_loss(reports)
+    return total, Told(nats, reports)
+
+  return objective
 
 
 def further_loss(params, cfg, dtype, hidden, batch):
@@ -20,11 +67,10 @@ def further_loss(params, cfg, dtype, hidden, batch):
     embed(params, batch['targets'], dtype), batch['positions'],
     batch['segment_ids'],
   )
+  # zero, and so without weight, behind the last column
   after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
   weights = batch['weights'] * after(batch['weights'])
   weights *= after(batch['segment_ids']) == batch['segment_ids']
-  # what the padding put behind the last column belongs to no document
-  weights = weights.at[:, -1].set(0)
   return cross_entropy(
     out, head_weight(params, cfg), after(batch['targets']), weights
   )

@@ -20,6 +20,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.evals.perplexity import evaluate
 from deltanet_jax.model import HybridLM
 from deltanet_jax.train import log, optimizer, state as states, step as steps
+from deltanet_jax.train.auxiliary import make_objective
 
 
 class NonFiniteError(RuntimeError):
@@ -60,10 +61,11 @@ def make_program(experiment, mesh):
   rows = sharding.batch_sharding(mesh)
   step = functools.partial(
     steps.train_step,
-    total_loss=total_loss,
+    objective=make_objective(experiment.model, dtype, train.objective),
     optimizer=optim,
     rate=lambda step: experiment.optim.lr * factor(step),
     accumulate=experiment.optim.accumulate,
+    bias_rate=train.objective.bias_rate,
   )
 
   def init():

@@ -4,31 +4,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deltanet_jax.model import Backbone, head_weight
-from deltanet_jax.train.loss import cross_entropy
+from deltanet_jax.experiment import ObjectiveConfig
+from deltanet_jax.train.auxiliary import Told, make_objective, updated_biases
 
 MAX_STREAK = 10  # skipped steps in a row that end a run
 
 
 def make_loss(cfg, dtype):
-  """The function (params, batch) -> summed loss in nats of a ModelConfig.
-
-  batch: dict of [B,T] tokens, targets, positions, segment_ids (int32) and
-  weights (float32).
-  """
-  backbone = Backbone(cfg, dtype)
-
-  def total_loss(params, batch):
-    hidden, _ = backbone.apply(
-      {'params': params['backbone']},
-      batch['tokens'],
-      positions=batch['positions'],
-      segment_ids=batch['segment_ids'],
-    )
-    head = head_weight(params, cfg)
-    return cross_entropy(hidden, head, batch['targets'], batch['weights'])
-
-  return total_loss
+  """The function (params, batch) -> summed next-token loss in nats, by which
+  a ModelConfig is evaluated; batch as for `auxiliary.make_objective`."""
+  objective = make_objective(cfg, dtype, ObjectiveConfig())
+  return lambda params, batch: objective(params, batch)[0]
 
 
 def micro_batches(batch, parts):
@@ -42,16 +28,24 @@ def micro_batches(batch, parts):
   return jax.tree.map(split, batch)
 
 
-def loss_and_grads(total_loss, params, batch, accumulate):
-  """Mean loss per token in nats, and its gradient, over all micro-batches.
+def told_and_grads(objective, params, batch, accumulate):
+  """Told with its nats and reports as means, and the objective's gradient per
+  token, over all micro-batches.
 
-  The sums are divided by the weight of the whole batch, so that `accumulate`
-  changes the memory and nothing else, however the weights are spread.
+  Sums over tokens are divided by the weight of the whole batch, so that
+  `accumulate` changes the memory and nothing else, however the weights are
+  spread; only the balance of experts is that of each micro-batch.
   """
   count = batch['weights'].sum()
 
   def part(batch):
-    return jax.value_and_grad(lambda p: total_loss(p, batch) / count)(params)
+    def mean(params):
+      total, told = objective(params, batch)
+      reports = jax.tree.map(lambda x: x / accumulate, told.reports)
+      return total / count, Told(told.nats / count, reports)
+
+    (_, told), grads = jax.value_and_grad(mean, has_aux=True)(params)
+    return told, grads
 
   if accumulate == 1:
     return part(batch)
@@ -59,24 +53,36 @@ def loss_and_grads(total_loss, params, batch, accumulate):
   def add(sums, batch):
     return jax.tree.map(jnp.add, sums, part(batch)), None
 
-  zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
-  return jax.lax.scan(add, zeros, micro_batches(batch, accumulate))[0]
+  parts = micro_batches(batch, accumulate)
+  first = jax.tree.map(lambda x: x[0], parts)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, first)
+  )
+  return jax.lax.scan(add, zeros, parts)[0]
 
 
-def train_step(state, batch, *, total_loss, optimizer, rate, accumulate):
+def train_step(
+  state, batch, *, objective, optimizer, rate, accumulate, bias_rate
+):
   """The next State and the step's metrics.
+
+  objective: as `auxiliary.make_objective` makes it   bias_rate: of the routers'
+  biases, moved after the optimiser's update; 0 leaves them.
 
   A batch whose loss or gradient norm is not finite changes neither parameters
   nor optimiser; it is counted in `skipped` and, until a good one, in `streak`.
 
-  metrics: loss (nats per token), grad_norm (before clipping), lr, skipped,
+  metrics: loss (next token, nats per token), grad_norm (before clipping), lr, skipped,
   streak.
   """
-  loss, grads = loss_and_grads(total_loss, state.params, batch, accumulate)
+  told, grads = told_and_grads(objective, state.params, batch, accumulate)
+  loss = told.nats
   norm = optax.tree.norm(grads)
   good = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  if bias_rate:
+    params = updated_biases(params, told.reports, bias_rate)
 
   def choose(new, old):
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
