@@ -5,6 +5,11 @@
 or, in an environment of your own,
 
   python -m launch.quickstart --config=configs/quickstart.py
+
+830,348 parameters, 3.1 million training tokens: about 4 minutes on 2 CPU cores.
+To expect: about 1.68 bits per byte of held-out text (the split, and so the
+figure, depends on the Python whose library is read), a third under the order-2
+model and under the order-3 one too.
 """
 
 import sysconfig
@@ -22,27 +27,29 @@ from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
 
 
 def get_config():
-  ffn = MLPConfig(hidden=512)
+  ffn = MLPConfig(hidden=344)
   delta = GatedDeltaNetConfig(
-    key_heads=3, value_heads=3, key_dim=32, value_dim=64
+    key_heads=2, value_heads=2, key_dim=32, value_dim=64, chunk=32
   )
   attention = AttentionConfig(
-    heads=6, kv_heads=2, head_dim=32, rotary_dim=16, qk_norm=True, gate=True
+    heads=4, kv_heads=2, head_dim=32, rotary_dim=16, qk_norm=True, gate=True
   )
+  library = sysconfig.get_path('stdlib')
+  # the library's own sources: neither what is installed beside it nor its
+  # tests, which not every Python has
+  others = ('site-packages', 'dist-packages', 'test', 'tests')
   return Experiment(
     model=ModelConfig(
       vocab=264,
-      d_model=192,
+      d_model=128,
       period=(Layer(delta, ffn),) * 3 + (Layer(attention, ffn),),
       repeats=1,
       tied=True,
     ),
-    # the standard library's own sources, without what is installed beside it
     data=DataConfig(
-      path=f'{sysconfig.get_path("stdlib")}/**/*.py,!**/site-packages/**'
-      ',!**/dist-packages/**',
+      path=','.join([f'{library}/**/*.py', *(f'!**/{x}/**' for x in others)]),
       seq_len=512,
-      batch=8,
+      batch=4,
       heldout=0.03,
     ),
     optim=OptimConfig(
@@ -51,16 +58,16 @@ def get_config():
       muon_lr=0.02,
       schedule='wsd',
       decay=0.4,
-      final=0.05,
+      final=0.02,
       warmup=20,
       weight_decay=0.01,
-    ),  # fmt: skip
+    ),
     train=TrainConfig(
-      steps=300,
+      steps=1500,
       dtype='float32',
       log_every=10,
-      eval_every=100,
+      eval_every=250,
       eval_rows=64,
-      save_every=100,
+      save_every=250,
     ),
   )

@@ -1,0 +1,301 @@
+"""Times the forms of a rule and functions of others, side by side.
+
+Every program is compiled first and run once; then all take turns, round by
+round in one process, so that whatever slows the machine slows each of them.
+"""
+
+import functools
+import importlib
+import inspect
+import pathlib
+import statistics
+import sys
+import time
+import types
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+INPUTS = {
+  'linear_attention': ('q', 'k', 'v', 'g'),
+  'delta_rule': ('q', 'k', 'v', 'beta', 'g'),
+  'kda': ('q', 'k', 'v', 'beta', 'g'),
+}
+PASSES = ('forward', 'forward+backward')
+# largest difference of outputs, over the largest output, that is rounding
+ROUNDING = {'float32': 1e-3, 'bfloat16': 5e-2}
+
+
+class Settings(NamedTuple):
+  """What to time; heads are value heads, memory_limit is in GB."""
+
+  op: str
+  forms: tuple
+  peers: tuple  # FILE.py:NAME
+  lengths: tuple
+  batch: int = 1
+  heads: int = 16
+  key_heads: int = 16
+  dim: int = 128
+  chunk: int = 64
+  dtype: str = 'float32'
+  rounds: int = 5
+  memory_limit: float = 8.0
+
+
+class Program:
+  """One function, pass and length: compiled, then run."""
+
+  def __init__(self, name, way, length):
+    self.name = name
+    self.way = way  # of PASSES
+    self.length = length
+    self.compile_seconds = None
+    self.temporary_bytes = None
+    self.seconds = []
+    self.difference = None  # of o from the first function's
+    self.run = None
+
+  def __str__(self):
+    return f'{self.name} {self.way} T={self.length}'
+
+  def compile(self, function, shapes):
+    start = time.perf_counter()
+    program = _both if self.way == PASSES[1] else _forward
+    self.run = jax.jit(functools.partial(program, function)).lower(*shapes)
+    self.run = self.run.compile()
+    self.compile_seconds = time.perf_counter() - start
+    self.temporary_bytes = self.run.memory_analysis().temp_size_in_bytes
+
+  def record(self):
+    """All of it but the compiled program, for JSON."""
+    times = {'median': None, 'minimum': None}
+    if self.seconds:
+      times['median'] = statistics.median(self.seconds)
+      times['minimum'] = min(self.seconds)
+    return {
+      'name': self.name,
+      'pass': self.way,
+      'length': self.length,
+      'compile_seconds': self.compile_seconds,
+      'temporary_bytes': self.temporary_bytes,
+      'seconds': self.seconds,
+      **times,
+      'difference': self.difference,
+    }
+
+
+def _forward(function, inputs, state, d_o):
+  del d_o
+  return function(*inputs, state=state)
+
+
+def _both(function, inputs, state, d_o):
+  # o is kept, as training keeps it
+  run = lambda inputs, state: function(*inputs, state=state)
+  (o, last), pull = jax.vjp(run, inputs, state)
+  return o, pull((d_o, jnp.zeros_like(last)))
+
+
+# ---------------------------------------------------------------- functions
+
+
+def functions(settings):
+  """{name: function} of the forms, then the peers. No device is touched.
+
+  ValueError for a form or peer that is not there or does not take the inputs.
+  """
+  forms = importlib.import_module(f'deltanet_jax.ops.{settings.op}').FORMS
+  found = {}
+  for name in settings.forms:
+    if name not in forms:
+      raise ValueError(
+        f'{settings.op} has no form {name!r}; it has {", ".join(forms)}'
+      )
+    found[name] = forms[name]
+    if 'chunk' in inspect.signature(forms[name]).parameters:
+      found[name] = functools.partial(forms[name], chunk=settings.chunk)
+  for peer in settings.peers:
+    path, name = peer.rsplit(':', 1)
+    function = _load(path, name)
+    _check_peer(peer, function, settings)
+    found[name if name not in found else peer] = function
+  return found
+
+
+def _load(path, name):
+  # compiled by hand: an import would leave a cached copy beside the file
+  module = types.ModuleType(pathlib.Path(path).stem)
+  module.__file__ = path
+  try:
+    exec(compile(pathlib.Path(path).read_bytes(), path, 'exec'), vars(module))
+  except Exception as error:  # whatever a stranger's file raises
+    raise ValueError(f'{path} cannot be loaded: {_line(error)}') from error
+  function = getattr(module, name, None)
+  if not callable(function):
+    raise ValueError(f'{path} has no function {name!r}')
+  return function
+
+
+def _check_peer(peer, function, settings):
+  """One trace per length: a peer that fails, fails before the first timing."""
+  names = ', '.join(INPUTS[settings.op])
+  for length in settings.lengths:
+    inputs, state, d_o = shapes(settings, length)
+    try:
+      o, last = jax.eval_shape(
+        functools.partial(_forward, function), inputs, state, d_o
+      )
+      given = f'{o.dtype}{[*o.shape]} and {[*last.shape]}'
+    except Exception as error:  # whatever a stranger's function raises
+      raise ValueError(
+        f'{peer} fails as NAME({names}, state=...) -> (o, last state) at'
+        f' length {length}: {_line(error)}'
+      ) from error
+    if (o.shape, o.dtype, last.shape) != (d_o.shape, d_o.dtype, state.shape):
+      raise ValueError(
+        f'{peer} returns o and state of {given}; the inputs ask for'
+        f' {d_o.dtype}{[*d_o.shape]} and {[*state.shape]}'
+      )
+
+
+def _line(error):
+  text = ' '.join(str(error).split())
+  return f'{type(error).__name__}: {text[:200]}'
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def make_inputs(settings, length, key):
+  """What a mixer gives: (inputs, state, d_o).
+
+  inputs as INPUTS names them: q, k [B,T,J,K], |k| = 1, |q| = K^-0.5;
+  v [B,T,H,K] normal; beta [B,T,H] in (0, 1); g = -softplus(normal - 3) in
+  float32, [B,T,H], for kda [B,T,H,K]. The state is zeros, d_o is normal.
+  """
+  B, H, J = settings.batch, settings.heads, settings.key_heads
+  K, T = settings.dim, length
+  names = ('q', 'k', 'v', 'beta', 'g', 'd_o')
+  keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+  normal = lambda name, *shape: jax.random.normal(keys[name], (B, T, *shape))
+  unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+  low = lambda x: x.astype(settings.dtype)
+  per_channel = (K,) if settings.op == 'kda' else ()
+  every = {
+    'q': low(unit(normal('q', J, K)) * K**-0.5),
+    'k': low(unit(normal('k', J, K))),
+    'v': low(normal('v', H, K)),
+    'beta': low(jax.nn.sigmoid(normal('beta', H))),
+    'g': -jax.nn.softplus(normal('g', H, *per_channel) - 3),
+  }
+  inputs = tuple(every[name] for name in INPUTS[settings.op])
+  return inputs, jnp.zeros((B, H, K, K)), low(normal('d_o', H, K))
+
+
+def shapes(settings, length):
+  """`make_inputs` without the numbers."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.eval_shape(
+    lambda key: make_inputs(settings, length, key), key
+  )
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def measure(settings, found, progress):
+  """The programs of `found` (see `functions`), compiled and timed."""
+  programs = [
+    Program(name, way, length)
+    for length in settings.lengths for way in PASSES for name in found
+  ]
+  for i, program in enumerate(programs):
+    progress.show(f'compiling {i + 1}/{len(programs)}: {program}')
+    program.compile(found[program.name], shapes(settings, program.length))
+  limit = settings.memory_limit * 1e9
+  runnable = [p for p in programs if p.temporary_bytes <= limit]
+  make = jax.jit(make_inputs, static_argnums=(0, 1))
+  inputs = {
+    length: make(settings, length, jax.random.key(0))
+    for length in {p.length for p in runnable}
+  }
+  once = _warm_up(next(iter(found)), runnable, inputs, progress)
+  left = settings.rounds * sum(once)
+  for i in range(settings.rounds):
+    for program, seconds in zip(runnable, once, strict=True):
+      progress.show(
+        f'round {i + 1}/{settings.rounds}: {program}, about {span(left)} left'
+      )
+      start = time.perf_counter()
+      jax.block_until_ready(program.run(*inputs[program.length]))
+      program.seconds.append(time.perf_counter() - start)
+      left -= seconds
+  progress.clear()
+  return programs
+
+
+def _warm_up(reference, programs, inputs, progress):
+  """Runs each once, compares o with that of `reference`; seconds of each."""
+  once, first = [], {}
+  for i, program in enumerate(programs):
+    progress.show(f'first run {i + 1}/{len(programs)}: {program}')
+    start = time.perf_counter()
+    o = jax.block_until_ready(program.run(*inputs[program.length]))[0]
+    once.append(time.perf_counter() - start)
+    if program.name == reference:
+      first.setdefault(program.length, o)
+    elif program.length in first:
+      program.difference = _difference(o, first[program.length])
+  return once
+
+
+def _difference(o, first):
+  o, first = o.astype(jnp.float32), first.astype(jnp.float32)
+  return float(jnp.max(jnp.abs(o - first)) / jnp.max(jnp.abs(first)))
+
+
+def same(program, settings):
+  """False where o differs by more than rounding; a nan differs."""
+  difference = program.difference
+  return difference is None or difference <= ROUNDING[settings.dtype]
+
+
+# ---------------------------------------------------------------- progress
+
+
+class Progress:
+  """Now, in one line: written over on a terminal, else a line each."""
+
+  def __init__(self, stream=None):
+    self._stream = stream or sys.stderr
+    self._live = self._stream.isatty()
+    self._width = 0
+
+  def show(self, line):
+    if self._live:
+      self._stream.write('\r' + line.ljust(self._width))
+      self._width = len(line)
+    else:
+      self._stream.write(line + '\n')
+    self._stream.flush()
+
+  def clear(self):
+    if self._live:
+      self._stream.write('\r' + ' ' * self._width + '\r')
+      self._stream.flush()
+
+
+def span(seconds):
+  seconds = max(0, round(seconds))
+  return f'{seconds // 60}m{seconds % 60:02d}s'
+
+
+def environment():
+  device = jax.devices()[0]
+  return {
+    'platform': device.platform,
+    'device': device.device_kind,
+    'jax': jax.__version__,
+  }
