@@ -6,10 +6,11 @@
 
 
 def load(folder, **kwargs):
-  """See `hf.store.load`."""
-  from deltanet_jax.hf import store
+  """See `hf.store.load`; a folder made by `launch.convert` will do too."""
+  from deltanet_jax.hf import convert, store
 
-  return store.load(folder, **kwargs)
+  module = convert if convert.is_converted(folder) else store
+  return module.load(folder, **kwargs)
 
 
 def save(folder, model, params, **kwargs):

@@ -23,6 +23,40 @@ BLOCK = 128  # rows and columns that share a scale in block-scaled float8
 SCALE = '_scale_inv'
 
 
+class File:
+  """One safetensors file: its header, and its tensors as they are.
+
+  Raises:
+    ConfigError: it cannot be read.
+  """
+
+  def __init__(self, path):
+    from safetensors import SafetensorError, safe_open
+
+    self._path = path
+    try:
+      with safe_open(path, 'np'):
+        pass  # the library checks the header, its offsets and the length
+    except (OSError, SafetensorError) as error:
+      raise ConfigError(f'{path}: cannot be read: {error}') from error
+    with open(path, 'rb') as f:
+      size = int.from_bytes(f.read(8), 'little')
+      self.header = json.loads(f.read(size))
+    self.header.pop('__metadata__', None)
+    self._start = 8 + size
+
+  def read(self, name):
+    """The tensor; of a type in DTYPES."""
+    found = self.header[name]
+    dtype, (begin, end) = DTYPES[found['dtype']], found['data_offsets']
+    # read, not mapped: mapped pages of all files would count as ours
+    flat = np.fromfile(
+      self._path, dtype, (end - begin) // dtype.itemsize,
+      offset=self._start + begin,
+    )
+    return flat.reshape(found['shape'])
+
+
 class Folder:
   """The tensors of the safetensors files of a folder.
 
@@ -36,8 +70,7 @@ class Folder:
   def __init__(self, path):
     self.path = pathlib.Path(path)
     self.names = {}
-    self._headers = {}
-    self._starts = {}
+    self._open_files = {}
     for file in self._files():
       for name in self._open(file):
         if name in self.names:
@@ -66,24 +99,15 @@ class Folder:
     return files
 
   def _open(self, file):
-    from safetensors import SafetensorError, safe_open
-
-    path = self.path / file
-    try:
-      with safe_open(path, 'np'):
-        pass  # the library checks the header, its offsets and the length
-    except (OSError, SafetensorError) as error:
-      raise ConfigError(f'{path}: cannot be read: {error}') from error
-    with open(path, 'rb') as f:
-      size = int.from_bytes(f.read(8), 'little')
-      header = json.loads(f.read(size))
-    header.pop('__metadata__', None)
-    self._headers |= header
-    self._starts[file] = 8 + size
-    return header
+    found = File(self.path / file)
+    self._open_files[file] = found
+    return found.header
 
   def shape(self, name):
-    return tuple(self._headers[name]['shape'])
+    return tuple(self._header(name)['shape'])
+
+  def _header(self, name):
+    return self._open_files[self.names[name]].header[name]
 
   def dtype(self, name):
     """The numpy dtype of a tensor.
@@ -91,7 +115,7 @@ class Folder:
     Raises:
       ConfigError: a type that is no number of ours.
     """
-    found = self._headers[name]['dtype']
+    found = self._header(name)['dtype']
     if found not in DTYPES:
       raise ConfigError(
         f'{self.path / self.names[name]}: {name} has type {found}; expected one'
@@ -107,14 +131,7 @@ class Folder:
     return dequantise(tensor, self._scale(name))
 
   def _raw(self, name):
-    file, dtype = self.names[name], self.dtype(name)
-    begin, end = self._headers[name]['data_offsets']
-    # read, not mapped: mapped pages of all files would count as ours
-    flat = np.fromfile(
-      self.path / file, dtype, (end - begin) // dtype.itemsize,
-      offset=self._starts[file] + begin,
-    )
-    return flat.reshape(self.shape(name))
+    return self._open_files[self.names[name]].read(name)
 
   def _scale(self, name):
     scale, shape = name + SCALE, self.shape(name)

@@ -144,10 +144,11 @@ def _fill(source, entries, shapes, dtype, model, mesh):
       if not waiting[slot.path]:
         array = buffers.pop(slot.path)
         arrays[slot.path] = jax.device_put(array, place.get(slot.path))
-  return _nested(arrays)
+  return nested(arrays)
 
 
-def _nested(arrays):
+def nested(arrays):
+  """A nested dict of {path: array}."""
   tree = {}
   for path, array in arrays.items():
     node = tree
