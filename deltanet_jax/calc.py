@@ -7,7 +7,10 @@ import math
 import jax
 
 from deltanet_jax import model, sharding
-from deltanet_jax.mixers.config import AttentionConfig
+from deltanet_jax.mixers.config import AttentionConfig, MLAConfig
+
+# mixers that keep something of every token
+ATTENTION = AttentionConfig, MLAConfig
 
 
 def _total(tree, of):
@@ -40,7 +43,7 @@ def all_attention_twin(cfg):
   """
   attention = [
     layer.mixer for layer in cfg.layers
-    if isinstance(layer.mixer, AttentionConfig)
+    if isinstance(layer.mixer, ATTENTION)
   ]
   if not attention:
     raise ValueError(
@@ -50,7 +53,7 @@ def all_attention_twin(cfg):
 
   def swap(layers):
     return tuple(
-      layer if isinstance(layer.mixer, AttentionConfig)
+      layer if isinstance(layer.mixer, ATTENTION)
       else dataclasses.replace(layer, mixer=attention[0])
       for layer in layers
     )

@@ -7,7 +7,11 @@ import pytest
 
 from deltanet_jax import calc
 from deltanet_jax.experiment import Layer, MLPConfig, ModelConfig
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.mixers.config import (
+  AttentionConfig,
+  GatedDeltaNetConfig,
+  MLAConfig,
+)
 
 FFN = MLPConfig(20)
 DELTA = GatedDeltaNetConfig(key_heads=2, value_heads=4, key_dim=8, value_dim=16)
@@ -61,6 +65,17 @@ def test_twin_has_the_models_own_attention_everywhere():
   twin = calc.all_attention_twin(cfg)
   assert [layer.mixer for layer in twin.layers] == [WINDOW] * 7 + [FULL]
   assert [layer.ffn for layer in twin.layers] == [FFN] * 8
+
+
+def test_twin_of_latent_attention_is_latent_and_its_cache_is_counted():
+  latent = MLAConfig.tiny()
+  cfg = _model(DELTA, latent)
+  twin = calc.all_attention_twin(cfg)
+  assert [layer.mixer for layer in twin.layers] == [latent] * 4
+  size = calc.cache_bytes(twin, 100, 3, jnp.bfloat16)
+  token = 2 * (latent.latent + latent.shared_dim)
+  # beside the latents and shared keys: each slot's position, and the length
+  assert size == {'MLA': 4 * (3 * 100 * token + 4 * 100 + 4)}
 
 
 def test_no_twin_without_attention():
