@@ -1,7 +1,12 @@
-"""Continues a text with the model of a training run.
+"""Continues a text with the model of a training run, or a released one.
 
   python -m launch.generate --workdir=runs/first --prompt='def main(' \\
     --max_tokens=200 --temperature=0.8
+
+  python -m launch.generate --released=Qwen3-0.6B --chat --prompt='Why?'
+
+--released is a folder of released weights with its tokenizer.json, or what
+launch.convert made of one; with --chat the prompt is a user's message.
 
 The text appears as it is made. It ends after --max_tokens, or where the model
 ends the document.
@@ -17,7 +22,13 @@ from deltanet_jax.workdir import Workdir
 from launch import cli
 
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of a training run.', required=True
+  'workdir', None, 'Folder of a training run.'
+)
+RELEASED = flags.DEFINE_string(
+  'released', None, 'Folder of released weights, in place of --workdir.'
+)
+CHAT = flags.DEFINE_bool(
+  'chat', False, "Put the prompt into a released model's chat template."
 )
 PROMPT = flags.DEFINE_string('prompt', '', 'Text to continue.')
 MAX_TOKENS = flags.DEFINE_integer(
@@ -37,25 +48,49 @@ SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.')
 
 def main(taken):
   del taken
-  workdir = Workdir(WORKDIR.value)
-  experiment = workdir.read()
-  if not workdir.checkpoints.is_dir():
-    raise ConfigError(f'{workdir.path} has no checkpoint yet; train first')
+  if (WORKDIR.value is None) == (RELEASED.value is None):
+    raise ConfigError('give one of --workdir and --released')
+  if CHAT.value and RELEASED.value is None:
+    raise ConfigError('--chat needs --released; a training run has no template')
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
   try:
     sampling.check()
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  from deltanet_jax.checkpoint import CheckpointError
+  how = {
+    'max_tokens': MAX_TOKENS.value, 'sampling': sampling, 'seed': SEED.value
+  }
+  make = _of_run if RELEASED.value is None else _of_released
+  return _show(make(how))
+
+
+def _of_run(how):
+  workdir = Workdir(WORKDIR.value)
+  experiment = workdir.read()
+  if not workdir.checkpoints.is_dir():
+    raise ConfigError(f'{workdir.path} has no checkpoint yet; train first')
   from deltanet_jax.infer import generate
 
+  return generate.continue_text(workdir, experiment, PROMPT.value, **how)
+
+
+def _of_released(how):
+  from deltanet_jax.hf import text
+
+  return text.continue_text(
+    RELEASED.value, PROMPT.value, chat=CHAT.value, **how
+  )
+
+
+def _show(parts):
+  from deltanet_jax.checkpoint import CheckpointError
+
   try:
-    parts = generate.continue_text(
-      workdir, experiment, PROMPT.value,
-      max_tokens=MAX_TOKENS.value, sampling=sampling, seed=SEED.value,
-    )  # fmt: skip
-    sys.stdout.write(PROMPT.value)
+    shown = False
     for part in parts:
+      if not shown:  # nothing before the model is read: it may be refused
+        sys.stdout.write(PROMPT.value + ('\n' if CHAT.value else ''))
+        shown = True
       sys.stdout.write(part)
       sys.stdout.flush()
   except CheckpointError as error:
