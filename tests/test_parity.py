@@ -8,6 +8,8 @@ import dataclasses
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +72,25 @@ def hidden_states(cfg, params, tokens):
   return found
 
 
+def test_fixtures_are_what_the_reference_classes_make(tmp_path):
+  """Runs where torch and transformers are installed."""
+  pytest.importorskip('torch')
+  pytest.importorskip('transformers')
+  subprocess.run(
+    [sys.executable, FIXTURES / 'make.py', f'--out={tmp_path}'], check=True
+  )
+  for name in SYSTEMS:
+    stored, made = (
+      np.load(folder / name / 'reference.npz')
+      for folder in (FIXTURES, tmp_path)
+    )
+    assert sorted(stored) == sorted(made)
+    for key in stored:
+      np.testing.assert_allclose(
+        made[key], stored[key], rtol=1e-4, atol=1e-5, err_msg=f'{name} {key}'
+      )
+
+
 def test_every_fixture_has_its_system():
   folders = [path.name for path in FIXTURES.iterdir() if path.is_dir()]
   assert set(SYSTEMS) <= set(folders)
@@ -89,8 +110,8 @@ def test_both_kinds_of_config_say_the_same(name, tmp_path):
 
 
 @every_system
-def test_logits_loss_and_gradients_are_the_references(
-  system, name, quick_compile
+def test_logits_loss_and_gradients_are_the_references_and_train(
+  system, name, tmp_path, quick_compile
 ):
   model, params, reference = system
   tokens = jnp.asarray(reference['tokens'], jnp.int32)
@@ -116,6 +137,10 @@ def test_logits_loss_and_gradients_are_the_references(
     np.testing.assert_allclose(
       norms[weight], norm, rtol=1e-3, atol=3e-7, err_msg=weight
     )
+  tuned = assert_a_step_lowers_the_loss(run, params, grads, value)
+  hf.save(tmp_path / 'tuned', model, tuned, like=tmp_path)
+  _, again = hf.load(tmp_path / 'tuned')
+  jax.tree.map(np.testing.assert_array_equal, again, tuned)
 
 
 def gradient_norms(family, cfg, grads):
@@ -127,6 +152,16 @@ def gradient_norms(family, cfg, grads):
     square = np.sum(np.square(store.joined(entry, arrays), dtype=np.float64))
     squares[name] = squares.get(name, 0.0) + square
   return {name: np.sqrt(square) for name, square in squares.items()}
+
+
+def assert_a_step_lowers_the_loss(run, params, grads, value):
+  """Returns the parameters after it."""
+  squares = sum(jnp.sum(x * x) for x in jax.tree.leaves(grads))
+  rate = 0.05 / jnp.sqrt(squares)
+  params = jax.tree.map(lambda w, g: w - rate * g, params, grads)
+  (lower, _), _ = run(params)
+  assert lower < value - 0.01
+  return params
 
 
 MEMORY_NAMES = (
