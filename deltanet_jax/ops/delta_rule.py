@@ -62,7 +62,7 @@ def associative(
 
 
 def chunked(
-  q, k, v, beta, g, *, state=None, segment_ids=None, chunk=64, group=8
+  q, k, v, beta, g, *, state=None, segment_ids=None, chunk=64, group=4
 ):
   """lax.scan over chunks, all else in parallel over `group` chunks at once."""
   o, state = scan.chunked(

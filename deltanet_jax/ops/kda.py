@@ -73,7 +73,7 @@ def chunked(
   state=None,
   segment_ids=None,
   chunk=64,
-  group=8,
+  group=4,
 ):
   """lax.scan over chunks, all else in parallel over `group` chunks at once."""
   state = scan.initial_state(q, v, state)

@@ -57,7 +57,7 @@ def associative(q, k, v, g, *, state=None, segment_ids=None, chunk=64):
   return o.astype(v.dtype), state
 
 
-def chunked(q, k, v, g, *, state=None, segment_ids=None, chunk=64, group=8):
+def chunked(q, k, v, g, *, state=None, segment_ids=None, chunk=64, group=4):
   """lax.scan over chunks, all else in parallel over `group` chunks at once."""
   o, state = scan.chunked(
     scan.Rule(_forward),
