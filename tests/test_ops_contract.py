@@ -3,6 +3,7 @@ may rely on: any length, chunk and entry state, packed documents, causality."""
 
 import functools
 import pkgutil
+import re
 
 import chex
 import jax
@@ -65,22 +66,21 @@ def split_arguments(inputs):
   return tuple(inputs[name] for name in order if name in inputs), keywords
 
 
-def outcome(op, inputs, state, d_o, d_state, **how):
+@functools.partial(jax.jit, static_argnums=0, static_argnames='sizes')
+def outcome(op, inputs, state, d_o, d_state, segment_ids=None, sizes=()):
   """o, last state and every gradient of `op`, by name."""
 
   def run(inputs, state):
     args, keywords = split_arguments(inputs)
-    return op(*args, state=state, **keywords, **how)
+    return op(
+      *args, state=state, segment_ids=segment_ids, **keywords, **dict(sizes)
+    )
 
-  @jax.jit
-  def both(inputs, state, d_o, d_state):
-    (o, last), vjp = jax.vjp(run, inputs, state)
-    d_inputs, d_first = vjp((d_o, d_state))
-    return {'o': o, 'last': last, 'state': d_first} | {
-      name: d for name, d in d_inputs.items() if d is not None
-    }
-
-  return both(inputs, state, d_o, d_state)
+  (o, last), vjp = jax.vjp(run, inputs, state)
+  d_inputs, d_first = vjp((d_o, d_state))
+  return {'o': o, 'last': last, 'state': d_first} | {
+    name: d for name, d in d_inputs.items() if d is not None
+  }
 
 
 def reference(rule, inputs, state, d_o, d_state, segment_ids=None):
@@ -101,16 +101,9 @@ def assert_near(got, want, bound=2e-5):
     assert error <= bound * scale, f'{name}: {error:.1e} of {scale:.1e}'
 
 
-def forms(rule):
-  """(form, chunk) pairs; the recurrent form has no chunk."""
-  for form in RULES[rule].FORMS:
-    for chunk in (None,) if form == 'recurrent' else (16, 64):
-      yield form, chunk
-
-
-def bound_op(rule, form, chunk):
-  op = RULES[rule].FORMS[form]
-  return op if chunk is None else functools.partial(op, chunk=chunk)
+def sizes(form, chunk=16):
+  """The form's keyword arguments as items; the recurrent form has none."""
+  return () if form == 'recurrent' else (('chunk', chunk),)
 
 
 def test_every_module_with_forms_is_tested_here():
@@ -126,87 +119,99 @@ def test_every_module_with_forms_is_tested_here():
     assert set(rule.FORMS) == {'recurrent', 'associative', 'chunked'}
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
-@pytest.mark.parametrize('T', [1, 7, 64, 100])
-def test_forms_equal_the_float64_recurrence(variant, T, quick_compile):
+# compiling is all the cost here: every variant at T=100, where chunks of 16 are
+# many and the last is padded; one variant of each rule at the other sizes
+@pytest.mark.parametrize(
+  'variant, T, chunk',
+  [(variant, 100, 16) for variant in VARIANTS]
+  + [
+    (variant, T, chunk)
+    for variant in ('scalar_gated', 'gated_delta', 'gdn2')
+    for T, chunk in ((1, 16), (7, 16), (64, 64), (100, 64))
+  ],
+)
+def test_forms_equal_the_float64_recurrence(variant, T, chunk, quick_compile):
   rule, *case = draw(variant, T)
   want = reference(rule, *case)
-  for form, chunk in forms(rule):
-    if T in (1, 7) and chunk == 64 and form == 'associative':
-      continue  # one padded chunk, as with 16
-    assert_near(outcome(bound_op(rule, form, chunk), *case), want)
+  for form, op in RULES[rule].FORMS.items():
+    if form == 'recurrent' and (T, chunk) == (100, 64):
+      continue  # has no chunks
+    assert_near(outcome(op, *case, sizes=sizes(form, chunk)), want)
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_packed_documents_equal_separate_ones_over_several_groups(variant):
-  # 300 tokens are 19 chunks of 16 and 3 groups; documents end inside chunks,
-  # at a chunk's edge (48) and at a group's (128), and an id comes back
-  rule, *case = draw(variant, 300)
-  ends = [[5, 6, 48, 128, 200, 300], [100, 128, 140, 141, 290, 300]]
-  ids = np.zeros((B, 300), np.int32)
+@pytest.mark.parametrize(
+  'variant', ['lightning', 'scalar_gated', 'delta', 'gated_delta', 'gdn2']
+)
+def test_packed_documents_equal_separate_ones_over_several_groups(
+  variant, quick_compile
+):
+  # 150 tokens are 10 chunks of 16 in 3 groups of 4; documents end inside
+  # chunks, at a chunk's edge (48) and at a group's (64), and an id comes back
+  rule, *case = draw(variant, 150)
+  ends = [[5, 6, 48, 64, 100, 150], [50, 64, 70, 71, 145, 150]]
+  ids = np.zeros((B, 150), np.int32)
   for row, marks in enumerate(ends):
     for n, (start, stop) in enumerate(zip([0, *marks], marks)):
       ids[row, start:stop] = 7 * (n % 2)
   want = reference(rule, *case, segment_ids=ids)
-  for form in RULES[rule].FORMS:
-    op = bound_op(rule, form, None if form == 'recurrent' else 16)
-    assert_near(outcome(op, *case, segment_ids=jnp.asarray(ids)), want)
+  for form, op in RULES[rule].FORMS.items():
+    group = (('group', 4),) if form == 'chunked' else ()
+    got = outcome(op, *case, ids, sizes=sizes(form) + group)
+    # Lightning's decay gradient is one sum over all 300 tokens
+    assert_near(got, want, 5e-5)
 
 
 @pytest.mark.parametrize('variant', ['scalar_gated', 'gated_delta', 'gdn2'])
-def test_two_halves_equal_the_whole(variant):
-  rule, inputs, state, *_ = draw(variant, 100)
-  for form, chunk in forms(rule):
-    op = bound_op(rule, form, chunk)
+def test_two_halves_equal_the_whole(variant, quick_compile):
+  rule, inputs, state, *_ = draw(variant, 40)
+  for form, op in RULES[rule].FORMS.items():
 
     @jax.jit
-    def run(inputs, state, op=op):
+    def run(inputs, state, op=op, form=form):
       args, keywords = split_arguments(inputs)
-      return op(*args, state=state, **keywords)
+      return op(*args, state=state, **keywords, **dict(sizes(form)))
 
     cut = lambda a, b: {n: x[:, a:b] for n, x in inputs.items()}
     whole, last = run(inputs, state)
-    first, middle = run(cut(0, 37), state)
-    second, end = run(cut(37, 100), middle)
+    first, middle = run(cut(0, 20), state)
+    second, end = run(cut(20, 40), middle)
     chex.assert_trees_all_close(
       (jnp.concatenate([first, second], 1), end), (whole, last), atol=2e-5
     )
 
 
-@pytest.mark.parametrize('variant', ['lightning', 'gated_delta', 'kda'])
-def test_no_output_depends_on_a_later_token(variant):
-  rule, inputs, state, *_ = draw(variant, 40)
-  for form in RULES[rule].FORMS:
-    op = bound_op(rule, form, None if form == 'recurrent' else 16)
-
-    def early(inputs, op=op):
-      args, keywords = split_arguments(inputs)
-      return (op(*args, state=state, **keywords)[0][:, :20] ** 2).sum()
-
-    gradient = jax.jit(jax.grad(early))(inputs)
-    for name, d in gradient.items():
-      if d.ndim > 1:  # Lightning's decay belongs to no token
-        assert not np.any(d[:, 20:]), (form, name)
-        assert np.any(d[:, 19]), (form, name)
+@pytest.mark.parametrize('variant', ['scalar_gated', 'gated_delta', 'kda'])
+def test_no_output_depends_on_a_later_token(variant, quick_compile):
+  rule, inputs, state, d_o, d_state = draw(variant, 40)
+  early = np.where(np.arange(40)[:, None, None] < 20, d_o, 0)
+  for form, op in RULES[rule].FORMS.items():
+    gradient = outcome(
+      op, inputs, state, early, 0 * d_state, sizes=sizes(form)
+    )
+    for name in inputs:
+      assert not np.any(gradient[name][:, 20:]), (form, name)
+      assert np.any(gradient[name][:, 19]), (form, name)
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_bfloat16_inputs_keep_a_float32_state(variant):
-  rule, inputs, state, *_ = draw(variant, 100)
+@pytest.mark.parametrize('variant', ['scalar_gated', 'gated_delta', 'gdn2'])
+def test_bfloat16_inputs_keep_a_float32_state(variant, quick_compile):
+  rule, inputs, state, d_o, d_state = draw(variant, 100)
   low = {
-    name: x if x is None or name in ('beta', 'g', 'erase')
-    else jnp.asarray(x, jnp.bfloat16)
+    name: jnp.asarray(x, jnp.bfloat16 if name in 'qkv' else jnp.float32)
     for name, x in inputs.items()
   }
-  args, keywords = split_arguments(inputs)
-  want, want_last = RULES[rule].recurrent(*args, state=state, **keywords)
+  wide = {name: np.float32(x) for name, x in low.items()}
+  want = reference(rule, wide, state, d_o, d_state)
   args, keywords = split_arguments(low)
-  for form in RULES[rule].FORMS:
-    o, last = RULES[rule].FORMS[form](*args, state=state, **keywords)
+  for form, op in RULES[rule].FORMS.items():
+    o, last = jax.jit(functools.partial(op, **dict(sizes(form))))(
+      *args, state=state, **keywords
+    )
     assert o.dtype == jnp.bfloat16 and last.dtype == jnp.float32
-    for got, exact in ((o, want), (last, want_last)):
-      error = jnp.abs(got.astype(jnp.float32) - exact).max()
-      assert error < 4e-2 * jnp.abs(exact).max(), form
+    # operands rounded to 8 bits, sums and the state kept whole
+    for got, name in ((o, 'o'), (last, 'last')):
+      error = np.abs(np.float64(got) - want[name]).max()
+      assert error < 2e-2 * np.abs(want[name]).max(), (form, name, error)
 
 
 def test_what_does_not_fit_is_one_clear_error():
@@ -214,13 +219,33 @@ def test_what_does_not_fit_is_one_clear_error():
   args, _ = split_arguments(inputs)
   with pytest.raises(ValueError, match=r'chunk is 48; give 16, 32, 64'):
     delta_rule.chunked(*args, state=state, chunk=48)
-  with pytest.raises(ValueError, match=r'state has shape .*\(2, 4, 8, 16\)'):
-    delta_rule.chunked(*args, state=state[..., :3])
   q, k, v, beta, g = args
   with pytest.raises(ValueError, match='3 value heads are no multiple of 2'):
     delta_rule.recurrent(q, k, v[:, :, :3], beta[:, :, :3], g[:, :, :3])
-  with pytest.raises(ValueError, match='one per key channel'):
-    kda.chunked(*args)
+
+
+@pytest.mark.parametrize('form', ['recurrent', 'associative', 'chunked'])
+@pytest.mark.parametrize('rule', RULES)
+def test_a_misshapen_argument_is_named_with_the_shape_it_needs(rule, form):
+  variant = {'linear_attention': 'scalar_gated', 'delta_rule': 'gated_delta'}
+  _, inputs, state, *_ = draw(variant.get(rule, 'gdn2'), 20)
+  inputs |= {'state': state, 'segment_ids': np.zeros((B, 20), np.int32)}
+  op = RULES[rule].FORMS[form]
+  for name in set(inputs) - {'q', 'v'}:
+    # one row of the batch would broadcast in silence
+    wrong = inputs | {name: inputs[name][:1]}
+    expected = re.escape(str(inputs[name].shape))
+    with pytest.raises(ValueError, match=f'^{name} has shape .*{expected}'):
+      op(**wrong)
+  with pytest.raises(ValueError, match='^v has shape'):
+    op(**inputs | {'v': inputs['v'][:, :1]})
+
+
+def test_kda_without_an_erase_gate_takes_one_beta_per_head():
+  _, inputs, *_ = draw('gdn2', 20)
+  del inputs['erase']
+  with pytest.raises(ValueError, match=r'^beta without erase .*\(2, 20, 4\)'):
+    kda.chunked(**inputs)
 
 
 def test_the_normaliser_makes_weights_that_sum_to_one():

@@ -16,7 +16,7 @@ beta in [0, 2] for |k| <= 1, and keyword-only
   chunk: tokens of a chunk, 16 * 2^n (associative and chunked)
 
 and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalised here. ValueError where heads, chunk or state do not fit.
+scaled or normalised here. ValueError where shapes, heads or chunk do not fit.
 Decay, inverse and state are float32; matmul operands have q's type.
 """
 
@@ -43,7 +43,7 @@ def step(q, k, v, beta, g, state):
 
 def recurrent(q, k, v, beta, g, *, state=None, segment_ids=None):
   """Token by token: the definition."""
-  state = scan.initial_state(q, v, state)
+  state = _start(q, k, v, beta, g, state, segment_ids)
   return scan.token_scan(step, (q, k, v, beta, g), state, segment_ids)
 
 
@@ -54,7 +54,7 @@ def associative(
   o, state = scan.all_chunks(
     _forward_associative,
     (q, k, v, beta, g),
-    scan.initial_state(q, v, state),
+    _start(q, k, v, beta, g, state, segment_ids),
     segment_ids,
     chunk,
   )
@@ -68,12 +68,20 @@ def chunked(
   o, state = scan.chunked(
     scan.Rule(_forward, _backward),
     (q, k, v, beta, g),
-    scan.initial_state(q, v, state),
+    _start(q, k, v, beta, g, state, segment_ids),
     segment_ids,
     chunk,
     group,
   )
   return o.astype(v.dtype), state
+
+
+def _start(q, k, v, beta, g, state, segment_ids):
+  """The entry state; ValueError where the arguments do not fit."""
+  state = scan.initial_state(q, k, v, state, segment_ids)
+  scan.fits('beta', beta, v.shape[:3])
+  scan.fits('g', g, v.shape[:3])
+  return state
 
 
 class _Chunk(NamedTuple):

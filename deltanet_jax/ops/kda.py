@@ -45,8 +45,7 @@ def step(q, k, v, beta, g, erase, state):
 
 def recurrent(q, k, v, beta, g, *, erase=None, state=None, segment_ids=None):
   """Token by token: the definition."""
-  state = scan.initial_state(q, v, state)
-  _check(v, beta, g, erase, state)
+  state = _start(q, k, v, beta, g, erase, state, segment_ids)
   return scan.token_scan(step, (q, k, v, beta, g, erase), state, segment_ids)
 
 
@@ -54,8 +53,7 @@ def associative(
   q, k, v, beta, g, *, erase=None, state=None, segment_ids=None, chunk=64
 ):
   """Chunks as affine maps of the state, composed by lax.associative_scan."""
-  state = scan.initial_state(q, v, state)
-  _check(v, beta, g, erase, state)
+  state = _start(q, k, v, beta, g, erase, state, segment_ids)
   o, state = scan.all_chunks(
     _forward_associative, (q, k, v, beta, g, erase), state, segment_ids, chunk
   )
@@ -76,8 +74,7 @@ def chunked(
   group=4,
 ):
   """lax.scan over chunks, all else in parallel over `group` chunks at once."""
-  state = scan.initial_state(q, v, state)
-  _check(v, beta, g, erase, state)
+  state = _start(q, k, v, beta, g, erase, state, segment_ids)
   o, state = scan.chunked(
     scan.Rule(_forward),
     (q, k, v, beta, g, erase),
@@ -89,16 +86,17 @@ def chunked(
   return o.astype(v.dtype), state
 
 
-def _check(v, beta, g, erase, state):
-  keys = (*v.shape[:3], state.shape[2])
-  if g.shape != keys:
-    raise ValueError(f'g has shape {g.shape}; one per key channel is {keys}')
-  if erase is not None and erase.shape != keys:
-    raise ValueError(f'erase has shape {erase.shape}; expected {keys}')
-  if erase is None and beta.shape != v.shape[:3]:
-    raise ValueError(
-      f'beta has shape {beta.shape}; without erase it is {v.shape[:3]}'
-    )
+def _start(q, k, v, beta, g, erase, state, segment_ids):
+  """The entry state; ValueError where the arguments do not fit."""
+  state = scan.initial_state(q, k, v, state, segment_ids)
+  keys = (*v.shape[:3], q.shape[3])
+  scan.fits('g', g, keys)
+  scan.fits('erase', erase, keys)
+  if erase is None:
+    scan.fits('beta without erase', beta, v.shape[:3])
+  else:
+    scan.fits('beta', beta, v.shape[:3], v.shape)
+  return state
 
 
 def _gates(k, v, beta, erase):

@@ -16,7 +16,7 @@ keyword-only
   chunk: tokens of a chunk (associative and chunked)
 
 and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalised here. ValueError where heads or state do not fit. Decay
+scaled or normalised here. ValueError where shapes or heads do not fit. Decay
 and state are float32; matmul operands have q's type.
 """
 
@@ -39,7 +39,7 @@ def step(q, k, v, g, state):
 
 def recurrent(q, k, v, g, *, state=None, segment_ids=None):
   """Token by token: the definition."""
-  state = scan.initial_state(q, v, state)
+  state = scan.initial_state(q, k, v, state, segment_ids)
   return scan.token_scan(
     step, (q, k, v, _per_token(g, v)), state, segment_ids
   )
@@ -47,10 +47,11 @@ def recurrent(q, k, v, g, *, state=None, segment_ids=None):
 
 def associative(q, k, v, g, *, state=None, segment_ids=None, chunk=64):
   """Chunks as affine maps of the state, composed by lax.associative_scan."""
+  state = scan.initial_state(q, k, v, state, segment_ids)
   o, state = scan.all_chunks(
     _forward_associative,
     (q, k, v, _per_token(g, v)),
-    scan.initial_state(q, v, state),
+    state,
     segment_ids,
     chunk,
   )
@@ -59,10 +60,11 @@ def associative(q, k, v, g, *, state=None, segment_ids=None, chunk=64):
 
 def chunked(q, k, v, g, *, state=None, segment_ids=None, chunk=64, group=4):
   """lax.scan over chunks, all else in parallel over `group` chunks at once."""
+  state = scan.initial_state(q, k, v, state, segment_ids)
   o, state = scan.chunked(
     scan.Rule(_forward),
     (q, k, v, _per_token(g, v)),
-    scan.initial_state(q, v, state),
+    state,
     segment_ids,
     chunk,
     group,
@@ -94,6 +96,7 @@ def normalised(rule, q, k, v, *, state=None, segment_ids=None, **how):
 
 def _per_token(g, v):
   """g as [B,T,H]; so that padding and chunking treat every g alike."""
+  scan.fits('g', g, v.shape[2:3], v.shape[:3])
   if g is None or g.ndim == 3:
     return g
   return jnp.broadcast_to(g, v.shape[:3])

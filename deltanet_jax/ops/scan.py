@@ -16,8 +16,18 @@ F32 = jnp.float32
 BLOCK = 16  # rows solved by substitution; larger triangles merge such blocks
 
 
-def initial_state(q, v, state):
-  """`state` as float32 [B,H,K,V], zeros if None; ValueError if misshapen."""
+def fits(name, x, *shapes):
+  """ValueError unless array `x` is None or has one of `shapes`."""
+  if x is not None and x.shape not in shapes:
+    expected = ' or '.join(map(str, shapes))
+    raise ValueError(f'{name} has shape {x.shape}; expected {expected}')
+
+
+def initial_state(q, k, v, state, segment_ids):
+  """`state` as float32 [B,H,K,V], zeros if None; ValueError on a misfit."""
+  fits('k', k, q.shape)
+  fits('v', v, (*q.shape[:2], *v.shape[2:]))
+  fits('segment_ids', segment_ids, q.shape[:2])
   J, H = q.shape[2], v.shape[2]
   if H % J:
     raise ValueError(f'{H} value heads are no multiple of {J} key heads')
