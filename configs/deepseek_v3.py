@@ -25,23 +25,43 @@ from deltanet_jax.mixers.config import MLAConfig, YarnConfig
 def get_config():
   yarn = YarnConfig(factor=40, original=4096, mscale=1.0, mscale_all_dim=1.0)
   mixer = MLAConfig(
-    heads=128, latent=512, key_dim=128, shared_dim=64, value_dim=128,
-    query_latent=1536, rope_theta=1e4, yarn=yarn,
+    heads=128,
+    latent=512,
+    key_dim=128,
+    shared_dim=64,
+    value_dim=128,
+    query_latent=1536,
+    rope_theta=1e4,
+    yarn=yarn,
   )
   moe = MoEConfig(
-    experts=256, top=8, hidden=2048, score='sigmoid', bias=True, groups=8,
-    top_groups=4, eps=1e-20, scale=2.5, shared=2048,
+    experts=256,
+    top=8,
+    hidden=2048,
+    score='sigmoid',
+    bias=True,
+    groups=8,
+    top_groups=4,
+    eps=1e-20,
+    scale=2.5,
+    shared=2048,
   )
   model = ModelConfig(
-    vocab=129_280, d_model=7168, remat='full',
+    vocab=129_280,
+    d_model=7168,
+    remat='full',
     prefix=(Layer(mixer, MLPConfig(hidden=18432)),) * 3,
-    period=(Layer(mixer, moe),), repeats=58,
+    period=(Layer(mixer, moe),),
+    repeats=58,
   )
   return Experiment(
     model=model,
     data=DataConfig(
-      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
-      batch=64, heldout=0.001,
+      path='text/*.parquet',
+      tokenizer='tokenizer.json',
+      seq_len=4096,
+      batch=64,
+      heldout=0.001,
     ),
     optim=OptimConfig(lr=1e-5, warmup=100),
     train=TrainConfig(steps=1000),

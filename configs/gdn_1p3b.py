@@ -30,12 +30,18 @@ def get_config():
   )
   return Experiment(
     model=ModelConfig(
-      vocab=32_000, d_model=2048, remat='full',
-      period=(Layer(delta, ffn),), repeats=21,
+      vocab=32_000,
+      d_model=2048,
+      remat='full',
+      period=(Layer(delta, ffn),),
+      repeats=21,
     ),
     data=DataConfig(
-      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
-      batch=128, heldout=0.001,
+      path='text/*.parquet',
+      tokenizer='tokenizer.json',
+      seq_len=4096,
+      batch=128,
+      heldout=0.001,
     ),
     optim=OptimConfig(lr=4e-4, warmup=1907, accumulate=4),
     train=TrainConfig(steps=190735, eval_every=1000, save_every=1000),

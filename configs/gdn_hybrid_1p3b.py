@@ -30,18 +30,28 @@ def get_config():
     key_heads=6, value_heads=6, key_dim=256, value_dim=512
   )
   attention = AttentionConfig(
-    heads=16, kv_heads=4, head_dim=128, rotary_dim=64, qk_norm=True,
+    heads=16,
+    kv_heads=4,
+    head_dim=128,
+    rotary_dim=64,
+    qk_norm=True,
     gate=True,
   )
   return Experiment(
     model=ModelConfig(
-      vocab=32_000, d_model=2048, remat='full',
-      prefix=(Layer(delta, ffn),), repeats=5,
+      vocab=32_000,
+      d_model=2048,
+      remat='full',
+      prefix=(Layer(delta, ffn),),
+      repeats=5,
       period=(Layer(delta, ffn),) * 3 + (Layer(attention, ffn),),
     ),
     data=DataConfig(
-      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
-      batch=128, heldout=0.001,
+      path='text/*.parquet',
+      tokenizer='tokenizer.json',
+      seq_len=4096,
+      batch=128,
+      heldout=0.001,
     ),
     optim=OptimConfig(lr=4e-4, warmup=1907, accumulate=4),
     train=TrainConfig(steps=190735, eval_every=1000, save_every=1000),

@@ -30,18 +30,28 @@ def get_config():
     key_heads=3, value_heads=3, key_dim=256, value_dim=512
   )
   attention = AttentionConfig(
-    heads=8, kv_heads=2, head_dim=128, rotary_dim=64, qk_norm=True,
+    heads=8,
+    kv_heads=2,
+    head_dim=128,
+    rotary_dim=64,
+    qk_norm=True,
     gate=True,
   )
   return Experiment(
     model=ModelConfig(
-      vocab=32_000, d_model=1024, remat='dots',
-      prefix=(Layer(delta, ffn),), repeats=5,
+      vocab=32_000,
+      d_model=1024,
+      remat='dots',
+      prefix=(Layer(delta, ffn),),
+      repeats=5,
       period=(Layer(delta, ffn),) * 3 + (Layer(attention, ffn),),
     ),
     data=DataConfig(
-      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
-      batch=128, heldout=0.001,
+      path='text/*.parquet',
+      tokenizer='tokenizer.json',
+      seq_len=4096,
+      batch=128,
+      heldout=0.001,
     ),
     optim=OptimConfig(lr=4e-4, warmup=1024, accumulate=2),
     train=TrainConfig(steps=28610, eval_every=1000, save_every=1000),

@@ -29,13 +29,17 @@ def get_config():
   )
   return Experiment(
     model=ModelConfig(
-      vocab=264, d_model=256, tied=True, repeats=2,
+      vocab=264,
+      d_model=256,
+      tied=True,
+      repeats=2,
       period=(Layer(mixer, ffn),) * 3 + (Layer(attention, ffn),),
     ),
     data=DataConfig(
       path=f'{sysconfig.get_path("stdlib")}/**/*.py,!**/site-packages/**'
       ',!**/dist-packages/**',
-      seq_len=512, batch=16,
+      seq_len=512,
+      batch=16,
     ),
     optim=OptimConfig(lr=1e-3, warmup=100),
     train=TrainConfig(steps=2000, eval_every=250),

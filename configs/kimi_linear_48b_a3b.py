@@ -24,24 +24,41 @@ from deltanet_jax.mixers.config import KDAConfig, MLAConfig
 def get_config():
   kda = KDAConfig(heads=32, key_dim=128, value_dim=128)
   mla = MLAConfig(
-    heads=32, latent=512, key_dim=128, shared_dim=64, value_dim=128,
+    heads=32,
+    latent=512,
+    key_dim=128,
+    shared_dim=64,
+    value_dim=128,
     rotary=False,
   )
   moe = MoEConfig(
-    experts=256, top=8, hidden=1024, score='sigmoid', bias=True, eps=1e-20,
-    scale=2.446, shared=1024,
+    experts=256,
+    top=8,
+    hidden=1024,
+    score='sigmoid',
+    bias=True,
+    eps=1e-20,
+    scale=2.446,
+    shared=1024,
   )
   model = ModelConfig(
-    vocab=163_840, d_model=2304, norm_eps=1e-5, remat='full',
+    vocab=163_840,
+    d_model=2304,
+    norm_eps=1e-5,
+    remat='full',
     prefix=(Layer(kda, MLPConfig(hidden=9216)),),
     period=(Layer(kda, moe),) * 2 + (Layer(mla, moe), Layer(kda, moe)),
-    repeats=6, suffix=(Layer(kda, moe), Layer(mla, moe)),
+    repeats=6,
+    suffix=(Layer(kda, moe), Layer(mla, moe)),
   )
   return Experiment(
     model=model,
     data=DataConfig(
-      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
-      batch=64, heldout=0.001,
+      path='text/*.parquet',
+      tokenizer='tokenizer.json',
+      seq_len=4096,
+      batch=64,
+      heldout=0.001,
     ),
     optim=OptimConfig(lr=1e-5, warmup=100),
     train=TrainConfig(steps=1000),

@@ -28,20 +28,32 @@ def get_config():
   lightning = Layer(LightningConfig(heads=64, head_dim=128), ffn, residual)
   attention = Layer(
     AttentionConfig(
-      heads=64, kv_heads=8, head_dim=128, rotary_dim=64, rope_theta=1e7,
+      heads=64,
+      kv_heads=8,
+      head_dim=128,
+      rotary_dim=64,
+      rope_theta=1e7,
       norm_eps=1e-5,
     ),
-    ffn, residual,
+    ffn,
+    residual,
   )
   model = ModelConfig(
-    vocab=200_064, d_model=6144, norm_eps=1e-5, remat='full',
-    period=(lightning,) * 7 + (attention,), repeats=10,
+    vocab=200_064,
+    d_model=6144,
+    norm_eps=1e-5,
+    remat='full',
+    period=(lightning,) * 7 + (attention,),
+    repeats=10,
   )
   return Experiment(
     model=model,
     data=DataConfig(
-      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
-      batch=64, heldout=0.001,
+      path='text/*.parquet',
+      tokenizer='tokenizer.json',
+      seq_len=4096,
+      batch=64,
+      heldout=0.001,
     ),
     optim=OptimConfig(lr=1e-5, warmup=100),
     train=TrainConfig(steps=1000),

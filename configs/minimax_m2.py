@@ -22,21 +22,30 @@ from deltanet_jax.mixers.config import AttentionConfig
 
 def get_config():
   attention = AttentionConfig(
-    heads=48, kv_heads=8, head_dim=128, rotary_dim=64, rope_theta=5e6,
-    qk_norm=True, joint_norm=True,
+    heads=48,
+    kv_heads=8,
+    head_dim=128,
+    rotary_dim=64,
+    rope_theta=5e6,
+    qk_norm=True,
+    joint_norm=True,
   )
-  ffn = MoEConfig(
-    experts=256, top=8, hidden=1536, score='sigmoid', bias=True
-  )
+  ffn = MoEConfig(experts=256, top=8, hidden=1536, score='sigmoid', bias=True)
   model = ModelConfig(
-    vocab=200_064, d_model=3072, period=(Layer(attention, ffn),), repeats=62,
+    vocab=200_064,
+    d_model=3072,
+    period=(Layer(attention, ffn),),
+    repeats=62,
     remat='full',
   )
   return Experiment(
     model=model,
     data=DataConfig(
-      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
-      batch=64, heldout=0.001,
+      path='text/*.parquet',
+      tokenizer='tokenizer.json',
+      seq_len=4096,
+      batch=64,
+      heldout=0.001,
     ),
     optim=OptimConfig(lr=1e-5, warmup=100),
     train=TrainConfig(steps=1000),

@@ -25,22 +25,32 @@ from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
 def get_config():
   ffn = MLPConfig(hidden=11008)
   delta = GatedDeltaNetConfig(
-    key_heads=30, value_heads=30, key_dim=96, value_dim=192,
-    negative_eigenvalues=True, norm_eps=1e-5,
+    key_heads=30,
+    value_heads=30,
+    key_dim=96,
+    value_dim=192,
+    negative_eigenvalues=True,
+    norm_eps=1e-5,
   )
   attention = AttentionConfig(
     heads=30, kv_heads=30, head_dim=128, qk_norm=True, joint_norm=True
   )
   model = ModelConfig(
-    vocab=100_352, d_model=3840, remat='full', repeats=8,
+    vocab=100_352,
+    d_model=3840,
+    remat='full',
+    repeats=8,
     period=(Layer(delta, ffn),) * 3
     + (Layer(attention, ffn, Residual('post')),),
   )
   return Experiment(
     model=model,
     data=DataConfig(
-      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
-      batch=64, heldout=0.001,
+      path='text/*.parquet',
+      tokenizer='tokenizer.json',
+      seq_len=4096,
+      batch=64,
+      heldout=0.001,
     ),
     optim=OptimConfig(lr=1e-5, warmup=100),
     train=TrainConfig(steps=1000),

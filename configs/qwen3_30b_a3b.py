@@ -21,19 +21,29 @@ from deltanet_jax.mixers.config import AttentionConfig
 
 def get_config():
   attention = AttentionConfig(
-    heads=32, kv_heads=4, head_dim=128, rotary_dim=128, rope_theta=1e6,
+    heads=32,
+    kv_heads=4,
+    head_dim=128,
+    rotary_dim=128,
+    rope_theta=1e6,
     qk_norm=True,
   )
   ffn = MoEConfig(experts=128, top=8, hidden=768)
   model = ModelConfig(
-    vocab=151_936, d_model=2048, remat='full',
-    period=(Layer(attention, ffn),), repeats=48,
+    vocab=151_936,
+    d_model=2048,
+    remat='full',
+    period=(Layer(attention, ffn),),
+    repeats=48,
   )
   return Experiment(
     model=model,
     data=DataConfig(
-      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
-      batch=64, heldout=0.001,
+      path='text/*.parquet',
+      tokenizer='tokenizer.json',
+      seq_len=4096,
+      batch=64,
+      heldout=0.001,
     ),
     optim=OptimConfig(lr=1e-5, warmup=100),
     train=TrainConfig(steps=1000),

@@ -25,19 +25,32 @@ def get_config():
     key_heads=16, value_heads=16, key_dim=128, value_dim=128
   )
   attention = AttentionConfig(
-    heads=8, kv_heads=2, head_dim=256, rotary_dim=64, rope_theta=1e7,
-    qk_norm=True, gate=True,
+    heads=8,
+    kv_heads=2,
+    head_dim=256,
+    rotary_dim=64,
+    rope_theta=1e7,
+    qk_norm=True,
+    gate=True,
   )
   ffn = MLPConfig(hidden=3584)
   model = ModelConfig(
-    vocab=248_320, d_model=1024, remat='full', zero_centred=True, tied=True,
-    period=(Layer(delta, ffn),) * 3 + (Layer(attention, ffn),), repeats=6,
+    vocab=248_320,
+    d_model=1024,
+    remat='full',
+    zero_centred=True,
+    tied=True,
+    period=(Layer(delta, ffn),) * 3 + (Layer(attention, ffn),),
+    repeats=6,
   )
   return Experiment(
     model=model,
     data=DataConfig(
-      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
-      batch=64, heldout=0.001,
+      path='text/*.parquet',
+      tokenizer='tokenizer.json',
+      seq_len=4096,
+      batch=64,
+      heldout=0.001,
     ),
     optim=OptimConfig(lr=1e-5, warmup=100),
     train=TrainConfig(steps=1000),

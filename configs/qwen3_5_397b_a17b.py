@@ -25,21 +25,33 @@ def get_config():
     key_heads=16, value_heads=64, key_dim=128, value_dim=128
   )
   attention = AttentionConfig(
-    heads=32, kv_heads=2, head_dim=256, rotary_dim=64, rope_theta=1e7,
-    qk_norm=True, gate=True,
+    heads=32,
+    kv_heads=2,
+    head_dim=256,
+    rotary_dim=64,
+    rope_theta=1e7,
+    qk_norm=True,
+    gate=True,
   )
   ffn = MoEConfig(
     experts=512, top=10, hidden=1024, shared=1024, shared_gate=True
   )
   model = ModelConfig(
-    vocab=248_320, d_model=4096, remat='full', zero_centred=True,
-    period=(Layer(delta, ffn),) * 3 + (Layer(attention, ffn),), repeats=15,
+    vocab=248_320,
+    d_model=4096,
+    remat='full',
+    zero_centred=True,
+    period=(Layer(delta, ffn),) * 3 + (Layer(attention, ffn),),
+    repeats=15,
   )
   return Experiment(
     model=model,
     data=DataConfig(
-      path='text/*.parquet', tokenizer='tokenizer.json', seq_len=4096,
-      batch=64, heldout=0.001,
+      path='text/*.parquet',
+      tokenizer='tokenizer.json',
+      seq_len=4096,
+      batch=64,
+      heldout=0.001,
     ),
     optim=OptimConfig(lr=1e-5, warmup=100),
     train=TrainConfig(steps=1000),

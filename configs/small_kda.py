@@ -26,13 +26,17 @@ def get_config():
   mixer = KDAConfig(heads=4, key_dim=64, value_dim=64)
   return Experiment(
     model=ModelConfig(
-      vocab=264, d_model=256, tied=True, repeats=8,
+      vocab=264,
+      d_model=256,
+      tied=True,
+      repeats=8,
       period=(Layer(mixer, ffn),),
     ),
     data=DataConfig(
       path=f'{sysconfig.get_path("stdlib")}/**/*.py,!**/site-packages/**'
       ',!**/dist-packages/**',
-      seq_len=512, batch=16,
+      seq_len=512,
+      batch=16,
     ),
     optim=OptimConfig(lr=1e-3, warmup=100),
     train=TrainConfig(steps=2000, eval_every=250),

@@ -24,18 +24,27 @@ from deltanet_jax.mixers.config import AttentionConfig
 def get_config():
   ffn = MLPConfig(hidden=704)
   mixer = AttentionConfig(
-    heads=8, kv_heads=2, head_dim=32, window=128, rotary_dim=16, qk_norm=True,
+    heads=8,
+    kv_heads=2,
+    head_dim=32,
+    window=128,
+    rotary_dim=16,
+    qk_norm=True,
     gate=True,
   )
   return Experiment(
     model=ModelConfig(
-      vocab=264, d_model=256, tied=True, repeats=8,
+      vocab=264,
+      d_model=256,
+      tied=True,
+      repeats=8,
       period=(Layer(mixer, ffn),),
     ),
     data=DataConfig(
       path=f'{sysconfig.get_path("stdlib")}/**/*.py,!**/site-packages/**'
       ',!**/dist-packages/**',
-      seq_len=512, batch=16,
+      seq_len=512,
+      batch=16,
     ),
     optim=OptimConfig(lr=1e-3, warmup=100),
     train=TrainConfig(steps=2000, eval_every=250),

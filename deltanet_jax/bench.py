@@ -197,9 +197,7 @@ def make_inputs(settings, length, key):
 def shapes(settings, length):
   """`make_inputs` without the numbers."""
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return jax.eval_shape(
-    lambda key: make_inputs(settings, length, key), key
-  )
+  return jax.eval_shape(lambda key: make_inputs(settings, length, key), key)
 
 
 # ---------------------------------------------------------------- measuring
@@ -209,7 +207,9 @@ def measure(settings, found, progress):
   """The programs of `found` (see `functions`), compiled and timed."""
   programs = [
     Program(name, way, length)
-    for length in settings.lengths for way in PASSES for name in found
+    for length in settings.lengths
+    for way in PASSES
+    for name in found
   ]
   for i, program in enumerate(programs):
     progress.show(f'compiling {i + 1}/{len(programs)}: {program}')

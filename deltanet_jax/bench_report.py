@@ -20,15 +20,17 @@ def growth(programs):
     time_ = [min(p.seconds) if p.seconds else None for p in row]
     bytes_ = [p.temporary_bytes for p in row]
     lengths = [p.length for p in row]
-    out.append({
-      'name': name,
-      'pass': way,
-      'lengths': lengths,
-      'time': _per_token(lengths, time_),
-      'time_slope': _slope(lengths, time_),
-      'temporary': _per_token(lengths, bytes_),
-      'temporary_slope': _slope(lengths, bytes_),
-    })
+    out.append(
+      {
+        'name': name,
+        'pass': way,
+        'lengths': lengths,
+        'time': _per_token(lengths, time_),
+        'time_slope': _slope(lengths, time_),
+        'temporary': _per_token(lengths, bytes_),
+        'temporary_slope': _slope(lengths, bytes_),
+      }
+    )
   return out
 
 
@@ -45,7 +47,8 @@ def _per_token(lengths, values):
 def _slope(lengths, values):
   points = [
     (math.log(length), math.log(x))
-    for length, x in zip(lengths, values, strict=True) if x
+    for length, x in zip(lengths, values, strict=True)
+    if x
   ]
   if len(points) < 2:
     return None

@@ -42,8 +42,7 @@ def all_attention_twin(cfg):
   Raises a ValueError for a model without attention.
   """
   attention = [
-    layer.mixer for layer in cfg.layers
-    if isinstance(layer.mixer, ATTENTION)
+    layer.mixer for layer in cfg.layers if isinstance(layer.mixer, ATTENTION)
   ]
   if not attention:
     raise ValueError(
@@ -53,12 +52,15 @@ def all_attention_twin(cfg):
 
   def swap(layers):
     return tuple(
-      layer if isinstance(layer.mixer, ATTENTION)
+      layer
+      if isinstance(layer.mixer, ATTENTION)
       else dataclasses.replace(layer, mixer=attention[0])
       for layer in layers
     )
 
   return dataclasses.replace(
-    cfg, prefix=swap(cfg.prefix), period=swap(cfg.period),
+    cfg,
+    prefix=swap(cfg.prefix),
+    period=swap(cfg.period),
     suffix=swap(cfg.suffix),
   )

@@ -189,9 +189,7 @@ class ObjectiveConfig:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      _at_least(
-        f'train.objective.{field.name}', getattr(self, field.name), 0
-      )
+      _at_least(f'train.objective.{field.name}', getattr(self, field.name), 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +207,12 @@ class TrainConfig:
   def __post_init__(self):
     _choice('train.dtype', self.dtype, ('float32', 'bfloat16'))
     for name in (
-      'steps', 'log_every', 'eval_every', 'eval_rows', 'save_every', 'keep'
+      'steps',
+      'log_every',
+      'eval_every',
+      'eval_rows',
+      'save_every',
+      'keep',
     ):
       _at_least(f'train.{name}', getattr(self, name), 1)
 
@@ -253,14 +256,16 @@ def _check_objective(model, objective):
   needs = {
     'further': (lambda: model.mtp, 'give model.mtp'),
     'balance': (
-      some(lambda layer: isinstance(layer.ffn, MoEConfig)), 'use a MoEConfig'
+      some(lambda layer: isinstance(layer.ffn, MoEConfig)),
+      'use a MoEConfig',
     ),
     'bias_rate': (
       some(lambda layer: getattr(layer.ffn, 'bias', False)),
       'use a MoEConfig with bias',
     ),
     'indexer': (
-      some(lambda layer: isinstance(layer.mixer, DSAConfig)), 'use a DSAConfig'
+      some(lambda layer: isinstance(layer.mixer, DSAConfig)),
+      'use a DSAConfig',
     ),
   }
   for name, (found, change) in needs.items():

@@ -55,7 +55,8 @@ def init_cache(cfg, batch, max_len, dtype):
   )
   stack = lambda x: jnp.broadcast_to(x, (cfg.repeats, *x.shape))
   return ModelCache(
-    jnp.int32(0), fresh(cfg.prefix),
+    jnp.int32(0),
+    fresh(cfg.prefix),
     jax.tree.map(stack, fresh(cfg.period)) if cfg.repeats else (),
     fresh(cfg.suffix),
   )
@@ -77,8 +78,11 @@ class Block(nn.Module):
     # 2 branches a layer add up in the residual: keep their sum's size
     out_scale = (2 * len(c.layers)) ** -0.5
     mixer = self.layer.mixer.make(
-      d_model=c.d_model, dtype=self.dtype, zero_centred=c.zero_centred,
-      out_scale=out_scale, name='mixer',
+      d_model=c.d_model,
+      dtype=self.dtype,
+      zero_centred=c.zero_centred,
+      out_scale=out_scale,
+      name='mixer',
     )
     x, out = self._join(x, lambda h: mixer(h, ctx, cache), 'mixer_norm')
     if isinstance(ffn, MoEConfig):
@@ -144,8 +148,10 @@ class Backbone(nn.Module):
     if positions is None:
       positions = _positions(tokens, segment_ids, cache)
     table = self.param(
-      'embed', named(scaled_normal(EMBED_STD), ('vocab', 'embed')),
-      (c.vocab, c.d_model), jnp.float32,
+      'embed',
+      named(scaled_normal(EMBED_STD), ('vocab', 'embed')),
+      (c.vocab, c.d_model),
+      jnp.float32,
     )
     # gathered over fsdp before the lookup: from a table split both ways XLA
     # would copy the whole of it
@@ -165,13 +171,20 @@ class Backbone(nn.Module):
 
     x, prefix = stack(Stack, 'prefix', c.prefix, depth[:first], x, old.prefix)
     scan = nn.scan(
-      Stack, variable_axes={'params': 0}, split_rngs={'params': True},
-      in_axes=(0, nn.broadcast, nn.broadcast), length=c.repeats,
+      Stack,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(0, nn.broadcast, nn.broadcast),
+      length=c.repeats,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     x, period = stack(
-      scan, 'period', c.period if c.repeats else (),
-      depth[first:last].reshape(c.repeats, len(c.period)), x, old.period,
+      scan,
+      'period',
+      c.period if c.repeats else (),
+      depth[first:last].reshape(c.repeats, len(c.period)),
+      x,
+      old.period,
     )
     x, suffix = stack(Stack, 'suffix', c.suffix, depth[last:], x, old.suffix)
     x = RMSNorm(c.norm_eps, c.zero_centred, name='norm')(x)
@@ -196,14 +209,15 @@ class MTP(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, hidden, embedded, positions, segment_ids=None, cache=None
-  ):
+  def __call__(self, hidden, embedded, positions, segment_ids=None, cache=None):
     c = self.cfg
     norm = lambda name: RMSNorm(c.norm_eps, c.zero_centred, name=name)
     both = norm('embed_norm')(embedded), norm('hidden_norm')(hidden)
     x = Proj(
-      (2 * c.d_model, c.d_model), ('mlp', 'embed'), 'BTF,FD->BTD', self.dtype,
+      (2 * c.d_model, c.d_model),
+      ('mlp', 'embed'),
+      'BTF,FD->BTD',
+      self.dtype,
       name='proj',
     )(jnp.concatenate(both, axis=-1))
     ctx = Context(positions, segment_ids, jnp.float32(1))
@@ -221,7 +235,8 @@ def _positions(tokens, segment_ids, cache):
   if segment_ids is None:
     return index
   first = jnp.pad(
-    segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)),
+    segment_ids[:, 1:] != segment_ids[:, :-1],
+    ((0, 0), (1, 0)),
     constant_values=True,
   )
   return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
@@ -269,12 +284,18 @@ class HybridLM(nn.Module):
     if c.tied:
       table = nn.unbox(backbone.variables['params'])['embed']
       logits = jnp.einsum(
-        'BTD,ZD->BTZ', hidden, table.astype(self.dtype),
+        'BTD,ZD->BTZ',
+        hidden,
+        table.astype(self.dtype),
         preferred_element_type=jnp.float32,
       )
     else:
       logits = Proj(
-        (c.d_model, c.vocab), ('embed', 'vocab'), 'BTD,DZ->BTZ', self.dtype,
-        jnp.float32, name='head',
+        (c.d_model, c.vocab),
+        ('embed', 'vocab'),
+        'BTD,DZ->BTZ',
+        self.dtype,
+        jnp.float32,
+        name='head',
       )(hidden)
     return logits, out

@@ -48,7 +48,9 @@ def make_mesh(cfg):
       f' devices and there are {have}; make the mesh smaller'
     )
   return jax.make_mesh(
-    shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3,
+    shape,
+    MESH_AXES,
+    axis_types=(AxisType.Auto,) * 3,
     devices=jax.devices()[:need],
   )
 
@@ -104,7 +106,9 @@ def param_shardings(model, mesh):
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return jax.tree_util.tree_map_with_path(
-    place, logical_axes(model), abstract_params(model),
+    place,
+    logical_axes(model),
+    abstract_params(model),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 

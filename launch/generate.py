@@ -21,9 +21,7 @@ from deltanet_jax.infer.settings import Sampling
 from deltanet_jax.workdir import Workdir
 from launch import cli
 
-WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of a training run.'
-)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
 RELEASED = flags.DEFINE_string(
   'released', None, 'Folder of released weights, in place of --workdir.'
 )
@@ -58,7 +56,9 @@ def main(taken):
   except ValueError as error:
     raise ConfigError(str(error)) from error
   how = {
-    'max_tokens': MAX_TOKENS.value, 'sampling': sampling, 'seed': SEED.value
+    'max_tokens': MAX_TOKENS.value,
+    'sampling': sampling,
+    'seed': SEED.value,
   }
   make = _of_run if RELEASED.value is None else _of_released
   return _show(make(how))

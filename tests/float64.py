@@ -26,7 +26,10 @@ def _recurrence(q, k, v, w, b, g, state, fresh):
     tape.append((decayed, erased, u, state))
 
   def backward(d_o, d_state):
-    d = {name: np.zeros(x.shape) for name, x in zip('qkvwbg', (q, k, v, w, b, g))}
+    d = {
+      name: np.zeros(x.shape)
+      for name, x in zip('qkvwbg', (q, k, v, w, b, g), strict=True)
+    }
     for t in reversed(range(T)):
       decayed, erased, u, state = tape[t]
       d_state = d_state + q[:, t, :, :, None] * d_o[:, t, :, None, :]
@@ -76,8 +79,16 @@ def linear_attention(q, k, v, g, *, state, d_o, d_state, segment_ids=None):
   keys = (*v.shape[:3], q.shape[3])
   per_token = 0.0 if g is None else np.broadcast_to(g, v.shape[:3])
   out, d = _run(
-    q, k, v, _full(1.0, v.shape), _full(0.0, keys), _full(per_token, keys),
-    state, segment_ids, d_o, d_state,
+    q,
+    k,
+    v,
+    _full(1.0, v.shape),
+    _full(0.0, keys),
+    _full(per_token, keys),
+    state,
+    segment_ids,
+    d_o,
+    d_state,
   )
   out |= {name: d[name] for name in 'qkv'}
   if g is not None:
@@ -90,8 +101,16 @@ def delta_rule(q, k, v, beta, g, *, state, d_o, d_state, segment_ids=None):
   """Value and gradients by name: o, last, q, k, v, beta, g, state."""
   keys = (*v.shape[:3], q.shape[3])
   out, d = _run(
-    q, k, v, _full(beta, v.shape), _full(beta, keys),
-    _full(0.0 if g is None else g, keys), state, segment_ids, d_o, d_state,
+    q,
+    k,
+    v,
+    _full(beta, v.shape),
+    _full(beta, keys),
+    _full(0.0 if g is None else g, keys),
+    state,
+    segment_ids,
+    d_o,
+    d_state,
   )
   out |= {name: d[name] for name in 'qkv'}
   out['beta'] = d['w'].sum(-1) + d['b'].sum(-1)
@@ -100,14 +119,20 @@ def delta_rule(q, k, v, beta, g, *, state, d_o, d_state, segment_ids=None):
   return out
 
 
-def kda(
-  q, k, v, beta, g, *, erase=None, state, d_o, d_state, segment_ids=None
-):
+def kda(q, k, v, beta, g, *, erase=None, state, d_o, d_state, segment_ids=None):
   """Value and gradients by name: o, last, q, k, v, beta, g, erase, state."""
   keys = (*v.shape[:3], q.shape[3])
   out, d = _run(
-    q, k, v, _full(beta, v.shape), _full(beta if erase is None else erase, keys),
-    _full(g, keys), state, segment_ids, d_o, d_state,
+    q,
+    k,
+    v,
+    _full(beta, v.shape),
+    _full(beta if erase is None else erase, keys),
+    _full(g, keys),
+    state,
+    segment_ids,
+    d_o,
+    d_state,
   )
   out |= {name: d[name] for name in 'qkvg'}
   out['beta'] = d['w'] if beta.ndim == 4 else d['w'].sum(-1)

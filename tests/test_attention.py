@@ -26,8 +26,9 @@ def test_queries_and_keys_are_normed_per_head_or_over_all_heads(joint):
   cfg = dataclasses.replace(CFG, joint_norm=joint)
   rng = np.random.default_rng(0)
   x = rng.standard_normal((B, T, D)).astype(np.float32)
-  module, ctx = cfg.make(d_model=D), Context(
-    jnp.broadcast_to(jnp.arange(T), (B, T)), None, jnp.float32(0)
+  module, ctx = (
+    cfg.make(d_model=D),
+    Context(jnp.broadcast_to(jnp.arange(T), (B, T)), None, jnp.float32(0)),
   )
   params = nn.unbox(module.init(jax.random.key(0), x, ctx))['params']
   params = jax.tree.map(
@@ -59,7 +60,9 @@ def test_values_may_be_narrower_or_wider_than_keys(V):
   mask = np.tri(T, dtype=bool)[None]
   got = attention(q, k, v, mask, scale=0.4)
   parts = [
-    attention(q, k, np.repeat(v[..., i:i + 1], K, -1), mask, scale=0.4)[..., :1]
+    attention(q, k, np.repeat(v[..., i : i + 1], K, -1), mask, scale=0.4)[
+      ..., :1
+    ]
     for i in range(V)
   ]
   np.testing.assert_allclose(got, np.concatenate(parts, -1), atol=1e-5)

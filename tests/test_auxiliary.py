@@ -37,8 +37,12 @@ DELTA = GatedDeltaNetConfig(
 )
 SPARSE = dataclasses.replace(DSAConfig.tiny(), top=4)
 CFG = ModelConfig(
-  vocab=Z, d_model=D, prefix=(Layer(SPARSE, MLPConfig(6)),), repeats=2,
-  period=(Layer(DELTA, MOE), Layer(SPARSE, MOE)), mtp=Layer(SPARSE, MOE),
+  vocab=Z,
+  d_model=D,
+  prefix=(Layer(SPARSE, MLPConfig(6)),),
+  repeats=2,
+  period=(Layer(DELTA, MOE), Layer(SPARSE, MOE)),
+  mtp=Layer(SPARSE, MOE),
 )
 SEGMENTS = np.asarray([[1] * 4 + [2] * 6, [3] * 10], np.int32)
 
@@ -66,15 +70,20 @@ def _batch():
 def _hidden_and_reports():
   batch = _batch()
   return jax.jit(Backbone(CFG).apply)(
-    {'params': _params()['backbone']}, batch['tokens'], batch['positions'],
+    {'params': _params()['backbone']},
+    batch['tokens'],
+    batch['positions'],
     batch['segment_ids'],
   )
 
 
 def _further(params, hidden, batch):
   out, _ = MTP(CFG).apply(
-    {'params': params['mtp']}, hidden, embed(params, batch['targets']),
-    batch['positions'], batch['segment_ids'],
+    {'params': params['mtp']},
+    hidden,
+    embed(params, batch['targets']),
+    batch['positions'],
+    batch['segment_ids'],
   )
   return out
 
@@ -126,9 +135,7 @@ def test_multi_token_prediction_continues_from_its_cache():
   want, _ = run(hidden, embedded, index)
   cache, parts = CFG.mtp.mixer.init_cache(B, T, jnp.float32), []
   for part in (slice(0, 8), slice(8, 9), slice(9, 10)):
-    out, cache = run(
-      hidden[:, part], embedded[:, part], index[:, part], cache
-    )
+    out, cache = run(hidden[:, part], embedded[:, part], index[:, part], cache)
     parts.append(out)
   np.testing.assert_allclose(jnp.concatenate(parts, 1), want, atol=2e-5)
 
@@ -187,8 +194,12 @@ def _step(objective, accumulate=1):
   state = states.create(_params(), optimizer)
   return jax.jit(
     lambda state, batch: steps.train_step(
-      state, batch, optimizer=optimizer, rate=lambda step: 1.0,
-      accumulate=accumulate, bias_rate=objective.bias_rate,
+      state,
+      batch,
+      optimizer=optimizer,
+      rate=lambda step: 1.0,
+      accumulate=accumulate,
+      bias_rate=objective.bias_rate,
       objective=auxiliary.make_objective(CFG, jnp.float32, objective),
     )
   )(state, _batch())
@@ -230,7 +241,8 @@ def test_warm_up_moves_the_indexers_alone():
 
 def test_two_micro_batches_give_the_gradient_of_one_batch():
   objective = ObjectiveConfig(further=0.3, indexer=1.0)
-  (one, a), (two, b) = _step(objective), _step(objective, accumulate=2)
+  _, a = _step(objective)
+  _, b = _step(objective, accumulate=2)
   np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
   np.testing.assert_allclose(a['grad_norm'], b['grad_norm'], rtol=1e-4)
 
@@ -242,7 +254,9 @@ def test_an_objective_without_its_part_of_the_model_is_refused(name):
   )
   rest = DataConfig('x', 8, 2), OptimConfig()
   train = TrainConfig(steps=1, objective=ObjectiveConfig(**{name: 0.1}))
-  with pytest.raises(ValueError, match=f'objective.{name} is 0.1 and the model'):
+  with pytest.raises(
+    ValueError, match=f'objective.{name} is 0.1 and the model'
+  ):
     Experiment(model, *rest, train)
   cfg = dataclasses.replace(CFG, prefix=CFG.period)
   assert Experiment(cfg, *rest, train).train is train

@@ -21,7 +21,10 @@ WINDOW = dataclasses.replace(FULL, window=32)
 
 def _model(*mixers, repeats=2, tied=False):
   return ModelConfig(
-    vocab=50, d_model=12, repeats=repeats, tied=tied,
+    vocab=50,
+    d_model=12,
+    repeats=repeats,
+    tied=tied,
     period=tuple(Layer(mixer, FFN) for mixer in mixers),
   )
 
@@ -59,7 +62,8 @@ def test_cache_of_a_window_stops_growing():
 
 def test_twin_has_the_models_own_attention_everywhere():
   cfg = dataclasses.replace(
-    _model(DELTA, DELTA, WINDOW), prefix=(Layer(DELTA, FFN),),
+    _model(DELTA, DELTA, WINDOW),
+    prefix=(Layer(DELTA, FFN),),
     suffix=(Layer(FULL, FFN),),
   )
   twin = calc.all_attention_twin(cfg)

@@ -32,7 +32,9 @@ def test_preset_builds_with_the_parameters_its_docstring_states(path):
   logits, _ = jax.eval_shape(
     lambda params, tokens: model.apply(
       {'params': params}, tokens, cache=init_cache(cfg, 1, 64, jnp.bfloat16)
-    ), sharding.abstract_params(model), tokens,
+    ),
+    sharding.abstract_params(model),
+    tokens,
   )
   assert (logits.shape, logits.dtype) == ((1, 1, cfg.vocab), jnp.float32)
 

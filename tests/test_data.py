@@ -97,10 +97,18 @@ def test_every_suffix_gives_its_documents(tmp_path):
   (tmp_path / 'd.txt').write_bytes(b'')
   found = list(files.read(files.find(f'{tmp_path}/*'), 'body'))
   assert [document.content for document in found] == [
-    b'one', 'é'.encode(), b'two', b'lines\n', b'\xff\x00not utf-8'
+    b'one',
+    'é'.encode(),
+    b'two',
+    b'lines\n',
+    b'\xff\x00not utf-8',
   ]
   assert [d.source.removeprefix(f'{tmp_path}/') for d in found] == [
-    'a.jsonl:1', 'a.jsonl:5', 'b.parquet row 1', 'b.parquet row 4', 'c.py'
+    'a.jsonl:1',
+    'a.jsonl:5',
+    'b.parquet row 1',
+    'b.parquet row 4',
+    'c.py',
   ]
 
 
@@ -209,7 +217,8 @@ def test_a_tokenizer_file_gives_rows_of_its_ids(folder, vocabulary):
   loaded = data.tokenizer
   scored = [b['targets'][b['weights'] == 1] for b in data.heldout_batches(2)]
   expected = [
-    id for d in data.heldout_documents()
+    id
+    for d in data.heldout_documents()
     for id in [*loaded.encode(d.decode()), loaded.eod]
   ]
   assert np.concatenate(scored).tolist() == expected

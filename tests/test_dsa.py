@@ -28,8 +28,11 @@ def _arguments(segments=None):
   k = _draw(B, T, M, seed=3)
   return (
     sparse.Queries(
-      _draw(B, T, H, M), _draw(B, T, I, K, seed=1), _draw(B, T, I, seed=2),
-      positions, segments,
+      _draw(B, T, H, M),
+      _draw(B, T, I, K, seed=1),
+      _draw(B, T, I, seed=2),
+      positions,
+      segments,
     ),
     sparse.Keys(k, k[..., :R], _draw(B, T, K, seed=4), positions, segments),
   )
@@ -43,19 +46,23 @@ def _run(form, top, segments=None, **options):
   def loss(q, qi, w, k, ki):
     o, losses = form(
       queries._replace(q=q, index=qi, weight=w),
-      keys._replace(k=k, v=k[..., :R], index=ki), top=top, scale=0.4, **options,
+      keys._replace(k=k, v=k[..., :R], index=ki),
+      top=top,
+      scale=0.4,
+      **options,
     )
     return jnp.sum(v * o) + jnp.sum(u * losses), (o, losses)
 
-  return jax.jit(
-    jax.value_and_grad(loss, tuple(range(5)), has_aux=True)
-  )(*queries[:3], keys.k, keys.index)
+  return jax.jit(jax.value_and_grad(loss, tuple(range(5)), has_aux=True))(
+    *queries[:3], keys.k, keys.index
+  )
 
 
 def _close(got, want):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
-    got, want,
+    got,
+    want,
   )
 
 
@@ -117,7 +124,8 @@ def test_loss_is_least_where_the_indexer_is_the_attention():
   value = lambda s: sparse.divergence(target, s, mask).sum()
   np.testing.assert_allclose(
     value(scores + step) - value(scores - step),
-    2 * np.sum(slope(scores) * step), rtol=1e-2,
+    2 * np.sum(slope(scores) * step),
+    rtol=1e-2,
   )
 
 
@@ -130,9 +138,7 @@ def test_products_fall_with_the_number_of_keys_chosen():
   )
   n = 256
   queries, keys = jax.tree.map(lambda x: grow(x, n), (queries, keys))
-  queries = queries._replace(
-    q=jax.ShapeDtypeStruct((B, n, 64, M), jnp.float32)
-  )
+  queries = queries._replace(q=jax.ShapeDtypeStruct((B, n, 64, M), jnp.float32))
 
   def cost(top):
     run = lambda queries, keys: sparse.attend(
@@ -146,9 +152,7 @@ def test_products_fall_with_the_number_of_keys_chosen():
 @functools.cache
 def _model(cfg):
   module, x = cfg.make(d_model=D), _draw(B, T, D)
-  ctx = Context(
-    jnp.broadcast_to(jnp.arange(T), (B, T)), None, jnp.float32(0)
-  )
+  ctx = Context(jnp.broadcast_to(jnp.arange(T), (B, T)), None, jnp.float32(0))
   params = jax.jit(
     lambda: nn.unbox(module.init(jax.random.key(0), x, ctx))['params']
   )()
@@ -188,12 +192,15 @@ def test_with_all_keys_it_is_latent_attention():
   )
 
 
-@pytest.mark.parametrize('changes, message', [
-  ({'query_latent': None}, 'the indexer starts from it'),
-  ({'index_dim': 3}, 'index_dim is 3 and its first shared_dim 4 channels'),
-  ({'stage': 'warm'}, "stage is 'warm'; give one of sparse, dense"),
-  ({'top': 0}, 'top is 0; give 1 or more'),
-])
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'query_latent': None}, 'the indexer starts from it'),
+    ({'index_dim': 3}, 'index_dim is 3 and its first shared_dim 4 channels'),
+    ({'stage': 'warm'}, "stage is 'warm'; give one of sparse, dense"),
+    ({'top': 0}, 'top is 0; give 1 or more'),
+  ],
+)
 def test_a_configuration_that_cannot_be_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(DSAConfig.tiny(), **changes)

@@ -173,11 +173,14 @@ def integers(tensors):
   return tensors | {WIDE: np.zeros(32, np.int32)}
 
 
-@pytest.mark.parametrize('change, pieces', [
-  (without, (GONE, '(48, 32)')),
-  (widened, (WIDE, '(33,)', '(32,)', 'model.safetensors')),
-  (added, ('model.layers.7.mlp.bias', '(3,)', 'model.safetensors')),
-])
+@pytest.mark.parametrize(
+  'change, pieces',
+  [
+    (without, (GONE, '(48, 32)')),
+    (widened, (WIDE, '(33,)', '(32,)', 'model.safetensors')),
+    (added, ('model.layers.7.mlp.bias', '(3,)', 'model.safetensors')),
+  ],
+)
 def test_wrong_tensors_are_named_with_file_and_shape(folder, change, pieces):
   source = folder(change=change)
   with pytest.raises(ConfigError) as error:
@@ -211,13 +214,16 @@ def test_a_cut_file_is_an_error_with_its_name(folder):
     hf.load(source)
 
 
-@pytest.mark.parametrize('settings, message', [
-  ({'model_type': 'gpt2'}, "model_type 'gpt2' is not supported; supported"),
-  ({'attention_bias': True}, 'attention_bias is True; supported: False'),
-  ({'hidden_act': 'gelu'}, "hidden_act is 'gelu'"),
-  ({'rope_scaling': {'type': 'linear'}}, "rope scaling 'linear'"),
-  ({'num_attention_heads': 3}, 'no multiple of kv_heads'),
-])
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'model_type': 'gpt2'}, "model_type 'gpt2' is not supported; supported"),
+    ({'attention_bias': True}, 'attention_bias is True; supported: False'),
+    ({'hidden_act': 'gelu'}, "hidden_act is 'gelu'"),
+    ({'rope_scaling': {'type': 'linear'}}, "rope scaling 'linear'"),
+    ({'num_attention_heads': 3}, 'no multiple of kv_heads'),
+  ],
+)
 def test_settings_that_we_do_not_have_are_refused(folder, settings, message):
   with pytest.raises(ConfigError, match=re.escape(message)):
     hf.load(folder(**settings))
@@ -242,10 +248,13 @@ def test_an_index_to_a_missing_file_is_an_error(folder, tmp_path):
 
 
 def test_the_text_of_a_multimodal_model_is_read(folder):
-  inner = lambda tensors: {
-    k.replace('model.', 'model.language_model.', 1): v
-    for k, v in tensors.items()
-  } | {'model.visual.patch.weight': np.zeros((2, 2), np.float32)}
+  inner = lambda tensors: (
+    {
+      k.replace('model.', 'model.language_model.', 1): v
+      for k, v in tensors.items()
+    }
+    | {'model.visual.patch.weight': np.zeros((2, 2), np.float32)}
+  )
   source = folder('qwen3_5', change=inner)
   _, params = hf.load(source)
   wanted = contents(source)['model.language_model.embed_tokens.weight']
@@ -284,8 +293,10 @@ def test_multi_token_prediction_is_the_references(folder, tmp_path):
   tokens = jnp.asarray(reference['tokens'], jnp.int32)[:, 1:]
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   hidden, _ = MTP(model.cfg).apply(
-    {'params': params['mtp']}, reference['main_hidden'][:, :-1],
-    embed(params, tokens), positions,
+    {'params': params['mtp']},
+    reference['main_hidden'][:, :-1],
+    embed(params, tokens),
+    positions,
   )
   np.testing.assert_allclose(hidden, reference['hidden'], atol=2e-5)
   logits = hidden @ head_weight(params, model.cfg)
@@ -298,16 +309,18 @@ def test_deepseeks_prediction_layer_with_its_copies(folder, tmp_path):
   at, last = 'model.layers.3.', 'model.layers.2.'
 
   def add(tensors):
-    more = {
-      k.replace(last, at): v + 1 for k, v in tensors.items() if last in k
-    }
+    more = {k.replace(last, at): v + 1 for k, v in tensors.items() if last in k}
     norms = ('enorm', 'hnorm', 'shared_head.norm')
     more |= {f'{at}{n}.weight': np.ones(32, np.float32) for n in norms}
-    return tensors | more | {
-      f'{at}eh_proj.weight': np.ones((32, 64), np.float32),
-      f'{at}embed_tokens.weight': tensors['model.embed_tokens.weight'],
-      f'{at}shared_head.head.weight': tensors['lm_head.weight'],
-    }
+    return (
+      tensors
+      | more
+      | {
+        f'{at}eh_proj.weight': np.ones((32, 64), np.float32),
+        f'{at}embed_tokens.weight': tensors['model.embed_tokens.weight'],
+        f'{at}shared_head.head.weight': tensors['lm_head.weight'],
+      }
+    )
 
   source = folder('deepseek_v3', change=add)
   model, params = hf.load(source)
@@ -316,14 +329,17 @@ def test_deepseeks_prediction_layer_with_its_copies(folder, tmp_path):
   assert_same(contents(tmp_path / 'out'), contents(source))
 
 
-@pytest.mark.parametrize('kind, shapes', [
-  (layout.Linear(), [(6, 4)]),
-  (layout.Linear(inward=2), [(2, 3, 5)]),
-  (layout.Linear(groups=2), [(5, 2, 3), (5, 4, 3), (5, 2, 1)]),
-  (layout.Linear(lead=1), [(3, 4, 5), (3, 4, 5)]),
-  (layout.Conv(), [(4, 2, 3), (4, 5, 1)]),
-  (layout.Flat(before=2, after=1), [(7,)]),
-])
+@pytest.mark.parametrize(
+  'kind, shapes',
+  [
+    (layout.Linear(), [(6, 4)]),
+    (layout.Linear(inward=2), [(2, 3, 5)]),
+    (layout.Linear(groups=2), [(5, 2, 3), (5, 4, 3), (5, 2, 1)]),
+    (layout.Linear(lead=1), [(3, 4, 5), (3, 4, 5)]),
+    (layout.Conv(), [(4, 2, 3), (4, 5, 1)]),
+    (layout.Flat(before=2, after=1), [(7,)]),
+  ],
+)
 def test_layouts_undo_themselves(kind, shapes):
   noise = np.random.default_rng(0)
   weights = [noise.normal(size=shape) for shape in shapes]
@@ -341,12 +357,15 @@ def test_fused_rows_are_groups_of_every_part():
   assert v[0].tolist() == [[2, 3], [4, 5], [8, 9], [10, 11]]
 
 
-@pytest.mark.parametrize('layers, folded', [
-  ('aaaa', ('', 'a', 4, '')),
-  ('abababx', ('', 'ab', 3, 'x')),
-  ('dkkmkkkmkkkmkkm', ('d', 'kkmk', 3, 'km')),
-  ('abc', ('', 'abc', 1, '')),
-])
+@pytest.mark.parametrize(
+  'layers, folded',
+  [
+    ('aaaa', ('', 'a', 4, '')),
+    ('abababx', ('', 'ab', 3, 'x')),
+    ('dkkmkkkmkkkmkkm', ('d', 'kkmk', 3, 'km')),
+    ('abc', ('', 'abc', 1, '')),
+  ],
+)
 def test_layers_are_folded_into_their_period(layers, folded):
   found = pattern.fold(layers)
   assert tuple(x if isinstance(x, int) else ''.join(x) for x in found) == folded

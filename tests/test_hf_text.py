@@ -80,18 +80,24 @@ def test_text_ends_before_an_end_token(folder):
   (folder / 'generation_config.json').write_text(json.dumps(settings))
   parts = list(text.continue_text(folder, 'ABC', chat=False, **GREEDY))
   found = text.Text(folder).encode(''.join(parts))
-  assert found == ids[:ids.index(ids[3])]
+  assert found == ids[: ids.index(ids[3])]
 
 
 def test_the_command_answers_and_refuses(folder):
   def run(*args):
     return subprocess.run(
-      [sys.executable, '-m', 'launch.generate', *args], cwd=ROOT, text=True,
-      capture_output=True, env={**os.environ, 'XLA_FLAGS': ''},
+      [sys.executable, '-m', 'launch.generate', *args],
+      cwd=ROOT,
+      text=True,
+      capture_output=True,
+      env={**os.environ, 'XLA_FLAGS': ''},
     )
 
   done = run(
-    f'--released={folder}', '--chat', '--prompt=Why', '--max_tokens=3',
+    f'--released={folder}',
+    '--chat',
+    '--prompt=Why',
+    '--max_tokens=3',
     '--temperature=0',
   )
   assert done.returncode == 0, done.stderr

@@ -85,7 +85,10 @@ def _assert_refused(done, *words):
     ([CONFIG, '--config.train.steps=many'], ['many', 'whole number']),
     ([CONFIG, '--config.model.period.3.mixer.heads=5'], ['5', 'kv_heads 2']),
     ([CONFIG, '--config.model.period.0.mixer.chunk=20'], ['20', '16']),
-    ([CONFIG, '--config.optim.accumulate=3'], ['accumulate 3', 'multiple of 3']),
+    (
+      [CONFIG, '--config.optim.accumulate=3'],
+      ['accumulate 3', 'multiple of 3'],
+    ),
     ([CONFIG, '--workdir=x', '--config.data.path=no/such*'], ['no/such*']),
     ([CONFIG, '--workdir=configs/quickstart.py'], ['is a file']),
   ],

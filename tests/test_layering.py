@@ -83,28 +83,36 @@ def test_every_module_imports_only_what_is_below_it():
   modules = dict(_modules())
   assert {'model', 'ops.scan', 'mixers.base', 'layers.proj'} <= set(modules)
   found = {
-    name: faults for name, path in modules.items()
+    name: faults
+    for name, path in modules.items()
     if (faults := list(_faults(name, path.read_text(), set(modules))))
   }
   assert not found
 
 
-@pytest.mark.parametrize('name, source', [
-  ('config', 'import jax'),
-  ('mixers.config', 'from deltanet_jax.layers import proj'),
-  ('ops.kda', 'from deltanet_jax.layers.proj import Proj'),
-  ('ops.kda', 'import numpy'),
-  ('mixers.kda', 'from deltanet_jax.mixers.attention import Attention'),
-  ('mixers.kda', 'from deltanet_jax.mixers import attention'),
-  ('layers.proj', 'from deltanet_jax.mixers import base'),
-  ('model', 'from deltanet_jax.mixers.kda import KDA'),
-  ('train.step', 'import flax.linen as nn'),
-  ('train.step', 'from flax import linen'),
-  ('train.step', 'from launch import train'),
-  ('calc', 'from deltanet_jax.train.step import make'),
-])
+@pytest.mark.parametrize(
+  'name, source',
+  [
+    ('config', 'import jax'),
+    ('mixers.config', 'from deltanet_jax.layers import proj'),
+    ('ops.kda', 'from deltanet_jax.layers.proj import Proj'),
+    ('ops.kda', 'import numpy'),
+    ('mixers.kda', 'from deltanet_jax.mixers.attention import Attention'),
+    ('mixers.kda', 'from deltanet_jax.mixers import attention'),
+    ('layers.proj', 'from deltanet_jax.mixers import base'),
+    ('model', 'from deltanet_jax.mixers.kda import KDA'),
+    ('train.step', 'import flax.linen as nn'),
+    ('train.step', 'from flax import linen'),
+    ('train.step', 'from launch import train'),
+    ('calc', 'from deltanet_jax.train.step import make'),
+  ],
+)
 def test_a_forbidden_import_is_found(name, source):
   names = {
-    'mixers.attention', 'mixers.base', 'mixers.kda', 'train.step', 'layers.proj'
+    'mixers.attention',
+    'mixers.base',
+    'mixers.kda',
+    'train.step',
+    'layers.proj',
   }
   assert list(_faults(name, source, names))

@@ -155,12 +155,11 @@ def test_convolution_leaks_nothing_between_segments():
   run = lambda x: conv.apply({'params': {'taps': w}}, x, None, ids)[0]
   y, pull = jax.vjp(run, x)
   parts = [_conv(x[:, a:b], w) for a, b in ((0, 2), (2, 7), (7, 9))]
-  np.testing.assert_allclose(
-    y, np.concatenate(parts, 1), rtol=1e-5, atol=1e-6
-  )
+  np.testing.assert_allclose(y, np.concatenate(parts, 1), rtol=1e-5, atol=1e-6)
   # the gradient is the convolution run backwards, within each segment
-  back = [_conv(v[:, a:b][:, ::-1], w)[:, ::-1]
-          for a, b in ((0, 2), (2, 7), (7, 9))]
+  back = [
+    _conv(v[:, a:b][:, ::-1], w)[:, ::-1] for a, b in ((0, 2), (2, 7), (7, 9))
+  ]
   np.testing.assert_allclose(
     pull(v)[0], np.concatenate(back, 1), rtol=1e-5, atol=1e-6
   )

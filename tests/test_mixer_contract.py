@@ -25,7 +25,8 @@ YARN = mixer_config.YarnConfig(
 )
 OPTIONS = {
   'AttentionConfig': (
-    {'window': 5}, {'qk_norm': False, 'gate': False, 'rotary_dim': 0},
+    {'window': 5},
+    {'qk_norm': False, 'gate': False, 'rotary_dim': 0},
     {'joint_norm': True, 'interleaved': True, 'yarn': YARN},
   ),
   'MLAConfig': (
@@ -36,7 +37,8 @@ OPTIONS = {
   'LinearAttentionConfig': ({'conv': 3},),
   'DeltaNetConfig': ({'conv': 0, 'negative_eigenvalues': True},),
   'GatedDeltaNetConfig': (
-    {'conv': 0}, {'negative_eigenvalues': True, 'key_heads': 4},
+    {'conv': 0},
+    {'negative_eigenvalues': True, 'key_heads': 4},
   ),
   'KDAConfig': (
     {'lower_bound': -5.0, 'gate_rank': None},
@@ -166,7 +168,7 @@ def test_prefill_then_steps_equals_full(cfg):
   y, cache = _apply(cfg)(params, x[:, :FIRST], cache=cache, start=0)
   parts = [y]
   for t in range(FIRST, T):
-    y, cache = _apply(cfg)(params, x[:, t:t + 1], cache=cache, start=t)
+    y, cache = _apply(cfg)(params, x[:, t : t + 1], cache=cache, start=t)
     parts.append(y)
   _close(jnp.concatenate(parts, 1), whole)
 
@@ -177,10 +179,10 @@ def test_no_gradient_reaches_a_later_token(cfg):
   t = 17
   _, (_, dx) = _pull(cfg)(_params(cfg), x, w * (np.arange(T) == t)[:, None])
   sizes = np.abs(dx).max((0, 2))
-  assert (sizes[t + 1:] == 0).all()
+  assert (sizes[t + 1 :] == 0).all()
   seen = min(t + 1, getattr(cfg, 'window', None) or T)
   if getattr(cfg, 'top', T) >= T:  # or some keys are not chosen
-    assert (sizes[t + 1 - seen:t + 1] > 0).all()
+    assert (sizes[t + 1 - seen : t + 1] > 0).all()
 
 
 @every_mixer
@@ -195,11 +197,11 @@ def test_packed_documents_equal_separate_ones(cfg):
   for start, end in zip(ends[:-1], ends[1:], strict=True):
     # at the front of a row of the same length: what follows has no weight
     alone, weight = np.zeros_like(x), np.zeros_like(w)
-    alone[:, :end - start] = x[:, start:end]
-    weight[:, :end - start] = w[:, start:end]
+    alone[:, : end - start] = x[:, start:end]
+    weight[:, : end - start] = w[:, start:end]
     part, (dp, dpart) = _pull(cfg)(params, alone, weight)
-    _close(y[:, start:end], part[:, :end - start])
-    _close(dx[:, start:end], dpart[:, :end - start])
+    _close(y[:, start:end], part[:, : end - start])
+    _close(dx[:, start:end], dpart[:, : end - start])
     total = jax.tree.map(jnp.add, total, dp)
   _close(dparams, total, 5e-5)
 
@@ -209,7 +211,10 @@ def test_segments_with_a_cache_are_refused(cfg):
   x = jnp.zeros((B, 2, D))
   with pytest.raises(ValueError, match='one document per row'):
     _call(
-      cfg, _params(cfg), x, jnp.ones((B, 2), jnp.int32),
+      cfg,
+      _params(cfg),
+      x,
+      jnp.ones((B, 2), jnp.int32),
       cfg.init_cache(B, T, jnp.float32),
     )
 
@@ -222,8 +227,9 @@ def test_bfloat16_input_keeps_float32_states(cfg):
     params, jnp.asarray(x[:, :FIRST], jnp.bfloat16), cache=cache
   )
   assert y.dtype == jnp.bfloat16
-  jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype),
-               after, cache)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), after, cache
+  )
   if hasattr(after, 'state'):
     assert after.state.dtype == jnp.float32
   whole, _ = _pull(cfg)(params, x, w)
@@ -248,9 +254,10 @@ def test_sharded_equals_unsharded(cfg):
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   axes = nn.get_partition_spec(jax.eval_shape(_boxed(cfg)))
   place = lambda value, axes: jax.device_put(
-    value, jax.sharding.NamedSharding(
+    value,
+    jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec(*(sharding.RULES[a] for a in axes))
-    )
+    ),
   )
   split = jax.tree.map(place, params, axes)
   rows = sharding.batch_sharding(mesh)

@@ -29,7 +29,7 @@ def _conv(x, taps):
   """x [T,H,K], the last tap on the current token."""
   W = len(taps)
   past = np.concatenate([np.zeros((W - 1, *x.shape[1:])), x])
-  return sum(taps[i] * past[i:i + len(x)] for i in range(W))
+  return sum(taps[i] * past[i : i + len(x)] for i in range(W))
 
 
 def _map(p, name, x):
@@ -73,8 +73,12 @@ def gated_deltanet(c, p, x):
   g = -np.exp(p['A_log']) * softplus(_map(p, 'a', x) + p['dt_bias'])
   ones = np.ones_like(q)
   o = _delta(
-    q / np.sqrt(c.key_dim), k, v, beta[..., None] * np.ones_like(v),
-    np.exp(g)[..., None] * ones, beta[..., None] * ones,
+    q / np.sqrt(c.key_dim),
+    k,
+    v,
+    beta[..., None] * np.ones_like(v),
+    np.exp(g)[..., None] * ones,
+    beta[..., None] * ones,
   )
   z = silu(_map(p, 'gate', x))
   return _out(p, _rms(o, c.norm_eps) * p['norm']['scale'] * z)
@@ -85,8 +89,12 @@ def delta_net(c, p, x):
   beta = sigmoid(_map(p, 'b', x))[..., None]
   beta = beta * (2 if c.negative_eigenvalues else 1)
   o = _delta(
-    _l2(q) / np.sqrt(c.key_dim), _l2(k), v, beta * np.ones_like(v),
-    np.ones_like(q), beta * np.ones_like(q),
+    _l2(q) / np.sqrt(c.key_dim),
+    _l2(k),
+    v,
+    beta * np.ones_like(v),
+    np.ones_like(q),
+    beta * np.ones_like(q),
   )
   return _out(p, _rms(o, c.norm_eps) * p['norm']['scale'])
 
@@ -148,40 +156,46 @@ def attention(c, p, x):
   angle = np.outer(np.arange(T), c.rope_theta ** (-np.arange(half) / half))
   turn = np.exp(1j * angle)[:, None]
   for y in (q, k):
-    turned = (y[..., :half] + 1j * y[..., half:2 * half]) * turn
-    y[..., :2 * half] = np.concatenate([turned.real, turned.imag], -1)
+    turned = (y[..., :half] + 1j * y[..., half : 2 * half]) * turn
+    y[..., : 2 * half] = np.concatenate([turned.real, turned.imag], -1)
   k, v = (np.repeat(y, c.heads // c.kv_heads, axis=1) for y in (k, v))
   o = np.zeros_like(q)
   for h in range(c.heads):
     for t in range(T):
       first = max(0, t + 1 - (c.window or T))
-      score = k[first:t + 1, h] @ q[t, h] / np.sqrt(c.head_dim)
+      score = k[first : t + 1, h] @ q[t, h] / np.sqrt(c.head_dim)
       weight = np.exp(score - score.max())
-      o[t, h] = weight @ v[first:t + 1, h] / weight.sum()
+      o[t, h] = weight @ v[first : t + 1, h] / weight.sum()
   if c.gate:
     o = o * sigmoid(_map(p, 'gate', x))
   return _out(p, o)
 
 
-@pytest.mark.parametrize('cfg, equations', [
-  (m.AttentionConfig(4, 2, 6, None, 4, qk_norm=True, gate=True), attention),
-  (m.AttentionConfig(4, 1, 6, window=3, rotary_dim=6), attention),
-  (m.LinearAttentionConfig(2, 4, 6), linear_attention),
-  (m.LightningConfig(4, 6), lightning),
-  (m.DeltaNetConfig(2, 4, 6), delta_net),
-  (m.GatedDeltaNetConfig(2, 4, 4, 6, 4, True), gated_deltanet),
-  (m.KDAConfig(2, 4, 6, gate_rank=3), kda),
-  (m.KDAConfig(2, 4, 6, lower_bound=-5.0, separate_gates=True), kda),
-], ids=lambda value: getattr(value, '__name__', ''))
+@pytest.mark.parametrize(
+  'cfg, equations',
+  [
+    (m.AttentionConfig(4, 2, 6, None, 4, qk_norm=True, gate=True), attention),
+    (m.AttentionConfig(4, 1, 6, window=3, rotary_dim=6), attention),
+    (m.LinearAttentionConfig(2, 4, 6), linear_attention),
+    (m.LightningConfig(4, 6), lightning),
+    (m.DeltaNetConfig(2, 4, 6), delta_net),
+    (m.GatedDeltaNetConfig(2, 4, 4, 6, 4, True), gated_deltanet),
+    (m.KDAConfig(2, 4, 6, gate_rank=3), kda),
+    (m.KDAConfig(2, 4, 6, lower_bound=-5.0, separate_gates=True), kda),
+  ],
+  ids=lambda value: getattr(value, '__name__', ''),
+)
 def test_mixer_computes_its_equations(cfg, equations):
   rng = np.random.default_rng(0)
   module = cfg.make(d_model=D)
   x = rng.standard_normal((2, T, D))
   count = jnp.broadcast_to(jnp.arange(T), (2, T))
   ctx = Context(count, None, jnp.float32(DEPTH))
-  shapes = nn.unbox(jax.eval_shape(
-    lambda: module.init(jax.random.key(0), jnp.float32(x), ctx)['params']
-  ))
+  shapes = nn.unbox(
+    jax.eval_shape(
+      lambda: module.init(jax.random.key(0), jnp.float32(x), ctx)['params']
+    )
+  )
   params = jax.tree.map(
     lambda leaf: 0.5 * rng.standard_normal(leaf.shape), shapes
   )

@@ -21,8 +21,11 @@ def _draw(*shape, seed=0):
 
 def _arguments():
   return (
-    _draw(B, T, H, K + P), _draw(B, S, R, seed=1), _draw(B, S, P, seed=2),
-    _draw(R, H, K, seed=3), _draw(R, H, V, seed=4),
+    _draw(B, T, H, K + P),
+    _draw(B, S, R, seed=1),
+    _draw(B, S, P, seed=2),
+    _draw(R, H, K, seed=3),
+    _draw(R, H, V, seed=4),
   )
 
 
@@ -41,7 +44,8 @@ def test_absorbed_form_equals_the_expanded_one_gradients_too():
   got, want = run(latent_attention.absorbed), run(latent_attention.expanded)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    got, want,
+    got,
+    want,
   )
 
 
@@ -100,12 +104,15 @@ def test_a_prompt_longer_than_the_cache_is_refused():
     module.init(jax.random.key(0), x, ctx, cfg.init_cache(1, 2, jnp.float32))
 
 
-@pytest.mark.parametrize('changes, message', [
-  ({'gate': 'heads'}, "gate is 'heads'; give one of none, head, channel"),
-  ({'shared_dim': 3}, 'shared_dim is 3; rotary pairs need an even one'),
-  ({'query_latent': 0}, 'query_latent is 0; give 1 or more, or None'),
-  ({'latent': 0}, 'latent is 0; give 1 or more'),
-])
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'gate': 'heads'}, "gate is 'heads'; give one of none, head, channel"),
+    ({'shared_dim': 3}, 'shared_dim is 3; rotary pairs need an even one'),
+    ({'query_latent': 0}, 'query_latent is 0; give 1 or more, or None'),
+    ({'latent': 0}, 'latent is 0; give 1 or more'),
+  ],
+)
 def test_a_configuration_that_cannot_be_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(MLAConfig.tiny(), **changes)

@@ -42,12 +42,18 @@ def _layer(mixer):
 
 
 HYBRID = ModelConfig(
-  vocab=Z, d_model=16, repeats=2,
+  vocab=Z,
+  d_model=16,
+  repeats=2,
   period=(_layer(DELTA),) * 3 + (_layer(FULL),),
 )
 IRREGULAR = ModelConfig(
-  vocab=Z, d_model=16, repeats=2, prefix=(_layer(DELTA),),
-  period=(_layer(LIGHTNING), _layer(FULL)), suffix=(_layer(WINDOW),),
+  vocab=Z,
+  d_model=16,
+  repeats=2,
+  prefix=(_layer(DELTA),),
+  period=(_layer(LIGHTNING), _layer(FULL)),
+  suffix=(_layer(WINDOW),),
 )
 
 
@@ -68,9 +74,9 @@ def _params(cfg):
 @functools.cache
 def _apply(cfg):
   model = HybridLM(cfg)
-  return jax.jit(lambda params, *args, **kw: model.apply(
-    {'params': params}, *args, **kw
-  ))
+  return jax.jit(
+    lambda params, *args, **kw: model.apply({'params': params}, *args, **kw)
+  )
 
 
 @functools.cache
@@ -112,7 +118,7 @@ def test_prefill_then_steps_equals_full(cfg):
   parts = [logits]
   for t in range(9, T):
     assert cache.length == t
-    logits, cache = _apply(cfg)(params, tokens[:, t:t + 1], cache=cache)
+    logits, cache = _apply(cfg)(params, tokens[:, t : t + 1], cache=cache)
     parts.append(logits)
   _close(np.concatenate(parts, 1), whole)
 
@@ -136,7 +142,7 @@ def test_packed_documents_equal_separate_ones(cfg):
   first_alone, _ = _apply(cfg)(params, tokens)
   second_alone, _ = _apply(cfg)(params, second)
   _close(packed[:, :7], first_alone[:, :7])
-  _close(packed[:, 7:], second_alone[:, :T - 7])
+  _close(packed[:, 7:], second_alone[:, : T - 7])
 
 
 def test_given_positions_replace_the_counted_ones():
@@ -166,17 +172,17 @@ def test_segments_with_a_cache_are_refused():
   cache = init_cache(HYBRID, B, T, jnp.float32)
   with pytest.raises(ValueError, match='one document per row'):
     HybridLM(HYBRID).apply(
-      {'params': _params(HYBRID)}, _tokens(),
-      segment_ids=jnp.ones((B, T), jnp.int32), cache=cache,
+      {'params': _params(HYBRID)},
+      _tokens(),
+      segment_ids=jnp.ones((B, T), jnp.int32),
+      cache=cache,
     )
 
 
 def test_prompt_longer_than_the_cache_is_refused():
   cache = init_cache(HYBRID, B, T - 1, jnp.float32)
   with pytest.raises(ValueError, match=f'{T} tokens for a cache of'):
-    HybridLM(HYBRID).apply(
-      {'params': _params(HYBRID)}, _tokens(), cache=cache
-    )
+    HybridLM(HYBRID).apply({'params': _params(HYBRID)}, _tokens(), cache=cache)
 
 
 def test_scanned_layers_equal_the_same_layers_in_a_row():
@@ -266,8 +272,11 @@ def test_cache_grows_with_the_attention_layers_only():
 def test_depth_runs_from_zero_to_one_over_all_layers():
   # Lightning's decay shows the depth: none is left in the last layer
   cfg = dataclasses.replace(
-    HYBRID, prefix=(_layer(LIGHTNING),), period=(_layer(LIGHTNING),),
-    repeats=2, suffix=(_layer(LIGHTNING),),
+    HYBRID,
+    prefix=(_layer(LIGHTNING),),
+    period=(_layer(LIGHTNING),),
+    repeats=2,
+    suffix=(_layer(LIGHTNING),),
   )
   cache = init_cache(cfg, 1, 4, jnp.float32)
   ones = jax.tree.map(
@@ -279,7 +288,9 @@ def test_depth_runs_from_zero_to_one_over_all_layers():
   )
   _, after = _apply(cfg)(params, _tokens()[:1, :1], cache=ones)
   states = [
-    after.prefix[0].state, *after.period[0].state, after.suffix[0].state
+    after.prefix[0].state,
+    *after.period[0].state,
+    after.suffix[0].state,
   ]
   got = [-np.log(state.reshape(4, -1)[:, 0]) for state in states]
   head = 2.0 ** (-8 * np.arange(1, 5) / 4)

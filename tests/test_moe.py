@@ -21,8 +21,16 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 N, E, X, D, F = 24, 8, 3, 6, 5
 QWEN = MoEConfig(experts=E, top=X, hidden=F, shared=7, shared_gate=True)
 DEEPSEEK = MoEConfig(
-  experts=E, top=X, hidden=F, score='sigmoid', bias=True, groups=4,
-  top_groups=2, eps=1e-20, scale=2.5, shared=7,
+  experts=E,
+  top=X,
+  hidden=F,
+  score='sigmoid',
+  bias=True,
+  groups=4,
+  top_groups=2,
+  eps=1e-20,
+  scale=2.5,
+  shared=7,
 )
 MINIMAX_M2 = MoEConfig(experts=E, top=X, hidden=F, score='sigmoid', bias=True)
 PLAIN = MoEConfig(experts=E, top=X, hidden=F, renormalise=False, scale=0.5)
@@ -46,9 +54,9 @@ def _route(logits, c, bias):
     choice = s + bias
     groups = choice.reshape(c.groups, -1)
     best = np.sort(groups, 1)[:, -2:].sum(1)
-    for g in np.argsort(-best)[c.top_groups:]:
+    for g in np.argsort(-best)[c.top_groups :]:
       groups[g] = -np.inf
-    chosen = np.argsort(-choice, kind='stable')[:c.top]
+    chosen = np.argsort(-choice, kind='stable')[: c.top]
     w = s[chosen]
     if c.renormalise:
       w = w / (w.sum() + c.eps)
@@ -58,8 +66,14 @@ def _route(logits, c, bias):
 
 def _routing(logits, c, bias):
   return routing.route(
-    logits, score=c.score, top=c.top, bias=bias, groups=c.groups,
-    top_groups=c.top_groups, renormalise=c.renormalise, eps=c.eps,
+    logits,
+    score=c.score,
+    top=c.top,
+    bias=bias,
+    groups=c.groups,
+    top_groups=c.top_groups,
+    renormalise=c.renormalise,
+    eps=c.eps,
     scale=c.scale,
   )
 
@@ -118,7 +132,8 @@ def test_grouped_product_equals_the_dense_one_gradients_too():
   got, want = run(routing.grouped), run(routing.dense)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    got, want,
+    got,
+    want,
   )
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(want))
 
@@ -193,8 +208,11 @@ def test_shared_expert_is_added_and_gated():
   extra /= 1 + np.exp(-x @ params['shared_gate']['w'])[..., None]
   logits = x.reshape(8, D) @ params['router']['w']
   want = routing.dense(
-    x.reshape(8, D), _routing(logits, QWEN, None), params['gate'],
-    params['up'], params['down'],
+    x.reshape(8, D),
+    _routing(logits, QWEN, None),
+    params['gate'],
+    params['up'],
+    params['down'],
   )
   np.testing.assert_allclose(
     y, np.reshape(want, x.shape) + extra, rtol=1e-4, atol=1e-4
@@ -209,10 +227,16 @@ def _sizes(params):
 def test_weights_have_one_row_an_expert():
   _, params = _module(DEEPSEEK, jnp.zeros((1, 1, D)))
   assert _sizes(params) == {
-    'router': {'w': (D, E)}, 'bias': (E,), 'gate': (E, D, F),
-    'up': (E, D, F), 'down': (E, F, D),
-    'shared': {'gate': {'w': (D, 7)}, 'up': {'w': (D, 7)},
-               'down': {'w': (7, D)}},
+    'router': {'w': (D, E)},
+    'bias': (E,),
+    'gate': (E, D, F),
+    'up': (E, D, F),
+    'down': (E, F, D),
+    'shared': {
+      'gate': {'w': (D, 7)},
+      'up': {'w': (D, 7)},
+      'down': {'w': (7, D)},
+    },
   }
 
 
@@ -221,8 +245,14 @@ MIXER = LinearAttentionConfig(heads=2, key_dim=4, value_dim=4, form='recurrent')
 
 def _model(c, **changes):
   moe = Layer(MIXER, dataclasses.replace(c, hidden=8, shared=8))
-  fields = {'vocab': 12, 'd_model': 8, 'period': (moe,), 'repeats': 2,
-            'prefix': (moe,), 'remat': 'full'}
+  fields = {
+    'vocab': 12,
+    'd_model': 8,
+    'period': (moe,),
+    'repeats': 2,
+    'prefix': (moe,),
+    'remat': 'full',
+  }
   return ModelConfig(**fields | changes)
 
 
@@ -247,7 +277,9 @@ def test_a_model_reports_every_layers_load_and_shards(c):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(
       a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max())
-    ), got, want,
+    ),
+    got,
+    want,
   )
   reports = want[0][1]
   assert reports.prefix[0].load.share.shape == (E,)
@@ -268,14 +300,17 @@ def test_decoding_equals_training_with_experts():
   np.testing.assert_allclose(jnp.concatenate(parts, 1), want, atol=2e-5)
 
 
-@pytest.mark.parametrize('changes, message', [
-  ({'top': 9}, 'top is 9 and a token can reach 8 experts'),
-  ({'groups': 3}, 'groups 3 must divide the 8 experts'),
-  ({'groups': 8, 'top_groups': 2}, 'a token can reach 2 experts'),
-  ({'score': 'tanh'}, "score is 'tanh'; give one of softmax, sigmoid"),
-  ({'hidden': 0}, 'hidden is 0; give 1 or more'),
-  ({'shared': 0}, 'shared_gate without a shared expert'),
-])
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'top': 9}, 'top is 9 and a token can reach 8 experts'),
+    ({'groups': 3}, 'groups 3 must divide the 8 experts'),
+    ({'groups': 8, 'top_groups': 2}, 'a token can reach 2 experts'),
+    ({'score': 'tanh'}, "score is 'tanh'; give one of softmax, sigmoid"),
+    ({'hidden': 0}, 'hidden is 0; give 1 or more'),
+    ({'shared': 0}, 'shared_gate without a shared expert'),
+  ],
+)
 def test_a_configuration_that_cannot_be_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(QWEN, **changes)

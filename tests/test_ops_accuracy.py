@@ -19,7 +19,13 @@ from tests.test_ops_contract import outcome
 
 T, H, D = 512, 2, 128
 CASES = (
-  'well', 'repeat', 'near', 'strong', 'strong_repeat', 'resets', 'negeig'
+  'well',
+  'repeat',
+  'near',
+  'strong',
+  'strong_repeat',
+  'resets',
+  'negeig',
 )
 
 
@@ -73,9 +79,7 @@ def errors(got, want):
 @pytest.mark.parametrize('name', CASES)
 def test_delta_rule_is_exact_where_keys_repeat_and_decay_is_strong(name):
   inputs, state, d_o, d_state = case(name)
-  want = float64.delta_rule(
-    **inputs, state=state, d_o=d_o, d_state=d_state
-  )
+  want = float64.delta_rule(**inputs, state=state, d_o=d_o, d_state=d_state)
   got = errors(outcome(delta_rule.chunked, inputs, state, d_o, d_state), want)
   decay = got.pop('g')
   assert max(got.values()) < 3e-6, got

@@ -2,6 +2,7 @@
 may rely on: any length, chunk and entry state, packed documents, causality."""
 
 import functools
+import itertools
 import pkgutil
 import re
 
@@ -45,7 +46,9 @@ def draw(variant, T, seed=0):
     'v': normal(B, T, H, V),
   }
   shapes = {
-    'head': (H,), 'token': (B, T, H), 'channel': (B, T, H, K),
+    'head': (H,),
+    'token': (B, T, H),
+    'channel': (B, T, H, K),
     'value': (B, T, H, V),
   }
   for name, kind in gates.items():
@@ -86,7 +89,11 @@ def outcome(op, inputs, state, d_o, d_state, segment_ids=None, sizes=()):
 def reference(rule, inputs, state, d_o, d_state, segment_ids=None):
   args, keywords = split_arguments(inputs)
   return getattr(float64, rule)(
-    *args, **keywords, state=state, d_o=d_o, d_state=d_state,
+    *args,
+    **keywords,
+    state=state,
+    d_o=d_o,
+    d_state=d_state,
     segment_ids=segment_ids,
   )
 
@@ -151,7 +158,7 @@ def test_packed_documents_equal_separate_ones_over_several_groups(
   ends = [[5, 6, 48, 64, 100, 150], [50, 64, 70, 71, 145, 150]]
   ids = np.zeros((B, 150), np.int32)
   for row, marks in enumerate(ends):
-    for n, (start, stop) in enumerate(zip([0, *marks], marks)):
+    for n, (start, stop) in enumerate(itertools.pairwise([0, *marks])):
       ids[row, start:stop] = 7 * (n % 2)
   want = reference(rule, *case, segment_ids=ids)
   for form, op in RULES[rule].FORMS.items():
@@ -185,9 +192,7 @@ def test_no_output_depends_on_a_later_token(variant, quick_compile):
   rule, inputs, state, d_o, d_state = draw(variant, 40)
   early = np.where(np.arange(40)[:, None, None] < 20, d_o, 0)
   for form, op in RULES[rule].FORMS.items():
-    gradient = outcome(
-      op, inputs, state, early, 0 * d_state, sizes=sizes(form)
-    )
+    gradient = outcome(op, inputs, state, early, 0 * d_state, sizes=sizes(form))
     for name in inputs:
       assert not np.any(gradient[name][:, 20:]), (form, name)
       assert np.any(gradient[name][:, 19]), (form, name)
@@ -271,15 +276,19 @@ def test_attention_equals_the_plain_softmax(window):
   segments = np.sort(random.integers(0, 3, (B, T)), axis=1)
   place = np.broadcast_to(np.arange(T), (B, T))
   mask = attention.visible(
-    place, place, window=window,
-    query_segments=segments, key_segments=segments,
+    place,
+    place,
+    window=window,
+    query_segments=segments,
+    key_segments=segments,
   )
   got = attention.attention(q, k, v, mask, scale=0.3)
   for b in range(B):
     for t in range(T):
       for h in range(H):
         keys = [
-          s for s in range(t + 1)
+          s
+          for s in range(t + 1)
           if segments[b, s] == segments[b, t]
           and (window is None or t - s < window)
         ]

@@ -61,7 +61,7 @@ def hidden_states(cfg, params, tokens):
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   for i, layer in enumerate(cfg.layers):
     path, index = plan.place(cfg, i)
-    weights = jax.tree.map(lambda w: w[index], plan.leaf(params, path))
+    weights = jax.tree.map(lambda w, i=index: w[i], plan.leaf(params, path))
     depth = jnp.float32(i / max(1, len(cfg.layers) - 1))
     context = Context(positions, None, depth)
     block = Block(cfg, layer, jnp.float32)
@@ -128,7 +128,8 @@ def test_logits_loss_and_gradients_are_the_references_and_train(
   np.testing.assert_allclose(value, reference['loss'], rtol=2e-6)
   norms = gradient_norms(families.named(name), model.cfg, grads)
   wanted = {
-    k.removeprefix('grad:'): v for k, v in reference.items()
+    k.removeprefix('grad:'): v
+    for k, v in reference.items()
     if k.startswith('grad:')
   }
   assert len(wanted) > 10
@@ -208,7 +209,7 @@ def test_prefill_then_steps_equals_full(system, quick_compile):
   logits, cache = run(tokens[:, :first], cache)
   pieces = [logits]
   for t in range(first, T):
-    logits, cache = run(tokens[:, t:t + 1], cache)
+    logits, cache = run(tokens[:, t : t + 1], cache)
     pieces.append(logits)
   found = jnp.concatenate(pieces, axis=1)
   np.testing.assert_allclose(found, full, atol=2e-5, rtol=0)
@@ -222,7 +223,8 @@ def test_packed_segments_of_any_chunk_equal_rows(system, quick_compile):
   tokens = np.concatenate([row[:n] for row, n in zip(rows, cuts, strict=True)])
   segments = np.repeat([1, 2], cuts)
   logits, _ = jax.jit(HybridLM(cfg).apply)(
-    {'params': params}, jnp.asarray(tokens[None], jnp.int32),
+    {'params': params},
+    jnp.asarray(tokens[None], jnp.int32),
     segment_ids=jnp.asarray(segments[None], jnp.int32),
   )
   wanted = [row[:n] for row, n in zip(reference['logits'], cuts, strict=True)]
@@ -238,12 +240,16 @@ def with_chunk(cfg, chunk):
     return tuple(
       dataclasses.replace(
         layer, mixer=dataclasses.replace(layer.mixer, chunk=chunk)
-      ) if hasattr(layer.mixer, 'chunk') else layer
+      )
+      if hasattr(layer.mixer, 'chunk')
+      else layer
       for layer in layers
     )
 
   return dataclasses.replace(
-    cfg, prefix=change(cfg.prefix), period=change(cfg.period),
+    cfg,
+    prefix=change(cfg.prefix),
+    period=change(cfg.period),
     suffix=change(cfg.suffix),
   )
 

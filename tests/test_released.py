@@ -87,7 +87,8 @@ def test_multi_token_prediction_adds_the_published_parameters():
   )
   assert calc.parameters(cfg) == 81_324_862_720
   cfg = families.with_mtp(
-    families.named('deepseek_v3'), read('deepseek_v3'),
+    families.named('deepseek_v3'),
+    read('deepseek_v3'),
     {'model.layers.61.eh_proj.weight'},
   )
   more = calc.parameters(cfg) - calc.parameters(read('deepseek_v3'))
@@ -97,7 +98,8 @@ def test_multi_token_prediction_adds_the_published_parameters():
 def of_type(cfg, slots, dtype):
   cache = jax.eval_shape(lambda: init_cache(cfg, 1, slots, jnp.bfloat16))
   return sum(
-    x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)
+    x.size * x.dtype.itemsize
+    for x in jax.tree.leaves(cache)
     if x.dtype == dtype
   )
 

@@ -25,9 +25,14 @@ def _cfg(residual):
   )
 
 
-@pytest.mark.parametrize('residual', [
-  Residual(), Residual('post'), Residual('normed', alpha=3.5, beta=0.5),
-])
+@pytest.mark.parametrize(
+  'residual',
+  [
+    Residual(),
+    Residual('post'),
+    Residual('normed', alpha=3.5, beta=0.5),
+  ],
+)
 def test_a_block_joins_its_branches_as_its_equation_says(residual):
   cfg = _cfg(residual)
   rng = np.random.default_rng(0)
@@ -63,9 +68,9 @@ def test_a_block_joins_its_branches_as_its_equation_says(residual):
 def test_layers_of_one_model_may_differ():
   pre, post = Residual(), Residual('post')
   cfg = _cfg(pre)
-  mixed = dataclasses.replace(cfg, period=(
-    *cfg.period, dataclasses.replace(cfg.period[0], residual=post)
-  ))
+  mixed = dataclasses.replace(
+    cfg, period=(*cfg.period, dataclasses.replace(cfg.period[0], residual=post))
+  )
   tokens = jnp.arange(T)[None]
   params = nn.unbox(Backbone(mixed).init(jax.random.key(0), tokens))
   swapped = dataclasses.replace(mixed, period=mixed.period[::-1])
@@ -73,10 +78,13 @@ def test_layers_of_one_model_may_differ():
   assert np.abs(y - z).max() > 1e-3
 
 
-@pytest.mark.parametrize('fields, message', [
-  ({'form': 'deepnorm'}, "form is 'deepnorm'; give one of pre, post, normed"),
-  ({'alpha': 2.0}, "alpha 2.0 and beta 1.0 belong to the form 'normed'"),
-])
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'form': 'deepnorm'}, "form is 'deepnorm'; give one of pre, post, normed"),
+    ({'alpha': 2.0}, "alpha 2.0 and beta 1.0 belong to the form 'normed'"),
+  ],
+)
 def test_a_residual_that_cannot_be_is_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     Residual(**fields)

@@ -14,9 +14,16 @@ P = 8
 
 @pytest.mark.parametrize('interleaved', [False, True])
 def test_a_pair_turns_as_a_complex_number(interleaved):
-  got = np.asarray(rope.rotate(
-    X, POSITIONS, rotary_dim=P, theta=100.0, interleaved=interleaved, length=1.5
-  ))
+  got = np.asarray(
+    rope.rotate(
+      X,
+      POSITIONS,
+      rotary_dim=P,
+      theta=100.0,
+      interleaved=interleaved,
+      length=1.5,
+    )
+  )
   for i in range(P // 2):
     pair = [2 * i, 2 * i + 1] if interleaved else [i, i + P // 2]
     angle = POSITIONS[:, :, None] * 100.0 ** (-2 * i / P)

@@ -23,7 +23,9 @@ FULL = AttentionConfig(heads=4, kv_heads=1, head_dim=8)
 
 def _model(**changes):
   fields = {
-    'vocab': 33, 'd_model': 16, 'repeats': 2,
+    'vocab': 33,
+    'd_model': 16,
+    'repeats': 2,
     'period': (Layer(DELTA, FFN), Layer(FULL, FFN)),
   }
   return HybridLM(ModelConfig(**fields | changes))
@@ -33,8 +35,10 @@ def test_every_weight_axis_has_a_rule_and_rules_name_mesh_axes():
   activations = {'batch', 'time', 'act_embed'}
   assert set(sharding.RULES) == set(AXES) | activations
   for to in sharding.RULES.values():
-    assert to is None or {to} <= set(sharding.MESH_AXES) or (
-      set(to) <= set(sharding.MESH_AXES)
+    assert (
+      to is None
+      or {to} <= set(sharding.MESH_AXES)
+      or (set(to) <= set(sharding.MESH_AXES))
     )
 
 
@@ -68,8 +72,9 @@ def test_parameters_lie_as_their_axes_say():
 def test_a_mesh_that_does_not_divide_is_refused_with_the_weights_name():
   mesh = sharding.make_mesh(MeshConfig(tensor=8))
   with pytest.raises(
-    ValueError, match='mesh.tensor 8 does not divide the 4 heads of'
-    ' backbone/period/layer_0/mixer/A_log'
+    ValueError,
+    match='mesh.tensor 8 does not divide the 4 heads of'
+    ' backbone/period/layer_0/mixer/A_log',
   ):
     sharding.param_shardings(_model(), mesh)
 
@@ -85,7 +90,8 @@ def test_parameters_are_born_in_place_with_values_of_no_mesh():
   places = sharding.param_shardings(model, meshes[1])
   jax.tree.map(
     lambda x, place: np.testing.assert_equal(x.sharding.spec, place.spec),
-    eight, places,
+    eight,
+    places,
   )
   # no two layers of the scan start alike
   q = one['backbone']['period']['layer_0']['mixer']['q']['w']
@@ -94,7 +100,9 @@ def test_parameters_are_born_in_place_with_values_of_no_mesh():
   jax.tree.map(
     lambda x, y: np.testing.assert_equal(
       (x.shape, x.dtype), (y.shape, y.dtype)
-    ), one, shapes,
+    ),
+    one,
+    shapes,
   )
 
 

@@ -42,7 +42,8 @@ def find(patterns):
       )
     wanted |= found
   kept = [
-    path for path in sorted(wanted)
+    path
+    for path in sorted(wanted)
     if not any(_match(_parts(path), pattern) for pattern in unwanted)
   ]
   if not kept:

@@ -128,7 +128,8 @@ def _is_heldout(content, cfg):
 
 def _require_both(train, heldout, cfg):
   for side, name, change in (
-    (train, 'training', 'smaller'), (heldout, 'held-out', 'larger')
+    (train, 'training', 'smaller'),
+    (heldout, 'held-out', 'larger'),
   ):
     if not side:
       raise ConfigError(

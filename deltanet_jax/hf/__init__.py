@@ -1,7 +1,7 @@
 """Released weights: folders of safetensors with a config.json.
 
-  model, params = hf.load(folder)
-  hf.save(folder, model, params)
+model, params = hf.load(folder)
+hf.save(folder, model, params)
 """
 
 

@@ -36,10 +36,15 @@ def model_config(keys, layers, **more):
   """A ModelConfig of the keys that all families have."""
   prefix, period, repeats, suffix = pattern.fold(layers)
   return ModelConfig(
-    vocab=keys.get('vocab_size'), d_model=keys.get('hidden_size'),
-    prefix=prefix, period=period, repeats=repeats, suffix=suffix,
+    vocab=keys.get('vocab_size'),
+    d_model=keys.get('hidden_size'),
+    prefix=prefix,
+    period=period,
+    repeats=repeats,
+    suffix=suffix,
     tied=keys.get('tie_word_embeddings', default=False),
-    norm_eps=keys.get('rms_norm_eps'), **more,
+    norm_eps=keys.get('rms_norm_eps'),
+    **more,
   )
 
 
@@ -85,7 +90,8 @@ def ffn_of_kind(cfg, kind):
 def layer_types(cfg, attention):
   """transformers' names of the layers' kinds."""
   return [
-    'full_attention' if isinstance(layer.mixer, attention)
+    'full_attention'
+    if isinstance(layer.mixer, attention)
     else 'linear_attention'
     for layer in cfg.layers
   ]
@@ -111,7 +117,8 @@ def moved(rules, to, ours):
   """Rules of a layer as rules of the model: at `to`, our names under `ours`."""
   return tuple(
     rule(
-      r.name.replace(LAYER, to), ' '.join(f'{ours}{x}' for x in r.ours),
+      r.name.replace(LAYER, to),
+      ' '.join(f'{ours}{x}' for x in r.ours),
       r.layout,
     )
     for r in rules

@@ -194,7 +194,9 @@ def _record(family, source, folder, entries):
     'config': config,
     'tensors': {
       entry.name: [
-        folder.names[entry.name], _kept(folder, entry.name).name, entry.shape
+        folder.names[entry.name],
+        _kept(folder, entry.name).name,
+        entry.shape,
       ]
       for entry in entries
     },

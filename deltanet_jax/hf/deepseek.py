@@ -16,9 +16,14 @@ def _moe(keys):
   width = keys.get('moe_intermediate_size')
   return MoEConfig(
     experts=keys.get('n_routed_experts'),
-    top=keys.get('num_experts_per_tok'), hidden=width, score='sigmoid',
-    bias=True, groups=keys.get('n_group'), top_groups=keys.get('topk_group'),
-    renormalise=keys.get('norm_topk_prob'), eps=1e-20,
+    top=keys.get('num_experts_per_tok'),
+    hidden=width,
+    score='sigmoid',
+    bias=True,
+    groups=keys.get('n_group'),
+    top_groups=keys.get('topk_group'),
+    renormalise=keys.get('norm_topk_prob'),
+    eps=1e-20,
     scale=keys.get('routed_scaling_factor'),
     shared=width * keys.get('n_shared_experts'),
   )
@@ -38,7 +43,8 @@ def _read(keys, mixer):
 def _latent(keys):
   keys.require('rope_interleave', True, default=True)
   return latent.read(keys) | {
-    'rope_theta': keys.theta(), 'yarn': latent.read_yarn(keys.scaling()),
+    'rope_theta': keys.theta(),
+    'yarn': latent.read_yarn(keys.scaling()),
   }
 
 
@@ -47,37 +53,46 @@ def _read_v3(keys):
 
 
 def _read_v32(keys):
-  return _read(keys, DSAConfig(
-    **_latent(keys), index_heads=keys.get('index_n_heads'),
-    index_dim=keys.get('index_head_dim'), top=keys.get('index_topk'),
-  ))
+  return _read(
+    keys,
+    DSAConfig(
+      **_latent(keys),
+      index_heads=keys.get('index_n_heads'),
+      index_dim=keys.get('index_head_dim'),
+      top=keys.get('index_topk'),
+    ),
+  )
 
 
 def _write(cfg, mixer, model_type, architecture):
   dense = common.ffn_of_kind(cfg, MLPConfig)
   moe = common.ffn_of_kind(cfg, MoEConfig)
   found = common.top_keys(cfg, model_type, architecture)
-  return found | latent.write(mixer) | {
-    'rope_theta': mixer.rope_theta,
-    'rope_scaling': latent.write_yarn(mixer.yarn),
-    'attention_bias': False,
-    'intermediate_size': dense.hidden,
-    'first_k_dense_replace': sum(
-      isinstance(layer.ffn, MLPConfig) for layer in cfg.layers
-    ),
-    'n_routed_experts': moe.experts,
-    'num_experts_per_tok': moe.top,
-    'moe_intermediate_size': moe.hidden,
-    'n_shared_experts': moe.shared // moe.hidden,
-    'n_group': moe.groups,
-    'topk_group': moe.top_groups,
-    'norm_topk_prob': moe.renormalise,
-    'routed_scaling_factor': moe.scale,
-    'scoring_func': 'sigmoid',
-    'topk_method': 'noaux_tc',
-    'moe_layer_freq': 1,
-    'num_nextn_predict_layers': int(cfg.mtp is not None),
-  }
+  return (
+    found
+    | latent.write(mixer)
+    | {
+      'rope_theta': mixer.rope_theta,
+      'rope_scaling': latent.write_yarn(mixer.yarn),
+      'attention_bias': False,
+      'intermediate_size': dense.hidden,
+      'first_k_dense_replace': sum(
+        isinstance(layer.ffn, MLPConfig) for layer in cfg.layers
+      ),
+      'n_routed_experts': moe.experts,
+      'num_experts_per_tok': moe.top,
+      'moe_intermediate_size': moe.hidden,
+      'n_shared_experts': moe.shared // moe.hidden,
+      'n_group': moe.groups,
+      'topk_group': moe.top_groups,
+      'norm_topk_prob': moe.renormalise,
+      'routed_scaling_factor': moe.scale,
+      'scoring_func': 'sigmoid',
+      'topk_method': 'noaux_tc',
+      'moe_layer_freq': 1,
+      'num_nextn_predict_layers': int(cfg.mtp is not None),
+    }
+  )
 
 
 def _write_v3(cfg):
@@ -100,7 +115,10 @@ def _ffn_rules(ffn):
   if isinstance(ffn, MLPConfig):
     return common.mlp_rules(at)
   return common.moe_rules(
-    ffn, at, common.PROJECTIONS, bias='gate.e_score_correction_bias',
+    ffn,
+    at,
+    common.PROJECTIONS,
+    bias='gate.e_score_correction_bias',
     shared='shared_experts',
   )
 
@@ -140,16 +158,28 @@ def _mtp(layer_rules):
     )
 
   return Mtp(
-    lambda cfg: f'{at(cfg)}eh_proj.weight', lambda cfg: cfg.layers[-1], rules,
+    lambda cfg: f'{at(cfg)}eh_proj.weight',
+    lambda cfg: cfg.layers[-1],
+    rules,
     copies,
   )
 
 
 V3 = Family(
-  'deepseek_v3', ('deepseek_v3',), _read_v3, _write_v3, common.top_rules,
-  (_v3_rules,), mtp=_mtp(_v3_rules),
+  'deepseek_v3',
+  ('deepseek_v3',),
+  _read_v3,
+  _write_v3,
+  common.top_rules,
+  (_v3_rules,),
+  mtp=_mtp(_v3_rules),
 )
 V32 = Family(
-  'deepseek_v32', ('deepseek_v32',), _read_v32, _write_v32, common.top_rules,
-  (_v32_rules,), mtp=_mtp(_v32_rules),
+  'deepseek_v32',
+  ('deepseek_v32',),
+  _read_v32,
+  _write_v32,
+  common.top_rules,
+  (_v32_rules,),
+  mtp=_mtp(_v32_rules),
 )

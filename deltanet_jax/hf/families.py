@@ -15,9 +15,17 @@ from deltanet_jax.hf import (
 )
 
 FAMILIES = (
-  qwen3.DENSE, qwen3.MOE, qwen3_next.NEXT, qwen3_next.DENSE, qwen3_next.MOE,
-  olmo_hybrid.FAMILY, kimi_linear.FAMILY, minimax_m1.FAMILY, minimax_m2.FAMILY,
-  deepseek.V3, deepseek.V32,
+  qwen3.DENSE,
+  qwen3.MOE,
+  qwen3_next.NEXT,
+  qwen3_next.DENSE,
+  qwen3_next.MOE,
+  olmo_hybrid.FAMILY,
+  kimi_linear.FAMILY,
+  minimax_m1.FAMILY,
+  minimax_m2.FAMILY,
+  deepseek.V3,
+  deepseek.V32,
 )
 
 
@@ -103,8 +111,13 @@ def _essence(cfg):
     (_without_form(layer.mixer), layer.ffn, layer.residual)
     for layer in cfg.layers
   ]
-  return layers, cfg.vocab, cfg.d_model, cfg.tied, cfg.norm_eps, (
-    cfg.zero_centred
+  return (
+    layers,
+    cfg.vocab,
+    cfg.d_model,
+    cfg.tied,
+    cfg.norm_eps,
+    (cfg.zero_centred),
   )
 
 

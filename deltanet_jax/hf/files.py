@@ -51,7 +51,9 @@ class File:
     dtype, (begin, end) = DTYPES[found['dtype']], found['data_offsets']
     # read, not mapped: mapped pages of all files would count as ours
     flat = np.fromfile(
-      self._path, dtype, (end - begin) // dtype.itemsize,
+      self._path,
+      dtype,
+      (end - begin) // dtype.itemsize,
       offset=self._start + begin,
     )
     return flat.reshape(found['shape'])
@@ -158,7 +160,7 @@ def dequantise(tensor, scale):
   grown = np.repeat(scale.astype(np.float32), BLOCK, axis=1)[:, :columns]
   out = tensor.astype(np.float32)
   for i, row in enumerate(grown):
-    out[i * BLOCK:(i + 1) * BLOCK] *= row
+    out[i * BLOCK : (i + 1) * BLOCK] *= row
   return out
 
 
@@ -180,9 +182,7 @@ def shards(sizes, limit=SHARD_BYTES):
 def file_names(count):
   if count == 1:
     return ['model.safetensors']
-  return [
-    f'model-{i + 1:05d}-of-{count:05d}.safetensors' for i in range(count)
-  ]
+  return [f'model-{i + 1:05d}-of-{count:05d}.safetensors' for i in range(count)]
 
 
 def write_file(path, described, tensors):
@@ -215,7 +215,8 @@ def write_index(folder, groups, files, total):
   if len(files) == 1:
     return
   weight_map = {
-    name: file for group, file in zip(groups, files, strict=True)
+    name: file
+    for group, file in zip(groups, files, strict=True)
     for name in group
   }
   text = json.dumps(

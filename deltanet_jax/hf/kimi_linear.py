@@ -17,10 +17,13 @@ def _moe(keys):
   return MoEConfig(
     experts=keys.get('num_experts', 'num_local_experts'),
     top=keys.get('num_experts_per_token', 'num_experts_per_tok'),
-    hidden=width, score='sigmoid', bias=True,
+    hidden=width,
+    score='sigmoid',
+    bias=True,
     groups=keys.get('num_expert_group', 'n_group'),
     top_groups=keys.get('topk_group'),
-    renormalise=keys.get('moe_renormalize', 'norm_topk_prob'), eps=1e-20,
+    renormalise=keys.get('moe_renormalize', 'norm_topk_prob'),
+    eps=1e-20,
     scale=keys.get('routed_scaling_factor'),
     shared=width * keys.get('num_shared_experts', 'n_shared_experts'),
   )
@@ -39,8 +42,10 @@ def _read(keys):
     )
   mla = MLAConfig(**latent.read(keys), rotary=False)
   kda = KDAConfig(
-    heads=linear['num_heads'], key_dim=linear['head_dim'],
-    value_dim=linear['head_dim'], conv=linear['short_conv_kernel_size'],
+    heads=linear['num_heads'],
+    key_dim=linear['head_dim'],
+    value_dim=linear['head_dim'],
+    conv=linear['short_conv_kernel_size'],
     norm_eps=keys.get('rms_norm_eps'),
   )
   dense, moe = common.mlp(keys), _moe(keys)
@@ -58,40 +63,48 @@ def _write(cfg):
   dense = common.ffn_of_kind(cfg, MLPConfig)
   moe = common.ffn_of_kind(cfg, MoEConfig)
   at = lambda kind: [
-    i + 1 for i, layer in enumerate(cfg.layers)
-    if isinstance(layer.mixer, kind)
+    i + 1 for i, layer in enumerate(cfg.layers) if isinstance(layer.mixer, kind)
   ]
   found = common.top_keys(cfg, 'kimi_linear', 'KimiLinearForCausalLM')
-  return found | latent.write(mla) | {
-    'mla_use_nope': not mla.rotary,
-    'linear_attn_config': {
-      'full_attn_layers': at(MLAConfig),
-      'kda_layers': at(KDAConfig),
-      'head_dim': kda.key_dim,
-      'num_heads': kda.heads,
-      'short_conv_kernel_size': kda.conv,
-    },
-    'intermediate_size': dense.hidden,
-    'first_k_dense_replace': sum(
-      isinstance(layer.ffn, MLPConfig) for layer in cfg.layers
-    ),
-    'num_experts': moe.experts,
-    'num_experts_per_token': moe.top,
-    'moe_intermediate_size': moe.hidden,
-    'num_shared_experts': moe.shared // moe.hidden,
-    'num_expert_group': moe.groups,
-    'topk_group': moe.top_groups,
-    'moe_renormalize': moe.renormalise,
-    'routed_scaling_factor': moe.scale,
-    'moe_router_activation_func': 'sigmoid',
-    'moe_layer_freq': 1,
-  }
+  return (
+    found
+    | latent.write(mla)
+    | {
+      'mla_use_nope': not mla.rotary,
+      'linear_attn_config': {
+        'full_attn_layers': at(MLAConfig),
+        'kda_layers': at(KDAConfig),
+        'head_dim': kda.key_dim,
+        'num_heads': kda.heads,
+        'short_conv_kernel_size': kda.conv,
+      },
+      'intermediate_size': dense.hidden,
+      'first_k_dense_replace': sum(
+        isinstance(layer.ffn, MLPConfig) for layer in cfg.layers
+      ),
+      'num_experts': moe.experts,
+      'num_experts_per_token': moe.top,
+      'moe_intermediate_size': moe.hidden,
+      'num_shared_experts': moe.shared // moe.hidden,
+      'num_expert_group': moe.groups,
+      'topk_group': moe.top_groups,
+      'moe_renormalize': moe.renormalise,
+      'routed_scaling_factor': moe.scale,
+      'moe_router_activation_func': 'sigmoid',
+      'moe_layer_freq': 1,
+    }
+  )
 
 
 def _delta_rules():
   linear = {
-    'q_proj': 'q', 'k_proj': 'k', 'v_proj': 'v', 'b_proj': 'b',
-    'f_a_proj': 'f_a', 'f_b_proj': 'f_b', 'g_a_proj': 'gate_a',
+    'q_proj': 'q',
+    'k_proj': 'k',
+    'v_proj': 'v',
+    'b_proj': 'b',
+    'f_a_proj': 'f_a',
+    'f_b_proj': 'f_b',
+    'g_a_proj': 'gate_a',
     'g_b_proj': 'gate_b',
   }
   return (
@@ -114,8 +127,11 @@ def _rules(layer):
   mixer, ffn = layer.mixer, layer.ffn
   if isinstance(ffn, MoEConfig):
     of_ffn = common.moe_rules(
-      ffn, f'{LAYER}block_sparse_moe.', common.NUMBERED,
-      bias='gate.e_score_correction_bias', shared='shared_experts',
+      ffn,
+      f'{LAYER}block_sparse_moe.',
+      common.NUMBERED,
+      bias='gate.e_score_correction_bias',
+      shared='shared_experts',
     )
   else:
     of_ffn = common.mlp_rules()

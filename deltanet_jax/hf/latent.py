@@ -80,11 +80,13 @@ def rules(mixer):
     *query,
     rule(
       f'{ATTENTION}kv_a_proj_with_mqa.weight',
-      'mixer.kv_a.w mixer.k_shared.w', Linear(),
+      'mixer.kv_a.w mixer.k_shared.w',
+      Linear(),
     ),
     rule(f'{ATTENTION}kv_a_layernorm.weight', 'mixer.kv_norm.scale', Same()),
     rule(
-      f'{ATTENTION}kv_b_proj.weight', 'mixer.k_b mixer.v_b',
+      f'{ATTENTION}kv_b_proj.weight',
+      'mixer.k_b mixer.v_b',
       Linear(groups=mixer.heads),
     ),
     rule(f'{ATTENTION}o_proj.weight', 'mixer.o.w', Linear(inward=2)),

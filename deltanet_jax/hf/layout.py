@@ -60,11 +60,11 @@ class Linear(NamedTuple):
     first = shapes[0]
     n = self.lead + self.inward
     out = sum(math.prod(shape[n:]) for shape in shapes)
-    return (*first[:self.lead], out, math.prod(first[self.lead:n]))
+    return (*first[: self.lead], out, math.prod(first[self.lead : n]))
 
   def split(self, tensor, shapes):
-    lead = tensor.shape[:self.lead]
-    n, (out, width) = self.lead + self.inward, tensor.shape[self.lead:]
+    lead = tensor.shape[: self.lead]
+    n, (out, width) = self.lead + self.inward, tensor.shape[self.lead :]
     groups = np.swapaxes(tensor, -1, -2).reshape(
       *lead, width, self.groups, out // self.groups
     )
@@ -77,7 +77,7 @@ class Linear(NamedTuple):
   def join(self, weights):
     n = self.lead + self.inward
     first = weights[0].shape
-    rows = (*first[:self.lead], math.prod(first[self.lead:n]))
+    rows = (*first[: self.lead], math.prod(first[self.lead : n]))
     parts = [w.reshape(*rows, self.groups, -1) for w in weights]
     fused = np.concatenate(parts, axis=-1).reshape(*rows, -1)
     return np.swapaxes(fused, -1, -2)
@@ -110,6 +110,9 @@ class Rule(NamedTuple):
   layout: Same | Flat | Linear | Conv
 
 
-def rule(name, ours, layout=Same()):
+SAME = Same()
+
+
+def rule(name, ours, layout=SAME):
   """A Rule; `ours` are our names in one string, separated by spaces."""
   return Rule(name, tuple(ours.split()), layout)

@@ -30,15 +30,19 @@ def _read(keys):
   keys.no_scaling()
   heads, width = keys.get('num_attention_heads'), common.head_dim(keys)
   attention = AttentionConfig(
-    heads=heads, kv_heads=keys.get('num_key_value_heads'), head_dim=width,
-    rotary_dim=keys.rotary_dim(width), rope_theta=keys.theta(),
+    heads=heads,
+    kv_heads=keys.get('num_key_value_heads'),
+    head_dim=width,
+    rotary_dim=keys.rotary_dim(width),
+    rope_theta=keys.theta(),
     norm_eps=keys.get('rms_norm_eps'),
   )
   # its norm takes its class's epsilon and not the configuration's
   lightning = LightningConfig(heads=heads, head_dim=width, norm_eps=1e-6)
   ffn = MoEConfig(
     experts=keys.get('num_local_experts'),
-    top=keys.get('num_experts_per_tok'), hidden=keys.get('intermediate_size'),
+    top=keys.get('num_experts_per_tok'),
+    hidden=keys.get('intermediate_size'),
   )
   kinds = {
     0: Layer(lightning, ffn, _residual(keys, 'linear')),
@@ -81,7 +85,8 @@ def _write(cfg):
 def _lightning_rules(cfg):
   return (
     rule(
-      f'{_ATTENTION}qkv_proj.weight', 'mixer.q.w mixer.k.w mixer.v.w',
+      f'{_ATTENTION}qkv_proj.weight',
+      'mixer.q.w mixer.k.w mixer.v.w',
       Linear(groups=cfg.heads),
     ),
     rule(f'{_ATTENTION}norm.weight', 'mixer.norm.scale', Same()),
@@ -92,18 +97,22 @@ def _lightning_rules(cfg):
 
 def _rules(layer):
   of_mixer = (
-    common.attention_rules if isinstance(layer.mixer, AttentionConfig)
+    common.attention_rules
+    if isinstance(layer.mixer, AttentionConfig)
     else _lightning_rules
   )
   return (
-    *common.NORMS, *of_mixer(layer.mixer),
-    *common.moe_rules(
-      layer.ffn, f'{LAYER}block_sparse_moe.', common.NUMBERED
-    ),
+    *common.NORMS,
+    *of_mixer(layer.mixer),
+    *common.moe_rules(layer.ffn, f'{LAYER}block_sparse_moe.', common.NUMBERED),
   )
 
 
 FAMILY = Family(
-  'minimax_m1', ('minimax_m1', 'minimax_text_01'), _read, _write,
-  common.top_rules, (_rules,),
+  'minimax_m1',
+  ('minimax_m1', 'minimax_text_01'),
+  _read,
+  _write,
+  common.top_rules,
+  (_rules,),
 )

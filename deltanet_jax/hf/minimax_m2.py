@@ -18,14 +18,20 @@ def _read(keys):
   width = common.head_dim(keys)
   attention = AttentionConfig(
     heads=keys.get('num_attention_heads'),
-    kv_heads=keys.get('num_key_value_heads'), head_dim=width,
-    rotary_dim=keys.rotary_dim(width), rope_theta=keys.theta(),
-    qk_norm=True, joint_norm=True, norm_eps=keys.get('rms_norm_eps'),
+    kv_heads=keys.get('num_key_value_heads'),
+    head_dim=width,
+    rotary_dim=keys.rotary_dim(width),
+    rope_theta=keys.theta(),
+    qk_norm=True,
+    joint_norm=True,
+    norm_eps=keys.get('rms_norm_eps'),
   )
   ffn = MoEConfig(
     experts=keys.get('num_local_experts'),
-    top=keys.get('num_experts_per_tok'), hidden=keys.get('intermediate_size'),
-    score='sigmoid', bias=True,
+    top=keys.get('num_experts_per_tok'),
+    hidden=keys.get('intermediate_size'),
+    score='sigmoid',
+    bias=True,
   )
   layer = Layer(attention, ffn)
   return common.model_config(keys, (layer,) * keys.get('num_hidden_layers'))
@@ -53,7 +59,8 @@ def _write(cfg):
 
 def _rules(layer):
   return (
-    *common.NORMS, *common.attention_rules(layer.mixer),
+    *common.NORMS,
+    *common.attention_rules(layer.mixer),
     *common.moe_rules(
       layer.ffn, _MOE, common.NUMBERED, bias='e_score_correction_bias'
     ),
@@ -61,6 +68,11 @@ def _rules(layer):
 
 
 FAMILY = Family(
-  'minimax_m2', ('minimax_m2',), _read, _write, common.top_rules, (_rules,),
+  'minimax_m2',
+  ('minimax_m2',),
+  _read,
+  _write,
+  common.top_rules,
+  (_rules,),
   ignored=(r'mtp\..*',),
 )

@@ -15,10 +15,13 @@ def _read(keys):
   theta = keys.found.get('rope_parameters', {}).get('rope_theta')
   attention = AttentionConfig(
     heads=keys.get('num_attention_heads'),
-    kv_heads=keys.get('num_key_value_heads'), head_dim=width,
+    kv_heads=keys.get('num_key_value_heads'),
+    head_dim=width,
     rotary_dim=0 if theta is None else width,
     rope_theta=1e4 if theta is None else theta,
-    qk_norm=True, joint_norm=True, norm_eps=keys.get('rms_norm_eps'),
+    qk_norm=True,
+    joint_norm=True,
+    norm_eps=keys.get('rms_norm_eps'),
   )
   delta = GatedDeltaNetConfig(
     key_heads=keys.get('linear_num_key_heads'),
@@ -63,10 +66,16 @@ def _rules(layer):
     return (
       rule(f'{LAYER}post_attention_layernorm.weight', 'mixer_norm.scale'),
       rule(f'{LAYER}post_feedforward_layernorm.weight', 'ffn_norm.scale'),
-      *common.attention_rules(layer.mixer), *common.mlp_rules(),
+      *common.attention_rules(layer.mixer),
+      *common.mlp_rules(),
     )
   linear = {
-    'q': 'q', 'k': 'k', 'v': 'v', 'a': 'a', 'b': 'b', 'g': 'gate',
+    'q': 'q',
+    'k': 'k',
+    'v': 'v',
+    'a': 'a',
+    'b': 'b',
+    'g': 'gate',
   }
   return (
     rule(f'{LAYER}attention_layer_norm.weight', 'mixer_norm.scale'),
@@ -88,9 +97,12 @@ def _rules(layer):
 
 
 FAMILY = Family(
-  'olmo_hybrid', ('olmo_hybrid',), _read, _write, common.top_rules, (_rules,),
+  'olmo_hybrid',
+  ('olmo_hybrid',),
+  _read,
+  _write,
+  common.top_rules,
+  (_rules,),
   # what transformers writes for the attention layers
-  spellings=(
-    (r'\.post_attention_layernorm\.', '.feedforward_layer_norm.'),
-  ),
+  spellings=((r'\.post_attention_layernorm\.', '.feedforward_layer_norm.'),),
 )

@@ -11,9 +11,9 @@ def fold(layers):
   best = (n, 0, n, 1)
   for first in range(n):
     for size in range(1, (n - first) // 2 + 1):
-      period = layers[first:first + size]
+      period = layers[first : first + size]
       repeats = 1
-      while layers[first + repeats * size:first + (repeats + 1) * size] == (
+      while layers[first + repeats * size : first + (repeats + 1) * size] == (
         period
       ):
         repeats += 1
@@ -22,4 +22,4 @@ def fold(layers):
         best = min(best, (distinct, first, size, repeats))
   _, first, size, repeats = best
   last = first + size * repeats
-  return layers[:first], layers[first:first + size], repeats, layers[last:]
+  return layers[:first], layers[first : first + size], repeats, layers[last:]

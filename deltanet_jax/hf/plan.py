@@ -93,7 +93,7 @@ def _entries(rule, params, path, index, layer):
   for expert in experts:
     at = index + expert
     slots = tuple(
-      Slot(path, at, tuple(shape[len(at):]))
+      Slot(path, at, tuple(shape[len(at) :]))
       for path, shape in zip(paths, shapes, strict=True)
     )
     number = str(expert[0]) if expert else ''

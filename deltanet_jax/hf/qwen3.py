@@ -14,8 +14,11 @@ def _attention(keys):
   return AttentionConfig(
     heads=keys.get('num_attention_heads'),
     kv_heads=keys.get('num_key_value_heads'),
-    head_dim=width, rotary_dim=keys.rotary_dim(width),
-    rope_theta=keys.theta(), qk_norm=True, norm_eps=keys.get('rms_norm_eps'),
+    head_dim=width,
+    rotary_dim=keys.rotary_dim(width),
+    rope_theta=keys.theta(),
+    qk_norm=True,
+    norm_eps=keys.get('rms_norm_eps'),
   )
 
 
@@ -50,7 +53,9 @@ def _write_dense(cfg):
 
 def _dense_rules(layer):
   return (
-    *common.NORMS, *common.attention_rules(layer.mixer), *common.mlp_rules()
+    *common.NORMS,
+    *common.attention_rules(layer.mixer),
+    *common.mlp_rules(),
   )
 
 
@@ -80,18 +85,25 @@ def _write_moe(cfg):
 
 def _moe_rules(layer):
   return (
-    *common.NORMS, *common.attention_rules(layer.mixer),
-    *common.moe_rules(
-      layer.ffn, f'{common.LAYER}mlp.', common.PROJECTIONS
-    ),
+    *common.NORMS,
+    *common.attention_rules(layer.mixer),
+    *common.moe_rules(layer.ffn, f'{common.LAYER}mlp.', common.PROJECTIONS),
   )
 
 
 DENSE = Family(
-  'qwen3', ('qwen3',), _read_dense, _write_dense, common.top_rules,
+  'qwen3',
+  ('qwen3',),
+  _read_dense,
+  _write_dense,
+  common.top_rules,
   (_dense_rules,),
 )
 MOE = Family(
-  'qwen3_moe', ('qwen3_moe',), _read_moe, _write_moe, common.top_rules,
+  'qwen3_moe',
+  ('qwen3_moe',),
+  _read_moe,
+  _write_moe,
+  common.top_rules,
   (_moe_rules,),
 )

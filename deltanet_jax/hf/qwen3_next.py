@@ -3,7 +3,7 @@
 from deltanet_jax.experiment import Layer, MLPConfig, MoEConfig
 from deltanet_jax.hf import common
 from deltanet_jax.hf.common import LAYER, Family, Mtp
-from deltanet_jax.hf.layout import Conv, Flat, Linear, Same, rule
+from deltanet_jax.hf.layout import Conv, Linear, Same, rule
 from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
 
 _DELTA = f'{LAYER}linear_attn.'
@@ -17,15 +17,20 @@ def _read(keys, ffn):
   attention = AttentionConfig(
     heads=keys.get('num_attention_heads'),
     kv_heads=keys.get('num_key_value_heads'),
-    head_dim=width, rotary_dim=keys.rotary_dim(width),
-    rope_theta=keys.theta(), qk_norm=True, gate=True, norm_eps=eps,
+    head_dim=width,
+    rotary_dim=keys.rotary_dim(width),
+    rope_theta=keys.theta(),
+    qk_norm=True,
+    gate=True,
+    norm_eps=eps,
   )
   delta = GatedDeltaNetConfig(
     key_heads=keys.get('linear_num_key_heads'),
     value_heads=keys.get('linear_num_value_heads'),
     key_dim=keys.get('linear_key_head_dim'),
     value_dim=keys.get('linear_value_head_dim'),
-    conv=keys.get('linear_conv_kernel_dim'), norm_eps=eps,
+    conv=keys.get('linear_conv_kernel_dim'),
+    norm_eps=eps,
   )
   layers = [
     Layer(attention if full else delta, ffn) for full in keys.full_attention()
@@ -39,8 +44,10 @@ def _moe(keys):
   return MoEConfig(
     experts=keys.get('num_experts', 'num_local_experts'),
     top=keys.get('num_experts_per_tok'),
-    hidden=keys.get('moe_intermediate_size'), renormalise=renormalise,
-    shared=keys.get('shared_expert_intermediate_size'), shared_gate=True,
+    hidden=keys.get('moe_intermediate_size'),
+    renormalise=renormalise,
+    shared=keys.get('shared_expert_intermediate_size'),
+    shared_gate=True,
   )
 
 
@@ -127,7 +134,8 @@ def _delta_rules(*projections):
     *projections,
     rule(
       f'{_DELTA}conv1d.weight',
-      'mixer.q_conv.taps mixer.k_conv.taps mixer.v_conv.taps', Conv(),
+      'mixer.q_conv.taps mixer.k_conv.taps mixer.v_conv.taps',
+      Conv(),
     ),
     rule(f'{_DELTA}A_log', 'mixer.A_log', Same()),
     rule(f'{_DELTA}dt_bias', 'mixer.dt_bias', Same()),
@@ -143,7 +151,8 @@ def _next_mixer(mixer):
   return _delta_rules(
     rule(
       f'{_DELTA}in_proj_qkvz.weight',
-      'mixer.q.w mixer.k.w mixer.v.w mixer.gate.w', fused,
+      'mixer.q.w mixer.k.w mixer.v.w mixer.gate.w',
+      fused,
     ),
     rule(f'{_DELTA}in_proj_ba.weight', 'mixer.b.w mixer.a.w', fused),
   )
@@ -163,16 +172,12 @@ def _mixer(mixer):
 
 
 def _single_experts(ffn):
-  return common.moe_rules(
-    ffn, _MLP, common.PROJECTIONS, shared='shared_expert'
-  )
+  return common.moe_rules(ffn, _MLP, common.PROJECTIONS, shared='shared_expert')
 
 
 def _fused_experts(ffn):
   """gate_up_proj [E,2F,D] and down_proj [E,D,F], as Qwen3.5 is released."""
-  others = (
-    r for r in _single_experts(ffn) if '{expert}' not in r.name
-  )
+  others = (r for r in _single_experts(ffn) if '{expert}' not in r.name)
   experts = f'{_MLP}experts.'
   return (
     *others,
@@ -182,9 +187,7 @@ def _fused_experts(ffn):
 
 
 def _next_rules(layer):
-  return (
-    *common.NORMS, *_next_mixer(layer.mixer), *_single_experts(layer.ffn)
-  )
+  return (*common.NORMS, *_next_mixer(layer.mixer), *_single_experts(layer.ffn))
 
 
 def _dense_rules(layer):
@@ -222,15 +225,31 @@ _INNER = ((r'^model\.', 'model.language_model.'),)
 _OTHERS = (r'mtp\..*', r'model\.visual\..*')
 
 NEXT = Family(
-  'qwen3_next', ('qwen3_next',), _read_next, _write_next, common.top_rules,
-  (_next_rules,), mtp=_MTP,
+  'qwen3_next',
+  ('qwen3_next',),
+  _read_next,
+  _write_next,
+  common.top_rules,
+  (_next_rules,),
+  mtp=_MTP,
 )
 DENSE = Family(
-  'qwen3_5', ('qwen3_5', 'qwen3_5_text'), _read_dense, _write_dense,
-  common.top_rules, (_dense_rules,), ignored=_OTHERS, spellings=_INNER,
+  'qwen3_5',
+  ('qwen3_5', 'qwen3_5_text'),
+  _read_dense,
+  _write_dense,
+  common.top_rules,
+  (_dense_rules,),
+  ignored=_OTHERS,
+  spellings=_INNER,
 )
 MOE = Family(
-  'qwen3_5_moe', ('qwen3_5_moe', 'qwen3_5_moe_text'), _read_moe, _write_moe,
-  common.top_rules, (_moe_rules, _moe_rules_single), ignored=_OTHERS,
+  'qwen3_5_moe',
+  ('qwen3_5_moe', 'qwen3_5_moe_text'),
+  _read_moe,
+  _write_moe,
+  common.top_rules,
+  (_moe_rules, _moe_rules_single),
+  ignored=_OTHERS,
   spellings=_INNER,
 )

@@ -16,8 +16,13 @@ from deltanet_jax.hf import families, files, plan
 from deltanet_jax.model import HybridLM
 
 TEXT_FILES = (
-  'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
-  'vocab.json', 'merges.txt', 'chat_template.jinja', 'generation_config.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'vocab.json',
+  'merges.txt',
+  'chat_template.jinja',
+  'generation_config.json',
 )
 
 
@@ -158,8 +163,15 @@ def nested(arrays):
   return tree
 
 
-def save(folder, model, params, *, family=None, like=None,
-         shard_bytes=files.SHARD_BYTES):
+def save(
+  folder,
+  model,
+  params,
+  *,
+  family=None,
+  like=None,
+  shard_bytes=files.SHARD_BYTES,
+):
   """Writes a released folder: safetensors, their index and config.json.
 
   With `like`, a released folder of the same model, the names, types, files of

@@ -77,18 +77,21 @@ class Text:
         ' chat_template.jinja'
       )
     environment = ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True,
+      trim_blocks=True,
+      lstrip_blocks=True,
       extensions=['jinja2.ext.loopcontrols'],
     )
     environment.globals['raise_exception'] = _refuse
     special = {
-      name: _content(settings[name]) for name in ('bos_token', 'eos_token')
+      name: _content(settings[name])
+      for name in ('bos_token', 'eos_token')
       if settings.get(name)
     }
     try:
       return environment.from_string(template).render(
         messages=[{'role': 'user', 'content': message}],
-        add_generation_prompt=True, **special,
+        add_generation_prompt=True,
+        **special,
       )
     except TemplateError as error:
       raise ConfigError(f'{self._folder}: chat template: {error}') from error
@@ -122,8 +125,13 @@ def continue_text(
   model, params = hf.load(folder, dtype=dtype)
   stream = generate.TextStream(text.decode)
   tokens = generate.generate(
-    params, model.cfg, ids, max_tokens=max_tokens, sampling=sampling,
-    key=jax.random.key(seed), dtype=dtype,
+    params,
+    model.cfg,
+    ids,
+    max_tokens=max_tokens,
+    sampling=sampling,
+    key=jax.random.key(seed),
+    dtype=dtype,
     vocab=min(text.vocab_size, model.cfg.vocab),
   )
   for token in tokens:

@@ -43,9 +43,9 @@ class ShortConv(nn.Module):
       ids = jnp.pad(segment_ids, ((0, 0), (W - 1, 0)))
     y = jnp.zeros(x.shape, jnp.float32)
     for i in range(W):
-      shifted = padded[:, i:i + T].astype(jnp.float32)
+      shifted = padded[:, i : i + T].astype(jnp.float32)
       if segment_ids is not None:
-        same = ids[:, i:i + T] == segment_ids
+        same = ids[:, i : i + T] == segment_ids
         same = same.reshape(B, T, *(1 for _ in channels))
         shifted = jnp.where(same, shifted, 0.0)
       y += w[i] * shifted

@@ -23,6 +23,10 @@ class MLP(nn.Module):
     gate = Proj(*inward, name='gate')(x)
     up = Proj(*inward, name='up')(x)
     return Proj(
-      (F, D), ('mlp', 'embed'), 'BTF,FD->BTD', self.dtype,
-      scale=self.out_scale, name='down',
+      (F, D),
+      ('mlp', 'embed'),
+      'BTF,FD->BTD',
+      self.dtype,
+      scale=self.out_scale,
+      name='down',
     )(jax.nn.silu(gate) * up)

@@ -30,24 +30,34 @@ class MoE(nn.Module):
     E, F = c.experts, c.hidden
     # a choice between close scores must not hang on a product's rounding
     with jax.default_matmul_precision('highest'):
-      logits = Proj(
-        (D, E), ('embed', 'experts'), 'BTD,DE->BTE', name='router'
-      )(x)
+      logits = Proj((D, E), ('embed', 'experts'), 'BTD,DE->BTE', name='router')(
+        x
+      )
     bias = None
     if c.bias:
-      bias = self.param('bias', named(nn.initializers.zeros, ('experts',)), (E,))
+      bias = self.param(
+        'bias', named(nn.initializers.zeros, ('experts',)), (E,)
+      )
     chosen = routing.route(
-      logits.reshape(B * T, E), score=c.score, top=c.top, bias=bias,
-      groups=c.groups, top_groups=c.top_groups, renormalise=c.renormalise,
-      eps=c.eps, scale=c.scale,
+      logits.reshape(B * T, E),
+      score=c.score,
+      top=c.top,
+      bias=bias,
+      groups=c.groups,
+      top_groups=c.top_groups,
+      renormalise=c.renormalise,
+      eps=c.eps,
+      scale=c.scale,
     )
     weight = lambda name, axes, shape, std: self.param(
       name, named(scaled_normal(std), ('experts', *axes)), (E, *shape)
     )
     inward = ('embed', 'mlp'), (D, F), D**-0.5
     y = routing.grouped(
-      x.astype(self.dtype).reshape(B * T, D), chosen,
-      weight('gate', *inward), weight('up', *inward),
+      x.astype(self.dtype).reshape(B * T, D),
+      chosen,
+      weight('gate', *inward),
+      weight('up', *inward),
       weight('down', ('mlp', 'embed'), (F, D), self.out_scale * F**-0.5),
     ).reshape(B, T, D)
     if c.shared:

@@ -46,7 +46,9 @@ class GatedRMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x, z):
     w = self.param(
-      'scale', named(nn.initializers.ones, ('norm',)), x.shape[-1:],
+      'scale',
+      named(nn.initializers.ones, ('norm',)),
+      x.shape[-1:],
       jnp.float32,
     )
     gate = getattr(jax.nn, self.activation)(z.astype(jnp.float32))

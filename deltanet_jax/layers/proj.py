@@ -9,8 +9,18 @@ import jax.numpy as jnp
 
 # the logical axes of weights; sharding.py maps each to the mesh
 AXES = (
-  'layers', 'embed', 'heads', 'kv_heads', 'head_k', 'head_v', 'latent', 'mlp',
-  'experts', 'vocab', 'conv', 'norm',
+  'layers',
+  'embed',
+  'heads',
+  'kv_heads',
+  'head_k',
+  'head_v',
+  'latent',
+  'mlp',
+  'experts',
+  'vocab',
+  'conv',
+  'norm',
 )
 
 
@@ -50,12 +60,15 @@ class Proj(nn.Module):
   def __call__(self, x):
     letters, out = self.einsum.split(',')[1].split('->')
     fan_in = math.prod(
-      n for n, letter in zip(self.shape, letters, strict=True)
+      n
+      for n, letter in zip(self.shape, letters, strict=True)
       if letter not in out
     )
     init = scaled_normal(self.scale / math.sqrt(fan_in))
     w = self.param('w', named(init, self.axes), self.shape, jnp.float32)
     return jnp.einsum(
-      self.einsum, x.astype(self.dtype), w.astype(self.dtype),
+      self.einsum,
+      x.astype(self.dtype),
+      w.astype(self.dtype),
       preferred_element_type=self.out_dtype or self.dtype,
     )

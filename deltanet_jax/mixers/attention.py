@@ -79,13 +79,20 @@ class Attention(base.Mixer):
     o, cache = self._attend(q, k, v, ctx, cache)
     if c.gate:
       gate = Proj(
-        (D, H, K), ('embed', 'heads', 'head_v'), 'BTD,DHK->BTHK', self.dtype,
+        (D, H, K),
+        ('embed', 'heads', 'head_v'),
+        'BTD,DHK->BTHK',
+        self.dtype,
         name='gate',
       )(x)
       o *= jax.nn.sigmoid(gate)
     return Proj(
-      (H, K, D), ('heads', 'head_v', 'embed'), 'BTHK,HKD->BTD', self.dtype,
-      scale=self.out_scale, name='o',
+      (H, K, D),
+      ('heads', 'head_v', 'embed'),
+      'BTHK,HKD->BTD',
+      self.dtype,
+      scale=self.out_scale,
+      name='o',
     )(o), cache
 
   def _normalise(self, x, name):
@@ -105,8 +112,11 @@ class Attention(base.Mixer):
       k, v, seen, cache = write(cache, k, v, now)
       k, v = k.astype(q.dtype), v.astype(q.dtype)
     mask = visible(
-      now[None], seen[None], window=c.window,
-      query_segments=ctx.segment_ids, key_segments=ctx.segment_ids,
+      now[None],
+      seen[None],
+      window=c.window,
+      query_segments=ctx.segment_ids,
+      key_segments=ctx.segment_ids,
     )
     return attention(q, k, v, mask, scale=c.head_dim**-0.5), cache
 

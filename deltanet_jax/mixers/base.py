@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from deltanet_jax.layers import conv
 from deltanet_jax.mixers.config import MixerConfig
 
-
 # the position of a slot not yet written: later than any query, so never seen
 UNWRITTEN = 2**30
 
@@ -73,11 +72,14 @@ def append(cache, now, **new):
       ' make a longer cache'
     )
   write = lambda name, x, axis: jax.lax.dynamic_update_slice_in_dim(
-    getattr(cache, name), x.astype(getattr(cache, name).dtype), cache.length,
+    getattr(cache, name),
+    x.astype(getattr(cache, name).dtype),
+    cache.length,
     axis,
   )
   return cache._replace(
-    positions=write('positions', now, 0), length=cache.length + now.size,
+    positions=write('positions', now, 0),
+    length=cache.length + now.size,
     **{name: write(name, x, 1) for name, x in new.items()},
   )
 
@@ -89,7 +91,9 @@ def init_recurrent(cfg, batch, dtype, key_shape, value_shape, state_shape):
   )
   return RecurrentCache(
     jnp.zeros((batch, *state_shape), jnp.float32),
-    past(key_shape), past(key_shape), past(value_shape),
+    past(key_shape),
+    past(key_shape),
+    past(value_shape),
   )
 
 
@@ -121,8 +125,11 @@ def run_rule(rule, cfg, inputs, ctx, cache, **gates):
     return o[:, None], state
   chunk = {} if cfg.form == 'recurrent' else {'chunk': cfg.chunk}
   return rule.FORMS[cfg.form](
-    *inputs, state=None if cache is None else cache.state,
-    segment_ids=ctx.segment_ids, **gates, **chunk,
+    *inputs,
+    state=None if cache is None else cache.state,
+    segment_ids=ctx.segment_ids,
+    **gates,
+    **chunk,
   )
 
 

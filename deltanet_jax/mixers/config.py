@@ -97,7 +97,9 @@ class YarnConfig:
 def _turn(cfg, rotary_dim, **changes):
   """Keywords of `ops.rope.rotate`."""
   return {
-    'rotary_dim': rotary_dim, 'theta': cfg.rope_theta, 'yarn': cfg.yarn,
+    'rotary_dim': rotary_dim,
+    'theta': cfg.rope_theta,
+    'yarn': cfg.yarn,
     'interleaved': cfg.interleaved,
     'length': cfg.yarn.length if cfg.yarn else 1.0,
   } | changes
@@ -175,9 +177,7 @@ class MLAConfig(MixerConfig):
   module = 'deltanet_jax.mixers.mla:MLA'
 
   def __post_init__(self):
-    _positive(
-      self, 'heads', 'latent', 'key_dim', 'shared_dim', 'value_dim'
-    )
+    _positive(self, 'heads', 'latent', 'key_dim', 'shared_dim', 'value_dim')
     name = type(self).__name__
     _require(
       self.query_latent is None or self.query_latent > 0,
@@ -189,7 +189,7 @@ class MLAConfig(MixerConfig):
     )
     _require(
       self.gate in ('none', 'head', 'channel'),
-      f"{name}.gate is {self.gate!r}; give one of none, head, channel",
+      f'{name}.gate is {self.gate!r}; give one of none, head, channel',
     )
 
   @property
@@ -206,7 +206,12 @@ class MLAConfig(MixerConfig):
   @classmethod
   def tiny(cls):
     return cls(
-      heads=4, latent=12, key_dim=8, shared_dim=4, value_dim=6, query_latent=10,
+      heads=4,
+      latent=12,
+      key_dim=8,
+      shared_dim=4,
+      value_dim=6,
+      query_latent=10,
       gate='channel',
     )
 
@@ -242,8 +247,15 @@ class DSAConfig(MLAConfig):
   @classmethod
   def tiny(cls):
     return cls(
-      heads=4, latent=12, key_dim=8, shared_dim=4, value_dim=6, query_latent=10,
-      index_heads=2, index_dim=6, top=8,
+      heads=4,
+      latent=12,
+      key_dim=8,
+      shared_dim=4,
+      value_dim=6,
+      query_latent=10,
+      index_heads=2,
+      index_dim=6,
+      top=8,
     )
 
 

@@ -1,4 +1,4 @@
-"""DeepSeek sparse attention: latent attention over the keys an indexer picks."""
+"""DeepSeek sparse attention: latent attention over keys an indexer picks."""
 
 from typing import NamedTuple
 
@@ -45,14 +45,21 @@ class DSA(mla.MLA):
     rows = lambda x: jnp.broadcast_to(x, (B, x.size))
     o, loss = sparse_attention.attend(
       sparse_attention.Queries(
-        latent_attention.absorb(inputs.q, k_b), index_q, weight, rows(now),
+        latent_attention.absorb(inputs.q, k_b),
+        index_q,
+        weight,
+        rows(now),
         ctx.segment_ids,
       ),
       sparse_attention.Keys(
-        jnp.concatenate([latent, key], -1), latent, index_k, rows(seen),
+        jnp.concatenate([latent, key], -1),
+        latent,
+        index_k,
+        rows(seen),
         ctx.segment_ids,
       ),
-      top=c.top if c.stage == 'sparse' else None, scale=c.scale,
+      top=c.top if c.stage == 'sparse' else None,
+      scale=c.scale,
     )
     o = latent_attention.release(o, v_b)
     return o, loss.mean() if cache is None else cache
@@ -63,8 +70,11 @@ class DSA(mla.MLA):
     I, K = c.index_heads, c.index_dim
     x, u = jax.lax.stop_gradient((inputs.x, inputs.u))
     q = Proj(
-      (c.query_latent, I, K), ('latent', 'heads', 'head_k'), 'BTR,RIK->BTIK',
-      self.dtype, name='index_q',
+      (c.query_latent, I, K),
+      ('latent', 'heads', 'head_k'),
+      'BTR,RIK->BTIK',
+      self.dtype,
+      name='index_q',
     )(u)
     k = Proj(
       (D, K), ('embed', 'head_k'), 'BTD,DK->BTK', self.dtype, name='index_k'

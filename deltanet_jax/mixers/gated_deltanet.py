@@ -51,8 +51,12 @@ class GatedDeltaNet(base.Mixer):
     z = Proj(*values, self.dtype, name='gate')(x)
     o = GatedRMSNorm(c.norm_eps, 'silu', name='norm')(o, z)
     y = Proj(
-      (H, V, D), ('heads', 'head_v', 'embed'), 'BTHV,HVD->BTD', self.dtype,
-      scale=self.out_scale, name='o',
+      (H, V, D),
+      ('heads', 'head_v', 'embed'),
+      'BTHV,HVD->BTD',
+      self.dtype,
+      scale=self.out_scale,
+      name='o',
     )(o)
     return y, None if cache is None else base.RecurrentCache(state, *past)
 

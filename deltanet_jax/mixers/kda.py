@@ -13,12 +13,12 @@ from deltanet_jax.ops import kda
 class KDA(base.Mixer):
   """The delta rule with a decay for every key channel (arXiv:2510.26692).
 
-    q, k = l2(silu(conv(x W)))   v = silu(conv(x W))   q is scaled by K^-1/2
-    f = (x f_a) f_b + dt_bias [H,K];  g = -exp(A_log) softplus(f), or
-    lower_bound sigmoid(exp(A_log) f) when there is a lower_bound; in float32
-    beta = sigmoid(x b) [H]; with separate_gates (Gated DeltaNet-2) instead
-    erase = sigmoid(x erase) [H,K] and beta = sigmoid(x write) [H,V]
-    y = (rms(o) w sigmoid((x gate_a) gate_b)) W_o, the norm over each head
+  q, k = l2(silu(conv(x W)))   v = silu(conv(x W))   q is scaled by K^-1/2
+  f = (x f_a) f_b + dt_bias [H,K];  g = -exp(A_log) softplus(f), or
+  lower_bound sigmoid(exp(A_log) f) when there is a lower_bound; in float32
+  beta = sigmoid(x b) [H]; with separate_gates (Gated DeltaNet-2) instead
+  erase = sigmoid(x erase) [H,K] and beta = sigmoid(x write) [H,V]
+  y = (rms(o) w sigmoid((x gate_a) gate_b)) W_o, the norm over each head
   """
 
   @nn.compact
@@ -29,7 +29,10 @@ class KDA(base.Mixer):
     q = Proj(*keys, self.dtype, name='q')(x)
     k = Proj(*keys, self.dtype, name='k')(x)
     v = Proj(
-      (D, H, V), ('embed', 'heads', 'head_v'), 'BTD,DHV->BTHV', self.dtype,
+      (D, H, V),
+      ('embed', 'heads', 'head_v'),
+      'BTD,DHV->BTHV',
+      self.dtype,
       name='v',
     )(x)
     qkv, past = base.convolve(c, q, k, v, ctx, cache)
@@ -42,8 +45,12 @@ class KDA(base.Mixer):
     z = self._low_rank(x, 'gate', 'head_v', V)
     o = GatedRMSNorm(c.norm_eps, 'sigmoid', name='norm')(o, z)
     y = Proj(
-      (H, V, D), ('heads', 'head_v', 'embed'), 'BTHV,HVD->BTD', self.dtype,
-      scale=self.out_scale, name='o',
+      (H, V, D),
+      ('heads', 'head_v', 'embed'),
+      'BTHV,HVD->BTD',
+      self.dtype,
+      scale=self.out_scale,
+      name='o',
     )(o)
     return y, None if cache is None else base.RecurrentCache(state, *past)
 
@@ -55,8 +62,12 @@ class KDA(base.Mixer):
       (D, R), ('embed', 'latent'), 'BTD,DR->BTR', self.dtype, name=f'{name}_a'
     )(x)
     return Proj(
-      (R, c.heads, width), ('latent', 'heads', axis), 'BTR,RHK->BTHK',
-      self.dtype, jnp.float32, name=f'{name}_b',
+      (R, c.heads, width),
+      ('latent', 'heads', axis),
+      'BTR,RHK->BTHK',
+      self.dtype,
+      jnp.float32,
+      name=f'{name}_b',
     )(y)
 
   def _decay(self, x):
@@ -84,7 +95,8 @@ class KDA(base.Mixer):
     return tuple(
       gate(name, (D, H, n), ('embed', 'heads', axis), 'BTD,DHK->BTHK')
       for name, n, axis in (
-        ('write', c.value_dim, 'head_v'), ('erase', c.key_dim, 'head_k')
+        ('write', c.value_dim, 'head_v'),
+        ('erase', c.key_dim, 'head_k'),
       )
     )
 

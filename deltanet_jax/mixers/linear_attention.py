@@ -45,8 +45,12 @@ class LinearAttention(base.Mixer):
     )
     o, state = linear_attention.normalised(rule, q, k, v)
     y = Proj(
-      (H, V, D), ('heads', 'head_v', 'embed'), 'BTHV,HVD->BTD', self.dtype,
-      scale=self.out_scale, name='o',
+      (H, V, D),
+      ('heads', 'head_v', 'embed'),
+      'BTHV,HVD->BTD',
+      self.dtype,
+      scale=self.out_scale,
+      name='o',
     )(o)
     return y, None if cache is None else base.RecurrentCache(state, *past)
 
@@ -54,17 +58,15 @@ class LinearAttention(base.Mixer):
   def init_cache(cfg, batch, max_len, dtype):
     del max_len
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
-    return base.init_recurrent(
-      cfg, batch, dtype, (H, K), (H, V), (H, K, V + 1)
-    )
+    return base.init_recurrent(cfg, batch, dtype, (H, K), (H, V), (H, K, V + 1))
 
 
 class Lightning(base.Mixer):
   """Linear attention with a constant decay per head (arXiv:2501.08313).
 
-    S_t = e^-slope S_{t-1} + k_t v_t',  o_t = S_t' q_t,  q, k, v after silu
-    slope_h = 2^(-8 (h+1) / H) (1 - depth + 1e-5)
-    y = (rms(o) w sigmoid(x gate)) W_o, the norm over all heads together
+  S_t = e^-slope S_{t-1} + k_t v_t',  o_t = S_t' q_t,  q, k, v after silu
+  slope_h = 2^(-8 (h+1) / H) (1 - depth + 1e-5)
+  y = (rms(o) w sigmoid(x gate)) W_o, the norm over all heads together
   """
 
   @nn.compact
@@ -79,14 +81,21 @@ class Lightning(base.Mixer):
     g = jnp.broadcast_to(-slope.astype(jnp.float32), (B, T, H))
     o, state = base.run_rule(linear_attention, c, (q, k, v, g), ctx, cache)
     z = Proj(
-      (D, H, V), ('embed', 'heads', 'head_v'), 'BTD,DHV->BTHV', self.dtype,
+      (D, H, V),
+      ('embed', 'heads', 'head_v'),
+      'BTD,DHV->BTHV',
+      self.dtype,
       name='gate',
     )(x)
     norm = GatedRMSNorm(c.norm_eps, 'sigmoid', name='norm')
     o = norm(o.reshape(B, T, H * V), z.reshape(B, T, H * V))
     y = Proj(
-      (H, V, D), ('heads', 'head_v', 'embed'), 'BTHV,HVD->BTD', self.dtype,
-      scale=self.out_scale, name='o',
+      (H, V, D),
+      ('heads', 'head_v', 'embed'),
+      'BTHV,HVD->BTD',
+      self.dtype,
+      scale=self.out_scale,
+      name='o',
     )(o.reshape(B, T, H, V))
     return y, None if cache is None else base.RecurrentCache(state, *past)
 

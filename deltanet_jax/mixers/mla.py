@@ -51,19 +51,29 @@ class MLA(base.Mixer):
     o, out = self._attend(self._inputs(x, ctx), ctx, cache)
     if c.gate == 'channel':
       gate = Proj(
-        (D, c.heads, c.value_dim), ('embed', 'heads', 'head_v'),
-        'BTD,DHV->BTHV', self.dtype, name='gate',
+        (D, c.heads, c.value_dim),
+        ('embed', 'heads', 'head_v'),
+        'BTD,DHV->BTHV',
+        self.dtype,
+        name='gate',
       )(x)
       o *= jax.nn.sigmoid(gate)
     elif c.gate == 'head':
       gate = Proj(
-        (D, c.heads), ('embed', 'heads'), 'BTD,DH->BTH', self.dtype,
+        (D, c.heads),
+        ('embed', 'heads'),
+        'BTD,DH->BTH',
+        self.dtype,
         name='gate',
       )(x)
       o *= jax.nn.sigmoid(gate)[..., None]
     return Proj(
-      (c.heads, c.value_dim, D), ('heads', 'head_v', 'embed'), 'BTHV,HVD->BTD',
-      self.dtype, scale=self.out_scale, name='o',
+      (c.heads, c.value_dim, D),
+      ('heads', 'head_v', 'embed'),
+      'BTHV,HVD->BTD',
+      self.dtype,
+      scale=self.out_scale,
+      name='o',
     )(o), out
 
   def _inputs(self, x, ctx):
@@ -73,8 +83,11 @@ class MLA(base.Mixer):
       width, axis = c.query_latent, 'latent'
       u = self._norm('q_norm')(self._down(x, 'q_a', width))
     q = Proj(
-      (width, c.heads, c.key_dim + c.shared_dim), (axis, 'heads', 'head_k'),
-      'BTR,RHK->BTHK', self.dtype, name='q_b',
+      (width, c.heads, c.key_dim + c.shared_dim),
+      (axis, 'heads', 'head_k'),
+      'BTR,RHK->BTHK',
+      self.dtype,
+      name='q_b',
     )(u)
     latent = self._norm('kv_norm')(self._down(x, 'kv_a', c.latent))
     key = self._down(x, 'k_shared', c.shared_dim, 'head_k')
@@ -90,7 +103,10 @@ class MLA(base.Mixer):
 
   def _down(self, x, name, width, axis='latent'):
     return Proj(
-      (x.shape[-1], width), ('embed', axis), 'BTD,DR->BTR', self.dtype,
+      (x.shape[-1], width),
+      ('embed', axis),
+      'BTD,DR->BTR',
+      self.dtype,
       name=name,
     )(x)
 
@@ -98,8 +114,10 @@ class MLA(base.Mixer):
     """k_b [R,H,K] and v_b [R,H,V]; two forms use them differently."""
     c, R = self.cfg, self.cfg.latent
     make = lambda name, axis, width: self.param(
-      name, named(scaled_normal(R**-0.5), ('latent', 'heads', axis)),
-      (R, c.heads, width), jnp.float32,
+      name,
+      named(scaled_normal(R**-0.5), ('latent', 'heads', axis)),
+      (R, c.heads, width),
+      jnp.float32,
     )
     return make('k_b', 'head_k', c.key_dim), make('v_b', 'head_v', c.value_dim)
 
@@ -113,7 +131,9 @@ class MLA(base.Mixer):
       latent, key = (y.astype(q.dtype) for y in (cache.latent, cache.key))
       seen = cache.positions
     mask = visible(
-      now[None], seen[None], query_segments=ctx.segment_ids,
+      now[None],
+      seen[None],
+      query_segments=ctx.segment_ids,
       key_segments=ctx.segment_ids,
     )
     form = latent_attention.expanded
@@ -127,5 +147,6 @@ class MLA(base.Mixer):
     return LatentCache(
       jnp.zeros((batch, max_len, cfg.latent), dtype),
       jnp.zeros((batch, max_len, cfg.shared_dim), dtype),
-      jnp.full((max_len,), base.UNWRITTEN, jnp.int32), jnp.int32(0),
+      jnp.full((max_len,), base.UNWRITTEN, jnp.int32),
+      jnp.int32(0),
     )

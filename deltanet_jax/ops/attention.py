@@ -4,8 +4,14 @@ import jax
 import jax.numpy as jnp
 
 
-def visible(query_positions, key_positions, *, window=None,
-            query_segments=None, key_segments=None):
+def visible(
+  query_positions,
+  key_positions,
+  *,
+  window=None,
+  query_segments=None,
+  key_segments=None,
+):
   """Which keys each query sees: [B,T,S] bool.
 
   query_positions [B,T], key_positions [B,S] (index along the sequence, not
@@ -30,7 +36,8 @@ def attention(q, k, v, mask, *, scale):
   V, width = v.shape[-1], max(q.shape[-1], v.shape[-1])
   # the library wants one width; zero channels change neither score nor value
   q, k, v = (
-    x if x.shape[-1] == width
+    x
+    if x.shape[-1] == width
     else jnp.pad(x, ((0, 0),) * 3 + ((0, width - x.shape[-1]),))
     for x in (q, k, v)
   )

@@ -47,9 +47,7 @@ def recurrent(q, k, v, beta, g, *, state=None, segment_ids=None):
   return scan.token_scan(step, (q, k, v, beta, g), state, segment_ids)
 
 
-def associative(
-  q, k, v, beta, g, *, state=None, segment_ids=None, chunk=64
-):
+def associative(q, k, v, beta, g, *, state=None, segment_ids=None, chunk=64):
   """Chunks as affine maps of the state, composed by lax.associative_scan."""
   o, state = scan.all_chunks(
     _forward_associative,
@@ -165,9 +163,7 @@ def _states(c, state):
     k, v, write_k, beta, decay, inverse = xs
     known = matmul('bhtk,bhkv->bhtv', k, state.astype(k.dtype))
     error = v - decay.read[..., None] * known
-    write = matmul(
-      'bhts,bhsv->bhtv', inverse, c.low(beta[..., None] * error)
-    )
+    write = matmul('bhts,bhsv->bhtv', inverse, c.low(beta[..., None] * error))
     exit_state = decay.carry[..., None, None] * state + matmul(
       'bhtk,bhtv->bhkv', write_k, c.low(write)
     )
@@ -200,9 +196,7 @@ def _backward(inputs, masks, state, d_o, d_state):
 
   def body(d_state, xs):
     k, read_k, inverse, write_decay, carry, from_reads = xs
-    d_exit = write_decay[..., None] * matmul(
-      'bhtk,bhkv->bhtv', k, low(d_state)
-    )
+    d_exit = write_decay[..., None] * matmul('bhtk,bhkv->bhtv', k, low(d_state))
     from_exit = matmul('bhts,bhtv->bhsv', inverse, low(d_exit))
     d_entry = (
       carry[..., None, None] * d_state
@@ -250,9 +244,7 @@ def _backward(inputs, masks, state, d_o, d_state):
   return (d_q, d_k, d_error, d_beta, d_g), d_state
 
 
-def _decay_gradient(
-  c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit
-):
+def _decay_gradient(c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit):
   """dg_t: the share of the loss that passes from before t to t or after.
 
   Summed over pairs (raw write before t, output at or after t), whose weights
@@ -267,7 +259,9 @@ def _decay_gradient(
   within = matmul('ti,...ij->...tj', after, pairs)
   from_entry = matmul('ti,...i->...t', after, jnp.sum(reach_q * seen, -1))
   to_exit = matmul(
-    'tj,...j->...t', jnp.tril(scan.triangle(C), -1), jnp.sum(raw * from_exit, -1)
+    'tj,...j->...t',
+    jnp.tril(scan.triangle(C), -1),
+    jnp.sum(raw * from_exit, -1),
   )
   erased = matmul('...tv,...kv->...tk', c.low(from_exit), c.low(entry))
   through = c.decay.carry * jnp.sum(d_exit * entry, (-1, -2)) - jnp.sum(

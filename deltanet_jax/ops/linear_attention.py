@@ -40,9 +40,7 @@ def step(q, k, v, g, state):
 def recurrent(q, k, v, g, *, state=None, segment_ids=None):
   """Token by token: the definition."""
   state = scan.initial_state(q, k, v, state, segment_ids)
-  return scan.token_scan(
-    step, (q, k, v, _per_token(g, v)), state, segment_ids
-  )
+  return scan.token_scan(step, (q, k, v, _per_token(g, v)), state, segment_ids)
 
 
 def associative(q, k, v, g, *, state=None, segment_ids=None, chunk=64):

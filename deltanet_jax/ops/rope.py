@@ -19,8 +19,8 @@ def frequencies(rotary_dim, theta, yarn=None):
     return kept
 
   def pair(turns):  # the i that turns so often, a real number
-    return half * math.log(yarn.original / (turns * 2 * math.pi)) / (
-      math.log(theta)
+    return (
+      half * math.log(yarn.original / (turns * 2 * math.pi)) / (math.log(theta))
     )
 
   low = max(math.floor(pair(yarn.fast)), 0)

@@ -33,8 +33,16 @@ class Load(NamedTuple):
 
 
 def route(
-  logits, *, score, top, bias=None, groups=1, top_groups=1, renormalise=True,
-  eps=0.0, scale=1.0,
+  logits,
+  *,
+  score,
+  top,
+  bias=None,
+  groups=1,
+  top_groups=1,
+  renormalise=True,
+  eps=0.0,
+  scale=1.0,
 ):
   """Routing of tokens by their logits [N,E]; the equations are above.
 

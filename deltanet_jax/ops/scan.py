@@ -76,9 +76,7 @@ def token_scan(step, inputs, state, segment_ids):
 
 def matmul(spec, a, b):
   """einsum into float32, float32 operands not rounded to less."""
-  return jnp.einsum(
-    spec, a, b, precision='highest', preferred_element_type=F32
-  )
+  return jnp.einsum(spec, a, b, precision='highest', preferred_element_type=F32)
 
 
 def repeat_heads(x, G):
@@ -141,7 +139,9 @@ def decay_of(g, masks, shape):
   else:
     g = g.astype(F32)
     # [i, j] sums g over j < s <= i
-    span = matmul('is,...sj->...ij', triangle(C), jnp.where(low, g[..., None], 0))
+    span = matmul(
+      'is,...sj->...ij', triangle(C), jnp.where(low, g[..., None], 0)
+    )
     between = jnp.where(low, jnp.exp(span), 0)
     write = jnp.exp(span[..., -1, :])
     read = jnp.exp(matmul('is,...s->...i', triangle(C), g))

@@ -109,7 +109,9 @@ def divergence(target, scores, mask):
 
 def _visible(queries, keys):
   return visible(
-    queries.positions, keys.positions, query_segments=queries.segments,
+    queries.positions,
+    keys.positions,
+    query_segments=queries.segments,
     key_segments=keys.segments,
   )
 
@@ -123,9 +125,13 @@ def _block(queries, keys, top, scale):
   take = jax.vmap(lambda x, index: x[index])  # [S,M], [T,X] -> [T,X,M]
   p = _softmax(
     jnp.einsum(
-      'BTHM,BTXM->BTHX', queries.q, take(keys.k, index),
+      'BTHM,BTXM->BTHX',
+      queries.q,
+      take(keys.k, index),
       preferred_element_type=F32,
-    ), chosen, scale,
+    ),
+    chosen,
+    scale,
   )
   v = take(keys.v, index)
   o = jnp.einsum('BTHX,BTXR->BTHR', p.astype(v.dtype), v)
@@ -137,7 +143,8 @@ def _all(q, keys, mask, scale):
   """Over all keys: o [B,T,H,R], the heads' mean distribution [B,T,S]."""
   p = _softmax(
     jnp.einsum('BTHM,BSM->BTHS', q, keys.k, preferred_element_type=F32),
-    mask, scale,
+    mask,
+    scale,
   )
   o = jnp.einsum('BTHS,BSR->BTHR', p.astype(keys.v.dtype), keys.v)
   return o, p.mean(2)

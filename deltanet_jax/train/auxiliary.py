@@ -63,8 +63,10 @@ def further_loss(params, cfg, dtype, hidden, batch):
   target has none after it and counts nothing.
   """
   out, _ = MTP(cfg, dtype).apply(
-    {'params': params['mtp']}, hidden,
-    embed(params, batch['targets'], dtype), batch['positions'],
+    {'params': params['mtp']},
+    hidden,
+    embed(params, batch['targets'], dtype),
+    batch['positions'],
     batch['segment_ids'],
   )
   # zero, and so without weight, behind the last column
@@ -91,9 +93,7 @@ def indexer_loss(reports):
   Its gradient moves the indexers only. Alone, with DSAConfig.stage 'dense', it
   is the warm-up; added to the main loss, with 'sparse', the second stage.
   """
-  return sum(
-    r.mixer.sum() for r in _layers(reports) if r.mixer is not None
-  )
+  return sum(r.mixer.sum() for r in _layers(reports) if r.mixer is not None)
 
 
 def updated_biases(params, reports, rate):

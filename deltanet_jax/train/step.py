@@ -72,7 +72,8 @@ def train_step(
   A batch whose loss or gradient norm is not finite changes neither parameters
   nor optimiser; it is counted in `skipped` and, until a good one, in `streak`.
 
-  metrics: loss (next token, nats per token), grad_norm (before clipping), lr, skipped,
+  metrics: loss (next token, nats per token), grad_norm (before clipping), lr,
+  skipped,
   streak.
   """
   told, grads = told_and_grads(objective, state.params, batch, accumulate)
