@@ -73,8 +73,7 @@ def train_step(
   nor optimiser; it is counted in `skipped` and, until a good one, in `streak`.
 
   metrics: loss (next token, nats per token), grad_norm (before clipping), lr,
-  skipped,
-  streak.
+  skipped, streak.
   """
   told, grads = told_and_grads(objective, state.params, batch, accumulate)
   loss = told.nats
