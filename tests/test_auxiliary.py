@@ -28,7 +28,10 @@ from deltanet_jax.model import MTP, Backbone, HybridLM, embed, head_weight
 from deltanet_jax.ops import routing
 from deltanet_jax.train import auxiliary, state as states, step as steps
 
-pytestmark = pytest.mark.usefixtures('quick_compile')
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.usefixtures('quick_compile'),
+]
 
 B, T, Z, D = 2, 10, 20, 8
 MOE = MoEConfig(experts=4, top=2, hidden=6, score='sigmoid', bias=True)

@@ -14,6 +14,8 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import MeshConfig
 from deltanet_jax.hf import convert, files
 
+pytestmark = pytest.mark.slow
+
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 
 

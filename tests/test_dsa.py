@@ -14,7 +14,10 @@ from deltanet_jax.mixers.base import Context
 from deltanet_jax.mixers.config import DSAConfig, MLAConfig
 from deltanet_jax.ops import sparse_attention as sparse
 
-pytestmark = pytest.mark.usefixtures('quick_compile')
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.usefixtures('quick_compile'),
+]
 
 B, T, H, M, R, I, K, D = 2, 21, 3, 6, 4, 2, 5, 16
 

@@ -17,6 +17,8 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import families, files, layout, pattern, plan
 from deltanet_jax.model import MTP, HybridLM, embed, head_weight
 
+pytestmark = pytest.mark.slow
+
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 SYSTEMS = [family.name for family in families.FAMILIES]
 

@@ -14,6 +14,8 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import text
 from deltanet_jax.infer.settings import Sampling
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 TEMPLATE = (
   '{% for m in messages %}\n<user>{{ m.content }}\n{% endfor %}\n'

@@ -16,7 +16,10 @@ from deltanet_jax.mixers.config import LinearAttentionConfig
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.ops import routing
 
-pytestmark = pytest.mark.usefixtures('quick_compile')
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.usefixtures('quick_compile'),
+]
 
 N, E, X, D, F = 24, 8, 3, 6, 5
 QWEN = MoEConfig(experts=E, top=X, hidden=F, shared=7, shared_gate=True)

@@ -23,6 +23,8 @@ from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import Block, HybridLM, init_cache
 
+pytestmark = pytest.mark.slow
+
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 SYSTEMS = [family.name for family in families.FAMILIES]
 every_system = pytest.mark.parametrize('name', SYSTEMS)

@@ -11,6 +11,8 @@ from deltanet_jax import calc, config
 from deltanet_jax.hf import families, keys
 from deltanet_jax.model import init_cache
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
 # preset -> family, parameters as published (the biases that choose experts
