@@ -11,7 +11,18 @@ from deltanet_jax import calc, config, sharding
 from deltanet_jax.model import HybridLM, init_cache
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
-every_file = pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+OWN = ('quickstart', 'small_', 'hybrid_', 'gdn_')  # the others: released ones
+every_file = pytest.mark.parametrize(
+  'path',
+  [
+    pytest.param(
+      path,
+      id=path.stem,
+      marks=() if path.stem.startswith(OWN) else pytest.mark.slow,
+    )
+    for path in FILES
+  ],
+)
 
 
 def test_there_are_presets():

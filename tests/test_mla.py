@@ -12,6 +12,8 @@ from deltanet_jax.mixers.base import Context
 from deltanet_jax.mixers.config import MLAConfig, YarnConfig
 from deltanet_jax.ops import latent_attention
 
+pytestmark = pytest.mark.slow
+
 B, T, S, H, K, P, V, R, D = 2, 3, 7, 4, 5, 2, 6, 8, 16
 
 

@@ -14,6 +14,8 @@ from deltanet_jax.mixers.base import Context
 from deltanet_jax.mixers.config import LinearAttentionConfig
 from deltanet_jax.model import Backbone, Block
 
+pytestmark = pytest.mark.slow
+
 D, T, EPS = 8, 5, 1e-6
 MIXER = LinearAttentionConfig(heads=2, key_dim=4, value_dim=4, form='recurrent')
 
