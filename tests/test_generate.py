@@ -8,6 +8,7 @@ import pytest
 from deltanet_jax import sharding
 from deltanet_jax.data.tokenizer import ByteTokenizer
 from deltanet_jax.experiment import Layer, MeshConfig, MLPConfig, ModelConfig
+from deltanet_jax.infer import room
 from deltanet_jax.infer.generate import TextStream, generate
 from deltanet_jax.infer.sampling import keep_likely, sample
 from deltanet_jax.infer.settings import Sampling
@@ -123,6 +124,20 @@ def test_a_seed_gives_one_text_and_another_seed_another(model):
 def test_a_longer_text_begins_with_the_shorter(model):
   short, longer = (_generate(model, [5], n, Sampling()) for n in (4, 8))
   assert longer[:4] == short
+
+
+def test_tokens_do_not_depend_on_slots_or_pieces(model, monkeypatch):
+  prompt = np.random.default_rng(0).integers(0, 256, 37).tolist()
+  want = _generate(model, prompt, 40)
+  monkeypatch.setattr(room, 'LEAST', 8)
+  monkeypatch.setattr(room, 'LONGEST', 16)
+  grown, grow = [], room.grow
+  monkeypatch.setattr(
+    room, 'grow', lambda *args: grown.append(args[3]) or grow(*args)
+  )
+  assert _generate(model, prompt, 40) == want and len(set(want)) > 2
+  # 64 slots for the prompt, doubled, but never beyond prompt + tokens
+  assert grown == [77]
 
 
 def test_ids_beyond_the_vocabulary_never_come(model):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from deltanet_jax import sharding
 from deltanet_jax.checkpoint import CheckpointError, Checkpoints
 from deltanet_jax.data import tokenizer as tokenizers
+from deltanet_jax.infer import room
 from deltanet_jax.infer.sampling import sample
 from deltanet_jax.model import Backbone, HybridLM, head_weight, init_cache
 
@@ -64,24 +65,32 @@ def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype, vocab):
   prompt: ids, at least one   cfg: ModelConfig   dtype: of the computation
   vocab: the ids that mean something; a model may have more for their shape
 
-  The program is compiled once for the prompt's length and once for a token.
+  A program is compiled for a piece of the prompt, one for its rest, and one for
+  a token at every size of the cache, which doubles as the text grows (`room`).
   The i-th token depends on the i-th key folded from `key` alone.
   """
   if not len(prompt):
     raise ValueError('the prompt has no token; give at least one')
   sampling.check()
-  advance = _advance(cfg, dtype, sampling, vocab)
-  cache = init_cache(cfg, 1, len(prompt) + max_tokens, dtype)
+  advance = make_advance(cfg, dtype, sampling, vocab)
+  most = len(prompt) + max_tokens
+  slots = room.slots(len(prompt), most)
+  cache = init_cache(cfg, 1, slots, dtype)
   tokens = jnp.asarray(prompt, jnp.int32)[None]
   for i in range(max_tokens):
-    token, cache = advance(params, cache, tokens, jax.random.fold_in(key, i))
+    length = len(prompt) + i
+    if length > slots:
+      slots = room.slots(length, most)
+      cache = room.grow(cache, cfg, 1, slots, dtype)
+    for piece in room.pieces(cfg, tokens, slots):
+      token, cache = advance(params, cache, piece, jax.random.fold_in(key, i))
     yield int(token[0])
     tokens = token[:, None]
 
 
 @functools.cache
-def _advance(cfg, dtype, sampling, vocab):
-  """(params, cache (donated), tokens [1,T], key) -> the next token, cache."""
+def make_advance(cfg, dtype, sampling, vocab):
+  """(params, cache (donated), tokens [B,T], key) -> next token [B], cache."""
   backbone = Backbone(cfg, dtype)
 
   @functools.partial(jax.jit, donate_argnums=1)
