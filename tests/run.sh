@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# The fast tests. Arguments go to pytest: bash tests/run.sh -k loss
+# The fast tests, on every core. Arguments go to pytest: bash tests/run.sh -k loss
+# (-n0 for one process, as a debugger needs it)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/env.sh
 make_env "$PWD"
-exec "$python" -m pytest -m "not slow" tests "$@"
+exec "$python" -m pytest -n auto --maxprocesses=8 --dist=worksteal \
+  -m "not slow" "$@"
