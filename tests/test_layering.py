@@ -22,7 +22,15 @@ ALLOWED = {
   'mixers.config': (),
   'model': ('experiment', 'layers', 'mixers.base', 'ops.routing', 'sharding'),
   'sharding': (),
-  'calc': ('model', 'sharding', 'experiment', 'mixers.config'),
+  'flops': (),
+  'calc': (
+    'flops',
+    'model',
+    'sharding',
+    'experiment',
+    'mixers.base',
+    'mixers.config',
+  ),
 }
 LINEN = ('layers', 'mixers', 'model', 'sharding')
 

@@ -385,3 +385,7 @@ class KDAConfig(MixerConfig):
   @classmethod
   def tiny(cls):
     return cls(heads=2, key_dim=8, value_dim=16, gate_rank=4)
+
+
+# mixers that keep something of every token
+ATTENTION = AttentionConfig, MLAConfig

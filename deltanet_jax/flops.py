@@ -1,0 +1,59 @@
+"""Floating-point operations of a JAX function, counted in its jaxpr.
+
+Counted are the products: a product of matrices [m,k] [k,n] is 2 m k n, those
+of a scan are multiplied by its length, and each side of a condition counts as
+the dearer one. What works on single elements (norms, gates, softmax) is left
+out: beside the products it is little work. XLA's own count takes the body of a
+scan once, which is why this exists.
+"""
+
+import math
+
+import jax
+from jax.extend.core import jaxprs_in_params
+
+
+def of(function, *args):
+  """Operations of function(*args); shapes (jax.ShapeDtypeStruct) are enough.
+
+  Raises:
+    NotImplementedError: a loop of unknown length, a convolution, or a kernel
+      that is not written in XLA's operations.
+  """
+  return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr):
+  return sum(_equation(eqn) for eqn in jaxpr.eqns)
+
+
+def _equation(eqn):
+  name, inner = eqn.primitive.name, list(jaxprs_in_params(eqn.params))
+  if name == 'dot_general':
+    (contract, _), _ = eqn.params['dimension_numbers']
+    return 2 * eqn.outvars[0].aval.size * _sizes(eqn.invars[0], contract)
+  if name == 'ragged_dot_general':
+    return _ragged(eqn)
+  if name in ('while', 'conv_general_dilated') or 'pallas' in name:
+    raise NotImplementedError(
+      f'the operations of {name!r} cannot be counted; count a form without it'
+    )
+  if name == 'cond':
+    return max(_count(branch) for branch in inner)
+  times = eqn.params['length'] if name == 'scan' else 1
+  return times * sum(map(_count, inner))
+
+
+def _ragged(eqn):
+  """Rows are multiplied by one group's matrix each, however they fall."""
+  numbers = eqn.params['ragged_dot_dimension_numbers']
+  (contract, _), _ = numbers.dot_dimension_numbers
+  (ragged,) = numbers.lhs_ragged_dimensions
+  size, groups = eqn.outvars[0].aval.size, eqn.invars[2].aval.shape[-1]
+  if ragged in contract:  # the gradient of the matrices: one a group
+    size //= groups
+  return 2 * size * _sizes(eqn.invars[0], contract)
+
+
+def _sizes(var, axes):
+  return math.prod(var.aval.shape[axis] for axis in axes)

@@ -1,0 +1,122 @@
+"""Sizes and work of models, from their shapes: nothing is allocated.
+
+  python -m launch.calc --preset=qwen3_next_80b_a3b,kimi_linear_48b_a3b \
+    --context=4096,32768,1048576
+
+prints parameters, bytes of weights, the decoding cache by layer kind at each
+context, what it saves against the same model with attention in every layer and
+from how many tokens on, and the operations of a token; several presets also
+side by side. A preset is a file of configs/ (or a path that ends in .py).
+
+A model with other numbers:
+
+  python -m launch.calc --preset=qwen3_next_80b_a3b --ratio=7 \
+    --attention=kv_heads=4 --recurrent=KDA,heads=32,key_dim=128,value_dim=128
+
+A word without '=' replaces the mixer by one of that kind; fields alone change
+the model's own.
+
+  python -m launch.calc --html=calc.html
+
+writes a page with the same numbers and sliders; it needs no network.
+"""
+
+import os
+import pathlib
+
+from absl import flags
+
+from deltanet_jax import calc_args
+from deltanet_jax.config import ConfigError
+from launch import cli
+
+DTYPES = {
+  'bfloat16': 'bfloat16', 'float32': 'float32', 'float8': 'float8_e4m3fn'
+}  # fmt: skip
+
+PRESET = flags.DEFINE_list(
+  'preset', ['qwen3_next_80b_a3b'], 'Names in configs/, or paths.'
+)
+CONTEXT = flags.DEFINE_list(
+  'context', ['4096', '32768', '1048576'], 'Tokens of a sequence.'
+)
+BATCH = flags.DEFINE_integer('batch', 1, 'Sequences.', lower_bound=1)
+DTYPE = flags.DEFINE_enum(
+  'dtype', 'bfloat16', list(DTYPES), 'Of the weights and the cache.'
+)
+STATE_DTYPE = flags.DEFINE_enum(
+  'state_dtype', 'float32', ['float32', 'bfloat16'],
+  'Of the recurrent states; the models here keep float32.',
+)  # fmt: skip
+LAYERS = flags.DEFINE_integer(
+  'layers', None, 'Another number of layers.', lower_bound=1
+)
+RATIO = flags.DEFINE_string(
+  'ratio', None, 'Recurrent layers to attention: 3, 3:1, 20:7; 0: attention.'
+)
+ATTENTION = flags.DEFINE_list(
+  'attention', [], 'Fields of the attention layers, as kv_heads=4.'
+)
+RECURRENT = flags.DEFINE_list(
+  'recurrent', [], 'Fields of the recurrent layers, as value_heads=16.'
+)
+JSON = flags.DEFINE_string('json', None, 'File for all the numbers.')
+PNG = flags.DEFINE_string('png', None, 'Plot of the cache against context.')
+HTML = flags.DEFINE_string('html', None, 'Interactive page.')
+
+
+def main(taken):
+  del taken
+  contexts = calc_args.contexts(CONTEXT.value)
+  ratio = calc_args.ratio(RATIO.value)
+  cfgs = {pathlib.Path(x).stem: calc_args.preset(x) for x in PRESET.value}
+  if not cfgs:
+    raise ConfigError('--preset= names nothing; give files of configs/')
+  changes = {
+    name: {
+      'layers': LAYERS.value,
+      'ratio': ratio,
+      'attention': calc_args.mixer(cfg, ATTENTION.value, 'attention'),
+      'recurrent': calc_args.mixer(cfg, RECURRENT.value, 'recurrent'),
+    }
+    for name, cfg in cfgs.items()
+  }
+  paths = {flag.name: _output(flag) for flag in (JSON, PNG, HTML)}
+  # shapes need no accelerator, and starting one takes seconds
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  from deltanet_jax import calc, calc_report, workdir
+
+  settings = calc_report.Settings(
+    contexts, BATCH.value, DTYPES[DTYPE.value], STATE_DTYPE.value
+  )
+  try:
+    models = {
+      name: calc.resized(cfg, **changes[name]) for name, cfg in cfgs.items()
+    }
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  records = [
+    calc_report.measure(name, cfg, settings) for name, cfg in models.items()
+  ]
+  print(calc_report.text(records, settings))
+  if paths['json']:
+    workdir.write(paths['json'], calc_report.as_json(records, settings))
+  if paths['png']:
+    calc_report.plot(list(models.items()), settings, paths['png'])
+  return 0
+
+
+def _output(flag):
+  """The flag's path, or None: known to be writable before the work."""
+  if flag.value is None:
+    return None
+  path = pathlib.Path(flag.value)
+  if path.suffix != f'.{flag.name}' or not path.parent.is_dir():
+    raise ConfigError(
+      f'--{flag.name}={path}: give a .{flag.name} file in an existing folder'
+    )
+  return path
+
+
+if __name__ == '__main__':
+  cli.run(main)
