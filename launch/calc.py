@@ -15,10 +15,6 @@ A model with other numbers:
 
 A word without '=' replaces the mixer by one of that kind; fields alone change
 the model's own.
-
-  python -m launch.calc --html=calc.html
-
-writes a page with the same numbers and sliders; it needs no network.
 """
 
 import os
@@ -62,7 +58,6 @@ RECURRENT = flags.DEFINE_list(
 )
 JSON = flags.DEFINE_string('json', None, 'File for all the numbers.')
 PNG = flags.DEFINE_string('png', None, 'Plot of the cache against context.')
-HTML = flags.DEFINE_string('html', None, 'Interactive page.')
 
 
 def main(taken):
@@ -81,7 +76,7 @@ def main(taken):
     }
     for name, cfg in cfgs.items()
   }
-  paths = {flag.name: _output(flag) for flag in (JSON, PNG, HTML)}
+  paths = {flag.name: _output(flag) for flag in (JSON, PNG)}
   # shapes need no accelerator, and starting one takes seconds
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from deltanet_jax import calc, calc_report, workdir

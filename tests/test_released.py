@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deltanet_jax import calc, config
+from deltanet_jax import calc, calc_report, config, flops, sharding
 from deltanet_jax.hf import families, keys
-from deltanet_jax.model import init_cache
+from deltanet_jax.model import HybridLM, init_cache
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +63,31 @@ MEMORY = {
 }
 
 
+# parameters that work on a token, embedding and head among them, the biases
+# that choose experts apart
+ACTIVE = {
+  'qwen3_next_80b_a3b': 3_874_929_408,
+  'kimi_linear_48b_a3b': 3_484_453_248,
+  'minimax_m1': 48_403_306_496,
+  'minimax_m2': 11_030_537_216,
+  'deepseek_v32': 38_403_807_488,
+  'deepseek_v3': 37_552_282_624,
+  'qwen3_30b_a3b': 3_353_032_704,
+  'qwen3_235b_a22b': 22_190_763_520,
+  'qwen3_5_35b_a3b': 3_454_988_928,
+  'qwen3_5_122b_a10b': 9_771_288_576,
+  'qwen3_5_397b_a17b': 17_349_040_896,
+}
+
+# tokens at which the cache without the 4 bytes of a slot's position is that of
+# all attention, and the percentage saved at 1M
+BREAK_EVEN = {
+  'qwen3_next_80b_a3b': (1_048, 74.9),
+  'kimi_linear_48b_a3b': (1_884, 73.9),
+  'minimax_m1': (1_024, 87.4),
+}
+
+
 def read(name):
   return config.load(CONFIGS / f'{name}.py').model
 
@@ -113,3 +138,52 @@ def test_preset_has_the_published_cache_and_state(name):
   state = of_type(cfg, 1, jnp.float32)
   found = two - one, mebibytes(state), mebibytes(2 * one - two)
   assert found == MEMORY[name]
+
+
+@pytest.mark.parametrize('name', ACTIVE)
+def test_preset_has_the_published_active_parameters(name):
+  assert calc.active_parameters(read(name)) == ACTIVE[name] + PUBLISHED[name][2]
+
+
+@pytest.mark.parametrize('name', MEMORY)
+def test_calculator_has_the_published_cache_to_the_byte(name):
+  token, state, convolution = MEMORY[name]
+  at = lambda n, b: calc.cache_parts(read(name), n, b, 'bfloat16')
+  sums = [
+    {
+      part: sum(parts.get(part, 0) for parts in at(n, 3).values())
+      for part in calc_report.PARTS
+    }
+    for n in (4096, 4097)
+  ]
+  assert sums[0]['tokens'] == 3 * 4096 * token
+  assert sums[1]['tokens'] - sums[0]['tokens'] == 3 * token
+  for part, published in (('state', state), ('convolution', convolution)):
+    assert sums[0][part] == sums[1][part]
+    assert round(sums[0][part] / 3 / 2**20, 1) == published
+
+
+@pytest.mark.parametrize('name', BREAK_EVEN)
+def test_preset_breaks_even_where_published(name):
+  def size(cfg, n):
+    parts = calc.cache_parts(cfg, n, 1, 'bfloat16').values()
+    return sum(sum(x.values()) - x.get('positions', 0) for x in parts)
+
+  cfg, (tokens, percent) = read(name), BREAK_EVEN[name]
+  twin = calc.all_attention_twin(cfg)
+  assert size(cfg, tokens - 1) > size(twin, tokens - 1)
+  assert size(cfg, tokens + 1) < size(twin, tokens + 1)
+  # attention is given a few bytes more by its positions
+  assert 0 <= tokens + 1 - calc.break_even(cfg, 1, 'bfloat16') <= 7
+  assert round(100 * calc.saved(cfg, 2**20, 1, 'bfloat16'), 1) == percent
+
+
+@pytest.mark.parametrize('name', ['qwen3_next_80b_a3b', 'kimi_linear_48b_a3b'])
+def test_operations_are_those_of_the_whole_models_program(name):
+  cfg, tokens = read(name), 2**20
+  whole = HybridLM(cfg, jnp.bfloat16)
+  params = sharding.abstract_params(whole)
+  forward = lambda params, x: whole.apply({'params': params}, x)[0]
+  ids = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+  found = calc.flops_per_token(cfg, tokens)
+  assert found == flops.of(forward, params, ids) / tokens
