@@ -1,0 +1,209 @@
+"""Tasks of recall, drawn on the device: what was paired with this key?
+
+A task is a frozen dataclass of its sizes. `vocab` is how many tokens it uses,
+`length` the tokens of a row, and `sample(key, batch)` an `Example`: a pure
+function of the jax key with static shapes, to be jitted and vmapped. A size
+given as a tuple is drawn anew for every row and told in `slices`. `levels` are
+the values that each slice is reported at.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+I32 = jnp.int32
+
+
+class Example(NamedTuple):
+  """Rows of questions and answers.
+
+  tokens [B,T] int32
+  targets [B,T] int32: judged on the logits at its own position, 0 where
+    nothing is asked
+  weights [B,T] float32: 1 where something is asked, else 0
+  slices {name: [B,T] int32}: how hard the question is, -1 where none is
+  """
+
+  tokens: jax.Array
+  targets: jax.Array
+  weights: jax.Array
+  slices: dict
+
+
+def check_sizes(name, sizes, least, most):
+  """ValueError unless `sizes` is a tuple of different ints in range."""
+  fits = isinstance(sizes, tuple) and len(sizes) == len(set(sizes)) > 0
+  if not (fits and least <= min(sizes) and max(sizes) <= most):
+    raise ValueError(
+      f'{name} is {sizes!r}; give a tuple of different numbers from {least}'
+      f' to {most}'
+    )
+
+
+def check_least(task, **least):
+  """ValueError where a field of `task` is below the number given for it."""
+  for name, number in least.items():
+    if getattr(task, name) < number:
+      raise ValueError(
+        f'{name} is {getattr(task, name)}; give {number} or more'
+      )
+
+
+def choose(key, batch, sizes):
+  """[B]: one of `sizes` for every row."""
+  return jax.random.choice(key, jnp.array(sizes, I32), (batch,))
+
+
+def distinct(key, batch, size, count):
+  """[B,count]: different numbers below `size`, in random order."""
+  return jax.lax.top_k(jax.random.uniform(key, (batch, size)), count)[1]
+
+
+def place(rows, at, values):
+  """rows [B,T] with values [B,N] at the positions `at` [B,N]; T means none."""
+  which = jnp.arange(rows.shape[0])[:, None]
+  return rows.at[which, at].set(values.astype(rows.dtype), mode='drop')
+
+
+def ask(tokens, at, targets, slices):
+  """The `Example` whose questions stand at `at` [B,N], T for none.
+
+  targets, and every slice: [B,N] or [B,1].
+  """
+  spread = lambda x: jnp.broadcast_to(x, at.shape)
+  none = jnp.full(tokens.shape, -1, I32)
+  return Example(
+    tokens=tokens,
+    targets=place(jnp.zeros_like(none), at, spread(targets)),
+    weights=place(jnp.zeros(tokens.shape), at, jnp.ones(at.shape)),
+    slices={n: place(none, at, spread(x)) for n, x in slices.items()},
+  )
+
+
+def powers(most):
+  """(1, 2, 4, ...) up to `most`: the levels of a distance."""
+  return tuple(2**i for i in range(most.bit_length()))
+
+
+def query_slots(key, free, size, power):
+  """[B,size] different numbers below free [B], the small ones likely.
+
+  p(g) ~ g^(power - 1) for the gap g = 1 + the number, drawn one after the
+  other without replacement (Gumbel top-k). Where free < size, only the first
+  `free` are of use.
+  """
+  most = jnp.arange(size[1])
+  weight = (power - 1) * jnp.log1p(most) + jax.random.gumbel(
+    key, (free.shape[0], size[1])
+  )
+  weight = jnp.where(most < free[:, None], weight, -jnp.inf)
+  return jax.lax.top_k(weight, size[0])[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class MQAR:
+  """Multi-query associative recall (Zoology, arXiv:2312.04927).
+
+  k_1 v_1 ... k_n v_n, then every key once more, each at an even place of the
+  rest, near ones likely (p(gap) ~ gap^(power - 1)); at a key seen again its
+  value is asked. The value is never shown there. The places between are
+  random tokens out of `noise` that are neither keys nor values, so that a
+  filler is no key and all the answers can be known.
+
+  Slices: pairs (n), position (of the pair in the list), distance (tokens from
+  the key to its query).
+  """
+
+  length: int = 64
+  pairs: tuple[int, ...] = (4, 8, 16)
+  keys: int = 64
+  values: int = 64
+  noise: int = 16
+  power: float = 0.01
+
+  def __post_init__(self):
+    check_least(self, noise=1, power=0)
+    check_sizes(
+      'pairs', self.pairs, 1, min(self.keys, self.values, self.length // 4)
+    )
+
+  @property
+  def vocab(self):
+    return self.keys + self.values + self.noise
+
+  @property
+  def levels(self):
+    return {
+      'pairs': tuple(sorted(self.pairs)),
+      'position': tuple(range(max(self.pairs))),
+      'distance': powers(self.length),
+    }
+
+  def sample(self, key, batch):
+    T, N = self.length, max(self.pairs)
+    rngs = jax.random.split(key, 5)
+    n = choose(rngs[0], batch, self.pairs)[:, None]
+    keys = distinct(rngs[1], batch, self.keys, N)
+    values = self.keys + distinct(rngs[2], batch, self.values, N)
+    slots = query_slots(
+      rngs[3], (T - 2 * n[:, 0]) // 2, (N, T // 2), self.power
+    )
+    i = jnp.arange(N)
+    at = lambda where: jnp.where(i < n, where, T)
+    queries = at(2 * n + 2 * slots)
+    tokens = jax.random.randint(
+      rngs[4], (batch, T), self.keys + self.values, self.vocab
+    )
+    tokens = place(tokens, at(2 * i), keys)
+    tokens = place(tokens, at(2 * i + 1), values)
+    tokens = place(tokens, queries, keys)
+    slices = {'pairs': n, 'position': i, 'distance': queries - 2 * i}
+    return ask(tokens, queries, values, slices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+  """x_1 ... x_L SEP x_1 ... x_{L-1}: asked for x_1 at SEP, x_{j+1} at x_j.
+
+  L is one of `sizes`; shorter rows are filled up with PAD.
+
+  Slices: size (L), position (j).
+  """
+
+  sizes: tuple[int, ...] = (8, 16, 32)
+  symbols: int = 16
+
+  def __post_init__(self):
+    check_least(self, symbols=2)
+    check_sizes('sizes', self.sizes, 1, 1 << 20)
+
+  @property
+  def vocab(self):
+    return self.symbols + 2  # SEP and PAD
+
+  @property
+  def length(self):
+    return 2 * max(self.sizes)
+
+  @property
+  def levels(self):
+    return {
+      'size': tuple(sorted(self.sizes)),
+      'position': tuple(range(max(self.sizes))),
+    }
+
+  def sample(self, key, batch):
+    T, N = self.length, max(self.sizes)
+    rngs = jax.random.split(key, 2)
+    n = choose(rngs[0], batch, self.sizes)[:, None]
+    symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
+    i = jnp.arange(N)
+    at = lambda where, count: jnp.where(i < count, where, T)
+    tokens = jnp.full((batch, T), self.symbols + 1, I32)
+    tokens = place(tokens, at(i, n), symbols)
+    tokens = place(tokens, n, jnp.full_like(n, self.symbols))
+    tokens = place(tokens, at(n + 1 + i, n - 1), symbols)
+    slices = {'size': n, 'position': i}
+    return ask(tokens, at(n + i, n), symbols, slices)
