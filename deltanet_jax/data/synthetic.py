@@ -1,5 +1,8 @@
 """Tasks of recall, drawn on the device: what was paired with this key?
 
+`data.order` asks for lists, `data.tracking` for states, `data.documents` for
+what a text said.
+
 A task is a frozen dataclass of its sizes. `vocab` is how many tokens it uses,
 `length` the tokens of a row, and `sample(key, batch)` an `Example`: a pure
 function of the jax key with static shapes, to be jitted and vmapped. A size
@@ -82,6 +85,17 @@ def ask(tokens, at, targets, slices):
   )
 
 
+def shuffled(key, valid):
+  """[B,N]: the indices where valid [B,N], in random order, then the others."""
+  where = jax.random.uniform(key, valid.shape)
+  return jnp.argsort(jnp.where(valid, where, jnp.inf))
+
+
+def take(x, index):
+  """x [B,N] at index [B,M]."""
+  return jnp.take_along_axis(x, index, axis=1)
+
+
 def powers(most):
   """(1, 2, 4, ...) up to `most`: the levels of a distance."""
   return tuple(2**i for i in range(most.bit_length()))
@@ -161,6 +175,152 @@ class MQAR:
     tokens = place(tokens, queries, keys)
     slices = {'pairs': n, 'position': i, 'distance': queries - 2 * i}
     return ask(tokens, queries, values, slices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rebinding:
+  """MQAR whose keys are bound again; the latest value is asked.
+
+  k_1 v_1 ... k_n v_n, then m more bindings of each of a random half of the
+  keys, n // 2, in random order and to values new in the row, then queries as
+  in `MQAR`. (Zoology's forgetting task, arXiv:2312.04927, is m = 1.)
+
+  Slices: pairs (n), updates (m, or 0 for a key of the other half), distance
+  (tokens from the latest binding to the query).
+  """
+
+  length: int = 64
+  pairs: tuple[int, ...] = (4,)
+  updates: tuple[int, ...] = (1, 2, 4, 8)
+  keys: int = 64
+  values: int = 64
+  noise: int = 16
+  power: float = 0.01
+
+  def __post_init__(self):
+    check_least(self, noise=1, power=0)
+    check_sizes('pairs', self.pairs, 2, min(self.keys, self.length // 4))
+    check_sizes('updates', self.updates, 0, 1 << 20)
+    N, E = max(self.pairs), self._events
+    if self.length < 4 * N + 2 * E or self.values < N + E:
+      raise ValueError(
+        f'{N} pairs and {E} further bindings need {4 * N + 2 * E} tokens and'
+        f' {N + E} values; length is {self.length}, values is {self.values}'
+      )
+
+  @property
+  def _events(self):
+    return max(self.pairs) // 2 * max(self.updates)
+
+  @property
+  def vocab(self):
+    return self.keys + self.values + self.noise
+
+  @property
+  def levels(self):
+    return {
+      'pairs': tuple(sorted(self.pairs)),
+      'updates': tuple(sorted({0, *self.updates})),
+      'distance': powers(self.length),
+    }
+
+  def sample(self, key, batch):
+    T, N, E = self.length, max(self.pairs), self._events
+    rngs = jax.random.split(key, 8)
+    n = choose(rngs[0], batch, self.pairs)[:, None]
+    m = choose(rngs[1], batch, self.updates)[:, None]
+    events = n // 2 * m
+    keys = distinct(rngs[2], batch, self.keys, N)
+    values = self.keys + distinct(rngs[3], batch, self.values, N + E)
+    i, e = jnp.arange(N), jnp.arange(E)
+    bound, again = i < n, e < events
+    half = shuffled(rngs[4], jnp.broadcast_to(bound, (batch, N)))
+    turn = shuffled(rngs[5], jnp.broadcast_to(again, (batch, E)))
+    pair = take(half, turn % (n // 2))  # which pair each event binds again
+    of_pair = again[..., None] & (pair[..., None] == i)
+    last = jnp.max(of_pair * (e + 1)[:, None], 1, initial=0)  # 0: never
+    at = lambda where, valid: jnp.where(valid, where, T)
+    slots = query_slots(
+      rngs[6], (T - 2 * n - 2 * events)[:, 0] // 2, (N, T // 2), self.power
+    )
+    queries = at(2 * (n + events + slots), bound)
+    tokens = jax.random.randint(
+      rngs[7], (batch, T), self.keys + self.values, self.vocab
+    )
+    tokens = place(tokens, at(2 * i, bound), keys)
+    tokens = place(tokens, at(2 * i + 1, bound), values[:, :N])
+    tokens = place(tokens, at(2 * (n + e), again), take(keys, pair))
+    tokens = place(tokens, at(2 * (n + e) + 1, again), values[:, N:])
+    tokens = place(tokens, queries, keys)
+    latest = jnp.where(last > 0, 2 * (n + last - 1), 2 * i)
+    slices = {
+      'pairs': n,
+      'updates': jnp.where(last > 0, m, 0),
+      'distance': queries - latest,
+    }
+    which = jnp.where(last > 0, N + last - 1, i)
+    return ask(tokens, queries, take(values, which), slices)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoHop:
+  """Facts a b and b c, shuffled; asked for b by `a ONE` and for c by `a TWO`.
+
+  n chains of three different symbols each are 2 n facts; then both questions
+  about every a, in random order, each asked at its ONE or TWO. The answers are
+  never shown, and both kinds are asked on one context, so that what the second
+  hop costs is paired with what the first one does.
+
+  Slices: pairs (n), hop (1 or 2), forward (1 if a b stood before b c).
+  """
+
+  pairs: tuple[int, ...] = (2, 4, 8)
+  symbols: int = 64
+
+  def __post_init__(self):
+    check_sizes('pairs', self.pairs, 1, self.symbols // 3)
+
+  @property
+  def vocab(self):
+    return self.symbols + 3  # ONE, TWO and PAD
+
+  @property
+  def length(self):
+    return 8 * max(self.pairs)
+
+  @property
+  def levels(self):
+    return {
+      'pairs': tuple(sorted(self.pairs)),
+      'hop': (1, 2),
+      'forward': (0, 1),
+    }
+
+  def sample(self, key, batch):
+    T, N = self.length, max(self.pairs)
+    rngs = jax.random.split(key, 4)
+    n = choose(rngs[0], batch, self.pairs)[:, None]
+    chains = distinct(rngs[1], batch, self.symbols, 3 * N)
+    valid = jnp.arange(2 * N) % N < n
+    facts = shuffled(rngs[2], valid)  # the fact or question at each place
+    questions = shuffled(rngs[3], valid)
+    i = jnp.arange(2 * N)
+    at = lambda where: jnp.where(i < 2 * n, where, T)
+    hop = questions // N
+    tokens = jnp.full((batch, T), self.symbols + 2, I32)
+    tokens = place(tokens, at(2 * i), take(chains, facts))
+    tokens = place(tokens, at(2 * i + 1), take(chains, facts + N))
+    tokens = place(tokens, at(4 * n + 2 * i), take(chains, questions % N))
+    asked = at(4 * n + 2 * i + 1)
+    tokens = place(tokens, asked, self.symbols + hop)
+    when = jnp.argsort(facts)
+    forward = when[:, :N] < when[:, N:]
+    slices = {
+      'pairs': n,
+      'hop': hop + 1,
+      'forward': take(forward, questions % N),
+    }
+    return ask(tokens, asked, take(chains, questions + N), slices)
 
 
 @dataclasses.dataclass(frozen=True)
