@@ -1,6 +1,7 @@
 """Presets of released models have the published sizes, and their families
 write them as a config.json that says the same."""
 
+import math
 import pathlib
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from deltanet_jax import calc, calc_report, config, flops, sharding
-from deltanet_jax.hf import families, keys
+from deltanet_jax.hf import families, keys, plan
 from deltanet_jax.model import HybridLM, init_cache
 
 pytestmark = pytest.mark.slow
@@ -42,6 +43,14 @@ PUBLISHED = {
   'deepseek_v3': ('deepseek_v3', 671_026_404_352, 14_848),
   'deepseek_v32': ('deepseek_v32', 671_877_929_216, 14_848),
   'olmo_hybrid_7b': ('olmo_hybrid', 7_430_870_688, 0),
+}
+
+# tensors in the files of the released folders
+TENSORS = {
+  'qwen3_next_80b_a3b': 75_944,  # 1,553 of them multi-token prediction
+  'kimi_linear_48b_a3b': 20_493,
+  'minimax_text_01': 8_243,
+  'minimax_m1': 8_243,
 }
 
 # bytes of a token's bfloat16 keys and values, MiB of the float32 states, MiB
@@ -120,6 +129,31 @@ def test_multi_token_prediction_adds_the_published_parameters():
   )
   more = calc.parameters(cfg) - calc.parameters(read('deepseek_v3'))
   assert more == 11_610_068_224
+
+
+def released(name):
+  """Every Entry of a preset, with its multi-token prediction."""
+  cfg, family = read(name), families.named(PUBLISHED[name][0])
+  if family.mtp is not None:
+    cfg = families.with_mtp(family, cfg, {family.mtp.marker(cfg)})
+  return plan.build(family, cfg, sharding.abstract_params(HybridLM(cfg)))
+
+
+@pytest.mark.parametrize('name', TENSORS)
+def test_preset_is_stored_in_the_released_number_of_tensors(name):
+  names = [entry.name for entry in released(name)]
+  assert len(set(names)) == len(names) == TENSORS[name]
+  predicted = sum(entry.startswith('mtp.') for entry in names)
+  assert predicted == (1_553 if name == 'qwen3_next_80b_a3b' else 0)
+
+
+def test_minimax_m1_is_stored_in_the_released_number_of_bytes():
+  # bfloat16 but for the routers, which are released in float32
+  total = 0
+  for entry in released('minimax_m1'):
+    size = 4 if entry.name.endswith('moe.gate.weight') else 2
+    total += size * math.prod(entry.shape)
+  assert total == 912_210_767_872
 
 
 def of_type(cfg, slots, dtype):
