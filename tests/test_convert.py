@@ -1,7 +1,6 @@
 """Released weights go to Orbax and come back, interrupted or not."""
 
 import json
-import pathlib
 import shutil
 
 import jax
@@ -12,11 +11,10 @@ from safetensors.numpy import load_file
 from deltanet_jax import hf, sharding
 from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import MeshConfig
-from deltanet_jax.hf import convert, files
+from deltanet_jax.hf import convert, files, pieces, store
+from tests.parity import FIXTURES, quantise
 
 pytestmark = pytest.mark.slow
-
-FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 
 
 @pytest.fixture
@@ -59,23 +57,91 @@ def test_there_and_back_and_loaded_over_devices(source, tmp_path):
   assert jax.tree.map(lambda x: x.sharding, params) == shardings
 
 
-def test_a_killed_conversion_goes_on(source, tmp_path, monkeypatch):
-  target, save, calls = tmp_path / 'orbax', convert._save_piece, []
+@pytest.fixture(params=['deepseek_v3', 'minimax_m2'])
+def float8(request, tmp_path):
+  """A block-scaled float8 folder in several files."""
+  source = tmp_path / 'float8'
+  source.mkdir()
+  made = FIXTURES / request.param
+  tensors = quantise(load_file(made / 'model.safetensors'))
+  described = {k: (v.dtype, v.shape) for k, v in tensors.items()}
+  store.write(source, described, tensors.get, shard_bytes=30_000)
+  config = json.loads((made / 'config.released.json').read_text())
+  config |= {'quantization_config': {'weight_block_size': [128, 128]}}
+  (source / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
+  return source
 
-  def killed(*args):
+
+def bytes_of(folder):
+  """{tensor: (its file, type, shape, bytes)}, with float8 and its scales."""
+  source = files.Folder(folder)
+  return {
+    name: (
+      file,
+      source.dtype(name),
+      source.shape(name),
+      source.raw(name).tobytes(),
+    )
+    for name, file in source.names.items()
+  }
+
+
+def test_float8_goes_there_and_back_with_its_scales(float8, tmp_path):
+  convert.to_orbax(float8, tmp_path / 'orbax')
+  convert.to_released(tmp_path / 'orbax', tmp_path / 'back')
+  wanted = bytes_of(float8)
+  assert sum(kind.itemsize == 1 for _, kind, _, _ in wanted.values()) > 20
+  assert bytes_of(tmp_path / 'back') == wanted
+  configs = (
+    json.loads((folder / 'config.json').read_text())
+    for folder in (float8, tmp_path / 'back')
+  )
+  assert len({json.dumps(config) for config in configs}) == 1
+  _, params = hf.load(float8)
+  _, again = hf.load(tmp_path / 'orbax')
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_a_damaged_scale_is_an_error(float8, tmp_path):
+  convert.to_orbax(float8, tmp_path / 'orbax')
+  path = tmp_path / 'orbax' / convert.SCALES
+  path.write_bytes(path.read_bytes()[:-1] + b'\x11')
+  with pytest.raises(convert.ConversionError, match='from its checksum'):
+    hf.load(tmp_path / 'orbax')
+
+
+def test_experts_lie_in_pieces_of_a_bounded_size(source, tmp_path, monkeypatch):
+  monkeypatch.setattr(pieces, 'PIECE', 3 * 16 * 32)  # three of four experts
+  target = tmp_path / 'orbax'
+  convert.to_orbax(source, target)
+  names = {path.name for path in (target / pieces.FOLDER).iterdir()}
+  at = 'backbone.period.layer_0.ffn.up.1'
+  found = sorted(name for name in names if name.startswith(at))
+  assert found == [f'{at}.0', f'{at}.3']
+  assert names == set(pieces.sums(target))
+  convert.to_released(target, tmp_path / 'back')
+  assert_same_folders(tmp_path / 'back', source)
+
+
+def test_a_killed_conversion_goes_on(source, tmp_path, monkeypatch):
+  target, save, calls = tmp_path / 'orbax', pieces.Writer._save, []
+
+  def killed(self, name, array):
     if len(calls) == 5:
       raise KeyboardInterrupt
-    calls.append(args[2])
-    save(*args)
+    calls.append(name)
+    save(self, name, array)
 
-  monkeypatch.setattr(convert, '_save_piece', killed)
+  monkeypatch.setattr(pieces.Writer, '_save', killed)
   with pytest.raises(KeyboardInterrupt):
     convert.to_orbax(source, target)
   first = list(calls)
   with pytest.raises(ConfigError, match='not finished; run the conversion'):
     convert.to_released(target, tmp_path / 'early')
   monkeypatch.setattr(
-    convert, '_save_piece', lambda *args: (calls.append(args[2]), save(*args))
+    pieces.Writer,
+    '_save',
+    lambda self, name, array: (calls.append(name), save(self, name, array)),
   )
   convert.to_orbax(source, target)
   assert len(first) == 5
@@ -94,10 +160,53 @@ def test_another_model_in_the_target_is_refused(source, tmp_path):
 def test_a_piece_with_a_wrong_checksum_is_an_error(source, tmp_path):
   target = tmp_path / 'orbax'
   convert.to_orbax(source, target)
-  lines = (target / convert.SUMS).read_text().splitlines()
+  lines = (target / pieces.SUMS).read_text().splitlines()
   name, crc = json.loads(lines[-1])
-  (target / convert.SUMS).write_text(
+  (target / pieces.SUMS).write_text(
     '\n'.join([*lines[:-1], json.dumps([name, crc + 1])])
   )
   with pytest.raises(convert.ConversionError, match='from its checksum'):
     convert.to_released(target, tmp_path / 'back')
+
+
+def test_what_does_not_read_back_is_an_error(source, tmp_path, monkeypatch):
+  read = pieces._restore
+  monkeypatch.setattr(
+    pieces, '_restore', lambda *args: np.nextafter(read(*args), np.inf)
+  )
+  with pytest.raises(convert.ConversionError, match='does not read back'):
+    convert.to_orbax(source, tmp_path / 'orbax')
+  monkeypatch.setattr(pieces, '_restore', read)
+  convert.to_orbax(source, tmp_path / 'orbax')
+  write = files.write_file
+  monkeypatch.setattr(
+    files, 'write_file', lambda path, *args: (write(path, *args), spoil(path))
+  )
+  with pytest.raises(convert.ConversionError, match='does not read back'):
+    convert.to_released(tmp_path / 'orbax', tmp_path / 'back')
+  assert not list((tmp_path / 'back').glob('*.safetensors'))
+
+
+def spoil(path):
+  found = bytearray(path.read_bytes())
+  found[-3] ^= 1
+  path.write_bytes(found)
+
+
+def test_a_conversion_of_an_older_format_is_refused(source, tmp_path):
+  (tmp_path / 'orbax').mkdir()
+  (tmp_path / 'orbax' / convert.RECORD).write_text('{}')
+  with pytest.raises(ConfigError, match='convert the released folder again'):
+    hf.load(tmp_path / 'orbax')
+
+
+def test_progress_shows_rate_and_time_left(monkeypatch, capsys):
+  now = iter([0.0, 10.0, 20.0, 20.0])
+  monkeypatch.setattr(convert.time, 'monotonic', lambda: next(now))
+  progress = convert.Progress(4_000_000_000)
+  progress.skip(2_000_000_000)  # by an earlier call: no part of the rate
+  progress.add(500_000_000)
+  shown = capsys.readouterr().err
+  assert 'converted 2.50 of 4.00 GB, 50 MB/s, 0.5 minutes left' in shown
+  progress.add(1_500_000_000)
+  assert 'converted 4.00 of 4.00 GB, 100 MB/s, 0.0' in capsys.readouterr().err

@@ -1,41 +1,37 @@
-"""Released folders to Orbax and back, one weight of one layer at a time.
+"""Released folders to Orbax and back, one released tensor at a time.
 
 A converted folder holds
 
-  converted.json     the family, the released config.json, and name, file, type
-                     and shape of every released tensor
-  pieces/PATH[.N]/   an Orbax checkpoint of a weight, of layer N of its stack
-  sums.jsonl         the CRC-32 of every finished piece
+  converted.json       the family, the released config.json, and name, file,
+                       type and shape of every released tensor
+  pieces/NAME/         an Orbax checkpoint for each of `pieces`
+  sums.jsonl           the CRC-32 of every finished piece and scale
+  scales.safetensors   the scales of float8 weights, which stay float8
 
-Memory holds a few pieces, whatever the model's size. What is finished is not
-done again when a killed conversion is started again.
+Memory holds a few copies of the largest released tensor, whatever the model's
+size. What is finished is not done again when a killed conversion is started
+again.
 """
 
-import collections
 import json
 import logging
 import math
 import pathlib
 import shutil
 import sys
-import zlib
+import time
 
-import jax
-import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 
 from deltanet_jax import sharding
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import families, files, keys, plan, store
+from deltanet_jax.hf import families, files, keys, pieces, plan, store
+from deltanet_jax.hf.pieces import ConversionError
 from deltanet_jax.model import HybridLM
 from deltanet_jax.workdir import write
 
-RECORD, SUMS, PIECES = 'converted.json', 'sums.jsonl', 'pieces'
-
-
-class ConversionError(RuntimeError):
-  """What was written does not read back as it was."""
+RECORD, SCALES = 'converted.json', 'scales.safetensors'
+FORMAT = 2
 
 
 def to_orbax(source, target):
@@ -52,92 +48,87 @@ def to_orbax(source, target):
   shapes = sharding.abstract_params(HybridLM(cfg))
   entries, copies = store.matched(folder, family, cfg, shapes)
   _claim(target, _record(family, source, folder, [*entries, *copies]))
-  done = _sums(target)
-  by_path = dict(plan.leaves(shapes))
-  waiting = collections.Counter(
-    _piece(slot)[0] for entry in entries for slot in entry.slots
+  weights = {path: leaf.shape for path, leaf in plan.leaves(shapes)}
+  places = {
+    entry.name: [pieces.place(slot, weights[slot.path]) for slot in entry.slots]
+    for entry in entries
+  }
+  writer = pieces.Writer(target, sum(places.values(), []))
+  size = lambda entry: (
+    math.prod(entry.shape) * folder.dtype(entry.name).itemsize
   )
-  progress = _Progress(sum(map(_size, entries)))
-  buffers = {}
-  with ocp.StandardCheckpointer() as orbax:
-    for entry in entries:
-      pieces = [_piece(slot) for slot in entry.slots]
-      progress.add(_size(entry))
-      if all(name in done for name, _ in pieces):
-        continue
-      tensor = folder.read(entry.name).astype(_kept(folder, entry.name))
-      parts = entry.layout.split(tensor, [slot.shape for slot in entry.slots])
-      for slot, part, (name, rest) in zip(
-        entry.slots, parts, pieces, strict=True
-      ):
-        if name not in buffers:
-          cut = len(slot.index) - len(rest)
-          shape = by_path[slot.path].shape[cut:]
-          buffers[name] = np.empty(shape, part.dtype)
-        buffers[name][rest] = part
-        waiting[name] -= 1
-        if not waiting[name]:
-          array = buffers.pop(name)
-          if name not in done:
-            _save_piece(orbax, target, name, array)
+  progress = Progress(sum(map(size, entries)))
+  for entry in entries:
+    found = places[entry.name]
+    if all(place.piece in writer.done for place in found):
+      progress.skip(size(entry))
+      continue
+    shapes_of = [slot.shape for slot in entry.slots]
+    parts = entry.layout.split(folder.raw(entry.name), shapes_of)
+    while parts:  # given away one by one, so that each is freed when written
+      writer.add(found[-len(parts)], parts.pop(0))
+    progress.add(size(entry))
   progress.end()
+  _keep_scales(folder, [*entries, *copies], target)
+
+
+def _keep_scales(folder, entries, target):
+  scales = [folder.scale_of(entry.name) for entry in entries]
+  scales = list(filter(None, scales))
+  if not scales or set(scales) <= pieces.sums(target).keys():
+    return
+  described = {
+    name: (folder.dtype(name), folder.shape(name)) for name in scales
+  }
+  tensors = map(folder.raw, scales)
+  for name, crc in _write_checked(target / SCALES, described, tensors):
+    pieces.note(target, name, crc)
 
 
 def to_released(source, target):
-  """Converts a converted folder back: the same names, files and types.
+  """Converts a converted folder back: the same names, files, types, values.
 
   Raises:
     ConfigError: no converted folder, or a piece is missing in it.
     ConversionError: a piece or a file is damaged.
   """
-  record, target = read_record(source), pathlib.Path(target)
-  family, cfg, entries = _plan(record)
+  converted, target = Converted(source), pathlib.Path(target)
   groups = {}
-  for entry in entries:
-    file = record['tensors'][entry.name][0]
-    groups.setdefault(file, []).append(entry)
+  for name, file in converted.names.items():
+    groups.setdefault(file, []).append(name)
   target.mkdir(parents=True, exist_ok=True)
-  progress = _Progress(sum(map(_size, entries)))
-  pieces = _Pieces(source)
+  progress = Progress(sum(map(converted.size, converted.names)))
   for file, group in sorted(groups.items()):
-    if not (target / file).is_file():
-      _write_file(target, file, group, record, pieces)
-    progress.add(sum(map(_size, group)))
+    if (target / file).is_file():
+      progress.skip(sum(map(converted.size, group)))
+      continue
+    described = {
+      name: (converted.dtype(name), converted.shape(name)) for name in group
+    }
+    _write_checked(
+      target / file, described, _counted(converted, group, progress)
+    )
   progress.end()
-  names = [[entry.name for entry in groups[file]] for file in sorted(groups)]
-  total = sum(
-    _size(entry) * np.dtype(record['tensors'][entry.name][1]).itemsize
-    for entry in entries
+  total = sum(map(converted.size, converted.names))
+  files.write_index(
+    target, [groups[file] for file in sorted(groups)], sorted(groups), total
   )
-  files.write_index(target, names, sorted(groups), total)
-  settings = {
-    k: v for k, v in record['config'].items() if k != 'quantization_config'
-  }
-  write(target / 'config.json', json.dumps(settings, indent=2) + '\n')
+  text = json.dumps(converted.record['config'], indent=2) + '\n'
+  write(target / 'config.json', text)
   _copy_text(source, target)
+
+
+def _counted(converted, group, progress):
+  for name in group:
+    yield converted.raw(name)
+    progress.add(converted.size(name))
 
 
 def load(source, *, dtype=np.float32, mesh=None):
   """(model, params) of a converted folder, as `store.load`."""
-  _, cfg, entries = _plan(read_record(source))
-  model = HybridLM(cfg, dtype)
-  shapes, pieces = sharding.abstract_params(model), _Pieces(source)
-  place = {}
-  if mesh is not None:
-    place = dict(plan.leaves(sharding.param_shardings(model, mesh)))
-  slots = {}
-  for entry in entries:
-    for slot in entry.slots:
-      slots.setdefault(slot.path, {})[_piece(slot)[0]] = slot
-  arrays = {}
-  for path, shape in plan.leaves(shapes):
-    stacked = path[1] == 'period'
-    kind = store.weight_dtype(shape.shape, (0,) * stacked, dtype)
-    array = np.empty(shape.shape, kind)
-    for name, slot in slots[path].items():
-      array[slot.index[:1] if stacked else ()] = pieces.read(name)
-    arrays[path] = jax.device_put(array, place.get(path))
-  return model, store.nested(arrays)
+  converted = Converted(source)
+  model = store.ReleasedLM(converted.cfg, dtype, family=converted.family.name)
+  return model, store.fill(converted, converted.own, model, mesh)
 
 
 def is_converted(folder):
@@ -148,21 +139,41 @@ def read_record(folder):
   """What converted.json holds.
 
   Raises:
-    ConfigError: there is none.
+    ConfigError: there is none, or it is of another version.
   """
   path = pathlib.Path(folder) / RECORD
   if not path.is_file():
     raise ConfigError(f'{path}: no such file; give a converted folder')
-  return json.loads(path.read_text())
+  record = json.loads(path.read_text())
+  if record.get('format') != FORMAT:
+    raise ConfigError(
+      f'{path}: format {record.get("format")}, and this version reads {FORMAT};'
+      ' convert the released folder again'
+    )
+  return record
 
 
-class _Recorded:
-  """The tensors of the released folder that a conversion came from."""
+class Converted(files.Tensors):
+  """The released tensors that a converted folder holds.
 
-  def __init__(self, record):
-    self.path = pathlib.Path(record['source'])
-    self._tensors = record['tensors']
+  Raises:
+    ConfigError: it is none.
+  """
+
+  def __init__(self, folder):
+    self.record = read_record(folder)
+    self.path = pathlib.Path(folder)
+    self._tensors = self.record['tensors']
     self.names = {name: found[0] for name, found in self._tensors.items()}
+    self.family = families.named(self.record['family'])
+    cfg = self.family.read(keys.Keys(self.record['config'], RECORD))
+    self.cfg = families.with_mtp(self.family, cfg, self.names)
+    shapes = sharding.abstract_params(HybridLM(self.cfg))
+    self.own, copies = store.matched(self, self.family, self.cfg, shapes)
+    self._entries = {entry.name: entry for entry in [*self.own, *copies]}
+    self._weights = {path: leaf.shape for path, leaf in plan.leaves(shapes)}
+    self._pieces = pieces.Reader(folder)
+    self._scales = None
 
   def shape(self, name):
     return tuple(self._tensors[name][2])
@@ -170,35 +181,47 @@ class _Recorded:
   def dtype(self, name):
     return np.dtype(self._tensors[name][1])
 
-  def is_scale(self, name):
-    del name
-    return False
+  def size(self, name):
+    return math.prod(self.shape(name)) * self.dtype(name).itemsize
 
+  def raw(self, name):
+    """Raises:
+    ConfigError: the conversion is not finished.
+    ConversionError: a piece is damaged.
+    """
+    if name in self._entries:
+      entry = self._entries[name]
+      return entry.layout.join([self._part(slot) for slot in entry.slots])
+    path = self.path / SCALES
+    if not path.is_file():
+      raise ConfigError(f'{path} is not there; run the conversion again')
+    if self._scales is None:
+      self._scales = files.File(path), pieces.sums(self.path)
+    file, sums = self._scales
+    scale = file.read(name)
+    if pieces.crc(scale) != sums.get(name):
+      raise ConversionError(f'{path}: {name} differs from its checksum')
+    return scale
 
-def _plan(record):
-  """(family, ModelConfig, entries) of a record."""
-  family = families.named(record['family'])
-  source = _Recorded(record)
-  cfg = family.read(keys.Keys(record['config'], f'{RECORD}'))
-  cfg = families.with_mtp(family, cfg, source.names)
-  shapes = sharding.abstract_params(HybridLM(cfg))
-  entries, copies = store.matched(source, family, cfg, shapes)
-  return family, cfg, [*entries, *copies]
+  def _part(self, slot):
+    place = pieces.place(slot, self._weights[slot.path])
+    return self._pieces.read(place.piece)[place.index]
 
 
 def _record(family, source, folder, entries):
+  names = []
+  for entry in entries:
+    scale = folder.scale_of(entry.name)
+    names += [entry.name, scale] if scale else [entry.name]
   config = json.loads((pathlib.Path(source) / 'config.json').read_text())
   return {
+    'format': FORMAT,
     'family': family.name,
     'source': str(source),
     'config': config,
     'tensors': {
-      entry.name: [
-        folder.names[entry.name],
-        _kept(folder, entry.name).name,
-        entry.shape,
-      ]
-      for entry in entries
+      name: [folder.names[name], folder.dtype(name).name, folder.shape(name)]
+      for name in names
     },
   }
 
@@ -212,7 +235,7 @@ def _claim(target, record):
         f'{target} holds the conversion of another folder; give another --to'
       )
     return
-  (target / PIECES).mkdir(parents=True, exist_ok=True)
+  (target / pieces.FOLDER).mkdir(parents=True, exist_ok=True)
   _copy_text(record['source'], target)
   write(target / RECORD, text)
 
@@ -223,120 +246,62 @@ def _copy_text(source, target):
       shutil.copyfile(pathlib.Path(source) / name, target / name)
 
 
-def _kept(folder, name):
-  """The type to keep: float8 loses its scales and becomes bfloat16."""
-  found = folder.dtype(name)
-  return found if found.itemsize > 1 else np.dtype(ml_dtypes.bfloat16)
+def _write_checked(path, described, tensors):
+  """Writes a safetensors file, reads it back, and gives it its name. Returns
+  (tensor, CRC-32) of each.
 
-
-def _size(entry):
-  return math.prod(entry.shape)
-
-
-def _piece(slot):
-  """A slot's piece and its index within."""
-  name = '.'.join(slot.path)
-  if slot.path[1] != 'period':
-    return name, slot.index
-  return f'{name}.{slot.index[0]}', slot.index[1:]
-
-
-def _crc(array):
-  return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-
-
-def _sums(folder):
-  """{piece: CRC-32} of the finished pieces; a half-written line is none."""
-  path, found = pathlib.Path(folder) / SUMS, {}
-  for line in path.read_text().splitlines() if path.is_file() else ():
-    try:
-      name, crc = json.loads(line)
-    except ValueError:
-      continue
-    found[name] = crc
-  return found
-
-
-def _save_piece(orbax, target, name, array):
-  path = (target / PIECES / name).resolve()
-  orbax.save(path, {'w': array}, force=True)
-  orbax.wait_until_finished()
-  crc = _crc(array)
-  if _crc(_restore(orbax, path)) != crc:
-    raise ConversionError(f'{path} does not read back as it was written')
-  with open(target / SUMS, 'a') as f:
-    f.write('\n' + json.dumps([name, crc]))
-
-
-def _restore(orbax, path):
-  return np.asarray(orbax.restore(path)['w'])
-
-
-class _Pieces:
-  """Reads pieces; the last few stay in memory."""
-
-  def __init__(self, folder, keep=4):
-    self._folder = pathlib.Path(folder)
-    self._sums = _sums(folder)
-    self._orbax = ocp.StandardCheckpointer()
-    self._keep = keep
-    self._last = collections.OrderedDict()
-
-  def read(self, name):
-    if name in self._last:
-      self._last.move_to_end(name)
-      return self._last[name]
-    path = (self._folder / PIECES / name).resolve()
-    if name not in self._sums:
-      raise ConfigError(f'{path} is not finished; run the conversion again')
-    array = _restore(self._orbax, path)
-    if _crc(array) != self._sums[name]:
-      raise ConversionError(f'{path} differs from its checksum')
-    self._last[name] = array
-    if len(self._last) > self._keep:
-      self._last.popitem(last=False)
-    return array
-
-  def join(self, entry):
-    """The released tensor of an entry."""
-    found = [_piece(slot) for slot in entry.slots]
-    return entry.layout.join([self.read(name)[rest] for name, rest in found])
-
-
-def _write_file(target, file, group, record, pieces):
-  described = {
-    entry.name: (np.dtype(record['tensors'][entry.name][1]), entry.shape)
-    for entry in group
-  }
+  Raises:
+    ConversionError: it does not read back as it was written.
+  """
   sums = {}
 
-  def tensors():
-    for entry in group:
-      tensor = pieces.join(entry)
-      sums[entry.name] = _crc(tensor)
+  def summed():
+    for name, tensor in zip(described, tensors, strict=True):
+      sums[name] = pieces.crc(tensor)
       yield tensor
 
-  part = target / f'{file}.part'
-  files.write_file(part, described, tensors())
+  part = path.with_name(path.name + '.part')
+  files.write_file(part, described, summed())
   written = files.File(part)
-  for name, crc in sums.items():
-    if _crc(written.read(name)) != crc:
+  for name, wanted in sums.items():
+    if pieces.crc(written.read(name)) != wanted:
       raise ConversionError(f'{part}: {name} does not read back as written')
-  part.replace(target / file)
+  part.replace(path)
+  return sums.items()
 
 
-class _Progress:
-  """A line on stderr, with the share that is done."""
+class Progress:
+  """A line on stderr: the share that is done, the rate, the time left.
+
+  total: in bytes; skipped ones were done before and count for no rate
+  """
 
   def __init__(self, total):
-    self._total, self._done, self._shown = total, 0, -1
+    self._total, self._done, self._skipped = total, 0, 0
+    self._start = self._shown = time.monotonic()
+
+  def skip(self, count):
+    self._skipped += count
+    self._done += count
 
   def add(self, count):
     self._done += count
-    percent = 100 * self._done // max(1, self._total)
-    if percent > self._shown:
-      self._shown = percent
-      print(f'\rconverted {percent} %', end='', file=sys.stderr, flush=True)
+    now = time.monotonic()
+    if now > self._shown + 1:
+      self._shown = now
+      self._show(now)
 
   def end(self):
+    self._show(time.monotonic())
     print(file=sys.stderr)
+
+  def _show(self, now):
+    rate = (self._done - self._skipped) / max(now - self._start, 1e-9)
+    left = (self._total - self._done) / rate if rate else 0
+    print(
+      f'\rconverted {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB,'
+      f' {rate / 1e6:.0f} MB/s, {left / 60:.1f} minutes left  ',
+      end='',
+      file=sys.stderr,
+      flush=True,
+    )

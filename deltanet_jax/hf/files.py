@@ -59,7 +59,45 @@ class File:
     return flat.reshape(found['shape'])
 
 
-class Folder:
+class Tensors:
+  """Released tensors by name. A subclass has `path`, `names`, which maps a
+  tensor to its file, `shape`, `dtype` and `raw`, the tensor as it is stored.
+  """
+
+  def read(self, name):
+    """The tensor; float8 is multiplied by its blocks' scales, to float32."""
+    tensor = self.raw(name)
+    if self.dtype(name).itemsize > 1:
+      return tensor
+    return dequantise(tensor, self.raw(self.scale_of(name)))
+
+  def scale_of(self, name):
+    """The name of a float8 tensor's scales, None of another tensor.
+
+    Raises:
+      ConfigError: there are none, or their shape is wrong.
+    """
+    if self.dtype(name).itemsize > 1:
+      return None
+    scale, shape = name + SCALE, self.shape(name)
+    file = self.path / self.names[name]
+    if scale not in self.names:
+      raise ConfigError(f'{file}: {name} is float8 and has no {scale}')
+    wanted = tuple(-(-n // BLOCK) for n in shape)
+    if self.shape(scale) != wanted:
+      raise ConfigError(
+        f'{self.path / self.names[scale]}: {scale} has shape'
+        f' {self.shape(scale)}; expected {wanted}, one scale for {BLOCK} x'
+        f' {BLOCK} of {shape}'
+      )
+    return scale
+
+  def is_scale(self, name):
+    """Whether the tensor only scales another one."""
+    return name.endswith(SCALE) and name.removesuffix(SCALE) in self.names
+
+
+class Folder(Tensors):
   """The tensors of the safetensors files of a folder.
 
   `names` maps a tensor to its file; nothing but headers is read before `read`.
@@ -125,33 +163,9 @@ class Folder:
       )
     return DTYPES[found]
 
-  def read(self, name):
-    """The tensor; float8 is multiplied by its blocks' scales, to float32."""
-    tensor = self._raw(name)
-    if self.dtype(name).itemsize > 1:
-      return tensor
-    return dequantise(tensor, self._scale(name))
-
-  def _raw(self, name):
+  def raw(self, name):
+    """The tensor as it is stored."""
     return self._open_files[self.names[name]].read(name)
-
-  def _scale(self, name):
-    scale, shape = name + SCALE, self.shape(name)
-    file = self.path / self.names[name]
-    if scale not in self.names:
-      raise ConfigError(f'{file}: {name} is float8 and has no {scale}')
-    wanted = tuple(-(-n // BLOCK) for n in shape)
-    if self.shape(scale) != wanted:
-      raise ConfigError(
-        f'{self.path / self.names[scale]}: {scale} has shape'
-        f' {self.shape(scale)}; expected {wanted}, one scale for {BLOCK} x'
-        f' {BLOCK} of {shape}'
-      )
-    return self._raw(scale)
-
-  def is_scale(self, name):
-    """Whether the tensor only scales another one."""
-    return name.endswith(SCALE) and name.removesuffix(SCALE) in self.names
 
 
 def dequantise(tensor, scale):

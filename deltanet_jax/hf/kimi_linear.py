@@ -1,4 +1,11 @@
-"""Kimi Linear."""
+"""Kimi Linear.
+
+The experts' weights are the sigmoid scores without the bias that chooses them,
+as in transformers and in arXiv:2408.15664. The modeling_kimi.py beside the
+released weights adds the bias to the scores in place before it gathers them, so
+that its weights contain the bias: an alias rather than a method, absent from
+Kimi K3's file. Its outputs differ from these by that.
+"""
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import Layer, MLPConfig, MoEConfig

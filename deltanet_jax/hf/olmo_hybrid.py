@@ -1,4 +1,10 @@
-"""Olmo Hybrid."""
+"""Olmo Hybrid.
+
+Names of the norms: of attention layers post_attention_layernorm and
+post_feedforward_layernorm, of the others attention_layer_norm and
+feedforward_layer_norm, as the script writes them that made the release
+(convert_olmo_hybrid_weights_to_hf.py of transformers).
+"""
 
 from deltanet_jax.experiment import Layer, MLPConfig, Residual
 from deltanet_jax.hf import common
@@ -103,6 +109,6 @@ FAMILY = Family(
   _write,
   common.top_rules,
   (_rules,),
-  # what transformers writes for the attention layers
+  # what transformers' save_pretrained makes of the attention layers' norm
   spellings=((r'\.post_attention_layernorm\.', '.feedforward_layer_norm.'),),
 )

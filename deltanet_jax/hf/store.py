@@ -5,6 +5,7 @@ import math
 import pathlib
 import re
 import shutil
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,12 @@ TEXT_FILES = (
 )
 
 
+class ReleasedLM(HybridLM):
+  """A model that knows under which family's names it was released."""
+
+  family: str | None = None
+
+
 def load(folder, *, dtype=jnp.float32, mesh=None):
   """(model, params) of a released folder.
 
@@ -38,10 +45,11 @@ def load(folder, *, dtype=jnp.float32, mesh=None):
   """
   family, cfg = families.read(folder)
   source = files.Folder(folder)
-  model = HybridLM(families.with_mtp(family, cfg, source.names), dtype)
+  cfg = families.with_mtp(family, cfg, source.names)
+  model = ReleasedLM(cfg, dtype, family=family.name)
   shapes = sharding.abstract_params(model)
   entries, copies = matched(source, family, model.cfg, shapes)
-  params = _fill(source, entries, shapes, dtype, model, mesh)
+  params = fill(source, entries, model, mesh)
   _require_copies(source, copies, params)
   return model, params
 
@@ -120,12 +128,17 @@ def _respell(entries, source, family):
   return found
 
 
-def weight_dtype(shape, index, dtype):
+def _weight_dtype(shape, index, dtype):
   """Of a parameter: vectors are float32, whatever the matrices are."""
   return np.dtype(dtype if len(shape) - len(index) > 1 else np.float32)
 
 
-def _fill(source, entries, shapes, dtype, model, mesh):
+def fill(source, entries, model, mesh=None):
+  """The parameters of a model from the entries of its plan, in its dtype.
+
+  source: `files.Tensors`
+  """
+  shapes = sharding.abstract_params(model)
   waiting, arrays = {}, {}
   for entry in entries:
     for slot in entry.slots:
@@ -142,7 +155,7 @@ def _fill(source, entries, shapes, dtype, model, mesh):
       shape = by_path[slot.path].shape
       if slot.path not in buffers:
         scanned = slot.index[:1] if slot.path[1] == 'period' else ()
-        kept = weight_dtype(shape, scanned, dtype)
+        kept = _weight_dtype(shape, scanned, model.dtype)
         buffers[slot.path] = np.empty(shape, kept)
       buffers[slot.path][slot.index] = part
       waiting[slot.path] -= 1
@@ -175,8 +188,11 @@ def save(
   """Writes a released folder: safetensors, their index and config.json.
 
   With `like`, a released folder of the same model, the names, types, files of
-  text and config.json are that folder's (float8 becomes bfloat16). Otherwise
-  the parameters' types, and the family named or the first that fits.
+  text and config.json are that folder's. Its float8 tensors are written as they
+  are there when every one of them still has its values; when one was trained,
+  all become bfloat16, which a warning says. Otherwise the parameters' types,
+  and the family named, the one that the model was loaded from, or the first
+  that fits.
 
   Raises:
     ConfigError: no family describes the model, or `like` holds another one.
@@ -184,6 +200,7 @@ def save(
   folder = pathlib.Path(folder)
   cfg, source = model.cfg, None
   shapes = sharding.abstract_params(model)
+  arrays = dict(plan.leaves(params))
   if like is not None:
     found, other = families.read(like)
     if not families.same(other, cfg):
@@ -191,18 +208,23 @@ def save(
     source = files.Folder(like)
     entries = sum(matched(source, found, cfg, shapes), [])
     settings = json.loads((pathlib.Path(like) / 'config.json').read_text())
-    settings.pop('quantization_config', None)
   else:
+    family = family or getattr(model, 'family', None)
     found = families.named(family) if family else families.of(cfg)
     entries = plan.build(found, cfg, shapes)
     settings = found.write(cfg)
-  folder.mkdir(parents=True, exist_ok=True)
-  arrays = dict(plan.leaves(params))
+  by_name = {entry.name: entry for entry in entries}
   described = {
     entry.name: (_saved_type(entry, arrays, source), entry.shape)
     for entry in entries
   }
-  _write(folder, entries, described, arrays, shard_bytes)
+  tensor = lambda name: joined(by_name[name], arrays)
+  if source is not None and _float8_is_unchanged(source, entries, arrays):
+    described, tensor = _with_float8(source, described, tensor)
+  else:
+    settings.pop('quantization_config', None)
+  folder.mkdir(parents=True, exist_ok=True)
+  write(folder, described, tensor, shard_bytes)
   (folder / 'config.json').write_text(json.dumps(settings, indent=2) + '\n')
   for name in TEXT_FILES if like else ():
     if (pathlib.Path(like) / name).is_file():
@@ -216,8 +238,38 @@ def _saved_type(entry, arrays, source):
   return found if found.itemsize > 1 else np.dtype(jnp.bfloat16)
 
 
-def _write(folder, entries, described, arrays, shard_bytes):
-  by_name = {entry.name: entry for entry in entries}
+def _float8_is_unchanged(source, entries, arrays):
+  """Whether there are float8 tensors and all have the parameters' values."""
+  small = [entry for entry in entries if source.scale_of(entry.name)]
+  for entry in small:
+    ours = joined(entry, arrays)
+    if not np.array_equal(source.read(entry.name).astype(ours.dtype), ours):
+      warnings.warn(
+        f'{entry.name} is not that of {source.path} any more; the tensors that'
+        ' are float8 there are written as bfloat16',
+        stacklevel=3,
+      )
+      return False
+  return bool(small)
+
+
+def _with_float8(source, described, tensor):
+  """Types and shapes, and the tensor of a name, with float8 and its scales as
+  they are in the source."""
+  found = {}
+  for name in described:
+    found[name] = source.dtype(name), source.shape(name)
+    if scale := source.scale_of(name):
+      found[scale] = source.dtype(scale), source.shape(scale)
+  kept = lambda name: source.is_scale(name) or source.scale_of(name)
+  return found, lambda name: source.raw(name) if kept(name) else tensor(name)
+
+
+def write(folder, described, tensor, shard_bytes):
+  """The files of a folder with their index.
+
+  described: {name: (dtype, shape)}   tensor: name -> its values
+  """
   sizes = {
     name: math.prod(shape) * dtype.itemsize
     for name, (dtype, shape) in described.items()
@@ -226,9 +278,7 @@ def _write(folder, entries, described, arrays, shard_bytes):
   names = files.file_names(len(groups))
   for group, name in zip(groups, names, strict=True):
     files.write_file(
-      folder / name,
-      {tensor: described[tensor] for tensor in group},
-      (joined(by_name[tensor], arrays) for tensor in group),
+      folder / name, {x: described[x] for x in group}, map(tensor, group)
     )
   files.write_index(folder, groups, names, sum(sizes.values()))
 
