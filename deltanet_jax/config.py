@@ -90,6 +90,16 @@ def from_argv(argv):
   Takes `--config=FILE` and every `--config.NAME=VALUE` out of `argv`; a value
   may also be the next argument. What follows a bare `--` is left alone.
   """
+  path, changes, rest = split_argv(argv)
+  if not path:
+    example = pathlib.Path('configs', 'x.py')
+    raise ConfigError(f'no --config=FILE given{_neighbours(example)}')
+  return override_all(load(path), changes), rest
+
+
+def split_argv(argv):
+  """(FILE or None, the (name, text) changes, the other arguments) of a command
+  line with `--config=FILE` and `--config.NAME=VALUE`."""
   path, changes, rest = None, [], []
   argv = list(argv)
   while argv:
@@ -109,10 +119,7 @@ def from_argv(argv):
       path = value
     else:
       changes.append((flag.removeprefix('--config.'), value))
-  if not path:
-    example = pathlib.Path('configs', 'x.py')
-    raise ConfigError(f'no --config=FILE given{_neighbours(example)}')
-  return override_all(load(path), changes), rest
+  return path, changes, rest
 
 
 def to_json(cfg):
