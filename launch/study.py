@@ -75,11 +75,11 @@ def _study(cfg, cells, folder):
     file=sys.stderr,
   )
   folder.make(cfg)
-  runner.run(cfg, cells, folder, jobs, 60 * MINUTES.value)
+  errors = runner.run(cfg, cells, folder, jobs, 60 * MINUTES.value)
   rows = folder.collect(cells)
   found = report.write(cfg, SIZE.value, cells, folder, rows)
   print(found.text)
-  return found.status
+  return 1 if errors else found.status
 
 
 def take(argv):

@@ -33,7 +33,7 @@ ARMS = GROWING + RECURRENT + HYBRIDS
 # 'deep' is mqar with `deep` layers, for the sweep over ratios
 TASKS = (
   'mqar', 'deep', 'rebinding', 'copy', 'selective-copy', 'palindrome', 'stack',
-  'two-hop', 'parity', 's5', 'quote', 'multi-turn', 'text',
+  'two-hop', 'parity', 's5', 'quote', 'multi-turn',
 )  # fmt: skip
 
 
@@ -42,12 +42,12 @@ class StudyConfig:
   """Sizes of a study; every arm has the parameters of `full` within 2 %."""
 
   # model
-  d_model: int = 32
+  d_model: int = 48
   layers: int = 4  # after the local one
   deep: int = 8  # layers of the sweep over ratios
   heads: int = 2
-  key_dim: int = 8  # of a recurrent head: its state holds key_dim x value_dim
-  value_dim: int = 16
+  key_dim: int = 4  # of a recurrent head: its state holds key_dim x value_dim
+  value_dim: int = 8
   hidden: int = 48  # of the MLP of `full`; the others' follows
   local: int = 2  # tokens of the first layer's window, the same in every arm
   conv: int = 0  # taps of the recurrent mixers' short convolution
@@ -55,20 +55,18 @@ class StudyConfig:
   top: int = 8  # keys of a query of the dsa arm
   dtype: str = 'float32'
   # tasks
-  vocab: int = 64
-  length: int = 48  # tokens of a sequence, where the task lets choose
-  pairs: int = 12  # the most that is to be remembered
+  symbols: int = 24  # keys, and as many values
+  length: int = 32  # tokens of a sequence, where the task lets choose
+  pairs: int = 8  # the most that is to be remembered
   updates: int = 4  # times that a key gets a new value
-  bits: int = 32  # of parity and S5 words
+  stacks: int = 4
   lines: int = 6  # of a document that is quoted
-  path: str = ''  # globs of the text; '': Python's own standard library
-  text_length: int = 128
+  width: int = 3  # words of a line
   # training
-  batch: int = 16
-  steps: int = 800
-  text_steps: int = 800
+  batch: int = 32
+  steps: int = 600
   chunk: int = 50  # steps of one dispatch
-  lrs: tuple[float, ...] = (1e-3, 3e-3, 8e-3)
+  lrs: tuple[float, ...] = (1e-3, 2.5e-3, 6e-3)
   seeds: int = 3  # fresh ones, after the learning rate is chosen on another
   warmup: int = 20
   weight_decay: float = 0.0
@@ -77,13 +75,11 @@ class StudyConfig:
   draws: int = 1000  # of the bootstrap
 
   def __post_init__(self):
-    low = {'local': 0, 'conv': 0, 'hidden': 8, 'seeds': 1, 'draws': 100}
+    low = {'local': 0, 'conv': 0, 'hidden': 8, 'warmup': 0, 'draws': 100}
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       least = low.get(field.name, 1)
       if isinstance(value, int) and value < least:
-        if field.name in ('warmup',) and value == 0:
-          continue
         raise ValueError(f'{field.name} is {value}; give {least} or more')
     if self.dtype not in ('float32', 'bfloat16'):
       raise ValueError(f'dtype is {self.dtype!r}; give float32 or bfloat16')
@@ -93,12 +89,11 @@ class StudyConfig:
       raise ValueError(
         f'd_model {self.d_model} is no multiple of twice the {self.heads} heads'
       )
-    for name in ('steps', 'text_steps'):
-      if getattr(self, name) % (4 * self.chunk):
-        raise ValueError(
-          f'{name} is {getattr(self, name)}; give a multiple of 4 times chunk'
-          f' {self.chunk}, so that a quarter of the budget is logged'
-        )
+    if self.steps % (4 * self.chunk):
+      raise ValueError(
+        f'steps is {self.steps}; give a multiple of 4 times chunk {self.chunk},'
+        ' so that a quarter of the budget is logged'
+      )
 
 
 class Cell(NamedTuple):

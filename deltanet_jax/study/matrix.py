@@ -1,47 +1,58 @@
 """What a study of each size trains: cells of arm and task."""
 
-from deltanet_jax.study.config import TASKS, Cell, StudyConfig, parse_arm
+from deltanet_jax.study.config import TASKS, Cell, StudyConfig, model, parse_arm
 
 SIZES = {
   # continuous integration: minutes
   'smoke': StudyConfig(
-    layers=2, length=32, pairs=8, steps=400, lrs=(1e-3, 2e-3), seeds=2,
-    items=128,
+    layers=2, steps=400, lrs=(1e-3, 2e-3), seeds=2, items=128
   ),
   'study': StudyConfig(),
-  # one H200: Kimi Linear's figure 4 and Zoology's widths
+  # one H200: the widths and the length of Kimi Linear's figure 4
   'gpu': StudyConfig(
     d_model=256, layers=2, deep=8, heads=2, key_dim=128, value_dim=128,
-    hidden=256, local=0, conv=4, vocab=1024, length=1024, pairs=128,
-    window=64, top=64, batch=32, steps=2000, chunk=100,
-    lrs=(1e-4, 5e-4, 1e-3), warmup=100, items=128, dtype='bfloat16',
+    hidden=256, local=0, conv=4, symbols=512, length=1024, pairs=128,
+    window=64, top=64, stacks=64, lines=32, width=6, batch=32, steps=2000,
+    chunk=100, lrs=(1e-4, 5e-4, 1e-3), warmup=100, items=128,
+    dtype='bfloat16',
   ),
 }  # fmt: skip
 
-_PURE = ('linear', 'lightning', 'delta', 'gdn', 'kda')
-_CORE = ('full', 'lightning', 'delta', 'gdn', 'gdn-3:1')
-_RATIOS = tuple(
-  f'{name}-{ratio}' for name in ('lightning', 'gdn')
-  for ratio in ('1:1', '3:1', '7:1')
-)  # fmt: skip
-
-# arms of every task; the ratio 7:1 takes 8 layers and so runs in `deep`
-ARMS_OF = {
-  'smoke': {'mqar': ('full', 'linear', 'delta', 'delta-1:1')},
-  'study': {
-    'mqar': (
-      'full', 'full-nope', 'window', 'mla', 'dsa', *_PURE, 'delta-neg',
-      'lightning-3:1', 'delta-3:1', 'gdn-3:1', 'kda-3:1', 'gdn-1:1',
-    ),
-    'deep': ('full', 'lightning', 'gdn', *_RATIOS),
-    'copy': (*_CORE, 'linear'),
-  },
-  'gpu': {'mqar': ('full', 'lightning', 'delta', 'gdn', 'kda')},
+# (task, arms), in the order of what is to be known first; a line is only
+# begun when those above it are
+ORDER = {
+  'smoke': [('mqar', ('full', 'linear', 'delta', 'delta-1:1'))],
+  'study': [
+    ('mqar', ('full', 'gdn', 'gdn-3:1', 'lightning', 'delta', 'linear')),
+    ('copy', ('full', 'gdn', 'gdn-3:1', 'lightning')),
+    ('quote', ('full', 'gdn', 'gdn-3:1', 'linear')),
+    ('two-hop', ('full', 'gdn', 'gdn-3:1')),
+    ('deep', ('full', 'gdn', 'gdn-1:1', 'gdn-3:1', 'gdn-7:1')),
+    ('rebinding', ('full', 'linear', 'lightning', 'delta', 'gdn')),
+    ('parity', ('full', 'linear', 'delta', 'delta-neg', 'gdn')),
+    ('mqar', ('lightning-3:1', 'delta-3:1', 'gdn-1:1', 'kda', 'kda-3:1')),
+    ('mqar', ('full-nope', 'window', 'mla', 'dsa')),
+    ('multi-turn', ('full', 'gdn', 'gdn-3:1')),
+    ('s5', ('full', 'delta', 'delta-neg')),
+    ('palindrome', ('full', 'gdn', 'gdn-3:1')),
+    ('selective-copy', ('full', 'gdn', 'gdn-3:1')),
+    ('stack', ('full', 'gdn', 'gdn-3:1')),
+    ('deep', ('lightning', 'lightning-1:1', 'lightning-3:1', 'lightning-7:1')),
+    ('quote', ('lightning', 'delta', 'gdn-1:1')),
+    ('two-hop', ('lightning-3:1', 'gdn-1:1')),
+    ('deep', ('delta', 'delta-1:1', 'delta-3:1', 'delta-7:1')),
+    ('deep', ('kda', 'kda-1:1', 'kda-3:1', 'kda-7:1')),
+  ],
+  'gpu': [
+    ('mqar', ('kda', 'gdn', 'full', 'lightning', 'delta')),
+    ('palindrome', ('kda', 'gdn')),
+    ('stack', ('kda', 'gdn')),
+  ],
 }  # fmt: skip
 
 
 def cells(cfg, size, models, tasks):
-  """The Cells of a size; `models` and `tasks`, where given, choose: every
+  """The Cells of a size; `tasks`, where given, choose, and `models` too: every
   model then runs on every task.
 
   Raises:
@@ -52,34 +63,64 @@ def cells(cfg, size, models, tasks):
       raise ValueError(f'no task {name!r}; there is {", ".join(TASKS)}')
   for name in models:
     parse_arm(name)
+  wanted = ORDER[size]
+  if models:
+    names = tasks or dict.fromkeys(task for task, _ in wanted)
+    wanted = [(task, models) for task in names]
+  elif tasks:
+    arms = {task: row for task, row in reversed(wanted)}
+    wanted = [x for x in wanted if x[0] in tasks]
+    wanted += [(t, arms[wanted_task(size)]) for t in tasks if t not in arms]
   found = []
-  for task in tasks or ARMS_OF[size]:
-    for arm in models or ARMS_OF[size].get(task, ARMS_OF[size]['mqar']):
+  for task, arms in wanted:
+    for arm in arms:
       layers = cfg.deep if task == 'deep' else cfg.layers
-      ratio = parse_arm(arm)[1]
-      if layers % (ratio + 1) == 0 or not models:
-        steps = cfg.text_steps if task == 'text' else cfg.steps
-        found.append(Cell(task, arm, layers, steps))
-  if not found:
-    raise ValueError('no cell of these models and tasks; give layers a multiple')
-  return found
+      model(cfg, arm, cfg.symbols, layers, cfg.hidden)  # or it says what is odd
+      found.append(Cell(task, arm, layers, cfg.steps))
+  return list(dict.fromkeys(found))
+
+
+def wanted_task(size):
+  """The first task of a size: its arms go for a task that has none."""
+  return ORDER[size][0][0]
 
 
 def make_task(cfg, name):
   """The task `name`, in the sizes of `cfg`."""
-  from deltanet_jax.data import synthetic
+  from deltanet_jax.data import documents, order, synthetic, tracking
 
-  N = cfg.pairs
+  N, T = cfg.pairs, cfg.length
   levels = tuple(sorted({max(1, N // 4), max(1, N // 2), N}))
-  symbols = (cfg.vocab - 16) // 2
-  mqar = synthetic.MQAR(
-    length=cfg.length, pairs=levels, keys=symbols, values=symbols
-  )
+  sizes = tuple(sorted({T // 8, T // 4, T // 2}))
+  pool = {'keys': cfg.symbols, 'values': cfg.symbols}
+  mqar = lambda: synthetic.MQAR(length=T, pairs=levels, **pool)
   make = {
-    'mqar': lambda: mqar,
-    'deep': lambda: mqar,
-    'copy': lambda: synthetic.Copy(sizes=(N // 2, N, cfg.length // 2)),
-  }
+    'mqar': mqar,
+    'deep': mqar,
+    'rebinding': lambda: synthetic.Rebinding(
+      length=max(T, 16 + 4 * cfg.updates), pairs=(4,),
+      updates=tuple(sorted({1, max(1, cfg.updates // 2), cfg.updates})),
+      **pool,
+    ),
+    'copy': lambda: synthetic.Copy(sizes=sizes),
+    'selective-copy': lambda: order.SelectiveCopy(
+      length=T, sizes=(max(1, T // 4),)
+    ),
+    'palindrome': lambda: order.Palindrome(sizes=sizes),
+    'stack': lambda: order.Stack(length=T, stacks=cfg.stacks),
+    'two-hop': lambda: synthetic.TwoHop(
+      pairs=(max(1, N // 4), max(1, N // 2)), symbols=max(cfg.symbols, 2 * N)
+    ),
+    'parity': lambda: tracking.Parity(length=T),
+    's5': lambda: tracking.S5Word(length=T, moves=2),
+    'quote': lambda: documents.QuoteGist(
+      lines=tuple(sorted({max(1, cfg.lines // 2), cfg.lines})),
+      width=cfg.width, words=32, topics=4,
+    ),
+    'multi-turn': lambda: documents.MultiTurn(
+      length=T // 3 * 3, slots=N, values=cfg.symbols
+    ),
+  }  # fmt: skip
   return make[name]()
 
 
@@ -87,9 +128,8 @@ def seconds(cfg, cell):
   """About how long a core works at a cell: measured on 2 cores of an AMD
   EPYC, linear in tokens and layers."""
   name, ratio = parse_arm(cell.arm)
-  heavy = {'kda': 6.0, 'gdn': 2.2, 'delta': 2.0, 'delta-neg': 2.0, 'dsa': 2.0}
-  one = heavy.get(name, 1.3)
+  heavy = {'kda': 5.0, 'gdn': 2.2, 'delta': 2.0, 'delta-neg': 2.0, 'dsa': 2.0}
+  one = heavy.get(name, 1.2)
   per_layer = (one * ratio + 1) / (ratio + 1) if ratio else one
-  work = cfg.batch * cfg.length * cell.steps * (len(cfg.lrs) + cfg.seeds)
-  widths = cfg.d_model / 48
-  return 15 + 0.9e-6 * work * widths * (cell.layers * per_layer + 1)
+  work = cfg.batch * cfg.length * cell.steps * 2 * max(len(cfg.lrs), cfg.seeds)
+  return 15 + 2.4e-6 * work * cfg.d_model / 48 * (cell.layers * per_layer + 1)

@@ -42,7 +42,7 @@ class View:
     """Values of a slice that are asked of."""
     arm = self.arms(task)[0]
     data = self.arrays[task, arm]
-    return np.unique(data[f'slice.{name}'][data['weights'] > 0])
+    return _known(data[f'slice.{name}'][data['weights'] > 0])
 
   def fact(self, task, arm, name):
     return next(
@@ -51,13 +51,20 @@ class View:
     )  # fmt: skip
 
 
+def _known(labels):
+  # -1: the slice is not about the question
+  return np.unique(labels[labels >= 0])
+
+
 def look(arm):
   """Colour, line and marker of an arm, the same in every plot."""
   from matplotlib import colormaps
 
   name, ratio = parse_arm(arm)
   names = [a for a in ARMS if not parse_arm(a)[1]]
-  colour = colormaps['tab20'](names.index(name) * 2 % 20 + (names.index(name) > 9))
+  colour = colormaps['tab20'](
+    names.index(name) * 2 % 20 + (names.index(name) > 9)
+  )
   return {
     'color': colour, 'linestyle': STYLES[ratio], 'marker': MARKS[ratio],
     'label': arm, 'markersize': 4, 'linewidth': 1.4,
@@ -166,8 +173,8 @@ def document(axes, view):
   lines = view.levels('quote', 'line')
   end = lines.max() + 1
   for arm in view.arms('quote'):
-    _line(axes, view, 'quote', arm, 'line', {'kind': (0, 0)})
-    gist = view.accuracy('quote', arm, {'kind': (1, 1)})
+    _line(axes, view, 'quote', arm, 'line', {'kind': (1, 1)})
+    gist = view.accuracy('quote', arm, {'kind': (0, 0)})
     axes.plot([end], [gist.value], **look(arm) | {'label': None})
   axes.set(
     xlabel=f'line that is quoted ({end}: the gist instead)',
@@ -223,7 +230,7 @@ def _render(paint, view, theme):
     if axes.get_legend_handles_labels()[0]:
       figure.legend(loc='outside right upper', frameon=False, fontsize=8)
     svg, png = io.StringIO(), io.BytesIO()
-    plain = {'Date': None}
+    plain = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
     figure.savefig(svg, format='svg', transparent=True, metadata=plain)
     back = '#ffffff' if theme == 'light' else '#14171a'
     figure.savefig(png, format='png', dpi=130, facecolor=back)

@@ -97,9 +97,7 @@ def make(cfg, model_cfg, task, steps):
     return state, score(state[0], data)
 
   advance = jax.vmap(member, in_axes=(0, 0, 0, None, None))
-  return Program(
-    jax.jit(jax.vmap(init)), jax.jit(advance, donate_argnums=(0,))
-  )
+  return Program(jax.jit(jax.vmap(init)), jax.jit(advance, donate_argnums=(0,)))
 
 
 def _batch(example):

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from deltanet_jax import calc, workdir
 from deltanet_jax.study import expect, plots, stats
-from deltanet_jax.study.cell import fit
 from deltanet_jax.study.config import ARMS, parse_arm
 from deltanet_jax.study.page import PAGE
 
@@ -101,7 +100,9 @@ def _sentence(cfg, view, arm, tasks):
     ('is not resolved on', open_),
   )  # fmt: skip
   told = '; '.join(f'{k} {", ".join(x)}' for k, x in kinds if x)
-  return f'Against full attention, {arm} {told}. {_saved(cfg, view, arm, tasks[0])}'
+  return (
+    f'Against full attention, {arm} {told}. {_saved(cfg, view, arm, tasks[0])}'
+  )
 
 
 def _saved(cfg, view, arm, task):
@@ -115,9 +116,8 @@ def _saved(cfg, view, arm, task):
   told = []
   for n in (cell['length'], LONG):
     mine, full = kept(arm, n), kept('full', n)
-    told.append(
-      f'{mine:,} numbers of {n:,} tokens, full {full:,} ({mine / full - 1:+.0%})'
-    )
+    less = f'{mine / full - 1:+.0%}'
+    told.append(f'{mine:,} numbers of {n:,} tokens, full {full:,} ({less})')
   meet = break_even(lambda n: kept(arm, n) - kept('full', n))
   least = f' It saves from {meet:,} tokens on.' if meet else ''
   return f'It keeps {"; ".join(told)}.{least}'
@@ -181,7 +181,9 @@ def markdown(cfg, view, findings, sentences):
 
 def _page(cfg, size, view, findings, verdict, remarks, images):
   esc = html.escape
-  paragraphs = ''.join(f'<p>{esc(s)}</p>' for s in [*verdict, *_counts(findings)])
+  paragraphs = ''.join(
+    f'<p>{esc(s)}</p>' for s in [*verdict, *_counts(findings)]
+  )
   paragraphs += ''.join(f'<p class="remark">{esc(s)}</p>' for s in remarks)
   found = ''.join(
     f'<tr><td>{esc(f.claim)}</td><td>{_rule(f)}</td>'

@@ -4,6 +4,7 @@ import concurrent.futures
 import sys
 import threading
 import time
+import traceback
 
 from deltanet_jax.study import cell as cells_
 from deltanet_jax.study.matrix import make_task, seconds
@@ -59,10 +60,12 @@ def run(cfg, cells, folder, jobs, limit=0.0):
   after `limit` seconds, unless that is 0.
 
   Killed and started again, what was done stays as it is: a cell depends on
-  nothing but the sizes. Raises what a cell raised, the others ended.
+  nothing but the sizes. A cell that raises is told and left out; returns
+  {name: error} of these.
   """
   todo = [cell for cell in cells if not folder.done(cell)]
   progress = Progress({cell.name: seconds(cfg, cell) for cell in todo})
+  errors = {}
   stop, began = threading.Event(), time.monotonic()
 
   def work(cell):
@@ -77,7 +80,16 @@ def run(cfg, cells, folder, jobs, limit=0.0):
         raise cells_.Stopped
       progress.part(cell.name, share)
 
-    rows, arrays = cells_.run(cfg, cell, make_task(cfg, cell.task), tell)
+    try:
+      rows, arrays = cells_.run(cfg, cell, make_task(cfg, cell.task), tell)
+    except cells_.Stopped:
+      raise
+    except Exception as error:
+      # hours of other cells do not hang on this one
+      errors[cell.name] = error
+      traceback.print_exception(error)
+      progress.done(cell.name, f'FAILED: {error}')
+      return
     folder.keep(cell, rows, arrays, time.monotonic() - start)
     progress.done(cell.name, _told(rows))
 
@@ -89,6 +101,7 @@ def run(cfg, cells, folder, jobs, limit=0.0):
   finally:
     stop.set()
     pool.shutdown(cancel_futures=True)
+  return errors
 
 
 def _told(rows):
