@@ -15,6 +15,10 @@ A model with other numbers:
 
 A word without '=' replaces the mixer by one of that kind; fields alone change
 the model's own.
+
+  python -m launch.calc --html=calc.html
+
+also writes a page with sliders for all of this; it needs no network.
 """
 
 import os
@@ -58,6 +62,7 @@ RECURRENT = flags.DEFINE_list(
 )
 JSON = flags.DEFINE_string('json', None, 'File for all the numbers.')
 PNG = flags.DEFINE_string('png', None, 'Plot of the cache against context.')
+HTML = flags.DEFINE_string('html', None, 'Interactive page.')
 
 
 def main(taken):
@@ -76,7 +81,7 @@ def main(taken):
     }
     for name, cfg in cfgs.items()
   }
-  paths = {flag.name: _output(flag) for flag in (JSON, PNG)}
+  paths = {flag.name: _output(flag) for flag in (JSON, PNG, HTML)}
   # shapes need no accelerator, and starting one takes seconds
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from deltanet_jax import calc, calc_report, workdir
@@ -98,6 +103,10 @@ def main(taken):
     workdir.write(paths['json'], calc_report.as_json(records, settings))
   if paths['png']:
     calc_report.plot(list(models.items()), settings, paths['png'])
+  if paths['html']:
+    from deltanet_jax import calc_page
+
+    workdir.write(paths['html'], calc_page.page(next(iter(models))))
   return 0
 
 
