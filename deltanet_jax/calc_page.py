@@ -15,7 +15,8 @@ import pathlib
 
 from deltanet_jax import calc, calc_args
 
-FOLDER = pathlib.Path(__file__).parent
+FOLDER = pathlib.Path(__file__).parent / 'page'
+SCRIPTS = 'model.js', 'controls.js', 'draw.js'  # in this order
 
 # fields that sizes depend on: what the page calls them, the largest it takes,
 # and a value that no other axis has
@@ -64,12 +65,12 @@ def page(start):
   }
   if start not in data['presets']:
     data['start'] = next(iter(data['presets']))
-  text = (FOLDER / 'calc_page.html').read_text()
+  read = lambda name: (FOLDER / name).read_text()
+  text = read('page.html')
   for mark, content in (
-    ('/* style */', (FOLDER / 'calc_page.css').read_text()),
+    ('/* style */', read('style.css')),
     ('/* data */', json.dumps(data, separators=(',', ':'))),
-    ('/* script */', (FOLDER / 'calc_page.js').read_text()),
-    ('/* drawing */', (FOLDER / 'calc_page_draw.js').read_text()),
+    ('/* script */', '\n'.join(map(read, SCRIPTS))),
   ):
     text = text.replace(mark, content, 1)
   return text
