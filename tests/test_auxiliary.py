@@ -268,3 +268,21 @@ def test_an_objective_without_its_part_of_the_model_is_refused(name):
 def test_a_negative_weight_is_refused():
   with pytest.raises(ValueError, match='objective.balance is -1; give 0'):
     ObjectiveConfig(balance=-1)
+
+
+@pytest.mark.parametrize(
+  'weights',
+  [
+    ObjectiveConfig(),
+    ObjectiveConfig(further=0.5, indexer=1.0),
+    ObjectiveConfig(next=0.0, indexer=1.0),
+  ],
+)
+def test_what_moves_is_what_has_a_gradient(weights):
+  objective = auxiliary.make_objective(CFG, jnp.float32, weights)
+  slope = jax.grad(lambda params: objective(params, _batch())[0])
+  grads = jax.jit(slope)(_params())
+  for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+    keys = [key.key for key in path]
+    if keys[-2:] != ['ffn', 'bias']:  # it only ever moves by its own rule
+      assert auxiliary.moves(keys, weights) == bool(np.any(grad)), keys

@@ -42,8 +42,8 @@ def _params(seed=0):
   }
 
 
-def _update(cfg, params, grads):
-  optimizer = make_optimizer(cfg, 100, AXES)
+def _update(cfg, params, grads, moved=None):
+  optimizer = make_optimizer(cfg, 100, AXES, moved)
   updates, _ = optimizer.update(grads, optimizer.init(params), params)
   return updates
 
@@ -140,3 +140,19 @@ def test_schedules_warm_up_then_keep_their_shape():
   np.testing.assert_allclose(
     [rates['cosine'][-1], rates['wsd'][-1]], 0.1, rtol=1e-5
   )
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_what_is_not_moved_neither_decays_nor_has_moments(name):
+  params = _params()
+  grads = jax.tree.map(jnp.ones_like, params)
+  cfg = OptimConfig(name=name, weight_decay=0.5, warmup=0)
+  moved = {key: key not in ('q', 'embed') for key in AXES}
+  updates = _update(cfg, params, grads, moved)
+  changed = {key for key, update in updates.items() if np.any(update)}
+  assert changed == {key for key in moved if moved[key]}
+  state = make_optimizer(cfg, 100, AXES, moved).init(params)
+  shapes = [x.shape for x in jax.tree.leaves(state)]
+  assert params['q'].shape not in shapes
+  assert params['embed'].shape not in shapes
+  assert params['up'].shape in shapes

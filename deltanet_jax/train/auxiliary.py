@@ -25,6 +25,20 @@ class Told(NamedTuple):
   reports: Reports
 
 
+def moves(path, weights):
+  """Whether an ObjectiveConfig has a gradient for the parameter at `path`.
+
+  What has none must not decay either: the block of a further token that is not
+  asked for, indexers (the objective knows none in that block), and all others
+  while only the indexers warm up.
+  """
+  if any(key.startswith('index_') for key in path):
+    return path[0] != 'mtp' and weights.indexer > 0
+  if path[0] == 'mtp':
+    return weights.further > 0
+  return max(weights.next, weights.further, weights.balance) > 0
+
+
 def make_objective(cfg, dtype, weights):
   """The function (params, batch) -> (objective, Told), both summed over tokens.
 

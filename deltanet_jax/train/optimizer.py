@@ -69,19 +69,25 @@ def _muon(cfg, dims):
   )
 
 
-def make_optimizer(cfg, steps, axes):
+def make_optimizer(cfg, steps, axes, moved=None):
   """The optax transformation of a run.
 
   cfg: OptimConfig   steps: of the whole run   axes: tree of the parameters
-  whose leaves are PartitionSpecs of logical axis names.
+  whose leaves are PartitionSpecs of logical axis names   moved: such a tree of
+  bool, False keeps a parameter as it is, without moments; None: all move.
 
   The gradient is clipped to global norm `cfg.clip`. 'muon' orthogonalises
   every hidden matrix (`matrix_axes`) and leaves the rest to Adam. Weight decay,
   times the rate, acts on hidden matrices, embedding and head only.
   """
   factor = schedule(cfg, steps)
+  if moved is None:
+    moved = jax.tree.map(lambda a: True, axes)
+  hidden = 'muon' if cfg.name == 'muon' else 'adam'
   labels = jax.tree.map(
-    lambda a: 'muon' if cfg.name == 'muon' and matrix_axes(a) else 'adam', axes
+    lambda a, m: (hidden if matrix_axes(a) else 'adam') if m else 'fixed',
+    axes,
+    moved,
   )
   dims = jax.tree.map(
     lambda a, label: (
@@ -93,16 +99,23 @@ def make_optimizer(cfg, steps, axes):
     labels,
   )
   decayed = jax.tree.map(
-    lambda a: matrix_axes(a) is not None or 'vocab' in a, axes
+    lambda a, m: m and (matrix_axes(a) is not None or 'vocab' in a),
+    axes,
+    moved,
   )
   adam = optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
+  fixed = optax.set_to_zero()
 
   def rate(peak):
     return optax.scale_by_learning_rate(lambda step: peak * factor(step))
 
   return optax.chain(
     optax.clip_by_global_norm(cfg.clip),
-    optax.partition({'muon': _muon(cfg, dims), 'adam': adam}, labels),
+    optax.partition(
+      {'muon': _muon(cfg, dims), 'adam': adam, 'fixed': fixed}, labels
+    ),
     optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
-    optax.partition({'muon': rate(cfg.muon_lr), 'adam': rate(cfg.lr)}, labels),
+    optax.partition(
+      {'muon': rate(cfg.muon_lr), 'adam': rate(cfg.lr), 'fixed': fixed}, labels
+    ),
   )
