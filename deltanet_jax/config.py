@@ -7,6 +7,7 @@ before jax is imported. Every failure is a `ConfigError` of one line.
 import dataclasses
 import difflib
 import importlib
+import inspect
 import json
 import pathlib
 import traceback
@@ -22,8 +23,13 @@ class ConfigError(ValueError):
   """What the user gave cannot be run; the message says what to change."""
 
 
-def load(path):
-  """The `Experiment` that `get_config()` of the Python file `path` returns."""
+def load(path, released=None):
+  """The `Experiment` that `get_config()` of the Python file `path` returns.
+
+  released: what a run starts from, with a `model` and a `tokenizer`. A file
+  for such runs has get_config(released); of any other one the tokenizer is
+  replaced.
+  """
   path = pathlib.Path(path)
   if not path.is_file():
     raise ConfigError(f'no configuration file {path}{_neighbours(path)}')
@@ -37,7 +43,13 @@ def load(path):
         f'{path} has no function get_config(); add one that returns an'
         ' Experiment'
       )
-    cfg = module.get_config()
+    takes = inspect.signature(module.get_config).parameters
+    if takes and released is None:
+      raise ConfigError(
+        f'{path} trains a released model further; give its folder as'
+        ' --released=DIR'
+      )
+    cfg = module.get_config(*([released] if takes else []))
   except ConfigError:
     raise
   except SyntaxError as error:
@@ -50,6 +62,9 @@ def load(path):
       f'{path}: get_config() returned {_kind(cfg)}; return an Experiment'
     )
   _check_types(cfg, str(path), ())
+  if released is not None and not takes:
+    data = dataclasses.replace(cfg.data, tokenizer=released.tokenizer)
+    cfg = dataclasses.replace(cfg, data=data)
   return cfg
 
 
@@ -85,21 +100,30 @@ def override_all(cfg, changes):
 
 
 def from_argv(argv):
-  """(Experiment, the other arguments) of a command line.
-
-  Takes `--config=FILE` and every `--config.NAME=VALUE` out of `argv`; a value
-  may also be the next argument. What follows a bare `--` is left alone.
-  """
+  """(Experiment, the other arguments) of a command line, see `split_argv`."""
   path, changes, rest = split_argv(argv)
+  return read(path, changes), rest
+
+
+def read(path, changes):
+  """The `Experiment` of a configuration file and (name, text) pairs.
+
+  Raises:
+    ConfigError: no file is given, or it or a change is wrong.
+  """
   if not path:
     example = pathlib.Path('configs', 'x.py')
     raise ConfigError(f'no --config=FILE given{_neighbours(example)}')
-  return override_all(load(path), changes), rest
+  return override_all(load(path), changes)
 
 
 def split_argv(argv):
   """(FILE or None, the (name, text) changes, the other arguments) of a command
-  line with `--config=FILE` and `--config.NAME=VALUE`."""
+  line.
+
+  Takes `--config=FILE` and every `--config.NAME=VALUE` out of `argv`; a value
+  may also be the next argument. What follows a bare `--` is left alone.
+  """
   path, changes, rest = None, [], []
   argv = list(argv)
   while argv:

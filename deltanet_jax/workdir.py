@@ -29,6 +29,8 @@ class Workdir:
     self.result = self.path / 'result.json'
     self.checkpoints = self.path / 'checkpoints'
     self.tensorboard = self.path / 'tensorboard'
+    self.start = self.path / 'start.json'  # of what it began with, if released
+    self.text = self.path / 'tokenizer'  # copies: a run needs nothing outside
     self._lock = None
 
   def read(self):
@@ -73,8 +75,15 @@ class Workdir:
         f' {"; ".join(lines)} (there != here); give another --workdir'
       )
 
-  def claim(self, experiment):
+  def tokenizer(self, experiment):
+    """What `data.tokenizer` names, or the folder's own copy of it."""
+    copy = self.text / 'tokenizer.json'
+    return str(copy) if copy.is_file() else experiment.data.tokenizer
+
+  def claim(self, experiment, kept=None):
     """Makes the folder this run's own, until `release` or the process's end.
+
+    kept: {relative path: text}, files that a new run is to have from the first.
 
     Raises:
       ConfigError: it cannot be written, or another process trains in it.
@@ -91,6 +100,11 @@ class Workdir:
       ) from error
     except OSError as error:
       raise ConfigError(f'--workdir={self.path}: {error.strerror}') from error
+    if not self.config.is_file():
+      for name, text in (kept or {}).items():
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        write(path, text)
     write(self.config, config.to_json(experiment) + '\n')
 
   def release(self):

@@ -3,16 +3,16 @@ r"""Converts released weights to Orbax, and back.
   python -m launch.convert --from=Kimi-Linear-48B-A3B --to=weights/kimi
   python -m launch.convert --from=weights/kimi --to=released/kimi
 
---from is a released folder (config.json and *.safetensors), a folder that this
-command made, or the --workdir of a training run, whose newest checkpoint is
-written as released weights. Memory stays at a few weights of one layer (for a
-training run: the whole model). Started again, it goes on where it was stopped;
-every piece is read back and compared.
+--from is a released folder (config.json and *.safetensors) or ORG/NAME on the
+Hugging Face hub, a folder that this command made, or the --workdir of a
+training run, whose newest checkpoint is written as released weights: under the
+names of those it began with, if it did. Memory stays at a few weights of one
+layer (for a training run: the whole model). Started again, it goes on where it
+was stopped; every piece is read back and compared.
 
 Exit status: 0 done; 1 what was written does not read back; 2 bad input.
 """
 
-import json
 import pathlib
 import sys
 
@@ -28,19 +28,19 @@ TO = flags.DEFINE_string('to', None, 'Folder to write.', required=True)
 
 def main(taken):
   del taken
-  source, target = pathlib.Path(FROM.value), pathlib.Path(TO.value)
-  if not source.is_dir():
-    raise ConfigError(f'--from={source}: no such folder')
+  from deltanet_jax.hf import hub
+
+  source, target = hub.find(FROM.value), pathlib.Path(TO.value)
   if target.resolve() == source.resolve():
     raise ConfigError(f'--to={target} is --from; give another folder')
   from deltanet_jax.checkpoint import CheckpointError
-  from deltanet_jax.hf import convert
+  from deltanet_jax.hf import convert, start
 
   try:
     if convert.is_converted(source):
       convert.to_released(source, target)
-    elif _is_run(source):
-      _release_run(source, target)
+    elif start.is_run(source):
+      start.release(Workdir(source), target)
     else:
       convert.to_orbax(source, target)
   except (convert.ConversionError, CheckpointError) as error:
@@ -49,26 +49,6 @@ def main(taken):
   except OSError as error:
     raise ConfigError(f'{error.filename}: {error.strerror}') from error
   return 0
-
-
-def _is_run(folder):
-  """Whether config.json is that of a training run."""
-  path = folder / 'config.json'
-  try:
-    return '_type' in json.loads(path.read_text())
-  except (OSError, ValueError):
-    return False
-
-
-def _release_run(source, target):
-  from deltanet_jax import hf
-  from deltanet_jax.infer import generate
-  from deltanet_jax.model import HybridLM
-
-  workdir = Workdir(source)
-  cfg = workdir.read().model
-  params = generate.load_params(workdir, cfg)
-  hf.save(target, HybridLM(cfg), params)
 
 
 if __name__ == '__main__':

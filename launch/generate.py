@@ -5,8 +5,10 @@
 
   python -m launch.generate --released=Qwen3-0.6B --chat --prompt='Why?'
 
---released is a folder of released weights with its tokenizer.json, or what
-launch.convert made of one; with --chat the prompt is a user's message.
+--released is a folder of released weights with its tokenizer.json, what
+launch.convert made of one, or ORG/NAME on the Hugging Face hub (needs
+huggingface_hub). With --chat the prompt is a user's message; a run that began
+with released weights has their chat template too.
 
 The text appears as it is made. It ends after --max_tokens, or where the model
 ends the document.
@@ -23,7 +25,7 @@ from launch import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
 RELEASED = flags.DEFINE_string(
-  'released', None, 'Folder of released weights, in place of --workdir.'
+  'released', None, 'Released weights: a folder, or ORG/NAME on the hub.'
 )
 CHAT = flags.DEFINE_bool(
   'chat', False, "Put the prompt into a released model's chat template."
@@ -48,8 +50,6 @@ def main(taken):
   del taken
   if (WORKDIR.value is None) == (RELEASED.value is None):
     raise ConfigError('give one of --workdir and --released')
-  if CHAT.value and RELEASED.value is None:
-    raise ConfigError('--chat needs --released; a training run has no template')
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
   try:
     sampling.check()
@@ -69,17 +69,41 @@ def _of_run(how):
   experiment = workdir.read()
   if not workdir.checkpoints.is_dir():
     raise ConfigError(f'{workdir.path} has no checkpoint yet; train first')
+  if CHAT.value:
+    return _chat_of_run(workdir, experiment, how)
   from deltanet_jax.infer import generate
 
   return generate.continue_text(workdir, experiment, PROMPT.value, **how)
 
 
-def _of_released(how):
+def _chat_of_run(workdir, experiment, how):
+  if not workdir.start.is_file():
+    raise ConfigError(
+      f'--chat: {workdir.path} did not begin with released weights and has no'
+      ' chat template; leave it out'
+    )
   from deltanet_jax.hf import text
+  from deltanet_jax.infer import generate
+  from deltanet_jax.model import HybridLM
+
+  def load():
+    params = generate.load_params(workdir, experiment.model)
+    return HybridLM(experiment.model), params
 
   return text.continue_text(
-    RELEASED.value, PROMPT.value, chat=CHAT.value, **how
+    workdir.text, PROMPT.value, chat=True, load=load, **how
   )
+
+
+def _of_released(how):
+  from deltanet_jax.hf import hub, start
+
+  folder = hub.find(RELEASED.value)
+  if start.is_run(folder):
+    raise ConfigError(f'{folder} is a training run; give it as --workdir')
+  from deltanet_jax.hf import text
+
+  return text.continue_text(folder, PROMPT.value, chat=CHAT.value, **how)
 
 
 def _show(parts):

@@ -10,6 +10,7 @@ import json
 from absl import flags
 
 from deltanet_jax import config
+from deltanet_jax.config import ConfigError
 from deltanet_jax.infer.settings import Sampling
 from deltanet_jax.workdir import Workdir, write
 from launch import cli, train
@@ -23,6 +24,8 @@ flags.adopt_module_key_flags(train)
 
 
 def main(experiment):
+  if train.RELEASED.value is not None:
+    raise ConfigError('--released is a flag of launch.train')
   workdir = Workdir(train.WORKDIR.value)
   result = train.run(experiment, workdir)
   if isinstance(result, int):

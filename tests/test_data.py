@@ -212,6 +212,16 @@ def test_tokenizers_that_cannot_serve_are_refused(tmp_path, folder, vocabulary):
   assert f'{folder}/odd.txt: no UTF-8 text (byte 3)' in message
 
 
+@pytest.mark.parametrize('token', ['<end>', {'content': '<end>'}])
+def test_the_end_of_text_may_be_named_beside_the_tokenizer(tmp_path, token):
+  path = write_tokenizer(tmp_path / 'tokenizer.json', ['<pad>', '<end>'])
+  settings = tmp_path / 'tokenizer_config.json'
+  settings.write_text(json.dumps({'eos_token': token}))
+  assert tokenizer.load(path).eod == 1
+  settings.write_text(json.dumps({'eos_token': None}))
+  assert 'no end-of-text token' in refusal(tokenizer.load, path)
+
+
 def test_a_tokenizer_file_gives_rows_of_its_ids(folder, vocabulary):
   data = make(folder, tokenizer=vocabulary, batch=1)
   loaded = data.tokenizer

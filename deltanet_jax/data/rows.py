@@ -58,6 +58,15 @@ class Rows:
       'weights': np.pad(np.ones(last - first, np.float32), pad),
     }
 
+  def batches(self, size):
+    """Yields all rows in order as dicts of [size, T] arrays, the last one
+    filled up with rows of padding."""
+    for first in range(0, len(self), size):
+      last = min(first + size, len(self))
+      batch = [self[i] for i in range(first, last)]
+      batch += [self.padding()] * (size - len(batch))
+      yield {name: np.stack([row[name] for row in batch]) for name in batch[0]}
+
   def padding(self):
     """A row of nothing but padding."""
     T = self._seq_len

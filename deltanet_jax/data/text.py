@@ -89,11 +89,7 @@ class TextData:
     Every held-out token is a target of weight 1 exactly once; the last batch
     is filled up with rows of padding.
     """
-    for first in range(0, len(self._heldout_rows), rows):
-      last = min(first + rows, len(self._heldout_rows))
-      batch = [self._heldout_rows[i] for i in range(first, last)]
-      batch += [self._heldout_rows.padding()] * (rows - len(batch))
-      yield {name: np.stack([row[name] for row in batch]) for name in batch[0]}
+    return self._heldout_rows.batches(rows)
 
 
 class _FullRows:

@@ -1,5 +1,6 @@
 """Which ids stand for a text? Bytes, or a `tokenizer.json`."""
 
+import json
 import os
 import sys
 
@@ -47,8 +48,9 @@ class ByteTokenizer:
 class FileTokenizer:
   """A `tokenizer.json` of the `tokenizers` library.
 
-  `eod` is its own end-of-text token, one of EOD_NAMES. The names of special
-  tokens inside a text are encoded as the plain text that they are there.
+  `eod` is its own end-of-text token, one of EOD_NAMES, or the eos_token of a
+  tokenizer_config.json beside it. The names of special tokens inside a text are
+  encoded as the plain text that they are there.
 
   Raises:
     ConfigError: no such file, no tokenizer in it, or no end-of-text token.
@@ -72,11 +74,13 @@ class FileTokenizer:
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
     vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-    found = [vocabulary[name] for name in EOD_NAMES if name in vocabulary]
+    names = (*EOD_NAMES, _eos_token(path))
+    found = [vocabulary[name] for name in names if name in vocabulary]
     if not found:
       raise ConfigError(
         f'data.tokenizer={path!r}: no end-of-text token; add one of'
-        f' {" ".join(EOD_NAMES)}'
+        f' {" ".join(EOD_NAMES)}, or name its own as eos_token in a'
+        ' tokenizer_config.json beside it'
       )
     self.eod = found[0]
     self.vocab_size = max(vocabulary.values()) + 1
@@ -112,6 +116,17 @@ class FileTokenizer:
         text = f'\rtokenised {done >> 20} of {total >> 20} MiB'
         print(text, end=end, file=sys.stderr, flush=True)
     return arrays
+
+
+def _eos_token(path):
+  """The eos_token that a tokenizer_config.json beside `path` names, or None."""
+  beside = os.path.join(os.path.dirname(path), 'tokenizer_config.json')
+  try:
+    with open(beside) as file:
+      found = json.load(file).get('eos_token')
+  except (OSError, ValueError, AttributeError):
+    return None
+  return found.get('content') if isinstance(found, dict) else found
 
 
 def _decode(document):

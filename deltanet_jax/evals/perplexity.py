@@ -1,9 +1,17 @@
-"""Loss and bits per byte on held-out text."""
+"""Loss and bits per byte on held-out text, or on any."""
 
 import math
+import sys
+import time
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from deltanet_jax import sharding
+from deltanet_jax.data.rows import Rows
+from deltanet_jax.model import HybridLM
+from deltanet_jax.train import log, step as steps
 
 
 class Score(NamedTuple):
@@ -40,3 +48,50 @@ def evaluate(total_loss, params, batches, place, eod):
     tokens += int(batch['weights'].sum())
     ends += int(batch['weights'][batch['targets'] == eod].sum())
   return Score(nats, tokens, ends)
+
+
+def score_documents(
+  cfg, params, documents, tokenizer, *, dtype, mesh, seq_len, batch, stream=None
+):
+  """The `Score` of `Document`s, packed into rows as in training.
+
+  cfg: ModelConfig   params: on `mesh`   dtype: of the computation
+  batch: rows at a time, a multiple of mesh.data x mesh.fsdp
+
+  Every token of a document and the end after it is predicted once, from what
+  comes before it in its document and in its row of `seq_len` tokens. How far
+  it is shows on `stream`, stderr unless given.
+  """
+  ids = tokenizer.encode_documents(documents)
+  rows = Rows(ids, tokenizer.eod, tokenizer.vocab_size, seq_len)
+  places = sharding.param_shardings(HybridLM(cfg), mesh)
+  home = sharding.batch_sharding(mesh)
+  loss = jax.jit(
+    steps.make_loss(cfg, jnp.dtype(dtype)), in_shardings=(places, home)
+  )
+  batches = _shown(rows, batch, stream or sys.stderr)
+  with jax.set_mesh(mesh):
+    return evaluate(
+      loss, params, batches, lambda x: jax.device_put(x, home), tokenizer.eod
+    )
+
+
+def _shown(rows, size, stream):
+  """rows.batches(size), telling after each how much of all it was."""
+  done, live = 0, stream.isatty()
+  told = begun = time.perf_counter()
+  for batch in rows.batches(size):
+    yield batch
+    # the caller has waited for its loss
+    done += int(batch['weights'].sum())
+    now = time.perf_counter()
+    if done < rows.tokens and now - told < 1:
+      continue
+    told, rate = now, done / (now - begun)
+    left = log.span((rows.tokens - done) / rate)
+    text = f'{done:,}/{rows.tokens:,} tokens  {rate:,.0f} tokens/s  {left} left'
+    if live and done < rows.tokens:
+      stream.write('\r' + text.ljust(70))
+    else:
+      stream.write(('\r' if live else '') + text.ljust(70 * live) + '\n')
+    stream.flush()

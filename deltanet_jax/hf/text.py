@@ -29,7 +29,8 @@ class Text:
       self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
       raise ConfigError(f'{path}: no tokenizer.json: {error}') from error
-    self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+    vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+    self.vocab_size = max(vocabulary.values()) + 1
     self.ends = self._ends()
 
   def _settings(self, name):
@@ -49,9 +50,10 @@ class Text:
         return set(found) if isinstance(found, list) else {found}
     return set()
 
-  def encode(self, text):
-    """Ids; special tokens' names in the text are those tokens."""
-    return self._tokenizer.encode(text).ids
+  def encode(self, text, special=True):
+    """Ids; special tokens' names in the text are those tokens. With `special`
+    the tokenizer adds those of its own that begin a text."""
+    return self._tokenizer.encode(text, add_special_tokens=special).ids
 
   def decode(self, ids):
     """The text of ids, without special tokens."""
@@ -108,21 +110,38 @@ def _content(token):
 
 
 def continue_text(
-  folder, prompt, *, chat, max_tokens, sampling, seed, dtype=jnp.bfloat16
+  folder,
+  prompt,
+  *,
+  chat,
+  max_tokens,
+  sampling,
+  seed,
+  dtype=jnp.bfloat16,
+  load=None,
 ):
   """Yields the text that a released model adds to `prompt`, in pieces.
 
   With `chat` the prompt is a user's message, put into the chat template. It
-  ends after `max_tokens` tokens or before one that ends a text.
+  ends after `max_tokens` tokens or before one that ends a text. `load` gives
+  (model, params) where they are not the folder's own.
 
   Raises:
     ConfigError: the folder lacks something, or the prompt has no token.
   """
   text = Text(folder)
-  ids = text.encode(text.chat(prompt) if chat else prompt)
+  if chat:
+    ids = text.encode(text.chat(prompt), special=False)  # the template has them
+  else:
+    ids = text.encode(prompt)
   if not ids:
     raise ConfigError('the prompt has no token; give --prompt')
-  model, params = hf.load(folder, dtype=dtype)
+  model, params = load() if load else hf.load(folder, dtype=dtype)
+  if max(ids) >= model.cfg.vocab:
+    raise ConfigError(
+      f'{folder}: its tokenizer.json gives the id {max(ids)} and the model has'
+      f' {model.cfg.vocab}; it is that of another model'
+    )
   stream = generate.TextStream(text.decode)
   tokens = generate.generate(
     params,

@@ -24,7 +24,7 @@ def continue_text(workdir, experiment, prompt, *, max_tokens, sampling, seed):
   Raises:
     CheckpointError: no checkpoint can be read.
   """
-  tokenizer = tokenizers.load(experiment.data.tokenizer)
+  tokenizer = tokenizers.load(workdir.tokenizer(experiment))
   params = load_params(workdir, experiment.model)
   stream = TextStream(tokenizer.decode)
   tokens = generate(
@@ -45,12 +45,20 @@ def continue_text(workdir, experiment, prompt, *, max_tokens, sampling, seed):
   yield stream.close()
 
 
-def load_params(workdir, cfg):
-  """The parameters of the newest whole checkpoint, on the first device."""
-  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def load_params(workdir, cfg, mesh=None):
+  """The parameters of the newest whole checkpoint, where `sharding` lays them
+  on the mesh, or on the first device."""
+  model = HybridLM(cfg)
+  shapes = sharding.abstract_params(model)
+  if mesh is None:
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    places = jax.tree.map(lambda x: one, shapes)
+  else:
+    places = sharding.param_shardings(model, mesh)
   abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    sharding.abstract_params(HybridLM(cfg)),
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    shapes,
+    places,
   )
   with Checkpoints(workdir.checkpoints) as checkpoints:
     found = checkpoints.restore({'params': abstract})

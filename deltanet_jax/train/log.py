@@ -65,7 +65,7 @@ class Log:
     self._metrics = JsonLines(workdir.metrics, step)
     self._timing = JsonLines(workdir.timing, step)
     self._board = SummaryWriter(
-      str(workdir.tensorboard), purge_step=step + 1 if step else None
+      str(workdir.tensorboard), purge_step=step + 1 if step > 0 else None
     )
 
   def metrics(self, record):
@@ -141,7 +141,7 @@ class Progress:
     parts = [f'step {step}/{self._total}', f'loss {loss:.4f}']
     if bits is not None:
       parts.append(f'{bits:.3f} bits/byte')
-    parts += [f'{clock.rate:,.0f} tokens/s', f'{_span(clock.left(step))} left']
+    parts += [f'{clock.rate:,.0f} tokens/s', f'{span(clock.left(step))} left']
     line = '  '.join(parts)
     if self._live:
       self._write('\r' + line.ljust(self._width))
@@ -160,7 +160,7 @@ class Progress:
     self._stream.flush()
 
 
-def _span(seconds):
+def span(seconds):
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:

@@ -20,7 +20,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.evals.perplexity import evaluate
 from deltanet_jax.model import HybridLM
 from deltanet_jax.train import log, optimizer, state as states, step as steps
-from deltanet_jax.train.auxiliary import make_objective
+from deltanet_jax.train.auxiliary import make_objective, moves
 
 
 class NonFiniteError(RuntimeError):
@@ -32,7 +32,8 @@ class Program:
   """The compiled functions of an Experiment on a mesh."""
 
   abstract: states.State  # ShapeDtypeStructs with shardings
-  init: Callable[[], states.State]
+  init: Callable[[], Any]  # fresh parameters
+  begin: Callable[[Any], states.State]  # with parameters that it takes over
   step: Callable[..., Any]  # state (donated), batch -> state, metrics
   loss: Callable[..., Any]  # params, batch -> nats
   place: Callable[..., Any]  # host batch -> device batch
@@ -48,7 +49,10 @@ def make_program(experiment, mesh):
   dtype = jnp.dtype(train.dtype)
   model = HybridLM(experiment.model, dtype)
   axes = sharding.logical_axes(model)
-  optim = optimizer.make_optimizer(experiment.optim, train.steps, axes)
+  moved = jax.tree_util.tree_map_with_path(
+    lambda path, _: moves([key.key for key in path], train.objective), axes
+  )
+  optim = optimizer.make_optimizer(experiment.optim, train.steps, axes, moved)
   try:
     places = sharding.param_shardings(model, mesh)
   except ValueError as error:
@@ -68,14 +72,18 @@ def make_program(experiment, mesh):
     bias_rate=train.objective.bias_rate,
   )
 
-  def init():
-    params = sharding.init_params(model, jax.random.key(train.seed), mesh)
-    create = functools.partial(states.create, optimizer=optim)
-    return jax.jit(create, out_shardings=homes)(params)
+  def begin(params):
+    # the parameters stay out of the program: it would copy them
+    rest = jax.jit(
+      lambda params: tuple(states.create(params, optim)[1:]),
+      out_shardings=tuple(homes[1:]),
+    )
+    return states.State(params, *rest(params))
 
   return Program(
     abstract=jax.tree.map(_abstract, shapes, homes),
-    init=init,
+    init=lambda: sharding.init_params(model, jax.random.key(train.seed), mesh),
+    begin=begin,
     step=jax.jit(
       step,
       in_shardings=(homes, rows),
@@ -96,17 +104,20 @@ def items(state):
   return {'params': state.params, 'rest': tuple(state[1:])}
 
 
-def train(experiment, workdir, data, stream=None):
+def train(experiment, workdir, data, stream=None, start=None, kept=None):
   """Trains to the end, or up to SIGTERM or SIGINT; then saves.
 
-  experiment: Experiment   workdir: Workdir, checked   data: TextData of it.
+  experiment: Experiment   workdir: Workdir, checked   data: TextData of it
+  start: `hf.start.Start` whose weights take the place of fresh ones, or None
+  kept: see `Workdir.claim`.
   Returns the results, also in `result.json`, or the signal that stopped it.
   Continues from the newest whole checkpoint: what follows it is, to the bit,
   what an unbroken run on the same mesh would have written to `metrics.jsonl`.
 
   Raises:
     ConfigError: the mesh needs more devices, or does not divide the model;
-      the folder cannot be written, or another process trains in it.
+      the folder cannot be written, or another process trains in it; `start`
+      cannot be read.
     NonFiniteError: MAX_STREAK steps in a row were skipped.
     CheckpointError: no checkpoint can be read or written.
   """
@@ -116,7 +127,7 @@ def train(experiment, workdir, data, stream=None):
     raise ConfigError(str(error)) from error
   program = make_program(experiment, mesh)
   # only now: a configuration that cannot run shall not own the folder
-  workdir.claim(experiment)
+  workdir.claim(experiment, kept)
   keep = experiment.train.keep
   with (
     jax.set_mesh(mesh),
@@ -124,6 +135,7 @@ def train(experiment, workdir, data, stream=None):
   ):
     run = _Run(experiment, workdir, data, program, checkpoints, stream)
     with contextlib.closing(run):
+      run.begin(start, mesh)
       with _signals() as caught:
         run.train(caught)
       # all is saved: from here a signal may end the process as usual
@@ -140,17 +152,32 @@ class _Run:
     self._progress = log.Progress(cfg.steps, cfg.log_every, stream)
     self._clock = log.Clock(size.batch * size.seq_len, cfg.steps)
     self._bytes = size.tokenizer == 'bytes'
-    found = checkpoints.restore(items(program.abstract))
-    if found is None:
-      self._step, self._state = 0, program.init()
-    else:
+    self._log = None
+
+  def close(self):
+    if self._log is not None:
+      self._log.close()
+
+  def begin(self, start, mesh):
+    """Takes up the newest checkpoint; without one, `start`'s weights or fresh
+    ones, the former scored as they are."""
+    found = self._checkpoints.restore(items(self._program.abstract))
+    if found is not None:
       self._step, kept = found
       self._state = states.State(kept['params'], *kept['rest'])
       self._progress.say(f'continuing after step {self._step}')
-    self._log = log.Log(workdir, self._step)
-
-  def close(self):
-    self._log.close()
+      self._log = log.Log(self._workdir, self._step)
+      return
+    self._step = 0
+    if start is None:
+      params = self._program.init()
+    else:
+      self._progress.say(f'reading the weights of {start.name}')
+      params = start.load(mesh)
+    self._state = self._program.begin(params)
+    self._log = log.Log(self._workdir, -1)
+    if start is not None:
+      self._evaluate_some()
 
   def train(self, caught):
     """Steps until the last one, or until `caught` holds a signal."""
