@@ -99,9 +99,7 @@ def make_optimizer(cfg, steps, axes, moved=None):
     labels,
   )
   decayed = jax.tree.map(
-    lambda a, m: m and (matrix_axes(a) is not None or 'vocab' in a),
-    axes,
-    moved,
+    lambda a: matrix_axes(a) is not None or 'vocab' in a, axes
   )
   adam = optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
   fixed = optax.set_to_zero()
