@@ -14,7 +14,7 @@ from deltanet_jax.study.config import ARMS, Cell, StudyConfig, model
 
 TINY = StudyConfig(
   d_model=16, layers=2, deep=2, key_dim=4, value_dim=4, hidden=16, length=16,
-  pairs=4, batch=4, steps=4, chunk=1, items=8,
+  pairs=4, batch=4, steps=4, deep_steps=4, chunk=1, items=8,
   lrs=(1e-3, 1e-2), seeds=2, draws=100,
 )  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_report_of_made_up_scores_says_what_was_made_up(tmp_path):
   assert 'holds' in verdicts['| linear forgets old and new pairs alike']
   assert found.status == 0  # a study reports and does not fail
   page = folder.report.read_text()
-  assert page.count('<svg') == 10  # five pictures in light and dark
+  assert page.count('<svg') == 6  # three pictures in light and dark
   assert 'http://' not in page.replace('http://www.w3.org', '')
   assert '@' not in page.replace('@media', '')
 

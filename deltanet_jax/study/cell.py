@@ -116,7 +116,7 @@ class _Trainer:
 def _decays(trainer, state, lr, seeds, facts, cell, model_cfg):
   """Rows of the trained models with every learned log-decay scaled."""
   learned = GatedDeltaNetConfig, KDAConfig
-  if cell.task not in ('mqar', 'rebinding') or not any(
+  if cell.task not in ('mqar', 'deep') or not any(
     isinstance(layer.mixer, learned) for layer in model_cfg.layers
   ):
     return []

@@ -30,11 +30,12 @@ HYBRIDS = tuple(
 )
 ARMS = GROWING + RECURRENT + HYBRIDS
 
-# 'deep' is mqar with `deep` layers, for the sweep over ratios
 TASKS = (
   'mqar', 'deep', 'rebinding', 'copy', 'selective-copy', 'palindrome', 'stack',
   'two-hop', 'parity', 's5', 'quote', 'multi-turn',
 )  # fmt: skip
+# these compare ratios and take `deep` layers; 'deep' is mqar so
+DEEP = ('deep', 'copy', 'quote', 'two-hop')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +44,8 @@ class StudyConfig:
 
   # model
   d_model: int = 48
-  layers: int = 4  # after the local one
-  deep: int = 8  # layers of the sweep over ratios
+  layers: int = 2  # after the local one
+  deep: int = 4  # the same, of the tasks that compare ratios
   heads: int = 2
   key_dim: int = 4  # of a recurrent head: its state holds key_dim x value_dim
   value_dim: int = 8
@@ -65,8 +66,9 @@ class StudyConfig:
   # training
   batch: int = 32
   steps: int = 600
+  deep_steps: int = 1200
   chunk: int = 50  # steps of one dispatch
-  lrs: tuple[float, ...] = (1e-3, 2.5e-3, 6e-3)
+  lrs: tuple[float, ...] = (1e-3, 2.5e-3, 5e-3)
   seeds: int = 3  # fresh ones, after the learning rate is chosen on another
   warmup: int = 20
   weight_decay: float = 0.0
@@ -89,11 +91,12 @@ class StudyConfig:
       raise ValueError(
         f'd_model {self.d_model} is no multiple of twice the {self.heads} heads'
       )
-    if self.steps % (4 * self.chunk):
-      raise ValueError(
-        f'steps is {self.steps}; give a multiple of 4 times chunk {self.chunk},'
-        ' so that a quarter of the budget is logged'
-      )
+    for name in ('steps', 'deep_steps'):
+      if getattr(self, name) % (4 * self.chunk):
+        raise ValueError(
+          f'{name} is {getattr(self, name)}; give a multiple of 4 times chunk'
+          f' {self.chunk}, so that a quarter of the budget is logged'
+        )
 
 
 class Cell(NamedTuple):
@@ -128,7 +131,8 @@ def _mixers(cfg):
   width = cfg.d_model // H
   shared = {'conv': cfg.conv, 'chunk': _chunk(cfg)}
   attention = {'heads': H, 'kv_heads': H, 'head_dim': width}
-  turned = attention | {'rotary_dim': width}
+  # half the channels without positions: matching keys is learned sooner
+  turned = attention | {'rotary_dim': width // 4 * 2}
   latent = {
     'heads': H, 'latent': cfg.d_model // 2, 'key_dim': width,
     'shared_dim': width // 4 * 2, 'value_dim': width,

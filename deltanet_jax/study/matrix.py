@@ -1,11 +1,18 @@
 """What a study of each size trains: cells of arm and task."""
 
-from deltanet_jax.study.config import TASKS, Cell, StudyConfig, model, parse_arm
+from deltanet_jax.study.config import (
+  DEEP,
+  TASKS,
+  Cell,
+  StudyConfig,
+  model,
+  parse_arm,
+)
 
 SIZES = {
   # continuous integration: minutes
   'smoke': StudyConfig(
-    layers=2, steps=400, lrs=(1e-3, 2e-3), seeds=2, items=128
+    steps=400, lrs=(1e-3, 2e-3), seeds=2, items=128
   ),
   'study': StudyConfig(),
   # one H200: the widths and the length of Kimi Linear's figure 4
@@ -13,7 +20,7 @@ SIZES = {
     d_model=256, layers=2, deep=8, heads=2, key_dim=128, value_dim=128,
     hidden=256, local=0, conv=4, symbols=512, length=1024, pairs=128,
     window=64, top=64, stacks=64, lines=32, width=6, batch=32, steps=2000,
-    chunk=100, lrs=(1e-4, 5e-4, 1e-3), warmup=100, items=128,
+    deep_steps=2000, chunk=100, lrs=(1e-4, 5e-4, 1e-3), warmup=100, items=128,
     dtype='bfloat16',
   ),
 }  # fmt: skip
@@ -23,25 +30,24 @@ SIZES = {
 ORDER = {
   'smoke': [('mqar', ('full', 'linear', 'delta', 'delta-1:1'))],
   'study': [
-    ('mqar', ('full', 'gdn', 'gdn-3:1', 'lightning', 'delta', 'linear')),
-    ('copy', ('full', 'gdn', 'gdn-3:1', 'lightning')),
-    ('quote', ('full', 'gdn', 'gdn-3:1', 'linear')),
-    ('two-hop', ('full', 'gdn', 'gdn-3:1')),
-    ('deep', ('full', 'gdn', 'gdn-1:1', 'gdn-3:1', 'gdn-7:1')),
+    ('deep', ('full', 'gdn-3:1', 'gdn')),
+    ('mqar', ('full', 'linear', 'lightning', 'delta', 'gdn')),
+    ('quote', ('full', 'gdn-3:1', 'gdn')),
+    ('two-hop', ('full', 'gdn-3:1')),
     ('rebinding', ('full', 'linear', 'lightning', 'delta', 'gdn')),
-    ('parity', ('full', 'linear', 'delta', 'delta-neg', 'gdn')),
-    ('mqar', ('lightning-3:1', 'delta-3:1', 'gdn-1:1', 'kda', 'kda-3:1')),
-    ('mqar', ('full-nope', 'window', 'mla', 'dsa')),
-    ('multi-turn', ('full', 'gdn', 'gdn-3:1')),
+    ('parity', ('full', 'delta', 'delta-neg', 'gdn')),
+    ('copy', ('full', 'gdn-3:1', 'gdn')),
+    ('mqar', ('gdn-1:1', 'lightning-1:1', 'full-nope', 'window')),
+    ('deep', ('gdn-1:1', 'lightning', 'lightning-3:1')),
+    ('mqar', ('mla', 'dsa', 'kda', 'kda-1:1', 'delta-neg')),
+    ('multi-turn', ('full', 'gdn', 'gdn-1:1')),
     ('s5', ('full', 'delta', 'delta-neg')),
-    ('palindrome', ('full', 'gdn', 'gdn-3:1')),
-    ('selective-copy', ('full', 'gdn', 'gdn-3:1')),
-    ('stack', ('full', 'gdn', 'gdn-3:1')),
-    ('deep', ('lightning', 'lightning-1:1', 'lightning-3:1', 'lightning-7:1')),
-    ('quote', ('lightning', 'delta', 'gdn-1:1')),
-    ('two-hop', ('lightning-3:1', 'gdn-1:1')),
-    ('deep', ('delta', 'delta-1:1', 'delta-3:1', 'delta-7:1')),
-    ('deep', ('kda', 'kda-1:1', 'kda-3:1', 'kda-7:1')),
+    ('two-hop', ('gdn', 'lightning-3:1')),
+    ('quote', ('linear', 'lightning-3:1')),
+    ('palindrome', ('full', 'gdn', 'gdn-1:1')),
+    ('selective-copy', ('full', 'gdn', 'gdn-1:1')),
+    ('stack', ('full', 'gdn', 'gdn-1:1')),
+    ('deep', ('delta', 'delta-3:1', 'kda', 'kda-3:1')),
   ],
   'gpu': [
     ('mqar', ('kda', 'gdn', 'full', 'lightning', 'delta')),
@@ -74,9 +80,11 @@ def cells(cfg, size, models, tasks):
   found = []
   for task, arms in wanted:
     for arm in arms:
-      layers = cfg.deep if task == 'deep' else cfg.layers
+      deep = task in DEEP
+      layers = cfg.deep if deep else cfg.layers
+      steps = cfg.deep_steps if deep else cfg.steps
       model(cfg, arm, cfg.symbols, layers, cfg.hidden)  # or it says what is odd
-      found.append(Cell(task, arm, layers, cfg.steps))
+      found.append(Cell(task, arm, layers, steps))
   return list(dict.fromkeys(found))
 
 

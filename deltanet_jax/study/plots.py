@@ -137,26 +137,29 @@ def budget(axes, view):
   """How far an arm is behind full attention while training goes on."""
   curves = {}
   for row in view.rows:
-    at = row['task'] == 'mqar' and row['phase'] == 'fresh'
+    at = row['task'] == 'deep' and row['phase'] == 'fresh'
     if at and row['slice'] == 'all' and row['accuracy'] is not None:
       points = curves.setdefault(row['model'], {})
       points.setdefault(row['step'], []).append(row['accuracy'])
-  for arm in view.arms('mqar'):
+  for arm in view.arms('deep'):
     if arm == 'full':
       continue
     steps = sorted(set(curves[arm]) & set(curves['full']))
     gap = [np.mean(curves['full'][s]) - np.mean(curves[arm][s]) for s in steps]
     axes.plot(steps, gap, **look(arm) | {'marker': ''})
   axes.axhline(0, color='0.5', linewidth=0.8)
-  axes.set(xlabel='training steps', ylabel='accuracy behind full (MQAR)')
+  axes.set(
+    xlabel='training steps',
+    ylabel=f'accuracy behind full (MQAR, {view.cfg.deep} layers)',
+  )
 
 
 def gates(axes, view):
   """Recall when the learned log-decay is scaled after training."""
-  for arm in view.arms('mqar'):
+  for arm in view.arms('deep'):
     found = {}
     for row in view.rows:
-      same = (row['task'], row['model']) == ('mqar', arm)
+      same = (row['task'], row['model']) == ('deep', arm)
       if same and row['phase'] == 'decay' and row['accuracy'] is not None:
         found.setdefault(row['scale'], []).append(row['accuracy'])
     if found:
@@ -164,7 +167,7 @@ def gates(axes, view):
       axes.plot(xs, [np.mean(found[x]) for x in xs], **look(arm))
   axes.set(
     xlabel='factor of the learned log-decay, after training',
-    ylabel='accuracy on MQAR',
+    ylabel=f'accuracy on MQAR, {view.cfg.deep} layers',
   )
 
 
@@ -188,8 +191,8 @@ ALL = {
   'memory': ('Recall against memory', memory, ('mqar', 'full')),
   'recency': ('What is forgotten first', recency, ('mqar', 'full')),
   'ratio': ('How many attention layers', ratios, ('deep', 'full')),
-  'budget': ('Gap to full against training', budget, ('mqar', 'full')),
-  'gates': ('How much hangs on the learned decay', gates, ('mqar', 'gdn')),
+  'budget': ('Gap to full against training', budget, ('deep', 'full')),
+  'gates': ('How much hangs on the learned decay', gates, ('deep', 'gdn')),
   'document': ('Exact quote and gist', document, ('quote', 'full')),
 }
 
