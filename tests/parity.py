@@ -8,7 +8,6 @@ float64: ours, and the reference's own in float32. A few minutes on a CPU.
 
 import dataclasses
 import functools
-import os
 import pathlib
 import re
 import shutil
@@ -182,6 +181,7 @@ def distances(name):
 
 
 def main():
+  jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_disable_most_optimizations', True)
   show = functools.partial(print, flush=True)
   show('largest distance from the reference in float64')
@@ -192,5 +192,4 @@ def main():
 
 
 if __name__ == '__main__':
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   sys.exit(main())

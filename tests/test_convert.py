@@ -100,6 +100,9 @@ def test_float8_goes_there_and_back_with_its_scales(float8, tmp_path):
     read_json(at / 'config.json') for at in (tmp_path / 'back', float8)
   )
   assert found == config and 'quantization_config' in config
+  record = convert.read_record(tmp_path / 'orbax')
+  kinds = {kind for _, kind, _ in record['tensors'].values()}
+  assert kinds == {'bfloat16', 'float32'}  # of a model trained further
   _, params = hf.load(float8)
   _, again = hf.load(tmp_path / 'orbax')
   jax.tree.map(np.testing.assert_array_equal, again, params)

@@ -163,7 +163,7 @@ class Converted(files.Tensors):
   def __init__(self, folder):
     self.record = read_record(folder)
     self.path = pathlib.Path(folder)
-    self._tensors = self.record['tensors']
+    self._tensors = self.record['tensors'] | self.record['float8']
     self.names = {name: found[0] for name, found in self._tensors.items()}
     self.family = families.named(self.record['family'])
     cfg = self.family.read(keys.Keys(self.record['config'], RECORD))
@@ -209,20 +209,28 @@ class Converted(files.Tensors):
 
 
 def _record(family, source, folder, entries):
-  names = []
-  for entry in entries:
-    scale = folder.scale_of(entry.name)
-    names += [entry.name, scale] if scale else [entry.name]
+  """`tensors` are as a folder without float8 has them, which is what a model
+  trained further is written as; `float8` the tensors and scales that differ.
+  """
   config = json.loads((pathlib.Path(source) / 'config.json').read_text())
+  found = lambda name: [
+    folder.names[name],
+    folder.dtype(name).name,
+    folder.shape(name),
+  ]
+  tensors, float8 = {}, {}
+  for name in (entry.name for entry in entries):
+    tensors[name] = found(name)
+    if scale := folder.scale_of(name):
+      float8 |= {name: found(name), scale: found(scale)}
+      tensors[name][1] = 'bfloat16'
   return {
     'format': FORMAT,
     'family': family.name,
     'source': str(source),
     'config': config,
-    'tensors': {
-      name: [folder.names[name], folder.dtype(name).name, folder.shape(name)]
-      for name in names
-    },
+    'tensors': tensors,
+    'float8': float8,
   }
 
 
