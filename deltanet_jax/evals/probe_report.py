@@ -1,0 +1,93 @@
+"""The findings of the probes, as a table, as JSON and as plots."""
+
+import json
+import math
+
+
+def text(found):
+  """A table for every probe and quantity: rules down, sizes across."""
+  lines = []
+  for probe, what in _distinct((f.probe, f.what) for f in found):
+    rows = [f for f in found if (f.probe, f.what) == (probe, what)]
+    sizes = _distinct(f.at for f in rows)
+    width = max(len(f.rule) for f in rows) + 2
+    lines += ['', f'{probe}: {what}']
+    if len(sizes) > 1:
+      lines.append(f'  {"":{width}}' + ''.join(f'{n:>10}' for n in sizes))
+    for rule in _distinct(f.rule for f in rows):
+      values = {f.at: f.value for f in rows if f.rule == rule}
+      cells = ''.join(f'{_show(values[n])}' for n in sizes if n in values)
+      lines.append(f'  {rule:{width}}{cells}')
+  return '\n'.join(lines[1:])
+
+
+def _show(value):
+  if value == int(value):
+    return f'{int(value):>10,}'
+  return f'{value:>10.3f}' if value >= 1e-3 else f'{value:>10.1e}'
+
+
+def _distinct(values):
+  return list(dict.fromkeys(values))
+
+
+def as_json(found, where):
+  """One record a finding; `where`: the form, versions and device."""
+  records = [
+    f._asdict() | {'at': int(f.at), 'value': _finite(f.value)} for f in found
+  ]
+  return json.dumps({**where, 'findings': records}, indent=1) + '\n'
+
+
+def _finite(value):
+  return float(value) if math.isfinite(value) else None
+
+
+def plot(found, path):
+  """Capacity, recency under overload and overwriting, side by side."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(
+    1, 3, figsize=(13, 4), sharey=True, layout='constrained'
+  )
+  capacity, recency, again = axes
+  colour = {
+    rule: f'C{i}' for i, rule in enumerate(_distinct(
+      f.rule for f in found if f.probe in ('overload', 'rebinding')
+    ))
+  }  # fmt: skip
+  _lines(capacity, found, 'overload', 'accuracy', colour, 'o-')
+  _lines(recency, found, 'overload', 'first quarter', colour, 'o--')
+  _lines(recency, found, 'overload', 'last quarter', colour, 'o-')
+  _lines(again, found, 'rebinding', 'accuracy', colour, 'o-')
+  for ax, title, label in (
+    (capacity, 'pairs written once', 'pairs, 16 wide'),
+    (recency, 'last quarter (solid), first (dashed)', 'pairs, 16 wide'),
+    (again, '4 keys, each given m values', 'm'),
+  ):
+    ax.set(title=title, xlabel=label, xscale='log', ylim=(-0.03, 1.03))
+    ticks = sorted({int(x) for line in ax.lines for x in line.get_xdata()})
+    ax.set_xticks(ticks, [str(n) for n in ticks])
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    ax.spines[['top', 'right']].set_visible(False)
+  capacity.set_ylabel('share right')
+  handles = [h for h in again.lines if h.get_label() in colour]
+  figure.legend(handles=handles, loc='outside right upper', frameon=False)
+  figure.savefig(path, dpi=130)
+  pyplot.close(figure)
+
+
+def _lines(axes, found, probe, what, colour, style):
+  for rule in colour:
+    points = [
+      (f.at, f.value)
+      for f in found
+      if (f.probe, f.what, f.rule) == (probe, what, rule)
+    ]
+    if points:
+      axes.plot(*zip(*points, strict=True), style, ms=4, color=colour[rule],
+                label=rule)  # fmt: skip
