@@ -35,10 +35,9 @@ def measure(name, cfg, settings):
   so is what is compared with it.
   """
   parameters, width = calc.parameters(cfg), BITS[settings.dtype] // 8
-  kinds = collections.Counter(calc.kind(layer.mixer) for layer in cfg.layers)
   record = {
     'name': name,
-    'layers': dict(kinds),
+    'layers': kinds(cfg),
     'd_model': cfg.d_model,
     'parameters': parameters,
     'active_parameters': calc.active_parameters(cfg),
@@ -125,11 +124,19 @@ def size(n):
   power = min(4, max(0, (max(n, 1).bit_length() - 1) // 10))
   if not power:
     return f'{n} B'
-  return f'{n / 1024**power:.1f} {("KiB", "MiB", "GiB", "TiB")[power - 1]}'
+  unit = 1024**power
+  tenths = (20 * n + unit) // (2 * unit)  # half up, as the page rounds
+  return f'{tenths / 10:.1f} {("KiB", "MiB", "GiB", "TiB")[power - 1]}'
 
 
-def pattern(record):
-  return ' + '.join(f'{n} {kind}' for kind, n in record['layers'].items())
+def kinds(cfg):
+  """{'GatedDeltaNet': 36, 'Attention': 12}"""
+  return dict(collections.Counter(calc.kind(x.mixer) for x in cfg.layers))
+
+
+def pattern(layers):
+  """'36 GatedDeltaNet + 12 Attention' of what `kinds` returns."""
+  return ' + '.join(f'{n} {kind}' for kind, n in layers.items())
 
 
 def verdict(record):
@@ -156,7 +163,7 @@ def _model(record, settings):
   if record['active_parameters'] != record['parameters']:
     active = f', {record["active_parameters"]:,} of them work on a token'
   lines = [
-    f'{record["name"]}: {pattern(record)}',
+    f'{record["name"]}: {pattern(record["layers"])}',
     f'  {record["parameters"]:,} parameters{active}',
     f'  {size(record["weight_bytes"])} of weights in {settings.dtype}',
     '',

@@ -87,9 +87,7 @@ def _show_cache(experiment):
   print('\nCache of one sequence in bfloat16, MiB')
   print(f'  {"tokens":16}' + ''.join(f'{n:>12,}' for n in CONTEXTS))
   for name, model in models:
-    sizes = [
-      sum(calc.cache_bytes(model, n, 1, 'bfloat16').values()) for n in CONTEXTS
-    ]
+    sizes = [calc.total_bytes(model, n, 1, 'bfloat16') for n in CONTEXTS]
     print(f'  {name:16}' + ''.join(f'{s / 2**20:12.2f}' for s in sizes))
 
 

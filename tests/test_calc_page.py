@@ -336,6 +336,26 @@ def test_a_press_on_the_chart_sets_the_context(tab, url):
 
 
 @with_browser
+def test_command_and_link_are_copied(tab, url):
+  tab.open(f'{url}#preset=minimax_m1&batch=2')
+  put = 'navigator.clipboard.writeText = async text => {{ {} }}'
+  press = lambda name: tab.run(f'document.getElementById("{name}").click()')
+  said = lambda: tab.run('document.getElementById("copied").textContent')
+  tab.run(put.format('window.put = text'))
+  press('copy')
+  assert tab.run('window.put') == tab.run(
+    'document.getElementById("command").value'
+  )
+  press('link')
+  assert tab.run('window.put') == f'{url}#preset=minimax_m1&batch=2'
+  assert said() == 'Copied'
+  tab.run(put.format('throw 1'))
+  press('copy')
+  assert said() == 'Not allowed here: the command is selected'
+  assert tab.run('getSelection().toString()').startswith('python -m launch')
+
+
+@with_browser
 @pytest.mark.parametrize('width', [360, 390, 768, 1280])
 def test_it_fits_every_window_in_both_themes(tab, url, width):
   papers = []

@@ -98,7 +98,7 @@ def test_the_command_prints_and_writes_what_calc_says(tmp_path):
   for i, n in enumerate((512, 4096)):
     size = calc.total_bytes(cfg, n, 3, 'bfloat16')
     assert record['cache']['total']['at'][i] == size
-    assert f'{size / 2**20:.1f} MiB' in done.stdout
+    assert calc_report.size(size) in done.stdout
   assert f'{record["break_even"]:,} tokens on' in done.stdout
 
 
@@ -145,6 +145,7 @@ def test_text_and_json_hold_every_model(records):
 def test_sizes_are_said_in_binary_units():
   for n, said in (
     (0, '0 B'), (1023, '1023 B'), (1024, '1.0 KiB'), (77_266_992, '73.7 MiB'),
+    (103_022_592, '98.3 MiB'),
     (2**50, '1024.0 TiB'),
   ):  # fmt: skip
     assert calc_report.size(n) == said

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deltanet_jax import calc, config, sharding
+from deltanet_jax import calc, calc_args, config, presets_table, sharding
 from deltanet_jax.model import HybridLM, init_cache
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
@@ -57,3 +57,24 @@ def test_preset_survives_json_and_fits_its_mesh(path):
   assert config.from_json(config.to_json(experiment)) == experiment
   mesh = sharding.make_mesh(experiment.mesh)
   sharding.param_shardings(HybridLM(experiment.model), mesh)
+
+
+@pytest.mark.parametrize('name', ['quickstart', 'hybrid_kda', 'small_window'])
+def test_the_table_of_presets_has_a_presets_row(name):
+  lines = (calc_args.CONFIGS / 'README.md').read_text().splitlines()
+  assert presets_table.row(name) in lines
+
+
+@pytest.mark.slow
+def test_the_table_of_presets_is_up_to_date():
+  rows = [presets_table.row(name) for name in calc_args.presets()]
+  table = (calc_args.CONFIGS / 'README.md').read_text()
+  assert table == presets_table.text(rows)  # python -m launch.presets
+
+
+def test_the_table_counts_a_window_as_constant():
+  row = presets_table.row('small_window')
+  layer = calc_args.preset('small_window').layers[0].mixer
+  kept = 2 * 2 * layer.kv_heads * layer.head_dim * layer.window
+  layers = len(calc_args.preset('small_window').layers)
+  assert row.endswith(f'| 0 | {layers * kept / 2**20:.1f} |')

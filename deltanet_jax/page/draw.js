@@ -286,8 +286,13 @@ function choose() {
       view = {...fresh(view.preset), context, batch, dtype, state};
     }),
   );
-  $('copy').addEventListener('click', () => copy($('command').value));
-  $('link').addEventListener('click', () => copy(location.href));
+  $('copy').addEventListener('click', () => {
+    $('command').select();
+    copy($('command').value, 'the command is selected');
+  });
+  $('link').addEventListener('click', () =>
+    copy(location.href, 'the address bar has it'),
+  );
   for (const form of document.forms)
     form.addEventListener('submit', event => event.preventDefault());
   $('chart').addEventListener('click', point);
@@ -309,13 +314,12 @@ function point(event) {
   });
 }
 
-async function copy(text) {
+async function copy(text, otherwise) {
   try {
     await navigator.clipboard.writeText(text);
     $('copied').textContent = 'Copied';
   } catch {
-    $('command').select();
-    $('copied').textContent = 'Not allowed here: copy it by hand';
+    $('copied').textContent = `Not allowed here: ${otherwise}`;
   }
 }
 
