@@ -4,6 +4,7 @@ so that a mistake is answered before jax is imported.
 Every failure is a ConfigError of one line.
 """
 
+import ast
 import dataclasses
 import difflib
 import pathlib
@@ -24,8 +25,18 @@ KINDS = {
 
 
 def presets():
-  """The names of configs/, sorted."""
-  return sorted(path.stem for path in CONFIGS.glob('*.py'))
+  """The names of configs/ that make a model of their own, sorted."""
+  return sorted(p.stem for p in CONFIGS.glob('*.py') if _own(p.read_text()))
+
+
+def _own(source):
+  """Whether get_config() takes no released model."""
+  return any(
+    isinstance(node, ast.FunctionDef)
+    and node.name == 'get_config'
+    and not node.args.args
+    for node in ast.parse(source).body
+  )
 
 
 def preset(name):
@@ -35,6 +46,12 @@ def preset(name):
   if name not in presets():
     raise ConfigError(f'no preset {name!r}{_nearest(name, presets())}')
   return config.load(CONFIGS / f'{name}.py').model
+
+
+def about(name):
+  """The first line of a preset's docstring."""
+  tree = ast.parse((CONFIGS / f'{name}.py').read_text())
+  return ast.get_docstring(tree).split('\n')[0]
 
 
 def contexts(texts):

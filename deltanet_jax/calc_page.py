@@ -6,7 +6,6 @@ configuration, to the batch or to the context by giving those distinct values
 and looking at the shapes.
 """
 
-import ast
 import dataclasses
 import itertools
 import json
@@ -80,8 +79,8 @@ def presets():
   """Every model of configs/ that the page can show, hybrids first: one kind of
   attention without a window, at most one kind of recurrent layer."""
   found = {}
-  for path in sorted(calc_args.CONFIGS.glob('*.py')):
-    cfg = calc_args.preset(path.stem)
+  for name in calc_args.presets():
+    cfg = calc_args.preset(name)
     mixers = dict.fromkeys(layer.mixer for layer in cfg.layers)
     attention = calc.first(cfg, recurrent=False)
     recurrent = calc.first(cfg, recurrent=True)
@@ -89,9 +88,8 @@ def presets():
     if attention is None or set(mixers) - known or _window(attention):
       continue
     attends = sum(layer.mixer == attention for layer in cfg.layers)
-    doc = ast.get_docstring(ast.parse(path.read_text()))
-    found[path.stem] = {
-      'about': doc.split('\n')[0],
+    found[name] = {
+      'about': calc_args.about(name),
       'layers': len(cfg.layers),
       'ratio': _lowest(len(cfg.layers) - attends, attends),
       'attention': describe(attention),

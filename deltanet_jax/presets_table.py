@@ -1,7 +1,5 @@
 """The table of configs/README.md: every preset's size, from its shapes."""
 
-import ast
-
 from deltanet_jax import calc, calc_args, calc_report
 
 LONG = 2**24  # tokens; no window is as long
@@ -28,15 +26,12 @@ def text(rows):
 def row(name):
   """The line of a file of configs/."""
   cfg = calc_args.preset(name)
-  doc = ast.get_docstring(
-    ast.parse((calc_args.CONFIGS / f'{name}.py').read_text())
-  )
   parameters, active = calc.parameters(cfg), calc.active_parameters(cfg)
   used = '' if active == parameters else f', a token {active:,}'
   size, more = (_without_positions(cfg, n) for n in (LONG, LONG + 1))
   constant = (size - LONG * (more - size)) / 2**20
   kinds = calc_report.pattern(calc_report.kinds(cfg))
-  about = doc.split('\n')[0].rstrip('.').replace('|', '/')
+  about = calc_args.about(name).rstrip('.')
   return (
     f'| `{name}` | {about} | {kinds} | {parameters:,}{used} |'
     f' {more - size:,} | {constant:.1f} |'

@@ -66,6 +66,11 @@ def test_bad_input_is_one_line_before_jax(flags, words):
     assert word in done.stderr
 
 
+def test_presets_make_a_model_of_their_own():
+  assert 'finetune' not in calc_args.presets()
+  assert {'hybrid_gdn', 'qwen3_8b'} <= set(calc_args.presets())
+
+
 def test_what_a_model_lacks_is_named():
   cfg = calc_args.preset('small_attention')
   with pytest.raises(ConfigError, match='no such layer to change'):
