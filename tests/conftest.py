@@ -10,12 +10,6 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
-def pytest_configure(config):
-  config.addinivalue_line(
-    'markers', 'oracle: runs the reference classes; needs torch, transformers'
-  )
-
-
 @pytest.fixture
 def quick_compile():
   """For tests whose time is XLA's: many programs, each run once."""
