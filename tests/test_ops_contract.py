@@ -224,6 +224,8 @@ def test_what_does_not_fit_is_one_clear_error():
   args, _ = split_arguments(inputs)
   with pytest.raises(ValueError, match=r'chunk is 48; give 16, 32, 64'):
     delta_rule.chunked(*args, state=state, chunk=48)
+  with pytest.raises(ValueError, match=r'chunk is 48; give 16, 32, 64'):
+    kda.chunked(**draw('gdn2', 20)[1], chunk=48)
   q, k, v, beta, g = args
   with pytest.raises(ValueError, match='3 value heads are no multiple of 2'):
     delta_rule.recurrent(q, k, v[:, :, :3], beta[:, :, :3], g[:, :, :3])

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops import scan
-from deltanet_jax.ops.scan import BLOCK, F32, matmul, repeat_heads
+from deltanet_jax.ops.scan import F32, matmul, repeat_heads
 
 
 def step(q, k, v, beta, g, erase, state):
@@ -76,7 +76,7 @@ def chunked(
   """lax.scan over chunks, all else in parallel over `group` chunks at once."""
   state = _start(q, k, v, beta, g, erase, state, segment_ids)
   o, state = scan.chunked(
-    scan.Rule(_forward),
+    scan.Rule(_forward, _backward),
     (q, k, v, beta, g, erase),
     state,
     segment_ids,
@@ -112,7 +112,7 @@ class _Chunk(NamedTuple):
 
   read_q, read_a: q and b * k, decayed from the entry state; write_k: k,
   decayed to the exit state; carry [M,B,H,K]; scores [..,C,C]: q_i'k_j, decayed
-  between; inverse: (I + lower (b k)_i'k_j, decayed)^-1; raw: w * v.
+  between; links: (b k)_i'k_j, decayed, below the diagonal; raw: w * v.
   """
 
   read_q: jax.Array
@@ -120,29 +120,24 @@ class _Chunk(NamedTuple):
   write_k: jax.Array
   carry: jax.Array
   scores: jax.Array
-  inverse: jax.Array
+  links: jax.Array
   raw: jax.Array
+
+  def low(self, x):
+    """x as a matmul operand."""
+    return x.astype(self.read_q.dtype)
 
 
 def _within(q, k, v, beta, g, erase, masks):
   G = v.shape[2] // q.shape[2]
   dtype = q.dtype
-  q, k = (repeat_heads(x, G).astype(F32) for x in (q, k))
+  scan.check_chunk(g.shape[3])
+  q, k = (repeat_heads(x.astype(F32), G) for x in (q, k))
   raw, a = _gates(k, v, beta, erase)
-  C = g.shape[-2]
-  blocks = (*g.shape[:-2], C // BLOCK, BLOCK, g.shape[-1])
-  g = g.astype(F32).reshape(blocks)  # [M,B,H,N,16,K]
-  lower, strict = _triangles(BLOCK)
-  from_start = matmul('is,...nsk->...nik', lower, g)
-  to_end = matmul('js,...nsk->...njk', strict.T, g)
-  total = from_start[..., -1, :]
-  before = matmul('nm,...mk->...nk', _triangles(C // BLOCK)[1], total)
-  after = matmul('nm,...mk->...nk', _triangles(C // BLOCK)[1].T, total)
-  flat = lambda x: x.reshape(*x.shape[:-3], C, x.shape[-1])
-  read = flat(jnp.exp(before[..., None, :] + from_start))
-  write = flat(jnp.exp(to_end + after[..., None, :]))
+  levels, from_entry, to_exit = _spans(g.astype(F32))
+  read, write = jnp.exp(from_entry), jnp.exp(to_exit)
   carry = read[..., -1, :]
-  scores, links = _scores(q, a, k, g, from_start, to_end, total, dtype)
+  scores, links = _scores(q, a, k, levels, dtype)
   if masks.pair is not None:
     scores = jnp.where(masks.pair, scores, 0)
     links = jnp.where(masks.pair, links, 0)
@@ -155,60 +150,75 @@ def _within(q, k, v, beta, g, erase, masks):
     write_k=(write * k).astype(dtype),
     carry=carry,
     scores=scores.astype(dtype),
-    inverse=scan.unit_lower_inverse(links).astype(dtype),
+    links=links,
     raw=raw,
   )
 
 
-def _triangles(size):
-  """Lower triangle of ones, with and without its diagonal."""
-  lower = scan.triangle(size)
-  return lower, lower - jnp.eye(size)
+def _halves(x, size):
+  """[M,B,H,C,...] as runs of 2 * size tokens: first and second halves."""
+  x = x.reshape(*x.shape[:3], -1, 2, size, *x.shape[4:])
+  return x[:, :, :, :, 0], x[:, :, :, :, 1]
 
 
-def _scores(q, a, k, g, from_start, to_end, total, dtype):
+def _spans(g):
+  """Sums of g [M,B,H,C,K], only by addition of what each spans.
+
+  For runs of size 1, 2, 4, .., C/2: (start of its run to token, the token
+  included) in the second of two neighbours and (after token to end of its run)
+  in the first, [M,B,H,C/(2 size),size,K]. Then both for the chunk.
+  """
+  C = g.shape[3]
+  join = lambda *x: jnp.stack(x, 4).reshape(g.shape)
+  from_start, to_end = g, jnp.zeros_like(g)
+  levels = []
+  size = 1
+  while size < C:
+    (start_1, start_2), (end_1, end_2) = (
+      _halves(x, size) for x in (from_start, to_end)
+    )
+    levels.append((start_2, end_1))
+    total_1, total_2 = (x[..., -1:, :] for x in (start_1, start_2))
+    from_start = join(start_1, total_1 + start_2)
+    to_end = join(end_1 + total_2, end_2)
+    size *= 2
+  return levels, from_start, to_end
+
+
+def _scores(q, a, k, levels, dtype):
   """sum_c x_ic k_jc e^{g_{j+1,c} + .. + g_{i,c}} for x = q (j <= i) and a
   (j < i): two arrays [...,C,C].
 
-  The decay differs by channel, so it cannot multiply a finished product. Rows
-  go in blocks of 16. Keys of earlier blocks are decayed to the start of the
-  row block and rows from there on: no exponent is ever above 0, whatever g,
-  where exp(g_i) exp(-g_j) would overflow. Inside a block the decay of every
-  pair is formed, each exponent the plain sum of the g it spans.
+  The decay differs by channel, so it cannot multiply a finished product. But
+  two neighbouring runs of tokens have a place between them: rows of the second
+  are decayed from there on, keys of the first up to there, and one product
+  gives all pairs across. No exponent is ever above 0, whatever g, where
+  exp(g_i) exp(-g_j) would overflow. Runs double until they fill the chunk.
   """
-  N = g.shape[-3]
-  split = lambda x: x.reshape(g.shape)
-  rows = jnp.stack([split(q), split(a)], -3)  # [M,B,H,N,2,16,K]
-  k = split(k)
-  lower, strict = _triangles(BLOCK)
-  span = matmul('is,...sjk->...ijk', lower, strict[..., None] * g[..., None, :])
-  seen = jnp.where(lower[..., None] > 0, jnp.exp(span), 0) * k[..., None, :, :]
-  diagonal = jnp.einsum(
-    '...xik,...ijk->...xij', rows, seen, precision='highest'
-  )
+  C = q.shape[3]
   low = lambda x: x.astype(dtype)
-  bands = []
-  for n in range(N):
-    band = [diagonal[..., n, :, :, :]]
-    if n:
-      gap = matmul('jm,...mk->...jk', _triangles(n)[1].T, total[..., :n, :])
-      keys = jnp.exp(to_end[..., :n, :, :] + gap[..., None, :])
-      keys = low(keys * k[..., :n, :, :])
-      keys = keys.reshape(*keys.shape[:-3], n * BLOCK, keys.shape[-1])
-      read = jnp.exp(from_start[..., n, None, :, :]) * rows[..., n, :, :, :]
-      band.insert(0, matmul('...xik,...jk->...xij', low(read), keys))
-    if n < N - 1:
-      band.append(jnp.zeros((*band[0].shape[:-1], (N - n - 1) * BLOCK)))
-    bands.append(jnp.concatenate(band, -1))
-  both = jnp.concatenate(bands, -2)  # [M,B,H,2,C,C]
-  return both[..., 0, :, :], jnp.tril(both[..., 1, :, :], -1)
+  same = jnp.sum(q * k, -1)
+  # [M,B,H,runs,size,2,size]
+  both = jnp.stack([same, jnp.zeros_like(same)], -1)[..., None, :, None]
+  for n, (start, end) in enumerate(levels):
+    size = 2**n
+    row = jnp.stack([_halves(x, size)[1] * jnp.exp(start) for x in (q, a)], 5)
+    key = _halves(k, size)[0] * jnp.exp(end)
+    row = row.reshape(*key.shape[:4], 2 * size, -1)
+    corner = matmul('...rk,...jk->...rj', low(row), low(key))
+    corner = corner.reshape(*key.shape[:5], 2, size)
+    first, second = both[:, :, :, ::2], both[:, :, :, 1::2]
+    top = jnp.concatenate([first, jnp.zeros_like(corner)], -1)
+    both = jnp.concatenate([top, jnp.concatenate([corner, second], -1)], 4)
+  both = both.reshape(*q.shape[:4], 2, C)
+  return both[..., 0, :], both[..., 1, :]
 
 
 def _forward_associative(inputs, masks, state):
   c = _within(*inputs, masks)
-  low = lambda x: x.astype(c.read_q.dtype)
-  erase = matmul('...ts,...sk->...tk', c.inverse, c.read_a)
-  fresh = matmul('...ts,...sv->...tv', c.inverse, low(c.raw))
+  low, inverse = c.low, c.low(scan.unit_lower_inverse(c.links))
+  erase = matmul('...ts,...sk->...tk', inverse, c.read_a)
+  fresh = matmul('...ts,...sv->...tv', inverse, low(c.raw))
   onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, low(x))
   entry, last = scan.affine_scan(
     jnp.eye(c.carry.shape[-1]) * c.carry[..., None] - onto_exit(erase),
@@ -220,26 +230,74 @@ def _forward_associative(inputs, masks, state):
   return _read(c, write, entry), last
 
 
-def _forward(inputs, masks, state):
-  c = _within(*inputs, masks)
-  low = lambda x: x.astype(c.read_q.dtype)
+def _states(c, inverse, state):
+  """Entry states [M,...] and writes u of the chunks; the exit state."""
 
-  def body(state, c):
-    known = matmul('bhtk,bhkv->bhtv', c.read_a, low(state))
-    write = matmul('bhts,bhsv->bhtv', c.inverse, low(c.raw - known))
+  def body(state, xs):
+    c, inverse = xs
+    known = matmul('bhtk,bhkv->bhtv', c.read_a, c.low(state))
+    write = matmul('bhts,bhsv->bhtv', inverse, c.low(c.raw - known))
     exit_state = c.carry[..., None] * state + matmul(
-      'bhtk,bhtv->bhkv', c.write_k, low(write)
+      'bhtk,bhtv->bhkv', c.write_k, c.low(write)
     )
     return exit_state, (state, write)
 
-  last, (entry, write) = jax.lax.scan(body, state, c)
-  return _read(c, write, entry), last
+  last, (entry, write) = jax.lax.scan(body, state, (c, inverse))
+  return entry, write, last
 
 
 def _read(c, write, entry):
-  low = lambda x: x.astype(c.read_q.dtype)
-  o = matmul('...tk,...kv->...tv', c.read_q, low(entry))
-  return o + matmul('...ts,...sv->...tv', c.scores, low(write))
+  o = matmul('...tk,...kv->...tv', c.read_q, c.low(entry))
+  return o + matmul('...ts,...sv->...tv', c.scores, c.low(write))
+
+
+def _forward(inputs, masks, state):
+  c = _within(*inputs, masks)
+  inverse = c.low(scan.unit_lower_inverse(c.links))
+  entry, write, last = _states(c, inverse, state)
+  return _read(c, write, entry), last
+
+
+def _backward(inputs, masks, state, d_o, d_state):
+  """Gradients of one group; derived in README.md, sections 4 and 5."""
+  c, pull = jax.vjp(lambda inputs: _within(*inputs, masks), inputs)
+  low, inverse = c.low, c.low(scan.unit_lower_inverse(c.links))
+  entry, write, _ = _states(c, inverse, state)
+  d_o = low(d_o)
+  # o = reach_v raw + reach_q S: what each output sees of the raw writes and
+  # of the entry state once the erasures between are counted
+  reach_v = low(matmul('...ts,...sr->...tr', c.scores, inverse))
+  reach_q = c.read_q - matmul('...ts,...sk->...tk', reach_v, c.read_a)
+
+  def body(d_state, xs):
+    c, inverse, from_reads = xs
+    d_exit = matmul('bhtk,bhkv->bhtv', c.write_k, low(d_state))
+    from_exit = matmul('bhts,bhtv->bhsv', inverse, low(d_exit))
+    d_entry = (
+      c.carry[..., None] * d_state
+      + from_reads
+      - matmul('bhtk,bhtv->bhkv', c.read_a, low(from_exit))
+    )
+    return d_entry, (d_state, from_exit)
+
+  from_reads = matmul('...tk,...tv->...kv', low(reach_q), d_o)
+  d_state, (d_exit, from_exit) = jax.lax.scan(
+    body, d_state, (c, inverse, from_reads), reverse=True
+  )
+  # d_rhs: gradient of raw - read_a S, the right-hand side of the solve
+  d_rhs = from_exit + matmul('...ts,...tv->...sv', reach_v, d_o)
+  outer = lambda a, b: matmul('...tv,...sv->...ts', low(a), low(b))
+  onto_k = lambda a, s: matmul('...tv,...kv->...tk', low(a), low(s))
+  d_c = _Chunk(
+    read_q=low(onto_k(d_o, entry)),
+    read_a=low(-onto_k(d_rhs, entry)),
+    write_k=low(onto_k(write, d_exit)),
+    carry=jnp.sum(d_exit * entry, -1),
+    scores=low(outer(d_o, write)),
+    links=-outer(d_rhs, write),
+    raw=d_rhs,
+  )
+  return pull(d_c)[0], d_state
 
 
 FORMS = {

@@ -155,6 +155,13 @@ def decay_of(g, masks, shape):
 # ---------------------------------------------------------------- inverse
 
 
+def check_chunk(C):
+  """ValueError unless C tokens can be halved down to blocks of 16."""
+  blocks = C // BLOCK
+  if blocks * BLOCK != C or blocks & (blocks - 1):
+    raise ValueError(f'chunk is {C}; give 16, 32, 64, 128 or another 16 * 2^n')
+
+
 @jax.custom_vjp
 def unit_lower_inverse(a):
   """(I + a)^-1 for strictly lower triangular a [...,C,C], C = 16 * 2^n.
@@ -165,9 +172,8 @@ def unit_lower_inverse(a):
   where keys resemble each other, and cancel.
   """
   C = a.shape[-1]
+  check_chunk(C)
   blocks = C // BLOCK
-  if blocks * BLOCK != C or blocks & (blocks - 1):
-    raise ValueError(f'chunk is {C}; give 16, 32, 64, 128 or another 16 * 2^n')
   tiles = a.reshape(*a.shape[:-2], blocks, BLOCK, blocks, BLOCK)
   inverse = _substitute(
     jnp.stack([tiles[..., n, :, n, :] for n in range(blocks)], -3)
