@@ -95,3 +95,25 @@ def _shown(rows, size, stream):
     else:
       stream.write(('\r' if live else '') + text.ljust(70 * live) + '\n')
     stream.flush()
+
+
+def make_token_nats(cfg, dtype):
+  """The function (params, batch) -> nats of every target, [B,T] float32.
+
+  cfg: ModelConfig   batch: dict of [B,T] tokens, targets, positions and
+  segment_ids. The logits of the whole batch are held at once. Padding has
+  nats too; its segment is 0.
+  """
+  model = HybridLM(cfg, dtype)
+
+  def token_nats(params, batch):
+    logits, _ = model.apply(
+      {'params': params},
+      batch['tokens'],
+      positions=batch['positions'],
+      segment_ids=batch['segment_ids'],
+    )
+    picked = jnp.take_along_axis(logits, batch['targets'][..., None], -1)
+    return jax.nn.logsumexp(logits, -1) - picked[..., 0]
+
+  return token_nats

@@ -1,0 +1,191 @@
+"""What does a token cost that stood in the document before, and a new one?
+
+A token is repeated, at n, if the n tokens that end with it stood earlier in
+the same document. A model that can look back gets the long repeats almost for
+nothing; one with a state of fixed size forgets them with distance, though its
+loss over all tokens may be the same (arXiv:2312.04927).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+RESAMPLES = 2000
+POWERS = tuple(4**i for i in range(1, 11))
+
+
+class Share(NamedTuple):
+  """The tokens of one kind. n: length of what is repeated; near, far: the
+  distance to its latest earlier place is in [near, far); None and None: new
+  tokens; 1 and None: all repeated ones. low and high hold the mean with 95%
+  confidence, None where fewer than two documents have such a token.
+  """
+
+  n: int
+  near: int | None
+  far: int | None
+  tokens: int
+  documents: int
+  nats: float  # mean, per token
+  low: float | None
+  high: float | None
+
+  @property
+  def bits(self):
+    """Bits per token; per byte if tokens are bytes."""
+    return self.nats / math.log(2)
+
+
+def earlier(tokens, segment_ids, n):
+  """int64 [B,T]: how far back the n tokens that end here last stood, or 0.
+
+  tokens, segment_ids [B,T]: only a run of one number other than 0 in a row of
+  segment_ids is searched; 0 is padding. Exact: no hashes, n-grams are sorted.
+
+  Raises:
+    ValueError: n below 1, or shapes that differ.
+  """
+  tokens, segment_ids = np.asarray(tokens), np.asarray(segment_ids)
+  if n < 1:
+    raise ValueError(f'n is {n}; give 1 token or more')
+  if tokens.shape != segment_ids.shape or tokens.ndim != 2:
+    raise ValueError(
+      f'tokens are {tokens.shape} and segment_ids {segment_ids.shape}; give'
+      ' two of one shape [B,T]'
+    )
+  document, start = _documents(segment_ids)
+  where = np.arange(document.size)
+  grams = _grams(tokens.reshape(-1), n)
+  whole = (where - start + 1 >= n) & (segment_ids.reshape(-1) != 0)
+  at = where[whole]
+  # by document, n-gram and place: equal ones are neighbours, earlier first
+  order = at[np.lexsort((at, grams[at], document[at]))]
+  after, before = order[1:], order[:-1]
+  same = (grams[after] == grams[before]) & (document[after] == document[before])
+  distance = np.zeros(document.size, np.int64)
+  distance[after[same]] = (after - before)[same]
+  return distance.reshape(tokens.shape)
+
+
+def table(tokens, nats, segment_ids, *, lengths=(4, 16), edges=POWERS, seed=0):
+  """`Share`s at every n of `lengths`: new tokens, repeated ones, and these by
+  distance: [1, edges[0]), [edges[0], edges[1]), ...; only those that occur.
+
+  tokens [B,T]: the tokens that were predicted (targets), nats [B,T]: what each
+  cost, segment_ids [B,T]: as for `earlier`. The intervals resample documents,
+  whose tokens are not independent. For two models give the difference of their
+  nats: that pairs them document by document.
+
+  The first n - 1 tokens of a document are new. A document cut in two by the
+  end of a row is two: no model here sees past its row.
+
+  Raises:
+    ValueError: shapes that differ, or nats that are not finite.
+  """
+  nats = np.asarray(nats, np.float64)
+  segments = np.asarray(segment_ids)
+  if nats.shape != segments.shape:
+    raise ValueError(
+      f'nats are {nats.shape} and segment_ids {segments.shape}; give one shape'
+    )
+  real = segments != 0
+  if not np.isfinite(nats[real]).all():
+    raise ValueError('nats are not all finite')
+  document = _documents(segments)[0].reshape(nats.shape)
+  shares = []
+  for n in lengths:
+    distance = earlier(tokens, segments, n)
+    bounds = [1, *edges, None] if edges else []  # else as the part above
+    parts = [(None, None, distance == 0), (1, None, distance > 0)]
+    for near, far in zip(bounds[:-1], bounds[1:], strict=True):
+      far_enough = distance >= near
+      parts.append(
+        (
+          near,
+          far,
+          far_enough if far is None else far_enough & (distance < far),
+        )
+      )
+    for near, far, part in parts:
+      part = part & real
+      if part.any():
+        mean = _mean(nats[part], document[part], seed)
+        shares.append(Share(n, near, far, int(part.sum()), *mean))
+  return shares
+
+
+def evaluate(token_nats, params, batches, place, **how):
+  """The `table` of a model on batches as `TextData.heldout_batches` gives
+  them. token_nats: as `perplexity.make_token_nats` makes it, jitted; place:
+  host batch -> device batch; how: arguments of `table`.
+  """
+  tokens, nats, segments = [], [], []
+  for batch in batches:
+    nats.append(jax.device_get(token_nats(params, place(batch))))
+    tokens.append(batch['targets'])
+    segments.append(batch['segment_ids'])
+  join = np.concatenate
+  return table(join(tokens), join(nats), join(segments), **how)
+
+
+def text(shares):
+  """The table to read, in nats per token."""
+  lines = [f'{"n":>3}  {"distance":>18} {"tokens":>10} {"nats":>8}  95%']
+  for s in shares:
+    where = 'new' if s.near is None else f'{s.near:,} to '
+    if s.near is not None:
+      where = (
+        'repeated'
+        if (s.near, s.far) == (1, None)
+        else where + (f'{s.far - 1:,}' if s.far else 'any')
+      )
+    range_ = '-' if s.low is None else f'{s.low:.3f} to {s.high:.3f}'
+    lines.append(
+      f'{s.n:>3}  {where:>18} {s.tokens:>10,} {s.nats:>8.3f}  {range_}'
+    )
+  return '\n'.join(lines)
+
+
+def _documents(segment_ids):
+  """For every place of the rows laid end to end: the number of its document,
+  and where that starts."""
+  changes = np.ones(segment_ids.shape, bool)
+  changes[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+  changes = changes.reshape(-1)
+  document = np.cumsum(changes) - 1
+  return document, np.flatnonzero(changes)[document]
+
+
+def _grams(tokens, n):
+  """int64: equal numbers where the n tokens that end there are equal; those of
+  the first n - 1 places mean nothing.
+
+  Twice as long each time: a 2m-gram is a pair of m-grams.
+  """
+  ids = np.unique(tokens, return_inverse=True)[1].astype(np.int64)
+  length = 1
+  while length < n:
+    step = min(length, n - length)  # the two may overlap
+    before = np.zeros_like(ids)
+    before[step:] = ids[:-step] if step < len(ids) else ids[:0]
+    pairs = before * (ids.max() + 1) + ids  # below len(ids)^2
+    ids = np.unique(pairs, return_inverse=True)[1].astype(np.int64)
+    length += step
+  return ids
+
+
+def _mean(nats, document, seed):
+  """(documents, mean, low, high): percentiles of resampled documents."""
+  which = np.unique(document, return_inverse=True)[1]
+  total, count = np.bincount(which, nats), np.bincount(which)
+  mean, D = nats.sum() / len(nats), len(count)
+  if D < 2:
+    return D, mean, None, None
+  draw, means = np.random.default_rng(seed), []
+  for _ in range(RESAMPLES):
+    picked = draw.integers(0, D, D)
+    means.append(total[picked].sum() / count[picked].sum())
+  low, high = np.percentile(means, [2.5, 97.5])
+  return D, mean, float(low), float(high)
