@@ -59,6 +59,9 @@ def test_a_document_is_not_repeated_from_another():
   assert (repeats.earlier(tokens, one, 4) > 0).sum() == 2 * 5
   assert not repeats.earlier(tokens, two, 4).any()
   assert not repeats.earlier(tokens, 0 * one, 4).any()
+  # documents of one n-gram each, the same one
+  same = np.zeros((1, 8), int)
+  assert not repeats.earlier(same, np.array([[1] * 4 + [2] * 4]), 4).any()
 
 
 def test_the_table_counts_every_token_once_and_means_are_means():
