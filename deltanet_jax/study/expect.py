@@ -82,7 +82,7 @@ def smoke(cfg):
     f'{claim} {n}', one(arm), kind, bound, True
   )
   return [
-    gate('full attention masters', 'full', 'above', 0.97),
+    gate('attention masters', 'full-nope', 'above', 0.97),
     gate('linear does not master', 'linear', 'below', 0.85),
     gate('delta does not master', 'delta', 'below', 0.85),
     gate('delta and attention 1:1 master', 'delta-1:1', 'above', 0.9),

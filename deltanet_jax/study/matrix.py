@@ -12,7 +12,7 @@ from deltanet_jax.study.config import (
 SIZES = {
   # continuous integration: minutes
   'smoke': StudyConfig(
-    steps=400, lrs=(1e-3, 2e-3), seeds=2, items=128
+    steps=400, lrs=(2e-3, 4e-3), seeds=2, items=128
   ),
   'study': StudyConfig(),
   # one H200: the widths and the length of Kimi Linear's figure 4
@@ -28,7 +28,7 @@ SIZES = {
 # (task, arms), in the order of what is to be known first; a line is only
 # begun when those above it are
 ORDER = {
-  'smoke': [('mqar', ('full', 'linear', 'delta', 'delta-1:1'))],
+  'smoke': [('mqar', ('full-nope', 'linear', 'delta', 'delta-1:1'))],
   'study': [
     ('deep', ('full', 'gdn-3:1', 'gdn')),
     ('mqar', ('full', 'linear', 'lightning', 'delta', 'gdn')),

@@ -38,6 +38,9 @@ intervals of a bootstrap over seeds and sequences, paired where models are
 compared; with so few seeds they are no more than a first look at the spread
 between seeds.</p>
 <h2>Verdict</h2>
+<p class="soft">Accuracy at the hardest size of each task less full
+attention's, which stands last: where that is low, the training was too short
+for anyone, and the difference says little.</p>
 @VERDICT@
 <h2>What was expected</h2>
 <p class="soft">An ordering holds or is violated when the whole interval lies on

@@ -26,6 +26,7 @@ class View:
 
   def __init__(self, cfg, rows, arrays):
     self.cfg, self.rows, self.arrays = cfg, rows, arrays
+    self._found = {}
 
   def arms(self, task):
     """In the order of ARMS."""
@@ -34,9 +35,12 @@ class View:
 
   def accuracy(self, task, arm, limits):
     """The Estimate over the questions in limits."""
-    data = self.arrays[task, arm]
-    part = stats.part(1, task, data, stats.choose(data, limits))
-    return stats.estimate([part], self.cfg.draws)
+    key = task, arm, tuple(sorted(limits.items()))
+    if key not in self._found:
+      data = self.arrays[task, arm]
+      part = stats.part(1, task, data, stats.choose(data, limits))
+      self._found[key] = stats.estimate([part], self.cfg.draws)
+    return self._found[key]
 
   def levels(self, task, name):
     """Values of a slice that are asked of."""
@@ -185,15 +189,15 @@ def document(axes, view):
   )
 
 
-# file name -> (title, function, the cell it cannot do without)
+# file name -> (title, function, the task and arm it cannot do without)
 ALL = {
-  'capacity': ('Recall against load', capacity, ('mqar', 'full')),
-  'memory': ('Recall against memory', memory, ('mqar', 'full')),
-  'recency': ('What is forgotten first', recency, ('mqar', 'full')),
+  'capacity': ('Recall against load', capacity, ('mqar', '')),
+  'memory': ('Recall against memory', memory, ('mqar', '')),
+  'recency': ('What is forgotten first', recency, ('mqar', '')),
   'ratio': ('How many attention layers', ratios, ('deep', 'full')),
   'budget': ('Gap to full against training', budget, ('deep', 'full')),
   'gates': ('How much hangs on the learned decay', gates, ('deep', 'gdn')),
-  'document': ('Exact quote and gist', document, ('quote', 'full')),
+  'document': ('Exact quote and gist', document, ('quote', '')),
 }
 
 
@@ -205,7 +209,8 @@ def draw(view, folder):
   matplotlib.use('Agg')
   found = []
   for name, (title, paint, need) in ALL.items():
-    if need not in view.arrays:
+    task, arm = need
+    if not view.arms(task) or arm and arm not in view.arms(task):
       continue
     images = {theme: _render(paint, view, theme) for theme in THEMES}
     for theme, (svg, png) in images.items():
@@ -222,13 +227,16 @@ def _render(paint, view, theme):
   style = {
     'text.color': c['text'], 'axes.labelcolor': c['text'],
     'xtick.color': c['text'], 'ytick.color': c['text'],
-    'axes.edgecolor': c['faint'], 'grid.color': c['faint'],
+    'axes.edgecolor': c['faint'], 'axes.facecolor': 'none',
+    'grid.color': c['faint'],
     'svg.fonttype': 'none', 'font.size': 9, 'svg.hashsalt': 'study',
   }  # fmt: skip
   with pyplot.rc_context(style):
     figure, axes = pyplot.subplots(figsize=(8.2, 4.2), layout='constrained')
     paint(axes, view)
     axes.grid(alpha=0.35)
+    if paint is not budget:
+      axes.set_ylim(-0.02, 1.02)
     axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
       figure.legend(loc='outside right upper', frameon=False, fontsize=8)

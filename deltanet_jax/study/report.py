@@ -67,12 +67,16 @@ def words(cfg, view, findings):
   out = []
   names = {a for _, a in view.arrays if parse_arm(a)[1]}
   for arm in sorted(names, key=ARMS.index):
-    tasks = [
-      t for t, a in view.arrays if a == arm and (t, 'full') in view.arrays
-    ]
+    tasks = [t for t, a in view.arrays if a == arm and _base(view, t)]
     if tasks:
       out.append(_sentence(cfg, view, arm, tasks))
   return out or ['No hybrid ran beside full attention.']
+
+
+def _base(view, task):
+  """The attention that a task's arms are compared with, or None."""
+  names = 'full', 'full-nope'
+  return next((a for a in names if (task, a) in view.arrays), None)
 
 
 def _sentence(cfg, view, arm, tasks):
@@ -80,12 +84,14 @@ def _sentence(cfg, view, arm, tasks):
   for task in tasks:
     limits = expect.hardest(cfg, task)
     parts = []
-    for sign, name in ((1, arm), (-1, 'full')):
+    for sign, name in ((1, arm), (-1, _base(view, task))):
       data = view.arrays[task, name]
       chosen = stats.choose(data, limits)
       parts.append(stats.part(sign, task, data, chosen))
     e = stats.estimate(parts, cfg.draws)
+    base = parts[1].right.sum() / parts[1].asked.sum()
     told = f'{task} {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]'
+    told += f' of {base:.2f}'
     if e.within(expect.MARGIN) == stats.HOLDS:
       equal.append(told)
     elif e.above(0) == stats.HOLDS:

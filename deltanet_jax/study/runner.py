@@ -82,7 +82,8 @@ def run(cfg, cells, folder, jobs, limit=0.0):
 
     try:
       rows, arrays = cells_.run(cfg, cell, make_task(cfg, cell.task), tell)
-    except cells_.Stopped:
+    except (cells_.Stopped, KeyboardInterrupt):
+      stop.set()  # before this thread takes another cell
       raise
     except Exception as error:
       # hours of other cells do not hang on this one
