@@ -1,6 +1,8 @@
 """The study: arms, statistics, files, report."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -298,7 +300,7 @@ def test_hybrid_ends_each_period_with_attention():
 
 
 def test_break_even_is_the_first_context_that_saves():
-  assert report.break_even(lambda n: 1000 - 3 * n) == 334
+  assert report.break_even(lambda n: 999 - 3 * n) == 333
   assert report.break_even(lambda n: -1) == 1
   assert report.break_even(lambda n: 1) is None
 
@@ -361,3 +363,28 @@ def test_members_learn_apart_and_a_score_changes_nothing():
   assert (whole.tokens[0] != whole.tokens[1]).any()
   assert (whole.nats[0] != whole.nats[2]).any()
   assert jax.device_get(whole.correct).shape == (3, cfg.items, task.length)
+
+
+@pytest.mark.parametrize(
+  'flags, words',
+  [
+    ([], ['--workdir']),
+    (['--workdir=x', '--config.d_modle=3'], ["mean 'd_model'"]),
+    (['--workdir=x', '--models=gdn-7:1'], ['8 layers', 'has 4']),
+    (['--workdir=x', '--config.steps=7'], ['steps is 7', 'multiple']),
+    (['--workdir=launch/study.py'], ['is a file']),
+  ],
+)
+def test_bad_command_line_is_refused_before_jax_is_imported(flags, words):
+  code = (
+    'import runpy, sys\nsys.modules["jax"] = None\n'
+    'sys.argv[0] = "launch.study"\n'
+    'runpy.run_module("launch.study", run_name="__main__", alter_sys=True)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code, *flags], capture_output=True, text=True
+  )
+  assert done.returncode == 2, done.stderr
+  assert done.stdout == '' and done.stderr.count('\n') == 1
+  for word in words:
+    assert word in done.stderr
