@@ -5,6 +5,7 @@ jax is imported. A file in `configs/` returns one `Experiment`.
 """
 
 import dataclasses
+import math
 
 from deltanet_jax.mixers.config import DSAConfig, MixerConfig
 
@@ -219,15 +220,21 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis; their product is the number of devices used."""
+  """Devices along each axis; their product is the number of devices used.
 
+  `sharding` says what each axis splits.
+  """
+
+  replica: int = 1  # slices or pods
   data: int = 1
   fsdp: int = 1
+  expert: int = 1
+  seq: int = 1
   tensor: int = 1
 
   def __post_init__(self):
-    for axis in ('data', 'fsdp', 'tensor'):
-      _at_least(f'mesh.{axis}', getattr(self, axis), 1)
+    for field in dataclasses.fields(self):
+      _at_least(f'mesh.{field.name}', getattr(self, field.name), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,15 +246,53 @@ class Experiment:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
-    rows = self.data.batch
-    parts = self.optim.accumulate * self.mesh.data * self.mesh.fsdp
-    if rows % parts:
-      raise ValueError(
-        f'data.batch {rows} does not divide into optim.accumulate'
-        f' {self.optim.accumulate} x mesh.data {self.mesh.data} x mesh.fsdp'
-        f' {self.mesh.fsdp}; make it a multiple of {parts}'
-      )
+    _check_mesh(self)
     _check_objective(self.model, self.train.objective)
+
+
+def _check_mesh(experiment):
+  """Every size that the mesh splits must be a multiple of the devices there.
+
+  Key heads and a vocabulary that are none stay whole on every device.
+  """
+  model, data, mesh = experiment.model, experiment.data, experiment.mesh
+
+  def check(name, size, axes, parts=1):
+    split = {axis: getattr(mesh, axis) for axis in axes}
+    devices = [f'mesh.{axis} {n}' for axis, n in split.items() if n > 1]
+    if parts > 1:
+      devices.insert(0, f'optim.accumulate {parts}')
+    least = parts * math.prod(split.values())
+    if size % least:
+      raise ValueError(
+        f'{name} {size} does not divide over {" x ".join(devices)}; make it a'
+        f' multiple of {least} or change the mesh'
+      )
+
+  rows = ('replica', 'data', 'fsdp', 'expert')
+  check('data.batch', data.batch, rows, experiment.optim.accumulate)
+  check('data.seq_len', data.seq_len, ('seq',))
+  check('model.d_model', model.d_model, ('fsdp', 'expert', 'seq'))
+  mtp = () if model.mtp is None else (model.mtp,)
+  for layer in {*model.layers, *mtp}:
+    for part in (layer.mixer, layer.ffn):
+      for field, axis in _SPLIT.items():
+        size = getattr(part, field, 0)
+        check(f'{type(part).__name__}.{field}', size, (axis,))
+  check(
+    '2 x model.d_model of the MTP', 2 * len(mtp) * model.d_model, ('tensor',)
+  )
+
+
+# of a mixer or ffn: which axis of the mesh splits what
+_SPLIT = {
+  'heads': 'tensor',
+  'value_heads': 'tensor',
+  'index_heads': 'tensor',
+  'hidden': 'tensor',
+  'shared': 'tensor',
+  'experts': 'expert',
+}
 
 
 def _check_objective(model, objective):

@@ -13,7 +13,7 @@ from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.layers.proj import Proj, named, scaled_normal
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.ops.routing import Load
-from deltanet_jax.sharding import constrain
+from deltanet_jax.sharding import constrain, in_use
 
 EMBED_STD = 0.02
 
@@ -153,10 +153,7 @@ class Backbone(nn.Module):
       (c.vocab, c.d_model),
       jnp.float32,
     )
-    # gathered over fsdp before the lookup: from a table split both ways XLA
-    # would copy the whole of it
-    table = constrain(table.astype(self.dtype), 'vocab', 'act_embed')
-    x = constrain(table[tokens], 'batch', 'time', 'act_embed')
+    x = lookup(table.astype(self.dtype), tokens)
 
     depth = jnp.arange(len(c.layers)) / max(1, len(c.layers) - 1)
     first, last = len(c.prefix), len(c.layers) - len(c.suffix)
@@ -242,16 +239,24 @@ def _positions(tokens, segment_ids, cache):
   return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
 
 
+def lookup(table, tokens):
+  """The embeddings [B,T,D] of tokens."""
+  # gathered over fsdp before the lookup: from a table split both ways XLA
+  # would copy the whole of it
+  table = in_use(table, ('vocab', 'embed'))
+  return constrain(table[tokens], 'batch', 'time', 'act_embed')
+
+
 def embed(params, tokens, dtype=jnp.float32):
   """The embeddings [B,T,D] of tokens, from HybridLM's parameters."""
-  return params['backbone']['embed'].astype(dtype)[tokens]
+  return lookup(params['backbone']['embed'].astype(dtype), tokens)
 
 
 def head_weight(params, cfg):
   """The output head [D,Z], from HybridLM's parameters."""
   if cfg.tied:
-    return params['backbone']['embed'].T
-  return params['head']['w']
+    return in_use(params['backbone']['embed'], ('vocab', 'embed')).T
+  return in_use(params['head']['w'], ('embed', 'vocab'))
 
 
 class HybridLM(nn.Module):
@@ -286,7 +291,7 @@ class HybridLM(nn.Module):
       logits = jnp.einsum(
         'BTD,ZD->BTZ',
         hidden,
-        table.astype(self.dtype),
+        in_use(table.astype(self.dtype), ('vocab', 'embed')),
         preferred_element_type=jnp.float32,
       )
     else:

@@ -2,6 +2,15 @@
 
 The layout is one table: RULES maps the logical axes that weights and
 activations name to axes of the mesh.
+
+    replica   between slices or pods: copies of everything, batch split
+    data      copies of everything, batch split
+    fsdp      weights and optimiser split, batch split
+    expert    experts split, other weights split as by fsdp, batch split
+    seq       time split, weights split as by fsdp
+    tensor    heads, hidden channels and the vocabulary split
+
+A weight is gathered over fsdp, seq and expert where it is used (`in_use`).
 """
 
 import math
@@ -9,64 +18,156 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
+# the last ones are neighbours on the network
+MESH_AXES = ('replica', 'data', 'fsdp', 'expert', 'seq', 'tensor')
 
 RULES = {
   # activations
-  'batch': ('data', 'fsdp'),
-  'time': None,
+  'batch': ('replica', 'data', 'fsdp', 'expert'),
+  'time': 'seq',
   'act_embed': None,
   # weights
   'layers': None,
-  'embed': 'fsdp',
+  'embed': ('fsdp', 'expert', 'seq'),
   'heads': 'tensor',
   'kv_heads': 'tensor',
   'head_k': None,
   'head_v': None,
   'latent': None,
   'mlp': 'tensor',
-  'experts': None,
+  'experts': 'expert',
   'vocab': 'tensor',
   'conv': None,
   'norm': None,
 }
 
 # kept whole where the mesh does not divide them: a byte vocabulary is odd, and
-# key heads may be fewer than the devices; any other axis is an error
+# key heads may be fewer than the devices; any other axis of a weight is an
+# error, since a copy of it on every device is what the mesh was to avoid
 WHOLE_IF_UNEVEN = ('vocab', 'kv_heads')
 
 
-def make_mesh(cfg):
-  """A mesh of MeshConfig's sizes on the first devices."""
+def make_mesh(cfg, devices=None):
+  """A mesh of MeshConfig's sizes on the first of `devices`, by default all.
+
+  Devices of several slices: `replica` counts the slices.
+  """
+  devices = jax.devices() if devices is None else devices
   shape = tuple(getattr(cfg, axis) for axis in MESH_AXES)
-  need, have = math.prod(shape), jax.device_count()
-  if need > have:
+  need = math.prod(shape)
+  if need > len(devices):
+    split = [f'{a} {n}' for a, n in zip(MESH_AXES, shape, strict=True) if n > 1]
     raise ValueError(
-      f'mesh data x fsdp x tensor {" x ".join(map(str, shape))} needs {need}'
-      f' devices and there are {have}; make the mesh smaller'
+      f'mesh {" x ".join(split)} needs {need} devices and there are'
+      f' {len(devices)}; make the mesh smaller'
     )
-  return jax.make_mesh(
-    shape,
-    MESH_AXES,
-    axis_types=(AxisType.Auto,) * 3,
-    devices=jax.devices()[:need],
-  )
+  devices = devices[:need]
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  # a physical axis may serve two of ours: 64 x 4 on a 16 x 16 pod
+  how = {'devices': devices, 'allow_split_physical_axes': True}
+  if slices == 1:
+    grid = mesh_utils.create_device_mesh(shape, **how)
+  elif slices == cfg.replica:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (1, *shape[1:]), (slices, *(1 for _ in shape[1:])), **how
+    )
+  else:
+    raise ValueError(
+      f'mesh.replica is {cfg.replica} and the devices belong to {slices}'
+      f' slices; set mesh.replica={slices}'
+    )
+  return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def current_mesh():
+  """The mesh of `jax.set_mesh`, or None."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty else mesh
+
+
+def parts(axis):
+  """Over how many devices the current mesh spreads a logical axis."""
+  mesh = current_mesh()
+  return 1 if mesh is None else math.prod(mesh.shape[a] for a in over(axis))
+
+
+def over(axis):
+  """The mesh axes of a logical axis; () where it stays whole."""
+  to = () if axis is None else RULES[axis]
+  return (to,) if isinstance(to, str) else to or ()
+
+
+def spec(axes, shape, mesh, uneven=lambda i, to: None):
+  """The PartitionSpec of an array by its logical axes (None: whole).
+
+  A mesh axis serves the first of the array's axes that asks for it. Where the
+  mesh does not divide the size, `uneven(index, mesh axes)` is called, and the
+  axis stays whole.
+  """
+  used, found = set(), []
+  for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
+    to = tuple(a for a in over(axis) if mesh.shape[a] > 1 and a not in used)
+    if to and size % math.prod(mesh.shape[a] for a in to):
+      uneven(i, to)
+      to = ()
+    used |= set(to)
+    found.append(to if len(to) > 1 else to[0] if to else None)
+  return PartitionSpec(*found)
 
 
 def batch_sharding(mesh):
-  """Of arrays [B,...], B split over data and fsdp."""
-  return NamedSharding(mesh, PartitionSpec(RULES['batch']))
+  """Of arrays [B,T]."""
+  whole = tuple(math.prod(mesh.shape[a] for a in over(x)) for x in _ROWS)
+  return NamedSharding(mesh, spec(_ROWS, whole, mesh))
+
+
+_ROWS = ('batch', 'time')
 
 
 def constrain(x, *axes):
-  """x laid out by its logical axes on the current mesh (`jax.set_mesh`);
-  unchanged without one."""
-  if jax.sharding.get_abstract_mesh().empty:
+  """x laid out by its logical axes (None: whole) on the current mesh; axes
+  that the mesh does not divide are whole; unchanged without a mesh."""
+  mesh = current_mesh()
+  if mesh is None:
     return x
-  spec = PartitionSpec(*(RULES[axis] for axis in axes))
-  return jax.lax.with_sharding_constraint(x, spec)
+  return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+
+
+def in_use(w, axes):
+  """A weight as products take it: gathered over the axes that only store it,
+  split over 'tensor' alone.
+
+  Said here, so that the partitioner never moves activations instead.
+  """
+  stored = ('embed', 'experts')
+  return constrain(w, *(None if axis in stored else axis for axis in axes))
+
+
+def time_to_rows(x):
+  """[B,T,...] -> [P B, T/P, ...]: the P devices' spans of time as rows, so that
+  a scan over time runs on every device's own span; x itself without a mesh."""
+  P = parts('time')
+  if P == 1:
+    return x
+  B, T, *rest = x.shape
+  none = (None,) * len(rest)
+  x = constrain(x.reshape(B, P, T // P, *rest), 'batch', 'time', None, *none)
+  x = constrain(jnp.swapaxes(x, 0, 1), 'time', 'batch', None, *none)
+  x = x.reshape(P * B, T // P, *rest)
+  to = over('time') + over('batch')
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(to))
+
+
+def bytes_per_device(tree):
+  """Bytes that arrays, or ShapeDtypeStructs with a sharding, take on the
+  device that holds most of them: all devices hold the same."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
 
 
 def _boxed(model):
@@ -91,19 +192,15 @@ def param_shardings(model, mesh):
   """
 
   def place(path, axes, weight):
-    spec = []
-    for axis, size in zip(axes, weight.shape, strict=True):
-      to = RULES[axis]
-      parts = mesh.shape[to] if to else 1
-      if size % parts:
-        if axis not in WHOLE_IF_UNEVEN:
-          raise ValueError(
-            f'mesh.{to} {parts} does not divide the {size} {axis} of'
-            f' {"/".join(key.key for key in path)}; change one of them'
-          )
-        to = None
-      spec.append(to)
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    def uneven(i, to):
+      if axes[i] not in WHOLE_IF_UNEVEN:
+        asked = ' x '.join(f'mesh.{a} {mesh.shape[a]}' for a in to)
+        raise ValueError(
+          f'{asked} does not divide the {weight.shape[i]} {axes[i]} of'
+          f' {"/".join(key.key for key in path)}; change one of them'
+        )
+
+    return NamedSharding(mesh, spec(axes, weight.shape, mesh, uneven))
 
   return jax.tree_util.tree_map_with_path(
     place,
@@ -119,8 +216,7 @@ def init_params(model, key, mesh):
   The values do not depend on the mesh.
   """
   shardings = param_shardings(model, mesh)
-  # a row for each share of the batch: the model lays its activations out
-  tokens = jnp.zeros((mesh.shape['data'] * mesh.shape['fsdp'], 1), jnp.int32)
+  tokens = jnp.zeros((1, 1), jnp.int32)
   init = lambda key: nn.unbox(model.init(key, tokens)['params'])
   with jax.set_mesh(mesh):
     return jax.jit(init, out_shardings=shardings)(key)

@@ -16,9 +16,16 @@ ALLOWED = {
   'experiment': ('mixers.config',),
   'config': ('experiment', 'mixers.config'),
   'ops': ('ops',),
-  'layers': ('layers', 'ops', 'experiment'),
-  'mixers': ('mixers.base', 'mixers.config', 'layers', 'ops'),
-  'mixers.dsa': ('mixers.mla', 'mixers.base', 'mixers.config', 'layers', 'ops'),
+  'layers': ('layers', 'ops', 'experiment', 'parallel', 'sharding'),
+  'mixers': ('mixers.base', 'mixers.config', 'layers', 'ops', 'parallel'),
+  'mixers.dsa': (
+    'mixers.mla',
+    'mixers.base',
+    'mixers.config',
+    'layers',
+    'ops',
+    'parallel',
+  ),
   'mixers.config': (),
   'model': ('experiment', 'layers', 'mixers.base', 'ops.routing', 'sharding'),
   'sharding': (),
@@ -31,6 +38,7 @@ ALLOWED = {
     'mixers.base',
     'mixers.config',
   ),
+  'parallel': ('ops', 'sharding'),
 }
 LINEN = ('layers', 'mixers', 'model', 'sharding')
 

@@ -7,7 +7,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from deltanet_jax import sharding
-from deltanet_jax.experiment import Layer, MeshConfig, MLPConfig, ModelConfig
+from deltanet_jax.experiment import (
+  Layer,
+  MeshConfig,
+  MLPConfig,
+  ModelConfig,
+  MoEConfig,
+)
 from deltanet_jax.layers.proj import AXES
 from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
 from deltanet_jax.model import HybridLM
@@ -34,23 +40,34 @@ def _model(**changes):
 def test_every_weight_axis_has_a_rule_and_rules_name_mesh_axes():
   activations = {'batch', 'time', 'act_embed'}
   assert set(sharding.RULES) == set(AXES) | activations
-  for to in sharding.RULES.values():
-    assert (
-      to is None
-      or {to} <= set(sharding.MESH_AXES)
-      or (set(to) <= set(sharding.MESH_AXES))
-    )
+  for axis in sharding.RULES:
+    assert set(sharding.over(axis)) <= set(sharding.MESH_AXES)
 
 
 def test_mesh_has_the_sizes_asked_for_and_plain_axes():
-  mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
-  assert dict(mesh.shape) == {'data': 1, 'fsdp': 2, 'tensor': 2}
+  mesh = sharding.make_mesh(MeshConfig(fsdp=2, seq=2))
+  sizes = {'replica': 1, 'data': 1, 'fsdp': 2, 'expert': 1, 'seq': 2}
+  assert dict(mesh.shape) == sizes | {'tensor': 1}
   assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 
 def test_mesh_larger_than_the_machine_is_refused():
-  with pytest.raises(ValueError, match='needs 27 devices and there are 8'):
-    sharding.make_mesh(MeshConfig(data=3, fsdp=3, tensor=3))
+  message = 'mesh data 3 x seq 9 needs 27 devices and there are 8'
+  with pytest.raises(ValueError, match=message):
+    sharding.make_mesh(MeshConfig(data=3, seq=9))
+
+
+class _Device:
+  def __init__(self, slice_index):
+    self.slice_index = slice_index
+
+
+def test_slices_are_counted_by_the_replica_axis():
+  devices = [_Device(0), _Device(0), _Device(1), _Device(1)]
+  with pytest.raises(
+    ValueError, match='replica is 1 and the devices belong to 2 slices'
+  ):
+    sharding.make_mesh(MeshConfig(fsdp=4), devices)
 
 
 def test_parameters_lie_as_their_axes_say():
@@ -67,6 +84,23 @@ def test_parameters_lie_as_their_axes_say():
   # one key head and 33 words do not divide: kept whole
   assert attention['k']['w'].spec == P(None, 'fsdp', None, None)
   assert places['head']['w'].spec == P('fsdp', None)
+
+
+def test_weights_are_stored_over_the_axes_that_split_tokens():
+  mesh = sharding.make_mesh(MeshConfig(fsdp=2, expert=2, seq=2))
+  moe = MoEConfig(experts=4, top=2, hidden=8)
+  model = _model(period=(Layer(FULL, moe),))
+  layer = sharding.param_shardings(model, mesh)['backbone']['period']['layer_0']
+  stored = ('fsdp', 'expert', 'seq')
+  assert layer['mixer']['q']['w'].spec == P(None, stored, None, None)
+  # the experts come first, and a mesh axis serves one axis of a weight
+  rest = ('fsdp', 'seq')
+  assert layer['ffn']['gate'].spec == P(None, 'expert', rest, None)
+  assert layer['ffn']['router']['w'].spec == P(None, stored, None)
+  shapes = sharding.abstract_params(model)['backbone']['embed']
+  place = sharding.param_shardings(model, mesh)['backbone']['embed']
+  embed = jax.ShapeDtypeStruct(shapes.shape, shapes.dtype, sharding=place)
+  assert sharding.bytes_per_device({'embed': embed}) == 33 * 16 * 4 // 8
 
 
 def test_a_mesh_that_does_not_divide_is_refused_with_the_weights_name():
@@ -110,9 +144,12 @@ def test_constraint_acts_under_a_mesh_only():
   x = jnp.zeros((8, 4, 16))
   lay = jax.jit(lambda x: sharding.constrain(x, 'batch', 'time', 'act_embed'))
   assert len(lay(x).sharding.device_set) == 1
-  mesh = sharding.make_mesh(MeshConfig(data=4, fsdp=2))
+  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, seq=2))
   with jax.set_mesh(mesh):
     y = lay(x)
-  assert y.sharding.shard_shape(y.shape) == (1, 4, 16)
+    # three rows do not divide over four devices: whole
+    few = lay(x[:3])
+  assert y.sharding.shard_shape(y.shape) == (2, 2, 16)
+  assert few.sharding.shard_shape(few.shape) == (3, 2, 16)
   rows = sharding.batch_sharding(mesh)
-  assert rows.shard_shape((8, 4)) == (1, 4)
+  assert rows.shard_shape((8, 4)) == (2, 2)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.layers.proj import named
+from deltanet_jax.parallel import sequence
 
 
 def init_state(batch, taps, channels, dtype):
@@ -37,18 +38,35 @@ class ShortConv(nn.Module):
     w = self.param(
       'taps', named(_taps, ('conv', *self.axes)), (W, *channels), jnp.float32
     )
+    if state is None and sequence.split(T, least=W - 1):
+      y = sequence.with_past(
+        convolve, w, (None, *self.axes), x, self.axes, segment_ids, W - 1
+      )
+      return y, None
     past = init_state(B, W, channels, x.dtype) if state is None else state
-    padded = jnp.concatenate([past.astype(x.dtype), x], axis=1)
+    past = past.astype(x.dtype)
+    before = None
     if segment_ids is not None:
-      ids = jnp.pad(segment_ids, ((0, 0), (W - 1, 0)))
-    y = jnp.zeros(x.shape, jnp.float32)
-    for i in range(W):
-      shifted = padded[:, i : i + T].astype(jnp.float32)
-      if segment_ids is not None:
-        same = ids[:, i : i + T] == segment_ids
-        same = same.reshape(B, T, *(1 for _ in channels))
-        shifted = jnp.where(same, shifted, 0.0)
-      y += w[i] * shifted
+      before = jnp.zeros((B, W - 1), segment_ids.dtype)
+    y = convolve(w, x, past, segment_ids, before)
     if state is not None:
-      state = padded[:, T:].astype(state.dtype)
-    return y.astype(x.dtype), state
+      state = jnp.concatenate([past, x], 1)[:, T:].astype(state.dtype)
+    return y, state
+
+
+def convolve(w, x, past, segment_ids, past_ids):
+  """The sum above for inputs x [B,T,*channels] after past [B,W-1,*channels];
+  their segments [B,T] and [B,W-1], or None for both."""
+  W, (B, T, *channels) = w.shape[0], x.shape
+  padded = jnp.concatenate([past, x], axis=1)
+  if segment_ids is not None:
+    ids = jnp.concatenate([past_ids, segment_ids], axis=1)
+  y = jnp.zeros(x.shape, jnp.float32)
+  for i in range(W):
+    shifted = padded[:, i : i + T].astype(jnp.float32)
+    if segment_ids is not None:
+      same = ids[:, i : i + T] == segment_ids
+      same = same.reshape(B, T, *(1 for _ in channels))
+      shifted = jnp.where(same, shifted, 0.0)
+    y += w[i] * shifted
+  return y.astype(x.dtype)

@@ -10,6 +10,7 @@ from deltanet_jax.experiment import MoEConfig
 from deltanet_jax.layers.mlp import MLP
 from deltanet_jax.layers.proj import Proj, named, scaled_normal
 from deltanet_jax.ops import routing
+from deltanet_jax.parallel import experts
 
 
 class MoE(nn.Module):
@@ -26,7 +27,7 @@ class MoE(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    c, (B, T, D) = self.cfg, x.shape
+    c, D = self.cfg, x.shape[-1]
     E, F = c.experts, c.hidden
     # a choice between close scores must not hang on a product's rounding
     with jax.default_matmul_precision('highest'):
@@ -38,8 +39,30 @@ class MoE(nn.Module):
       bias = self.param(
         'bias', named(nn.initializers.zeros, ('experts',)), (E,)
       )
-    chosen = routing.route(
-      logits.reshape(B * T, E),
+    weight = lambda name, axes, shape, std: self.param(
+      name, named(scaled_normal(std), ('experts', *axes)), (E, *shape)
+    )
+    inward = ('embed', 'mlp'), (D, F), D**-0.5
+    weights = (
+      weight('gate', *inward),
+      weight('up', *inward),
+      weight('down', ('mlp', 'embed'), (F, D), self.out_scale * F**-0.5),
+    )
+    y, load = experts.mixture(
+      x.astype(self.dtype),
+      logits,
+      bias,
+      tuple(w.astype(self.dtype) for w in weights),
+      self._route,
+    )
+    if c.shared:
+      y += self._shared(x)
+    return y, load
+
+  def _route(self, logits, bias):
+    c = self.cfg
+    return routing.route(
+      logits,
       score=c.score,
       top=c.top,
       bias=bias,
@@ -49,20 +72,6 @@ class MoE(nn.Module):
       eps=c.eps,
       scale=c.scale,
     )
-    weight = lambda name, axes, shape, std: self.param(
-      name, named(scaled_normal(std), ('experts', *axes)), (E, *shape)
-    )
-    inward = ('embed', 'mlp'), (D, F), D**-0.5
-    y = routing.grouped(
-      x.astype(self.dtype).reshape(B * T, D),
-      chosen,
-      weight('gate', *inward),
-      weight('up', *inward),
-      weight('down', ('mlp', 'embed'), (F, D), self.out_scale * F**-0.5),
-    ).reshape(B, T, D)
-    if c.shared:
-      y += self._shared(x)
-    return y, routing.load(chosen)
 
   def _shared(self, x):
     c = self.cfg

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax.sharding import in_use
+
 # the logical axes of weights; sharding.py maps each to the mesh
 AXES = (
   'layers',
@@ -69,6 +71,6 @@ class Proj(nn.Module):
     return jnp.einsum(
       self.einsum,
       x.astype(self.dtype),
-      w.astype(self.dtype),
+      in_use(w.astype(self.dtype), self.axes),
       preferred_element_type=self.out_dtype or self.dtype,
     )

@@ -11,6 +11,7 @@ from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import rope
 from deltanet_jax.ops.attention import attention, visible
+from deltanet_jax.parallel import sequence
 
 
 class KVCache(NamedTuple):
@@ -102,7 +103,8 @@ class Attention(base.Mixer):
     return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
   def _attend(self, q, k, v, ctx, cache):
-    c, T = self.cfg, q.shape[1]
+    c = self.cfg
+    B, T = q.shape[:2]
     now = jnp.arange(T, dtype=jnp.int32)
     seen = now
     if cache is not None:
@@ -111,14 +113,24 @@ class Attention(base.Mixer):
       write = _append if c.window is None else _rotate_in
       k, v, seen, cache = write(cache, k, v, now)
       k, v = k.astype(q.dtype), v.astype(q.dtype)
-    mask = visible(
-      now[None],
-      seen[None],
-      window=c.window,
-      query_segments=ctx.segment_ids,
-      key_segments=ctx.segment_ids,
+    rows = lambda x: jnp.broadcast_to(x, (B, x.size))
+    o = sequence.over_keys(
+      self._softmax,
+      (q, rows(now), ctx.segment_ids),
+      (k, v, rows(seen), ctx.segment_ids),
     )
-    return attention(q, k, v, mask, scale=c.head_dim**-0.5), cache
+    return o, cache
+
+  def _softmax(self, queries, keys, _):
+    (q, now, query_segments), (k, v, seen, key_segments) = queries, keys
+    mask = visible(
+      now,
+      seen,
+      window=self.cfg.window,
+      query_segments=query_segments,
+      key_segments=key_segments,
+    )
+    return attention(q, k, v, mask, scale=self.cfg.head_dim**-0.5)
 
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):

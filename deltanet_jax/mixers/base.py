@@ -1,6 +1,7 @@
 """What the token mixers share: their inputs, the recurrent cache, the call of
 a rule."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from deltanet_jax.layers import conv
 from deltanet_jax.mixers.config import MixerConfig
+from deltanet_jax.parallel import sequence
 
 # the position of a slot not yet written: later than any query, so never seen
 UNWRITTEN = 2**30
@@ -116,7 +118,8 @@ def run_rule(rule, cfg, inputs, ctx, cache, **gates):
   """Runs `rule`'s form, or its step for one token with a cache.
 
   inputs: the rule's arguments [B,T,...] or None in its order; `gates` by name
-  for the forms, after the inputs for the step. Returns (o, state).
+  for the forms, after the inputs for the step. Returns (o, state), state None
+  in training with time split over devices.
   """
   check(ctx, cache)
   if cache is not None and inputs[0].shape[1] == 1:
@@ -124,12 +127,14 @@ def run_rule(rule, cfg, inputs, ctx, cache, **gates):
     o, state = rule.step(*token, cache.state)
     return o[:, None], state
   chunk = {} if cfg.form == 'recurrent' else {'chunk': cfg.chunk}
-  return rule.FORMS[cfg.form](
+  form = functools.partial(rule.FORMS[cfg.form], **chunk)
+  if cache is None and sequence.split(inputs[0].shape[1]):
+    return sequence.run(rule, form, inputs, ctx.segment_ids, gates), None
+  return form(
     *inputs,
     state=None if cache is None else cache.state,
     segment_ids=ctx.segment_ids,
     **gates,
-    **chunk,
   )
 
 

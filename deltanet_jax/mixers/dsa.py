@@ -9,6 +9,7 @@ from deltanet_jax.layers.norm import LayerNorm
 from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base, mla
 from deltanet_jax.ops import latent_attention, rope, sparse_attention
+from deltanet_jax.parallel import sequence
 
 
 class IndexedCache(NamedTuple):
@@ -32,7 +33,7 @@ class DSA(mla.MLA):
   """
 
   def _attend(self, inputs, ctx, cache):
-    c, (B, T) = self.cfg, inputs.q.shape[:2]
+    B, T = inputs.q.shape[:2]
     index_q, index_k, weight = self._indexer(inputs, ctx)
     k_b, v_b = self._up()
     latent, key = inputs.latent, inputs.key
@@ -43,7 +44,8 @@ class DSA(mla.MLA):
       latent, key, index_k = (y.astype(latent.dtype) for y in cache[:3])
       seen = cache.positions
     rows = lambda x: jnp.broadcast_to(x, (B, x.size))
-    o, loss = sparse_attention.attend(
+    o, loss = sequence.over_keys(
+      self._sparse,
       sparse_attention.Queries(
         latent_attention.absorb(inputs.q, k_b),
         index_q,
@@ -58,11 +60,14 @@ class DSA(mla.MLA):
         rows(seen),
         ctx.segment_ids,
       ),
-      top=c.top if c.stage == 'sparse' else None,
-      scale=c.scale,
     )
     o = latent_attention.release(o, v_b)
     return o, loss.mean() if cache is None else cache
+
+  def _sparse(self, queries, keys, _):
+    c = self.cfg
+    top = c.top if c.stage == 'sparse' else None
+    return sparse_attention.attend(queries, keys, top=top, scale=c.scale)
 
   def _indexer(self, inputs, ctx):
     """q^I [B,T,I,K], k^I [B,T,K] and w [B,T,I] float32."""

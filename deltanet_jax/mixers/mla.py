@@ -11,6 +11,7 @@ from deltanet_jax.layers.proj import Proj, named, scaled_normal
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import latent_attention, rope
 from deltanet_jax.ops.attention import visible
+from deltanet_jax.parallel import sequence
 
 
 class LatentCache(NamedTuple):
@@ -123,23 +124,32 @@ class MLA(base.Mixer):
 
   def _attend(self, inputs, ctx, cache):
     q, latent, key, *_ = inputs
-    T = q.shape[1]
+    B, T = q.shape[:2]
     now = seen = jnp.arange(T, dtype=jnp.int32)
     if cache is not None:
       now += cache.length
       cache = base.append(cache, now, latent=latent, key=key)
       latent, key = (y.astype(q.dtype) for y in (cache.latent, cache.key))
       seen = cache.positions
-    mask = visible(
-      now[None],
-      seen[None],
-      query_segments=ctx.segment_ids,
-      key_segments=ctx.segment_ids,
-    )
     form = latent_attention.expanded
     if cache is not None and T == 1:
       form = latent_attention.absorbed
-    o = form(q, latent, key, *self._up(), mask, scale=self.cfg.scale)
+
+    def attend(queries, keys, weights):
+      q, now, query_segments = queries
+      latent, key, seen, key_segments = keys
+      mask = visible(
+        now, seen, query_segments=query_segments, key_segments=key_segments
+      )
+      return form(q, latent, key, *weights, mask, scale=self.cfg.scale)
+
+    rows = lambda x: jnp.broadcast_to(x, (B, x.size))
+    o = sequence.over_keys(
+      attend,
+      (q, rows(now), ctx.segment_ids),
+      (latent, key, rows(seen), ctx.segment_ids),
+      self._up(),
+    )
     return o, cache
 
   @staticmethod

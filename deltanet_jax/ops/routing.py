@@ -108,9 +108,10 @@ def grouped(x, routing, gate, up, down):
   expert only, rows sorted by expert, in `lax.ragged_dot`.
 
   x [N,D]   gate, up [E,D,F]   down [E,F,D]   -> [N,D] in x's type
-  Weighted and summed over the experts in float32.
+  Weighted and summed over the experts in float32. A chosen expert may be E, for
+  none of these, with weight 0.
   """
-  (N, D), X = x.shape, routing.experts.shape[1]
+  N, X = routing.experts.shape
   chosen = routing.experts.reshape(N * X)
   order = jnp.argsort(chosen)
   sizes = jnp.bincount(chosen, length=gate.shape[0]).astype(jnp.int32)
@@ -118,11 +119,23 @@ def grouped(x, routing, gate, up, down):
     unique_indices=True, mode='promise_in_bounds'
   )
   rows = move(jnp.repeat(x, X, axis=0), order)
-  dot = lambda rows, w: jax.lax.ragged_dot(rows, w.astype(x.dtype), sizes)
+  y = products(rows, sizes, gate, up, down)
+  return weighted(move(y, jnp.argsort(order)), routing.weights)
+
+
+def products(rows, sizes, gate, up, down):
+  """Every row [M,D] through its expert: sizes [E] rows each, in order; rows
+  beyond their sum come out as zeros."""
+  dot = lambda rows, w: jax.lax.ragged_dot(rows, w.astype(rows.dtype), sizes)
   y = dot(jax.nn.silu(dot(rows, gate)) * dot(rows, up), down)
-  y = move(y, jnp.argsort(order)).reshape(N, X, D)
-  y = jnp.einsum('NXD,NX->ND', y.astype(F32), routing.weights)
-  return y.astype(x.dtype)
+  # some backends leave rows of no group unwritten
+  return jnp.where(jnp.arange(y.shape[0])[:, None] < sizes.sum(), y, 0)
+
+
+def weighted(y, weights):
+  """Rows y [N*X,D] of the chosen experts summed by weights [N,X]: [N,D]."""
+  rows = y.reshape(*weights.shape, -1).astype(F32)
+  return jnp.einsum('NXD,NX->ND', rows, weights).astype(y.dtype)
 
 
 def dense(x, routing, gate, up, down):

@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax.sharding import time_to_rows
+
 
 def cross_entropy(hidden, head, targets, weights, *, block=128):
   """Weighted sum of next-token losses in nats.
@@ -12,14 +14,16 @@ def cross_entropy(hidden, head, targets, weights, *, block=128):
 
   hidden [B,T,D]   head [D,Z]   targets [B,T] int   weights [B,T]   -> [] f32
 
-  The time axis is scanned in blocks whose logits [B,block,Z], in float32, are
+  The time axis, of a device's own span where a mesh splits it, is scanned in
+  blocks whose logits [B,block,Z], in float32, are
   made again in the backward pass; the batch axis is left whole, so that it
   stays sharded. `head` is cast to the type of `hidden` inside a block, which
   keeps the sum of its gradient over the blocks in its own type.
   """
-  B, T, D = hidden.shape
-  chex.assert_shape([targets, weights], (B, T))
-  chex.assert_axis_dimension(head, 0, D)
+  chex.assert_shape([targets, weights], hidden.shape[:2])
+  chex.assert_axis_dimension(head, 0, hidden.shape[2])
+  hidden, targets, weights = map(time_to_rows, (hidden, targets, weights))
+  B, T = targets.shape
   C = min(block, T)
   N = -(-T // C)
 
