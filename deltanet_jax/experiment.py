@@ -256,6 +256,8 @@ def _check_mesh(experiment):
   Key heads and a vocabulary that are none stay whole on every device.
   """
   model, data, mesh = experiment.model, experiment.data, experiment.mesh
+  if not isinstance(model, ModelConfig):
+    return  # refused with its name by whoever reads the file
 
   def check(name, size, axes, parts=1):
     split = {axis: getattr(mesh, axis) for axis in axes}
@@ -274,8 +276,8 @@ def _check_mesh(experiment):
   check('data.seq_len', data.seq_len, ('seq',))
   check('model.d_model', model.d_model, ('fsdp', 'expert', 'seq'))
   mtp = () if model.mtp is None else (model.mtp,)
-  for layer in {*model.layers, *mtp}:
-    for part in (layer.mixer, layer.ffn):
+  for layer in (*model.layers, *mtp):
+    for part in (getattr(layer, 'mixer', None), getattr(layer, 'ffn', None)):
       for field, axis in _SPLIT.items():
         size = getattr(part, field, 0)
         check(f'{type(part).__name__}.{field}', size, (axis,))

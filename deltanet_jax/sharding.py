@@ -109,8 +109,8 @@ def spec(axes, shape, mesh, uneven=lambda i, to: None):
   """
   used, found = set(), []
   for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
-    to = tuple(a for a in over(axis) if mesh.shape[a] > 1 and a not in used)
-    if to and size % math.prod(mesh.shape[a] for a in to):
+    to = tuple(a for a in over(axis) if a not in used)
+    if size % math.prod(mesh.shape[a] for a in to):
       uneven(i, to)
       to = ()
     used |= set(to)
@@ -194,10 +194,10 @@ def param_shardings(model, mesh):
   def place(path, axes, weight):
     def uneven(i, to):
       if axes[i] not in WHOLE_IF_UNEVEN:
-        asked = ' x '.join(f'mesh.{a} {mesh.shape[a]}' for a in to)
+        asked = [f'mesh.{a} {n}' for a in to if (n := mesh.shape[a]) > 1]
         raise ValueError(
-          f'{asked} does not divide the {weight.shape[i]} {axes[i]} of'
-          f' {"/".join(key.key for key in path)}; change one of them'
+          f'{" x ".join(asked)} does not divide the {weight.shape[i]} {axes[i]}'
+          f' of {"/".join(key.key for key in path)}; change one of them'
         )
 
     return NamedSharding(mesh, spec(axes, weight.shape, mesh, uneven))

@@ -81,7 +81,7 @@ def test_an_override_changes_nothing_else_and_not_the_original(cfg):
   [
     ('optim.l', '1', "did you mean 'lr'?"),
     ('optm.lr', '1', "did you mean 'optim'?"),
-    ('mesh.zzz', '1', 'there is data, fsdp, tensor'),
+    ('mesh.zzz', '1', 'there is replica, data, fsdp, expert, seq, tensor'),
     ('train.steps', '3.5', 'a whole number'),
     ('train.steps', '1e3', 'a whole number'),
     ('optim.lr', 'fast', 'a number'),
@@ -117,6 +117,22 @@ def test_fields_that_must_fit_each_other_change_together(file):
   assert (cfg.data.batch, cfg.optim.accumulate) == (9, 3)
   alone = [f'--config={file}', '--config.optim.accumulate=3']
   assert 'multiple of 3' in refusal(config.from_argv, alone)
+
+
+@pytest.mark.parametrize(
+  'axes, words',
+  [
+    ({'data': 3}, 'data.batch 8 does not divide over mesh.data 3; make it a'),
+    ({'replica': 2, 'expert': 8}, 'over mesh.replica 2 x mesh.expert 8; make'),
+    ({'seq': 5}, 'data.seq_len 64 does not divide over mesh.seq 5; make it a'),
+    ({'fsdp': 4, 'seq': 16}, 'd_model 32 does not divide over mesh.fsdp 4 x'),
+    ({'tensor': 8}, 'AttentionConfig.heads 4 does not divide over mesh.tensor'),
+  ],
+)
+def test_a_mesh_that_does_not_divide_the_sizes_is_refused(file, axes, words):
+  rest = [f'--config.mesh.{axis}={n}' for axis, n in axes.items()]
+  argv = [f'--config={file}', *rest]
+  assert words in refusal(config.from_argv, argv)
 
 
 def test_the_last_of_two_overrides_counts(file):

@@ -26,6 +26,9 @@ DELTA = GatedDeltaNetConfig(
 )
 FULL = AttentionConfig(heads=4, kv_heads=1, head_dim=8)
 
+# what splits a weight's width
+STORED = ('fsdp', 'expert', 'seq')
+
 
 def _model(**changes):
   fields = {
@@ -77,13 +80,13 @@ def test_parameters_lie_as_their_axes_say():
     places['backbone']['period'][f'layer_{i}']['mixer'] for i in (0, 1)
   )
   # stacked over the layers, then D over fsdp and heads over tensor
-  assert delta['v']['w'].spec == P(None, 'fsdp', 'tensor', None)
-  assert delta['o']['w'].spec == P(None, 'tensor', None, 'fsdp')
+  assert delta['v']['w'].spec == P(None, STORED, 'tensor', None)
+  assert delta['o']['w'].spec == P(None, 'tensor', None, STORED)
   assert delta['q_conv']['taps'].spec == P(None, None, 'tensor', None)
   assert delta['A_log'].spec == P(None, 'tensor')
   # one key head and 33 words do not divide: kept whole
-  assert attention['k']['w'].spec == P(None, 'fsdp', None, None)
-  assert places['head']['w'].spec == P('fsdp', None)
+  assert attention['k']['w'].spec == P(None, STORED, None, None)
+  assert places['head']['w'].spec == P(STORED, None)
 
 
 def test_weights_are_stored_over_the_axes_that_split_tokens():
@@ -91,12 +94,11 @@ def test_weights_are_stored_over_the_axes_that_split_tokens():
   moe = MoEConfig(experts=4, top=2, hidden=8)
   model = _model(period=(Layer(FULL, moe),))
   layer = sharding.param_shardings(model, mesh)['backbone']['period']['layer_0']
-  stored = ('fsdp', 'expert', 'seq')
-  assert layer['mixer']['q']['w'].spec == P(None, stored, None, None)
+  assert layer['mixer']['q']['w'].spec == P(None, STORED, 'tensor', None)
   # the experts come first, and a mesh axis serves one axis of a weight
   rest = ('fsdp', 'seq')
-  assert layer['ffn']['gate'].spec == P(None, 'expert', rest, None)
-  assert layer['ffn']['router']['w'].spec == P(None, stored, None)
+  assert layer['ffn']['gate'].spec == P(None, 'expert', rest, 'tensor')
+  assert layer['ffn']['router']['w'].spec == P(None, STORED, ())
   shapes = sharding.abstract_params(model)['backbone']['embed']
   place = sharding.param_shardings(model, mesh)['backbone']['embed']
   embed = jax.ShapeDtypeStruct(shapes.shape, shapes.dtype, sharding=place)

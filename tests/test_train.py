@@ -248,7 +248,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_good_checkpoint(
 
 def test_eight_devices_give_the_loss_of_one(texts, tmp_path, unbroken):
   experiment = dataclasses.replace(
-    _experiment(texts), mesh=MeshConfig(data=2, fsdp=2, tensor=2)
+    _experiment(texts), mesh=MeshConfig(fsdp=2, seq=2, tensor=2)
   )
   # once from the start, and once from a checkpoint that one device wrote
   other = tmp_path / 'resumed'
@@ -264,7 +264,7 @@ def test_eight_devices_give_the_loss_of_one(texts, tmp_path, unbroken):
 
 def test_a_mesh_larger_than_the_machine_is_bad_input(texts, tmp_path):
   experiment = dataclasses.replace(
-    _experiment(texts), mesh=MeshConfig(tensor=16)
+    _experiment(texts), mesh=MeshConfig(seq=16)
   )
   with pytest.raises(ConfigError, match='16 devices'):
     _train(experiment, tmp_path)

@@ -1,0 +1,184 @@
+"""Time, experts and weights on eight devices give what one device gives."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deltanet_jax import sharding
+from deltanet_jax.experiment import MeshConfig, MoEConfig
+from deltanet_jax.layers.conv import ShortConv
+from deltanet_jax.layers.moe import MoE
+from deltanet_jax.ops import delta_rule, kda, linear_attention
+from deltanet_jax.parallel import experts, sequence
+from tests.hlo import collectives
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+B, T, H, K, V = 2, 64, 4, 8, 16
+# over 4 spans of 16: one document throughout; and documents that end inside a
+# span, at its edge, one token after it, and one that covers a whole span
+SEGMENTS = np.array(
+  [[3] * T, [1] * 5 + [2] * 11 + [1] * 1 + [4] * 25 + [5] * 22], np.int32
+)
+
+
+def _assert_same(got, want, tolerance=1e-5):
+  def check(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    np.testing.assert_allclose(
+      a, b, rtol=0, atol=tolerance * max(1, abs(b).max())
+    )
+
+  jax.tree.map(check, got, want)
+
+
+def _pull(f, *args):
+  """f(*args) weighted into a number, and its gradients."""
+
+  def loss(args):
+    y = f(*args)
+    return jnp.sum(jnp.sin(y) * jnp.arange(y.shape[-1])), y
+
+  return jax.value_and_grad(loss, has_aux=True)(args)
+
+
+def _on(cfg, f, *args):
+  with jax.set_mesh(sharding.make_mesh(cfg)):
+    return jax.block_until_ready(jax.jit(f)(*args))
+
+
+def _draw(*shapes):
+  keys = jax.random.split(jax.random.key(0), len(shapes))
+  return [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+
+
+def _rule_inputs(name, J=2, T=T):
+  q, k, v, beta, g, wide = _draw(
+    (B, T, J, K), (B, T, J, K), (B, T, H, V), (B, T, H), (B, T, H), (B, T, H, K)
+  )
+  k, beta, g = k / K**0.5, jax.nn.sigmoid(beta), -jax.nn.softplus(g)
+  gates = {'erase': jax.nn.sigmoid(wide)}
+  return {
+    'delta': (delta_rule, (q, k, v, beta, None), {}),
+    'gated delta': (delta_rule, (q, k, v, beta, g), {}),
+    'kda': (kda, (q, k, v, beta, -jax.nn.softplus(wide)), {}),
+    'kda, gates apart': (
+      kda,
+      (q, k, v, jax.nn.sigmoid(v), -jax.nn.softplus(wide)),
+      gates,
+    ),
+    'linear': (linear_attention, (q, k, v, None), {}),
+    'gated linear': (linear_attention, (q, k, v, g), {}),
+  }[name]
+
+
+def _run(rule, inputs, gates, segment_ids):
+  form = functools.partial(rule.FORMS['chunked'], chunk=16)
+  if sequence.split(inputs[0].shape[1]):
+    return sequence.run(rule, form, inputs, segment_ids, gates)
+  return form(*inputs, segment_ids=segment_ids, **gates)[0]
+
+
+@pytest.mark.parametrize(
+  'name, J',
+  [
+    ('gated delta', 2),
+    ('kda, gates apart', 1),  # one key head for two devices
+    ('gated linear', 2),
+    pytest.param('delta', 4, marks=pytest.mark.slow),
+    pytest.param('kda', 4, marks=pytest.mark.slow),
+    pytest.param('linear', 1, marks=pytest.mark.slow),
+  ],
+)
+def test_a_rule_over_split_time_equals_the_whole_row(name, J):
+  rule, inputs, gates = _rule_inputs(name, J)
+  f = lambda inputs, gates: _pull(
+    lambda *args: _run(rule, *args, SEGMENTS), inputs, gates
+  )
+  want = jax.jit(f)(inputs, gates)
+  _assert_same(_on(MeshConfig(seq=4, tensor=2), f, inputs, gates), want)
+
+
+def test_spans_need_not_be_a_power_of_two_nor_rows_packed():
+  rule, inputs, gates = _rule_inputs('delta', T=48)
+  f = lambda inputs: _run(rule, inputs, gates, None)
+  _assert_same(_on(MeshConfig(seq=3), f, inputs), jax.jit(f)(inputs))
+
+
+def test_only_states_travel_and_as_many_however_long_the_row():
+  def said(T):
+    rule, inputs, gates = _rule_inputs('gated delta', T=T)
+    ids = np.zeros((B, T), np.int32)
+    f = lambda inputs: _pull(lambda *a: _run(rule, a, gates, ids), *inputs)
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(seq=8))):
+      return collectives(jax.jit(f).lower(inputs).compile().as_text())
+
+  short, long = said(128), said(512)
+  # forward and backward: 3 steps with U, 2 of them with A too, then one shift
+  steps = 2 * ([4 * B * H * K * V] * (3 + 1) + [4 * B * H * K * K] * 2)
+  ids, total = 4 * B, 4  # the last document of each row; the test's own sum
+  want = [('collective-permute', n) for n in (*steps, ids)]
+  want = sorted([*want, ('all-reduce', total)])
+  assert sorted(c[::2] for c in short) == want
+  assert sorted(c[::2] for c in long) == want
+
+
+def test_a_convolution_reads_across_spans():
+  conv = ShortConv(taps=4, axes=('kv_heads', 'head_k'))
+  (x,) = _draw((B, T, 1, K))  # one head for two devices
+  params = nn.unbox(conv.init(jax.random.key(1), x))
+  f = lambda params, x: _pull(
+    lambda p, x: conv.apply(p, x, None, SEGMENTS)[0], params, x
+  )
+  got = _on(MeshConfig(seq=4, tensor=2), f, params, x)
+  _assert_same(got, jax.jit(f)(params, x))
+
+
+def _ragged(operand, output, starts, sends, places, receives, *, axis_name):
+  """`lax.ragged_all_to_all` from a gather, for a backend without it."""
+  del receives
+  P, me = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+  rows, starts, sends, places = (
+    jax.lax.all_gather(x, axis_name) for x in (operand, starts, sends, places)
+  )
+  slices = starts.shape[1] // P
+  at = jnp.arange(output.shape[0])
+  for source in range(P):
+    for i in range(slices):
+      start, size, place = (
+        x[source, me * slices + i] for x in (starts, sends, places)
+      )
+      here = (at >= place) & (at < place + size)
+      rows_of = rows[source][jnp.where(here, at - place + start, 0)]
+      output = jnp.where(here[:, None], rows_of, output)
+  return output
+
+
+@pytest.mark.parametrize('way', ['gathered', 'exchanged'])
+def test_experts_on_other_devices_do_the_same(way, monkeypatch):
+  monkeypatch.setattr(experts, 'gathered', getattr(experts, way))
+  monkeypatch.setattr(jax.lax, 'ragged_all_to_all', _ragged)
+  moe = MoE(
+    MoEConfig(experts=8, top=3, hidden=8, bias=True, groups=4, top_groups=2)
+  )
+  (x,) = _draw((4, 4, 16))
+  params = nn.unbox(moe.init(jax.random.key(1), x))
+  # far from even: one device gets most of the rows
+  params['params']['bias'] = 0.2 * jnp.arange(8.0)
+
+  def loss(params, x):
+    y, load = moe.apply(params, x)
+    score = jnp.sum(load.score * jnp.arange(8))
+    return jnp.sum(jnp.sin(y) * jnp.arange(16)) + score, (y, load)
+
+  f = jax.value_and_grad(loss, (0, 1), has_aux=True)
+
+  want = jax.jit(f)(params, x)
+  share = want[0][1][1].share
+  assert share[4:].sum() > 0.7 * share.sum()
+  got = _on(MeshConfig(expert=2, seq=2, tensor=2), f, params, x)
+  _assert_same(got, want)
