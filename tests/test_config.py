@@ -126,7 +126,7 @@ def test_fields_that_must_fit_each_other_change_together(file):
     ({'replica': 2, 'expert': 8}, 'over mesh.replica 2 x mesh.expert 8; make'),
     ({'seq': 5}, 'data.seq_len 64 does not divide over mesh.seq 5; make it a'),
     ({'fsdp': 4, 'seq': 16}, 'd_model 32 does not divide over mesh.fsdp 4 x'),
-    ({'tensor': 8}, 'AttentionConfig.heads 4 does not divide over mesh.tensor'),
+    ({'tensor': 8}, 'heads 4 does not divide over mesh.tensor 8; make it a'),
   ],
 )
 def test_a_mesh_that_does_not_divide_the_sizes_is_refused(file, axes, words):
