@@ -263,9 +263,7 @@ def test_eight_devices_give_the_loss_of_one(texts, tmp_path, unbroken):
 
 
 def test_a_mesh_larger_than_the_machine_is_bad_input(texts, tmp_path):
-  experiment = dataclasses.replace(
-    _experiment(texts), mesh=MeshConfig(seq=16)
-  )
+  experiment = dataclasses.replace(_experiment(texts), mesh=MeshConfig(seq=16))
   with pytest.raises(ConfigError, match='16 devices'):
     _train(experiment, tmp_path)
   assert not list(tmp_path.iterdir())  # the folder is free for another try
