@@ -1,5 +1,6 @@
 """Time, experts and weights on eight devices give what one device gives."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -9,11 +10,22 @@ import numpy as np
 import pytest
 
 from deltanet_jax import sharding
-from deltanet_jax.experiment import MeshConfig, MoEConfig
+from deltanet_jax.experiment import (
+  Layer,
+  MeshConfig,
+  MLPConfig,
+  ModelConfig,
+  MoEConfig,
+  ObjectiveConfig,
+)
 from deltanet_jax.layers.conv import ShortConv
 from deltanet_jax.layers.moe import MoE
+from deltanet_jax.mixers import config as mixers
+from deltanet_jax.mixers.base import Context
+from deltanet_jax.model import HybridLM
 from deltanet_jax.ops import delta_rule, kda, linear_attention
 from deltanet_jax.parallel import experts, sequence
+from deltanet_jax.train.auxiliary import make_objective
 from tests.hlo import collectives
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -182,3 +194,144 @@ def test_experts_on_other_devices_do_the_same(way, monkeypatch):
   assert share[4:].sum() > 0.7 * share.sum()
   got = _on(MeshConfig(expert=2, seq=2, tensor=2), f, params, x)
   _assert_same(got, want)
+
+
+MIXERS = (
+  mixers.AttentionConfig(  # one key head for two devices
+    heads=4, kv_heads=1, head_dim=8, window=20, rotary_dim=8
+  ),
+  mixers.AttentionConfig.tiny(),
+  mixers.MLAConfig.tiny(),
+  mixers.DSAConfig.tiny(),
+  mixers.LinearAttentionConfig.tiny(),
+  mixers.LightningConfig(heads=4, head_dim=8, conv=4),
+  mixers.DeltaNetConfig.tiny(),
+  mixers.GatedDeltaNetConfig.tiny(),
+  mixers.KDAConfig.tiny(),
+)
+
+
+@pytest.mark.parametrize(
+  'cfg',
+  [
+    pytest.param(cfg, marks=[pytest.mark.slow] if i else [])
+    for i, cfg in enumerate(MIXERS)
+  ],
+  ids=lambda cfg: type(cfg).__name__,
+)
+def test_a_mixer_over_split_time_equals_the_whole_row(cfg):
+  if hasattr(cfg, 'chunk'):
+    cfg = dataclasses.replace(cfg, chunk=16)
+  mixer = cfg.make(d_model=16)
+  (x,) = _draw((B, T, 16))
+  ids = jnp.asarray(SEGMENTS)
+  ctx = Context(jnp.tile(jnp.arange(T) % 23, (B, 1)), ids, jnp.float32(0.5))
+  params = nn.unbox(mixer.init(jax.random.key(1), x, ctx))
+
+  def loss(params, x):
+    y, told = mixer.apply(params, x, ctx)
+    told = 0.0 if told is None else told
+    return jnp.sum(jnp.sin(y) * jnp.arange(16)) + told, y
+
+  f = jax.value_and_grad(loss, (0, 1), has_aux=True)
+  got = _on(MeshConfig(seq=4, tensor=2), f, params, x)
+  _assert_same(got, jax.jit(f)(params, x))
+
+
+D, Z = 24, 40
+
+
+def _like(name):
+  """Small models of the shapes of released ones."""
+  moe = MoEConfig(experts=4, top=2, hidden=8, shared=8)
+  sigmoid = dataclasses.replace(moe, score='sigmoid', bias=True, scale=2.0)
+  delta = mixers.GatedDeltaNetConfig(
+    key_heads=2, value_heads=4, key_dim=8, value_dim=8, chunk=16
+  )
+  kda = mixers.KDAConfig(heads=2, key_dim=8, value_dim=8, chunk=16)
+  mla = dataclasses.replace(mixers.MLAConfig.tiny(), rotary=False)
+  layers = {
+    'Qwen3-Next': (
+      Layer(delta, moe),
+      Layer(mixers.AttentionConfig.tiny(), moe),
+    ),
+    'Kimi Linear': (Layer(kda, sigmoid), Layer(mla, sigmoid)),
+    'DeepSeek-V3.2': (Layer(mixers.DSAConfig.tiny(), sigmoid),),
+  }[name]
+  dense = (Layer(layers[0].mixer, MLPConfig(16)),)
+  return ModelConfig(
+    vocab=Z,
+    d_model=D,
+    period=layers,
+    repeats=1,
+    prefix=() if name == 'Qwen3-Next' else dense,
+    mtp=layers[-1] if name == 'DeepSeek-V3.2' else None,
+    remat='full',
+  )
+
+
+def _objective(name):
+  cfg = _like(name)
+  weights = ObjectiveConfig(
+    further=0.3 if cfg.mtp else 0.0,
+    balance=0.1,
+    indexer=0.1 if name == 'DeepSeek-V3.2' else 0.0,
+  )
+  run = make_objective(cfg, jnp.float32, weights)
+  f = jax.value_and_grad(lambda params, batch: run(params, batch)[0] / (4 * T))
+  tokens = np.random.default_rng(0).integers(0, Z, (4, T + 1), np.int32)
+  ids = np.concatenate([SEGMENTS] * 2)
+  batch = {
+    'tokens': tokens[:, :-1],
+    'targets': tokens[:, 1:],
+    'positions': np.tile(np.arange(T, dtype=np.int32) % 23, (4, 1)),
+    'segment_ids': ids,
+    'weights': (ids != 5).astype(np.float32),
+  }
+  return HybridLM(cfg), f, batch
+
+
+def _step_on(cfg, model, f, batch):
+  """Loss and gradients on a mesh, laid out as in training; the program."""
+  mesh = sharding.make_mesh(cfg)
+  params = sharding.init_params(model, jax.random.key(0), mesh)
+  places = jax.tree.map(lambda x: x.sharding, params)
+  with jax.set_mesh(mesh):
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    run = jax.jit(f, out_shardings=(None, places))
+    run = run.lower(params, batch).compile()
+    return jax.block_until_ready(run(params, batch)), run.as_text()
+
+
+@pytest.mark.parametrize(
+  'name, meshes',
+  [
+    ('Qwen3-Next', ({'fsdp': 2, 'seq': 2, 'tensor': 2},)),
+    pytest.param(
+      'Kimi Linear',
+      ({'expert': 2, 'seq': 2, 'tensor': 2}, {'data': 2, 'fsdp': 2}),
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      'DeepSeek-V3.2',
+      ({'expert': 2, 'seq': 2, 'tensor': 2}, {'replica': 2, 'expert': 2}),
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_a_training_step_on_a_mesh_is_that_of_one_device(name, meshes, capfd):
+  model, f, batch = _objective(name)
+  want, _ = _step_on(MeshConfig(), model, f, batch)
+  for axes in meshes:
+    got, text = _step_on(MeshConfig(**axes), model, f, batch)
+    _assert_same(got, want)
+    moved = [c for c in collectives(text) if c.kind != 'all-reduce']
+    assert {'all-gather'} <= {c.kind for c in moved}
+    # between devices go weights, keys, states and, to experts, tokens; never
+    # the residual stream of a row, nor logits
+    shapes = [shape for c in moved for shape in c.shapes]
+    assert not [s for s in shapes if len(s) > 2 and {D, T} <= set(s)]
+    assert not [s for s in shapes if len(s) > 2 and {D, T // 2} <= set(s)]
+    assert not [s for s in shapes if Z in s and D not in s]
+  # XLA's warning that it copies a sharded array whole
+  assert 'full rematerialization' not in capfd.readouterr().err

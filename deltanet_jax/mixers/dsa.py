@@ -60,6 +60,7 @@ class DSA(mla.MLA):
         rows(seen),
         ctx.segment_ids,
       ),
+      by_heads=False,
     )
     o = latent_attention.release(o, v_b)
     return o, loss.mean() if cache is None else cache

@@ -93,6 +93,8 @@ def _divisible(x, H):
   """Key heads [B,T,J,K] repeated until the mesh divides them; each still
   serves neighbouring value heads."""
   J, parts = x.shape[2], sharding.parts('kv_heads')
+  if H % parts:
+    raise ValueError(f'{H} heads do not divide over {parts} devices')
   times = next(
     n for n in range(1, H // J + 1) if not J * n % parts and not H % (J * n)
   )
@@ -212,26 +214,43 @@ def with_past(f, w, w_axes, x, x_axes, segment_ids, count):
 # ---------------------------------------------------------------- attention
 
 
-def over_keys(f, queries, keys, weights=()):
+def over_keys(f, queries, keys, weights=(), by_heads=True):
   """f(queries, keys, weights) with the keys of all spans.
 
   queries, keys: pytrees of arrays [B,T,...]; the result is one too, row by row
-  as `queries`. Heads stay as they lie.
+  as `queries`. Over the mesh's 'tensor' goes the third axis of [B,T,H,K] and
+  the second of the weights; or, not by_heads, the time of the queries, for an
+  f that sums over heads.
   """
-  shape = jax.tree.leaves(queries)[0].shape[:2]
-  if not split(shape[1]):
+  B, T, H = jax.tree.leaves(queries)[0].shape[:3]
+  if not split(T):
     return f(queries, keys, weights)
   mesh = sharding.current_mesh()
-  rows = sharding.spec(('batch', 'time'), shape, mesh)
+  plain = sharding.spec(('batch', 'time'), (B, T), mesh)
+  where = plain
+  if by_heads:
+    keys = jax.tree.map(lambda x: _divisible(x, H) if x.ndim == 4 else x, keys)
+    where = PartitionSpec(*plain, *sharding.over('heads'))
+  elif not T % (sharding.parts('time') * sharding.parts('heads')):
+    where = PartitionSpec(
+      plain[0], sharding.over('time') + sharding.over('heads')
+    )
 
   def local(queries, keys, weights):
     whole = lambda x: jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
     return f(queries, jax.tree.map(whole, keys), weights)
 
+  rows = lambda x: where if x.ndim == 4 or not by_heads else plain
+  per_head = PartitionSpec(None, *sharding.over('heads'))
   return jax.shard_map(
     local,
-    in_specs=(rows, rows, PartitionSpec()),
-    out_specs=rows,
-    axis_names=set(sharding.over('batch') + sharding.over('time')),
+    in_specs=(
+      jax.tree.map(rows, queries),
+      jax.tree.map(
+        lambda x: where if by_heads and x.ndim == 4 else plain, keys
+      ),
+      jax.tree.map(lambda x: per_head, weights),
+    ),
+    out_specs=where,
     check_vma=False,
   )(queries, keys, weights)
