@@ -26,6 +26,7 @@ def draw(settings, records, where, folder):
 
   matplotlib.use('Agg')
   from matplotlib import pyplot
+  from matplotlib.ticker import LogLocator, NullLocator
 
   table, paths = Table(records), []
   for file, (title, what, value) in PANELS.items():
@@ -39,10 +40,13 @@ def draw(settings, records, where, folder):
         ends[model] = (*points[-1], f'C{i}')
     axes.set(xscale='log', yscale='log', xlabel='context, tokens')
     axes.set_xticks(table.contexts, [_short(n) for n in table.contexts])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda y, _: f'{y:,g}')
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
-    _label(axes, ends, max(table.contexts))
+    _label(axes, ends)
     axes.set_title(title, loc='left', fontsize=11)
     figure.text(
       1, 0, f'{where["machine"]}, {settings.dtype} ', ha='right', va='bottom',
@@ -62,7 +66,7 @@ def _short(n):
   return str(n)
 
 
-def _label(axes, ends, last):
+def _label(axes, ends):
   """Names the lines at their ends, no name upon another."""
   low, high = axes.get_ylim()
   step = math.log(high / low) / 22
@@ -70,7 +74,7 @@ def _label(axes, ends, last):
   for model, (x, y, color) in sorted(ends.items(), key=lambda e: e[1][1]):
     height = max(math.log(y), height + step)
     axes.annotate(
-      model, (x, y), (last * 1.12, math.exp(height)), color=color,
+      model, (x, y), (x * 1.12, math.exp(height)), color=color,
       va='center', fontsize=9,
       arrowprops={'arrowstyle': '-', 'color': color, 'lw': 0.5, 'alpha': 0.5},
     )  # fmt: skip
