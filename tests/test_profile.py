@@ -98,15 +98,6 @@ def test_fits_find_what_made_the_points():
   assert math.isnan(fit.power(x[:2], x[:2]).low)
 
 
-def test_break_even_is_the_first_context_with_the_smaller_cache():
-  cfg = _config(DELTA, FULL)
-  twin = calc.all_attention_twin(cfg)
-  n = report.break_even(cfg, twin, 'float32')
-  size = lambda c, n: sum(calc.cache_bytes(c, n, 1, 'float32').values())
-  assert size(cfg, n) <= size(twin, n) and size(cfg, n - 1) > size(twin, n - 1)
-  assert report.break_even(twin, cfg, 'float32', longest=1000) is None
-
-
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
   hybrid = _config(DELTA, FULL)

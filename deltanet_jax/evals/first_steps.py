@@ -204,7 +204,7 @@ def draw_state(found, path):
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(
-    1, len(found), figsize=(10, 4.6), layout='constrained', sharey=True
+    1, len(found), figsize=(10, 5), layout='constrained', sharey=True
   )
   for panel, (rule, overload) in zip(axes, found.items(), strict=True):
     image = panel.imshow(

@@ -9,7 +9,7 @@ import functools
 
 import jax
 
-from deltanet_jax.calc import ATTENTION
+from deltanet_jax.mixers.config import ATTENTION
 from deltanet_jax.model import init_cache
 
 LEAST = 1024  # slots of the smallest cache: a shorter one saves nothing

@@ -18,6 +18,7 @@ from deltanet_jax.infer import room
 from deltanet_jax.infer.generate import make_advance
 from deltanet_jax.infer.settings import Sampling
 from deltanet_jax.mixers.base import UNWRITTEN
+from deltanet_jax.mixers.config import ATTENTION
 from deltanet_jax.model import init_cache
 from deltanet_jax.profile.plan import STEPS, WARM
 
@@ -71,8 +72,7 @@ class Subject:
     """How many sequences' caches fit beside the parameters, and whether it is
     max_batch that limits them."""
     one, two = (
-      sum(calc.cache_bytes(self.cfg, context, n, self.dtype).values())
-      for n in (1, 2)
+      calc.total_bytes(self.cfg, context, n, self.dtype) for n in (1, 2)
     )
     each = two - one  # positions and lengths are shared by the batch
     left = self.settings.budget_gib * 2**30 - self.parameter_bytes - one + each
@@ -185,7 +185,7 @@ class Cell:
     seconds = statistics.median(before['seconds'])
     seconds *= self.batch / before['batch']
     attention = any(
-      isinstance(x.mixer, calc.ATTENTION) for x in self.subject.cfg.layers
+      isinstance(x.mixer, ATTENTION) for x in self.subject.cfg.layers
     )
     if self.what == 'prefill':
       seconds *= grows ** (2 if attention else 1)
@@ -257,7 +257,9 @@ class Cell:
     """Keeps the time, and the bytes of the cache as it lies in memory."""
     layers = cache.prefix, cache.period, cache.suffix
     self.cache_bytes = sum(x.nbytes for x in jax.tree.leaves(layers))
-    calculated = calculated_bytes(self.subject, self.context, self.batch)
+    calculated = calc.total_bytes(
+      self.subject.cfg, self.context, self.batch, self.subject.dtype
+    )
     if self.cache_bytes != calculated:
       raise AssertionError(
         f'{self}: the cache of {self.context} tokens takes {self.cache_bytes}'
@@ -282,11 +284,6 @@ class Cell:
       'program_bytes': self.program_bytes,
       'device_peak_bytes': self.device_peak_bytes,
     }
-
-
-def calculated_bytes(subject, context, batch):
-  sizes = calc.cache_bytes(subject.cfg, context, batch, subject.dtype)
-  return sum(sizes.values())
 
 
 def _peak(program):

@@ -11,7 +11,7 @@ PANELS = {
     'Decoding at the largest batch, tokens a second', 'largest', _throughput,
   ),
   'cache.png': (
-    'Cache of one sequence, MiB', 'decode', lambda r: r['cache_bytes'] / MIB,
+    'Cache of one sequence, MiB', 'restore', lambda r: r['cache_bytes'] / MIB,
   ),
   'memory.png': (
     'Peak of the decoding program, MiB', 'decode',

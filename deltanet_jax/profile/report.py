@@ -4,6 +4,7 @@ import csv
 import io
 
 from deltanet_jax import calc
+from deltanet_jax.mixers.config import ATTENTION
 from deltanet_jax.profile import fit
 from deltanet_jax.profile.plan import STEPS
 
@@ -52,20 +53,6 @@ def pairs(cfgs):
   return found
 
 
-def break_even(cfg, twin, dtype, longest=1 << 24):
-  """The shortest context at which the model's cache is no larger than its
-  twin's, or None up to `longest`."""
-  size = lambda c, n: sum(calc.cache_bytes(c, n, 1, dtype).values())
-  less = lambda n: size(cfg, n) <= size(twin, n)
-  if not less(longest):
-    return None
-  low, high = 0, longest
-  while high - low > 1:
-    middle = (low + high) // 2
-    low, high = (low, middle) if less(middle) else (middle, high)
-  return high
-
-
 def text(settings, cfgs, records, where):
   """The page to read, in Markdown."""
   t = Table(records)
@@ -93,7 +80,7 @@ def text(settings, cfgs, records, where):
     ),
     (
       'Cache of one sequence, MiB: measured, equal to the calculated' + over,
-      'decode', lambda r: r['cache_bytes'] / MIB, first,
+      'restore', lambda r: r['cache_bytes'] / MIB, first,
     ),
     (
       'Peak of the decoding program at batch 1, MiB, with parameters' + over,
@@ -202,11 +189,11 @@ def _compared(t, cfgs, settings):
   out, decode = [], lines_of(t)
   for name, twin in pairs(cfgs):
     layers = cfgs[name].layers
-    kept = sum(isinstance(x.mixer, calc.ATTENTION) for x in layers)
+    kept = sum(isinstance(x.mixer, ATTENTION) for x in layers)
     out += [f'**{name} beside {twin}** ({kept} of {len(layers)} layers attend)']
-    n = break_even(cfgs[name], cfgs[twin], settings.dtype)
-    where = f'from {n:,} tokens on' if n else 'at no context up to 16M'
-    out.append(f'- The cache is no larger {where}.')
+    n = calc.break_even(cfgs[name], 1, settings.dtype)
+    where = f'from {n:,} tokens on' if n else 'at no context'
+    out.append(f'- The cache is smaller {where}.')
     for what, label in (('decode', 'a token'), ('prefill', 'the first token')):
       both = [n for n in t.contexts if t[name, what, n] and t[twin, what, n]]
       if both:
