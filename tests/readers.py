@@ -116,6 +116,7 @@ def multi_turn(task, row):
       assert now.get(slot) != said
       now[slot] = said
     elif kind == 2:
+      assert said == 3  # DONE, not the answer
       answers[t + 1] = now[slot]
   return answers
 
