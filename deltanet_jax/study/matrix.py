@@ -37,6 +37,7 @@ ORDER = {
     ('rebinding', ('full', 'linear', 'lightning', 'delta', 'gdn')),
     ('parity', ('full', 'delta', 'delta-neg', 'gdn')),
     ('copy', ('full', 'gdn-3:1', 'gdn')),
+    ('deep', ('full-nope',)),
     ('mqar', ('gdn-1:1', 'lightning-1:1', 'full-nope', 'window')),
     ('deep', ('gdn-1:1', 'lightning', 'lightning-3:1')),
     ('mqar', ('mla', 'dsa', 'kda', 'kda-1:1', 'delta-neg')),

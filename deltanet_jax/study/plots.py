@@ -42,6 +42,12 @@ class View:
       self._found[key] = stats.estimate([part], self.cfg.draws)
     return self._found[key]
 
+  def seeds(self, task, arm, limits):
+    """The accuracy of each seed over the questions in limits."""
+    data = self.arrays[task, arm]
+    one = stats.part(1, task, data, stats.choose(data, limits))
+    return (one.right.sum(1) / one.asked.sum(1)).tolist()
+
   def levels(self, task, name):
     """Values of a slice that are asked of."""
     arm = self.arms(task)[0]

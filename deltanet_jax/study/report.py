@@ -151,23 +151,29 @@ def break_even(difference, most=1 << 20):
 
 
 def task_table(cfg, view, task):
-  """[(model, parameters, numbers kept, Estimate all, Estimate hardest)]."""
+  """[(model, parameters, numbers kept, Estimate all, Estimate hardest, its
+  accuracy by seed)]."""
   limits = expect.hardest(cfg, task)
   return [
     (
       arm, view.fact(task, arm, 'parameters'),
       view.fact(task, arm, 'cache_floats'),
       view.accuracy(task, arm, {}), view.accuracy(task, arm, limits),
+      view.seeds(task, arm, limits),
     )
     for arm in view.arms(task)
   ]  # fmt: skip
 
 
-HEAD = 'model', 'parameters', 'numbers kept', 'accuracy', 'hardest size'
+HEAD = (
+  'model', 'parameters', 'numbers kept', 'accuracy', 'hardest size', 'by seed'
+)  # fmt: skip
 
 
 def _cells(one):
-  return one[0], f'{one[1]:,}', f'{one[2]:,}', show(one[3]), show(one[4])
+  by_seed = ' '.join(f'{x:.2f}' for x in one[5])
+  told = show(one[3]), show(one[4]), by_seed
+  return one[0], f'{one[1]:,}', f'{one[2]:,}', *told
 
 
 def markdown(cfg, view, findings, sentences):
@@ -179,7 +185,13 @@ def markdown(cfg, view, findings, sentences):
     f'| {f.claim} | {show(f.estimate)} | {f.verdict} |' for f in findings
   ]
   for task in dict.fromkeys(t for t, _ in view.arrays):
-    lines += ['', f'## {task}', '', f'| {" | ".join(HEAD)} |', '|---' * 5 + '|']
+    lines += [
+      '',
+      f'## {task}',
+      '',
+      f'| {" | ".join(HEAD)} |',
+      '|---' * len(HEAD) + '|',
+    ]
     table = task_table(cfg, view, task)
     lines += [f'| {" | ".join(_cells(one))} |' for one in table]
   return '\n'.join(lines) + '\n'
