@@ -101,6 +101,7 @@ def test_report_of_made_up_scores_says_what_was_made_up(tmp_path):
   assert 'violated' in verdicts['| gdn-3:1 = full (mqar, hardest size)']
   assert 'holds' in verdicts['| gdn forgets old pairs first']
   assert 'holds' in verdicts['| linear forgets old and new pairs alike']
+  assert 'Not learned on mqar' not in text
   assert found.status == 0  # a study reports and does not fail
   page = folder.report.read_text()
   assert page.count('<svg') == 6  # three pictures in light and dark
@@ -388,3 +389,13 @@ def test_bad_command_line_is_refused_before_jax_is_imported(flags, words):
   assert done.stdout == '' and done.stderr.count('\n') == 1
   for word in words:
     assert word in done.stderr
+
+
+def test_arms_that_only_pick_a_shown_value_are_named():
+  arrays = {
+    ('mqar', arm): fake_arrays(lambda x, p=p: p + 0 * x)
+    for arm, p in (('full', 0.9), ('gdn', 1 / 8), ('delta', 0.4))
+  }
+  view = plots.View(StudyConfig(pairs=8, draws=100), [], arrays)
+  (told,) = report.unlearned(view)
+  assert 'shown: gdn.' in told

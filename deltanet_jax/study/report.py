@@ -30,7 +30,7 @@ def write(cfg, size, cells, folder, rows):
   findings = expect.judge(wanted, arrays, cfg.draws)
   verdict = words(cfg, view, findings)
   missing = [cell.name for cell in cells if cell not in done]
-  remarks = []
+  remarks = unlearned(view)
   if failed:
     remarks.append(f'Not finite at any learning rate: {", ".join(failed)}.')
   if missing:
@@ -71,6 +71,26 @@ def words(cfg, view, findings):
     if tasks:
       out.append(_sentence(cfg, view, arm, tasks))
   return out or ['No hybrid ran beside full attention.']
+
+
+def unlearned(view):
+  """Sentences on the arms that bind no value to its key, not even in the
+  shortest lists: they pick one of the n values shown, which is right in 1/n."""
+  out = []
+  for task in ('mqar', 'deep'):
+    names = []
+    for arm in view.arms(task):
+      n = int(view.levels(task, 'pairs').min())
+      found = view.accuracy(task, arm, {'pairs': (n, n)})
+      if found.high < 1 / n + expect.MARGIN:
+        names.append(arm)
+    if names:
+      out.append(
+        f'Not learned on {task} within the steps, no better than one of the'
+        f' values shown: {", ".join(names)}. There the numbers speak of the'
+        ' training, not of the memory.'
+      )
+  return out
 
 
 def _base(view, task):
