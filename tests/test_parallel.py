@@ -73,19 +73,20 @@ def _rule_inputs(name, J=2, T=T):
   q, k, v, beta, g, wide = _draw(
     (B, T, J, K), (B, T, J, K), (B, T, H, V), (B, T, H), (B, T, H), (B, T, H, K)
   )
-  k, beta, g = k / K**0.5, jax.nn.sigmoid(beta), -jax.nn.softplus(g)
-  gates = {'erase': jax.nn.sigmoid(wide)}
+  k, beta, gates = k / K**0.5, jax.nn.sigmoid(beta), {}
+  # weak enough for the first span to matter in the last
+  g, decay = (-jax.nn.softplus(x) / 20 for x in (g, wide))
   return {
-    'delta': (delta_rule, (q, k, v, beta, None), {}),
-    'gated delta': (delta_rule, (q, k, v, beta, g), {}),
-    'kda': (kda, (q, k, v, beta, -jax.nn.softplus(wide)), {}),
+    'delta': (delta_rule, (q, k, v, beta, None), gates),
+    'gated delta': (delta_rule, (q, k, v, beta, g), gates),
+    'kda': (kda, (q, k, v, beta, decay), gates),
     'kda, gates apart': (
       kda,
-      (q, k, v, jax.nn.sigmoid(v), -jax.nn.softplus(wide)),
-      gates,
+      (q, k, v, jax.nn.sigmoid(v), decay),
+      {'erase': jax.nn.sigmoid(wide)},
     ),
-    'linear': (linear_attention, (q, k, v, None), {}),
-    'gated linear': (linear_attention, (q, k, v, g), {}),
+    'linear': (linear_attention, (q, k, v, None), gates),
+    'gated linear': (linear_attention, (q, k, v, g), gates),
   }[name]
 
 
@@ -138,6 +139,26 @@ def test_only_states_travel_and_as_many_however_long_the_row():
   want = sorted([*want, ('all-reduce', total)])
   assert sorted(c[::2] for c in short) == want
   assert sorted(c[::2] for c in long) == want
+
+
+@pytest.mark.slow
+def test_64k_tokens_on_eight_devices_take_nearly_an_eighth_of_the_memory():
+  jax.config.update('jax_disable_most_optimizations', False)  # as users compile
+  shapes = jax.eval_shape(lambda: _rule_inputs('gated delta', T=1 << 16)[1])
+  f = lambda inputs: _pull(lambda *a: _run(delta_rule, a, {}, None), *inputs)
+
+  def temporary(spans):
+    mesh = sharding.make_mesh(MeshConfig(seq=spans))
+    place = jax.NamedSharding(mesh, sharding.batch_sharding(mesh).spec)
+    inputs = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+    )
+    with jax.set_mesh(mesh):
+      compiled = jax.jit(f).lower(inputs).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  # what a group of chunks needs is the same on one device and on eight
+  assert temporary(1) > 6.5 * temporary(8)
 
 
 def test_a_convolution_reads_across_spans():
@@ -325,7 +346,16 @@ def test_a_training_step_on_a_mesh_is_that_of_one_device(name, meshes, capfd):
   want, _ = _step_on(MeshConfig(), model, f, batch)
   for axes in meshes:
     got, text = _step_on(MeshConfig(**axes), model, f, batch)
-    _assert_same(got, want)
+    # the table's gradient is large and its rounding too: by norm, not by entry
+    error = jax.tree.map(
+      lambda a, b: (
+        np.linalg.norm(np.asarray(a) - np.asarray(b))
+        / max(1.0, np.linalg.norm(np.asarray(b)))
+      ),
+      got,
+      want,
+    )
+    assert max(jax.tree.leaves(error)) < 1e-5
     moved = [c for c in collectives(text) if c.kind != 'all-reduce']
     assert {'all-gather'} <= {c.kind for c in moved}
     # between devices go weights, keys, states and, to experts, tokens; never
