@@ -130,6 +130,18 @@ class Stack(nn.Module):
     return x, tuple(new)
 
 
+def _repeat(stack, carry, depth, positions, segment_ids):
+  """One of the period's repeats: carry (x, its index, all repeats' caches)."""
+  x, i, caches = carry
+  # carried and written in place: scanned over, they would be there twice
+  own = jax.tree.map(lambda x: x[i], caches)
+  x, out = stack(x, (depth, own), positions, segment_ids)
+  if not caches:
+    return (x, i + 1, caches), out
+  caches = jax.tree.map(lambda x, y: x.at[i].set(y), caches, out)
+  return (x, i + 1, caches), ()
+
+
 class Backbone(nn.Module):
   """tokens [B,T] -> (normed hidden [B,T,D] in dtype, the next cache), or in
   training (hidden, Reports)."""
@@ -159,31 +171,33 @@ class Backbone(nn.Module):
     first, last = len(c.prefix), len(c.layers) - len(c.suffix)
     old = ModelCache(None, (), (), ()) if cache is None else cache
 
-    def stack(cls, name, layers, depth, x, caches):
+    def stack(name, layers, depth, x, caches):
       if not layers:
         return x, ()
-      return cls(c, layers, self.dtype, name=name)(
+      return Stack(c, layers, self.dtype, name=name)(
         x, (depth, caches), positions, segment_ids
       )
 
-    x, prefix = stack(Stack, 'prefix', c.prefix, depth[:first], x, old.prefix)
-    scan = nn.scan(
-      Stack,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=(0, nn.broadcast, nn.broadcast),
-      length=c.repeats,
-      metadata_params={nn.PARTITION_NAME: 'layers'},
-    )
-    x, period = stack(
-      scan,
-      'period',
-      c.period if c.repeats else (),
-      depth[first:last].reshape(c.repeats, len(c.period)),
-      x,
-      old.period,
-    )
-    x, suffix = stack(Stack, 'suffix', c.suffix, depth[last:], x, old.suffix)
+    x, prefix = stack('prefix', c.prefix, depth[:first], x, old.prefix)
+    period = ()
+    if c.period and c.repeats:
+      scan = nn.scan(
+        _repeat,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=c.repeats,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+      )
+      (x, _, kept), period = scan(
+        Stack(c, c.period, self.dtype, name='period'),
+        (x, jnp.int32(0), old.period),
+        depth[first:last].reshape(c.repeats, len(c.period)),
+        positions,
+        segment_ids,
+      )
+      period = period if cache is None else kept
+    x, suffix = stack('suffix', c.suffix, depth[last:], x, old.suffix)
     x = RMSNorm(c.norm_eps, c.zero_centred, name='norm')(x)
     if cache is None:
       return x, Reports(prefix, period, suffix)
