@@ -15,6 +15,8 @@ from deltanet_jax.infer.settings import Sampling
 from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
 from deltanet_jax.model import HybridLM
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 GREEDY = Sampling(temperature=0.0)
 LOGITS = jnp.log(jnp.array([0.05, 0.4, 0.1, 0.3, 0.15]))
 

@@ -123,7 +123,9 @@ def test_prefill_then_steps_equals_full(cfg):
   _close(np.concatenate(parts, 1), whole)
 
 
-@pytest.mark.parametrize('remat', ['dots', 'full'])
+@pytest.mark.parametrize(
+  'remat', [pytest.param('dots', marks=pytest.mark.slow), 'full']
+)
 def test_rematerialisation_changes_no_gradient(remat):
   args = _params(HYBRID), _tokens()
   other = dataclasses.replace(HYBRID, remat=remat)

@@ -339,6 +339,7 @@ def test_decay_is_scaled_by_its_parameter():
     assert (changed['mixer']['q'] == 1).all()
 
 
+@pytest.mark.slow
 def test_members_learn_apart_and_a_score_changes_nothing():
   import jax
   import jax.numpy as jnp

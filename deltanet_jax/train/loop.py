@@ -161,6 +161,12 @@ class _Run:
   def begin(self, start, mesh):
     """Takes up the newest checkpoint; without one, `start`'s weights or fresh
     ones, the former scored as they are."""
+    held = lambda tree: f'{sharding.bytes_per_device(tree) / 2**20:,.1f} MiB'
+    abstract = self._program.abstract
+    self._progress.say(
+      f'each device holds {held(abstract.params)} of parameters, as much of'
+      f' gradients, {held(abstract.opt_state)} of optimiser state'
+    )
     found = self._checkpoints.restore(items(self._program.abstract))
     if found is not None:
       self._step, kept = found
