@@ -2,9 +2,9 @@
 
   python -m launch.study --size=study --workdir=runs/study
 
-Sizes: smoke (minutes, exit status 1 when an expectation fails), study (about
-40 minutes on 2 CPU cores), gpu (one large GPU). Every number of a size is set
-by its name, as deltanet_jax/study/config.py has them:
+Sizes: smoke (exit status 1 when an expectation fails), study (CPUs), gpu (one
+large GPU); an estimate of the time is printed first. Every number of a size is
+set by its name, as deltanet_jax/study/config.py has them:
 
   --config.d_model=64 --config.pairs=32 --config.length=128 --config.seeds=5
   --config.lrs.0=1e-3
