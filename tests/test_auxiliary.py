@@ -236,12 +236,14 @@ def test_every_part_of_the_objective_moves_its_own_weights():
     assert next_[name] == (not (mtp or index or bias)), name
 
 
+@pytest.mark.long
 def test_warm_up_moves_the_indexers_alone():
   state, _ = _step(ObjectiveConfig(next=0.0, indexer=1.0))
   for name, moved in _moved(state).items():
     assert moved == ("['index_" in name and "['mtp']" not in name), name
 
 
+@pytest.mark.long
 def test_two_micro_batches_give_the_gradient_of_one_batch():
   objective = ObjectiveConfig(further=0.3, indexer=1.0)
   _, a = _step(objective)

@@ -319,6 +319,7 @@ def test_a_run_can_begin_with_a_run_or_a_converted_folder(
   assert after['heldout_loss'] == before['heldout_loss']
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_further_token_that_is_not_asked_for_is_carried(texts, tmp_path):
   folder = released.make('qwen3_next', tmp_path / 'r', ['model', 'mtp'])

@@ -64,6 +64,7 @@ def test_what_is_told_is_what_was_found():
   assert 'copies no length' in command._what_happened(worse, task)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_layer_learns_to_copy_a_little(tmp_path):
   task = first_steps.Copy(sizes=(2, 3), symbols=3)

@@ -124,7 +124,8 @@ def test_prefill_then_steps_equals_full(cfg):
 
 
 @pytest.mark.parametrize(
-  'remat', [pytest.param('dots', marks=pytest.mark.slow), 'full']
+  'remat',
+  [pytest.param('dots', marks=[pytest.mark.slow, pytest.mark.long]), 'full'],
 )
 def test_rematerialisation_changes_no_gradient(remat):
   args = _params(HYBRID), _tokens()

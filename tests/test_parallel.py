@@ -332,8 +332,8 @@ ALL = {'expert': 2, 'seq': 2, 'tensor': 2}
   'name, axes',
   [
     ('Qwen3-Next', {'fsdp': 2, 'seq': 2, 'tensor': 2}),
-    ('Kimi Linear', ALL),
-    ('DeepSeek-V3.2', ALL),
+    pytest.param('Kimi Linear', ALL, marks=pytest.mark.long),
+    pytest.param('DeepSeek-V3.2', ALL, marks=pytest.mark.long),
   ],
 )
 @pytest.mark.slow

@@ -159,7 +159,16 @@ def test_packed_segments_of_any_chunk_equal_rows(system, quick_compile):
   )
 
 
-@every_system
+@pytest.mark.parametrize(
+  'name',
+  [
+    n
+    if n in ('qwen3_next', 'kimi_linear', 'deepseek_v32')
+    else pytest.param(n, marks=pytest.mark.long)
+    for n in SYSTEMS
+  ],
+  scope='module',
+)
 def test_eight_devices_compute_the_same(folder, system, quick_compile):
   _, _, reference = system
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
