@@ -12,7 +12,7 @@ from deltanet_jax.study.config import (
 SIZES = {
   # continuous integration: minutes
   'smoke': StudyConfig(
-    steps=400, lrs=(2e-3, 4e-3), seeds=2, items=128
+    steps=1000, lrs=(2e-3, 4e-3), seeds=2, items=128
   ),
   'study': StudyConfig(),
   # one H200: the widths and the length of Kimi Linear's figure 4
