@@ -7,13 +7,6 @@ from typing import NamedTuple
 
 from deltanet_jax import calc
 
-# what is kept where; the names of `calc.cache_parts`
-PARTS = {
-  'tokens': 'tokens',
-  'state': 'state',
-  'convolution': 'convolution',
-  'positions': 'positions',
-}
 TWINS = {
   'all_attention': 'all attention',
   'all_recurrent': 'all recurrent',
@@ -175,7 +168,7 @@ def _model(record, settings):
   )
   for kind, parts in record['cache']['parts'].items():
     for part, x in parts.items():
-      row(f'{kind}: {PARTS[part]}', x)
+      row(f'{kind}: {part}', x)
   row('together', record['cache']['total'])
   twins = TWINS if all(record[key] for key in TWINS) else {}
   for key, label in twins.items():

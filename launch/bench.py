@@ -65,8 +65,8 @@ def main(taken):
   _check_forms()
   for peer in PEER.value:
     _check_peer(peer)
-  json_path = _output(JSON, '.json')
-  plot_path = _output(PLOT, '.png')
+  json_path = cli.output(JSON)
+  plot_path = cli.output(PLOT, '.png')
   from deltanet_jax import bench, bench_report, workdir
 
   settings = bench.Settings(
@@ -129,18 +129,6 @@ def _check_peer(peer):
     raise ConfigError(f'--peer={peer}: give FILE.py:NAME')
   if not pathlib.Path(path).is_file():
     raise ConfigError(f'--peer={peer}: no file {path}')
-
-
-def _output(flag, suffix):
-  """The flag's path, or None: known to be writable before hours of work."""
-  if flag.value is None:
-    return None
-  path = pathlib.Path(flag.value)
-  if path.suffix != suffix or not path.parent.is_dir():
-    raise ConfigError(
-      f'--{flag.name}={path}: give a {suffix} file in an existing folder'
-    )
-  return path
 
 
 if __name__ == '__main__':

@@ -81,7 +81,7 @@ def main(taken):
     }
     for name, cfg in cfgs.items()
   }
-  paths = {flag.name: _output(flag) for flag in (JSON, PNG, HTML)}
+  paths = {flag.name: cli.output(flag) for flag in (JSON, PNG, HTML)}
   # shapes need no accelerator, and starting one takes seconds
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from deltanet_jax import calc, calc_report, workdir
@@ -108,18 +108,6 @@ def main(taken):
 
     workdir.write(paths['html'], calc_page.page(next(iter(models))))
   return 0
-
-
-def _output(flag):
-  """The flag's path, or None: known to be writable before the work."""
-  if flag.value is None:
-    return None
-  path = pathlib.Path(flag.value)
-  if path.suffix != f'.{flag.name}' or not path.parent.is_dir():
-    raise ConfigError(
-      f'--{flag.name}={path}: give a .{flag.name} file in an existing folder'
-    )
-  return path
 
 
 if __name__ == '__main__':

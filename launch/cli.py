@@ -1,5 +1,6 @@
 """What the mains share: flags by absl; bad input is one line and status 2."""
 
+import pathlib
 import sys
 
 from absl import app, flags, logging
@@ -52,3 +53,21 @@ def refuse(message):
   """Ends the process as bad input does."""
   print(f'error: {message}', file=sys.stderr)
   sys.exit(2)
+
+
+def output(flag, suffix=None):
+  """The path that a flag names, or None: known to be writable before the work.
+
+  suffix: of the file; the flag's own name unless given
+
+  Raises:
+    ConfigError: another suffix, or no such folder.
+  """
+  if flag.value is None:
+    return None
+  path, suffix = pathlib.Path(flag.value), suffix or f'.{flag.name}'
+  if path.suffix != suffix or not path.parent.is_dir():
+    raise ConfigError(
+      f'--{flag.name}={path}: give a {suffix} file in an existing folder'
+    )
+  return path

@@ -8,13 +8,11 @@ is wide, by age; the parity of 4096 bits and products of 2000 permutations by
 hand-set weights, at several beta; rules that must agree; bytes of the caches.
 """
 
-import pathlib
 import sys
 import time
 
 from absl import flags
 
-from deltanet_jax.config import ConfigError
 from deltanet_jax.mixers.config import FORMS
 from launch import cli
 
@@ -27,7 +25,7 @@ PNG = flags.DEFINE_string('png', None, 'Plot of capacity and recency.')
 
 def main(taken):
   del taken
-  paths = {flag.name: _output(flag) for flag in (JSON, PNG)}
+  paths = {flag.name: cli.output(flag) for flag in (JSON, PNG)}
   import jax
 
   from deltanet_jax import workdir
@@ -52,18 +50,6 @@ def main(taken):
   if paths['png']:
     probe_report.plot(found, paths['png'])
   return 0
-
-
-def _output(flag):
-  """The flag's path, or None: known to be writable before the work."""
-  if flag.value is None:
-    return None
-  path = pathlib.Path(flag.value)
-  if path.suffix != f'.{flag.name}' or not path.parent.is_dir():
-    raise ConfigError(
-      f'--{flag.name}={path}: give a .{flag.name} file in an existing folder'
-    )
-  return path
 
 
 if __name__ == '__main__':

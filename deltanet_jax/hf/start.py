@@ -234,7 +234,7 @@ def _model(released, folder):
   return families.with_mtp(family, cfg, released['tensors'])
 
 
-class _Recorded:
+class _Recorded(files.Tensors):
   """The tensors of a released folder that may not be there any more."""
 
   def __init__(self, tensors, path):
@@ -249,12 +249,6 @@ class _Recorded:
     found = np.dtype(self._tensors[name][1])
     # values that were trained have no place in another's blocks and scales
     return found if found.itemsize > 1 else files.DTYPES['BF16']
-
-  def is_scale(self, name):
-    return (
-      name.endswith(files.SCALE)
-      and name.removesuffix(files.SCALE) in self.names
-    )
 
 
 def release(workdir, target):
