@@ -362,6 +362,10 @@ def test_members_learn_apart_and_a_score_changes_nothing():
   halves, _ = call(made.init(seeds), 0, 4)
   _, halves = call(halves, 4, 8)
   np.testing.assert_array_equal(whole.nats, halves.nats)
+  # every step has its own data
+  _, early = call(made.init(seeds), 0, 4)
+  _, late = call(made.init(seeds), 4, 8)
+  assert (early.nats[0] != late.nats[0]).any()
   # a seed has its data, whatever the rate; another seed has others
   np.testing.assert_array_equal(whole.tokens[0], whole.tokens[2])
   assert (whole.tokens[0] != whole.tokens[1]).any()
