@@ -211,7 +211,7 @@ def _beside(records, settings):
   for way, name in (('forward', 'prefill'), ('decode', 'decode')):
     for i, n in enumerate(settings.contexts):
       of = lambda x, i=i, way=way: f'{x["flops_per_token"][way][i] / 1e9:,.2f}'
-      add(f'{name} GFLOP / token at {n:,}', of)
+      add(f'{name} GFLOP at {n:,}', of)
   return '\n'.join(lines)
 
 
