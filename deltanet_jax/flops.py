@@ -20,10 +20,12 @@ def of(function, *args):
     NotImplementedError: a loop of unknown length, a convolution, or a kernel
       that is not written in XLA's operations.
   """
-  return _count(jax.make_jaxpr(function)(*args).jaxpr)
+  return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _count(jaxpr):
+def of_jaxpr(jaxpr):
+  """The same of what was traced already; of a program on a mesh, on all its
+  devices together."""
   return sum(_equation(eqn) for eqn in jaxpr.eqns)
 
 
@@ -39,9 +41,14 @@ def _equation(eqn):
       f'the operations of {name!r} cannot be counted; count a form without it'
     )
   if name == 'cond':
-    return max(_count(branch) for branch in inner)
+    return max(map(of_jaxpr, inner))
   times = eqn.params['length'] if name == 'scan' else 1
-  return times * sum(map(_count, inner))
+  if name == 'shard_map':  # written for one of the devices that share the work
+    mesh = eqn.params['mesh']
+    times = math.prod(
+      mesh.shape[axis] for axis in eqn.params['newly_manual_axes']
+    )
+  return times * sum(map(of_jaxpr, inner))
 
 
 def _ragged(eqn):

@@ -173,16 +173,20 @@ def unit_lower_inverse(a):
   """
   C = a.shape[-1]
   check_chunk(C)
-  blocks = C // BLOCK
-  tiles = a.reshape(*a.shape[:-2], blocks, BLOCK, blocks, BLOCK)
-  inverse = _substitute(
-    jnp.stack([tiles[..., n, :, n, :] for n in range(blocks)], -3)
-  )
+
+  def tiles(row, column, step, size):
+    return jnp.stack(
+      [
+        a[..., n + row : n + row + size, n + column : n + column + size]
+        for n in range(0, C, step)
+      ],
+      -3,
+    )
+
+  inverse = _substitute(tiles(0, 0, BLOCK, BLOCK))
   size = BLOCK
   while size < C:
-    pairs = C // (2 * size)
-    tiles = a.reshape(*a.shape[:-2], pairs, 2, size, pairs, 2, size)
-    link = jnp.stack([tiles[..., n, 1, :, n, 0, :] for n in range(pairs)], -3)
+    link = tiles(size, 0, 2 * size, size)
     first, second = inverse[..., ::2, :, :], inverse[..., 1::2, :, :]
     corner = -matmul(
       '...ij,...jk->...ik', second, matmul('...ij,...jk->...ik', link, first)
@@ -194,16 +198,17 @@ def unit_lower_inverse(a):
 
 
 def _substitute(a):
-  """(I + a)^-1 of [...,16,16] row by row, all blocks at once."""
-  a = jnp.moveaxis(a, (-2, -1), (0, 1))  # [16,16,...]: blocks fill the lanes
-  eye = jnp.eye(BLOCK).reshape(BLOCK, BLOCK, *(1 for _ in a.shape[2:]))
-  rows = []
-  for i in range(BLOCK):
-    row = jnp.broadcast_to(eye[i], a.shape[1:])
-    for j, known in enumerate(rows):
-      row = row - a[i, j] * known
-    rows.append(row)
-  return jnp.moveaxis(jnp.stack(rows), (0, 1), (-2, -1))
+  """(I + a)^-1 of [...,16,16], all blocks at once: a row that is known is
+  taken off those below it."""
+
+  def take_off(j, x):
+    column = jax.lax.dynamic_index_in_dim(a, j, a.ndim - 1)
+    row = jax.lax.dynamic_index_in_dim(x, j, a.ndim - 2)
+    return x - column * row
+
+  # a loop: unrolled, a TPU's compiler takes minutes for the layers of a model
+  eye = jnp.broadcast_to(jnp.eye(BLOCK, dtype=a.dtype), a.shape)
+  return jax.lax.fori_loop(0, BLOCK - 1, take_off, eye)
 
 
 def _inverse_forward(a):

@@ -1,0 +1,302 @@
+"""What a compiled program does, from its text: collectives and memory traffic.
+
+Bodies of loops count as often as they run, which XLA's own cost analysis does
+not do.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = (
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'collective-permute',
+  'ragged-all-to-all',
+  'all-to-all',
+  'collective-broadcast',
+)
+BETWEEN = 'between slices'  # what a program sends to other slices
+
+_HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$')
+_NAME = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = ')
+_ARRAY = re.compile(r'\b([a-z]+)(\d*)\w*\[([\d,]*)\]((?:\{[^}]*\})?)')
+_CALLED = re.compile(
+  r'(calls|body|condition|to_apply|true_computation|false_computation)'
+  r'=%?([\w.\-]+)'
+)
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+
+
+class Array(NamedTuple):
+  shape: tuple
+  bytes: int
+  fast: bool  # lies in the chip's own memory, not in its HBM
+
+
+class Instruction(NamedTuple):
+  name: str
+  op: str
+  arrays: tuple  # of the result
+  operands: tuple  # names
+  text: str  # attributes
+  root: bool
+  literal: str  # between the parentheses
+
+
+class Program(NamedTuple):
+  computations: dict  # name -> {name: Instruction} in order
+  entry: str
+
+
+class Step(NamedTuple):
+  """An instruction where it runs."""
+
+  instruction: Instruction
+  computation: str  # in whose text it stands
+  home: str  # the computation that runs it, fusions looked through
+  times: int
+
+
+class Collective(NamedTuple):
+  kind: str
+  shapes: tuple  # of its results on one device
+  bytes: int  # of its results on one device
+  times: int  # how often a device does it
+  group: tuple  # the first group of devices; () where it is all or not told
+
+
+def parse(text):
+  """The Program of a compiled module's text."""
+  computations, entry, now = {}, None, None
+  for line in text.splitlines():
+    if now is None:
+      head = _HEAD.match(line)
+      if head and ' = ' not in line.split('(')[0]:
+        now = computations.setdefault(head[2], {})
+        entry = head[2] if head[1] else entry
+    elif line.startswith('}'):
+      now = None
+    elif name := _NAME.match(line):
+      found = _instruction(name[2], line[name.end() :], bool(name[1]))
+      now[found.name] = found
+  return Program(computations, entry)
+
+
+def _instruction(name, text, root):
+  end = _closing(text) + 1 if text.startswith('(') else text.index(' ')
+  result, rest = text[:end], text[end:].lstrip()
+  op, _, rest = rest.partition('(')
+  end = _closing('(' + rest) - 1
+  literal = rest[:end]
+  operands = tuple(re.findall(r'%([\w.\-]+)', literal))
+  return Instruction(
+    name, op, _arrays(result), operands, rest[end + 1 :], root, literal
+  )
+
+
+def _closing(text):
+  """Where the parenthesis that opens the text closes."""
+  depth = 0
+  for found in re.finditer(r'[()]', text):
+    depth += 1 if found[0] == '(' else -1
+    if not depth:
+      return found.start()
+  raise ValueError(f'no end of {text[:80]!r}')
+
+
+def _arrays(text):
+  found = []
+  for kind, bits, sizes, layout in _ARRAY.findall(text):
+    shape = tuple(map(int, filter(None, sizes.split(','))))
+    # pred has a byte an element; token and opaque have no size
+    width = int(bits) / 8 if bits else kind == 'pred'
+    fast = re.search(r'S\([1-9]', layout) is not None
+    found.append(Array(shape, math.ceil(width * math.prod(shape)), fast))
+  return tuple(found)
+
+
+def steps(program):
+  """Every Step, in no particular order; those of a fusion too."""
+  yield from _steps(program, program.entry, program.entry, 1)
+
+
+def _steps(program, name, home, times):
+  for found in program.computations[name].values():
+    yield Step(found, name, home, times)
+    if found.op == 'while':
+      runs = trips(program, found, program.computations[name])
+      times_body = times * (1 if runs is None else runs)
+    for how, to in called(found):
+      if how == 'condition' or to not in program.computations:
+        continue
+      # a reduction's function works on single elements
+      if how == 'to_apply' and found.op != 'call':
+        continue
+      inner = home if found.op == 'fusion' else to
+      often = times_body if found.op == 'while' else times
+      yield from _steps(program, to, inner, often)
+
+
+def called(instruction):
+  """(how, name) of every computation that an instruction runs."""
+  found = _CALLED.findall(instruction.text)
+  for branches in _BRANCHES.findall(instruction.text):
+    found += [('calls', x.strip(' %')) for x in branches.split(',')]
+  return found
+
+
+def trips(program, loop, around):
+  """How often a while runs; None where the text does not tell."""
+  known = re.search(r'known_trip_count[^\d]*(\d+)', loop.text)
+  if known:
+    return int(known[1])
+  names = dict(called(loop))
+  condition = program.computations[names['condition']]
+  last = root(condition)
+  direction = re.search(r'direction=(\w+)', last.text)
+  if last.op == 'compare' and direction:
+    ends = [_constant(condition, x) for x in last.operands]
+    index = next(
+      (_index(condition, x) for x, end in zip(last.operands, ends, strict=True)
+       if end is None), None
+    )  # fmt: skip
+    end = next((x for x in ends if x is not None), None)
+    if index is not None and end is not None:
+      first = _first(around, loop.operands[0], index)
+      count = {'LT': end - first, 'LE': end - first + 1}.get(direction[1])
+      if count is not None:
+        return max(0, count)
+  return None
+
+
+def unknown_loops(text):
+  """The names of loops that count once because nothing tells how often they
+  run."""
+  program = parse(text)
+  return sorted(
+    x.name
+    for around in program.computations.values()
+    for x in around.values()
+    if x.op == 'while' and trips(program, x, around) is None
+  )
+
+
+def _constant(computation, name):
+  found = computation.get(name)
+  if found is None or found.op != 'constant':
+    return None
+  return int(found.literal)
+
+
+def _index(computation, name):
+  """Which part of a loop's tuple a value of its condition is."""
+  found = computation[name]
+  while found.op in ('copy', 'bitcast'):
+    found = computation[found.operands[0]]
+  if found.op != 'get-tuple-element':
+    return None
+  return int(re.search(r'index=(\d+)', found.text)[1])
+
+
+def _first(around, name, index):
+  """What that part is before the loop: 0 unless it says otherwise."""
+  made = around.get(name)
+  if made is None or made.op != 'tuple':
+    return 0
+  found = around.get(made.operands[index])
+  while found is not None and found.op in ('copy', 'bitcast'):
+    found = around.get(found.operands[0])
+  return _constant(around, found.name) or 0 if found is not None else 0
+
+
+# ------------------------------------------------------------- collectives
+
+
+def collectives(text):
+  """Every Collective of a compiled program's text.
+
+  A transfer that a TPU's compiler spread over several fusions, so that other
+  work hides it, stands in each of them and counts once.
+  """
+  program = parse(text)
+  found, seen = [], set()
+  for step in steps(program):
+    x = step.instruction
+    kind = x.op.removesuffix('-start')
+    if kind == 'send' and 'xla_megascale' in x.text:
+      found.append(_sent(x, step.times))
+      continue
+    if kind not in KINDS:
+      continue
+    if step.computation != step.home:
+      key = (step.home, *re.findall(r'(?:channel_id|chain_id)="?(\d+)', x.text))
+      if key in seen:
+        continue
+      seen.add(key)
+    arrays = _result(x)
+    if kind == 'all-reduce' and 'reduce-scatter' in step.computation:
+      kind, arrays = (
+        'reduce-scatter',
+        root(program.computations[step.computation]).arrays,
+      )
+    found.append(
+      Collective(
+        kind,
+        tuple(a.shape for a in arrays),
+        sum(a.bytes for a in arrays),
+        step.times,
+        group(x.text),
+      )
+    )
+  return found
+
+
+def root(computation):
+  """The instruction whose value a computation returns."""
+  return next(x for x in computation.values() if x.root)
+
+
+def _result(x):
+  """The arrays that a collective returns; a '-start' names its operands too."""
+  if x.op == 'all-gather-start':
+    return x.arrays[len(x.arrays) // 2 :]
+  if x.op == 'collective-permute-start':
+    return x.arrays[1:2]
+  return x.arrays
+
+
+def _sent(x, times):
+  how = re.search(r'_xla_megascale_transfer_type="(\w+)"', x.text)
+  array = x.arrays[0]
+  kind = f'{BETWEEN}: {how[1].lower().replace("_", "-") if how else "send"}'
+  return Collective(kind, (array.shape,), array.bytes, times, ())
+
+
+def group(text):
+  """The first group of devices of a collective, by place in the mesh."""
+  if pairs := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', text):
+    return tuple(map(int, pairs.groups()))
+  if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', text):
+    return tuple(map(int, listed[1].split(',')))
+  numbers = lambda text: tuple(map(int, text.split(',')))
+  iota = re.search(
+    r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text
+  )
+  if iota:
+    places = np.arange(math.prod(numbers(iota[2]))).reshape(numbers(iota[2]))
+    if iota[3]:
+      places = places.transpose(numbers(iota[3]))
+    return tuple(places.reshape(numbers(iota[1]))[0].tolist())
+  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}', text)
+  if mesh and ':' not in mesh[2]:
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+    places = np.arange(math.prod(map(int, sizes.values())))
+    places = places.reshape([int(n) for n in sizes.values()])
+    within = re.findall(r"'(\w+)'", mesh[2])
+    first = tuple(slice(None) if a in within else 0 for a in sizes)
+    return tuple(places[first].reshape(-1).tolist())
+  return ()

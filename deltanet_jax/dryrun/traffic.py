@@ -1,0 +1,97 @@
+"""Bytes that a compiled program reads from and writes to a device's HBM."""
+
+from deltanet_jax.dryrun import hlo
+
+# nothing moves, or what moves is counted where it is used
+_FREE = {
+  'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while',
+  'call', 'conditional', 'after-all', 'iota', 'partition-id', 'replica-id',
+  'opt-barrier', 'broadcast', 'domain', 'recv', 'async-start', 'reshape',
+}  # fmt: skip
+_SLICES = ('dynamic-slice', 'slice', 'gather')
+
+
+def of(text):
+  """Bytes of one run on one device.
+
+  Every instruction reads its operands and writes its results once; of what is
+  sliced, only the slice; nothing that the compiler keeps in the chip's own
+  memory.
+  """
+  program = hlo.parse(text)
+  total = 0
+  for step in hlo.steps(program):
+    x = step.instruction
+    if step.computation != step.home or x.op in _FREE:
+      continue
+    if x.op.endswith('-done') or 'AllocateBuffer' in x.text:
+      continue
+    total += step.times * _moved(program, step, x)
+  return total
+
+
+def _moved(program, step, x):
+  around = program.computations[step.computation]
+  read = [around[name].arrays for name in x.operands if name in around]
+  if x.op in _SLICES:
+    return 2 * _hbm(x.arrays)
+  if x.op == 'dynamic-update-slice':
+    return 2 * _hbm(read[1])
+  if x.op in ('copy-start', 'slice-start'):
+    # results: the new array and the old one, whichever comes first
+    size = min(a.bytes for a in x.arrays[:2])
+    return size * sum(not a.fast for a in x.arrays[:2])
+  if x.op == 'send':
+    return _hbm(x.arrays[:1])
+  if x.op != 'fusion':
+    return _hbm(x.arrays) + sum(map(_hbm, read))
+  (name,) = [to for how, to in hlo.called(x) if how == 'calls']
+  return _fused(program.computations[name], read, x.arrays)
+
+
+def _hbm(arrays):
+  return sum(a.bytes for a in arrays if not a.fast)
+
+
+def _fused(inner, read, written):
+  """Of a fusion: parameters of which only slices are used count as those, a
+  result that is written into an operand as what is written."""
+  users = {}
+  for x in inner.values():
+    for name in x.operands:
+      users.setdefault(name, []).append(x)
+  total = 0
+  for x in inner.values():
+    if x.op == 'parameter':
+      arrays = read[int(x.literal)] if int(x.literal) < len(read) else ()
+      if _hbm(arrays):
+        total += min(_hbm(arrays), _used(x, users, inner))
+  root = hlo.root(inner)
+  parts = [inner[n] for n in root.operands] if root.op == 'tuple' else [root]
+  if len(parts) != len(written):
+    return total + _hbm(written)
+  for part, array in zip(parts, written, strict=True):
+    while part.op == 'bitcast':
+      part = inner[part.operands[0]]
+    if part.op == 'dynamic-update-slice':
+      update = inner[part.operands[1]]
+      total += 0 if array.fast else sum(a.bytes for a in update.arrays)
+    else:
+      total += _hbm((array,))
+  return total
+
+
+def _used(x, users, inner):
+  """Bytes of a value that its users in the fusion look at."""
+  size = sum(a.bytes for a in x.arrays)
+  used = 0
+  for user in users.get(x.name, ()):
+    if user.op == 'bitcast':
+      used += _used(user, users, inner)
+    elif user.op in _SLICES and user.operands[0] == x.name:
+      used += sum(a.bytes for a in user.arrays)
+    elif user.op == 'dynamic-update-slice' and user.operands[0] == x.name:
+      continue
+    else:
+      used += size
+  return used

@@ -1,0 +1,433 @@
+"""Compiled programs are read rightly; dry runs for TPU topologies."""
+
+import functools
+import importlib.metadata
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from deltanet_jax import config, flops, sharding
+from deltanet_jax.config import ConfigError
+from deltanet_jax.dryrun import advice, bound, chips, hlo, run, traffic
+from deltanet_jax.experiment import MeshConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+N, L, D = 8, 5, 64
+
+
+def _text(f, *args):
+  return jax.jit(f).lower(*args).compile().as_text()
+
+
+def _mesh():
+  return sharding.make_mesh(MeshConfig(data=2, fsdp=4))
+
+
+def _summed(turns, inner):
+  """Sums over fsdp `turns` x `inner` times, gathers once over both axes."""
+
+  @functools.partial(
+    jax.shard_map,
+    mesh=_mesh(),
+    in_specs=PartitionSpec(('data', 'fsdp')),
+    out_specs=PartitionSpec(),
+    check_vma=False,
+  )
+  def f(x):
+    def add(x, _):
+      return jnp.sin(jax.lax.psum(x, 'fsdp')), None
+
+    def outer(x, _):
+      return jax.lax.scan(add, x, None, length=inner)[0], None
+
+    x = jax.lax.scan(outer, x, None, length=turns)[0]
+    return jax.lax.all_gather(x, ('data', 'fsdp'), tiled=True)
+
+  return _text(f, jax.ShapeDtypeStruct((N * 16, D), jnp.float32))
+
+
+def test_collectives_in_loops_count_as_often_as_they_run():
+  found = {x.kind: x for x in hlo.collectives(_summed(3, 7))}
+  assert set(found) == {'all-reduce', 'all-gather'}
+  assert found['all-reduce'].times == 21
+  assert found['all-reduce'].bytes == 4 * 16 * D
+  assert found['all-reduce'].group == (0, 1, 2, 3)
+  assert found['all-gather'].times == 1
+  assert found['all-gather'].shapes == ((N * 16, D),)
+  assert found['all-gather'].group == tuple(range(N))
+
+
+def test_traffic_of_a_scan_is_that_of_each_layers_own_weights():
+  def f(x, w):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+  shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
+  per_layer = 4 * D * D
+  for layers in (4, 32):
+    moved = traffic.of(_text(f, shape(2, D), shape(layers, D, D)))
+    # read; and perhaps written and read again as a slice: never the stack
+    assert layers * per_layer <= moved < 4.5 * layers * per_layer
+
+
+HIDDEN = """HloModule jit_step, is_scheduled=true
+
+%fused_start (p.0: bf16[4,8]) -> bf16[32,8] {
+  %p.0 = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.1 = bf16[32,8]{1,0:T(8,128)(2,1)S(1)} all-gather(%p.0), channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, frontend_attributes={chain_id="2"}
+}
+
+%fused_done (p.1: bf16[4,8]) -> bf16[32,8] {
+  %p.1 = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.2 = bf16[32,8]{1,0:T(8,128)(2,1)} all-gather(%p.1), channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, frontend_attributes={chain_id="2"}
+}
+
+%all-reduce-scatter.1 (p.2: f32[64,8]) -> f32[8,8] {
+  %p.2 = f32[64,8]{1,0} parameter(0)
+  %all-reduce.1 = f32[64,8]{1,0} all-reduce(%p.2), channel_id=9, replica_groups=[1,8]<=[8], to_apply=%add
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[8,8]{1,0} dynamic-slice(%all-reduce.1, %zero, %zero), dynamic_slice_sizes={8,8}
+}
+
+%body (t: (s32[], bf16[4,8], f32[64,8])) -> (s32[], bf16[4,8], f32[64,8]) {
+  %t = (s32[]{:T(128)}, bf16[4,8]{1,0}, f32[64,8]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%t), index=0
+  %x = bf16[4,8]{1,0} get-tuple-element(%t), index=1
+  %y = f32[64,8]{1,0} get-tuple-element(%t), index=2
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %start = bf16[32,8]{1,0:T(8,128)(2,1)S(1)} fusion(%x), kind=kCustom, calls=%fused_start
+  %done = bf16[32,8]{1,0:T(8,128)(2,1)} fusion(%x), kind=kCustom, calls=%fused_done
+  %scattered = f32[8,8]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %out = (s32[]{:T(128)}, bf16[4,8]{1,0}, /*index=2*/f32[64,8]{1,0}) tuple(%next, %x, %y)
+}
+
+%condition (t.1: (s32[], bf16[4,8], f32[64,8])) -> pred[] {
+  %t.1 = (s32[]{:T(128)}, bf16[4,8]{1,0}, f32[64,8]{1,0}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%t.1), index=0
+  %end = s32[]{:T(128)} constant(12)
+  ROOT %lt = pred[]{:T(512)} compare(%i.1, %end), direction=LT
+}
+
+ENTRY %main (a: bf16[4,8], b: f32[64,8]) -> f32[64,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %b = f32[64,8]{1,0} parameter(1)
+  %first = s32[]{:T(128)} constant(2)
+  %tuple = (s32[]{:T(128)}, bf16[4,8]{1,0}, f32[64,8]{1,0}) tuple(%first, %a, %b)
+  %loop = (s32[]{:T(128)}, bf16[4,8]{1,0}, f32[64,8]{1,0}) while(%tuple), condition=%condition, body=%body
+  %token = token[] after-all()
+  %send = (f32[64,8]{1,0}, u32[], token[]) send(%b, %token), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %last = f32[64,8]{1,0} get-tuple-element(%loop), index=2
+}
+"""  # noqa: E501
+
+
+def test_what_a_tpus_compiler_hides_in_fusions_counts_once_a_turn():
+  found = {x.kind: x for x in hlo.collectives(HIDDEN)}
+  assert len(found) == len(hlo.collectives(HIDDEN)) == 3
+  assert found['all-gather'].times == 10  # from 2 to 12
+  assert found['all-gather'].bytes == 2 * 32 * 8
+  # its result, not that of the sum inside
+  assert found['reduce-scatter'].shapes == ((8, 8),)
+  assert found['reduce-scatter'].times == 10
+  assert found[f'{hlo.BETWEEN}: all-reduce'].bytes == 4 * 64 * 8
+  assert hlo.unknown_loops(HIDDEN) == []
+
+
+def test_a_loop_of_unknown_length_is_named():
+  text = HIDDEN.replace('constant(12)', 'parameter(1)')
+  assert hlo.unknown_loops(text) == ['loop']
+
+
+def test_the_chips_own_memory_is_no_traffic():
+  slow = HIDDEN.replace('S(1)', '')
+  assert traffic.of(slow) - traffic.of(HIDDEN) == 10 * 2 * 32 * 8
+
+
+@pytest.mark.parametrize(
+  'text, group',
+  [
+    ('replica_groups={{0,2},{1,3}}, x', (0, 2)),
+    ('replica_groups=[2,4]<=[8], x', (0, 1, 2, 3)),
+    ('replica_groups=[4,2]<=[2,4]T(1,0), x', (0, 4)),
+    ("replica_groups=mesh['a'=2,'b'=4] {'a'}, x", (0, 4)),
+    ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}, x", (0, 1, 4, 5)),
+    ('source_target_pairs={{3,1},{1,0}}, x', (3, 1)),
+    ('replica_groups={}, x', ()),
+  ],
+)
+def test_the_first_group_is_read_in_every_notation(text, group):
+  assert hlo.group(text) == group
+
+
+def test_operations_inside_a_shard_map_are_those_of_all_devices():
+  inside = jax.shard_map(
+    lambda x, w: x @ w,
+    mesh=_mesh(),
+    in_specs=(PartitionSpec(('data', 'fsdp')), PartitionSpec()),
+    out_specs=PartitionSpec(('data', 'fsdp')),
+  )
+  args = jnp.zeros((N, 16)), jnp.zeros((16, 32))
+  assert flops.of(inside, *args) == flops.of(jnp.matmul, *args)
+
+
+# ------------------------------------------------------------------ chips
+
+
+@pytest.mark.parametrize(
+  'text, slices, count, devices',
+  [
+    ('v5e:16x16', 1, 256, 256),
+    ('v5p:4x4x8', 1, 128, 128),
+    ('v6e:2x2', 2, 8, 8),
+    ('tpu7x:2x2x1', 1, 4, 8),
+  ],
+)
+def test_a_topology_has_so_many_devices(text, slices, count, devices):
+  found = chips.parse(text, slices)
+  assert (found.name, found.chips, found.devices) == (text, count, devices)
+
+
+@pytest.mark.parametrize(
+  'text, says',
+  [
+    ('v5p', 'v5e:16x16 or v5p:4x4x8'),
+    ('v9:2x2', 'v5e, v5p, v6e, tpu7x'),
+    ('v5p:4x4', '3 sides'),
+    ('v5e:1x4', 'even'),
+    ('v5e:2x0', 'largest slice of v5e is 16x16'),
+    ('v5e:16x32', '--slices'),
+  ],
+)
+def test_a_topology_that_is_none_is_refused(text, says):
+  with pytest.raises(ConfigError, match=says):
+    chips.parse(text)
+
+
+@pytest.mark.parametrize(
+  'mesh, slices, says',
+  [
+    ({}, 1, '--config.mesh.fsdp=16$'),
+    ({'fsdp': 4, 'tensor': 2}, 1, '--config.mesh.fsdp=8$'),
+    ({'tensor': 3}, 1, 'product is 16'),
+    ({'fsdp': 16}, 2, '--config.mesh.replica=2'),
+  ],
+)
+def test_a_mesh_that_does_not_fill_the_topology_is_refused(mesh, slices, says):
+  with pytest.raises(ConfigError, match=says):
+    chips.check_mesh(MeshConfig(**mesh), chips.parse('v5e:4x4', slices))
+  chips.check_mesh(MeshConfig(fsdp=8, tensor=2), chips.parse('v5e:4x4'))
+
+
+def test_a_ring_has_two_links_and_a_line_one():
+  pod, part = chips.parse('v5e:16x4'), chips.parse('v5p:2x4x1')
+  assert [pod.links(axis) for axis in (0, 1)] == [2, 1]
+  assert [part.links(axis) for axis in (0, 1, 2)] == [1, 2, 0]
+  assert part.ici_rate((0, 1)) == 3 * 100e9
+
+
+def test_bytes_sent_are_those_of_rings():
+  topology = chips.parse('v5p:2x2x1')
+  places = [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)]
+
+  def sent(kind, group=(0, 1)):
+    one = hlo.Collective(kind, ((256,),), 1024, 3, group)
+    (found,) = bound.network([one], topology, places)
+    return found
+
+  assert sent('all-gather').sent == 3 * 512
+  assert sent('all-gather').seconds == 3 * 512 / 100e9
+  assert sent('all-reduce').sent == 3 * 1024
+  assert sent('reduce-scatter', (0, 1, 2, 3)).sent == 3 * 3 * 1024
+  assert sent('reduce-scatter', (0, 1, 2, 3)).seconds == 9 * 1024 / 200e9
+  assert sent('collective-permute').sent == 3 * 1024
+
+
+# ----------------------------------------------------------------- advice
+
+
+@pytest.mark.parametrize(
+  'text, size',
+  [
+    ('HLO temporaries (64.08G) exceeds available HBM (15.75G).', 64.08),
+    ('Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.', 20.5),
+  ],
+)
+def test_a_refused_program_tells_its_size(text, size):
+  arguments = 2**30 if 'temporaries' in text else 0
+  want = int(size * 2**30) + arguments
+  assert run.refused_bytes(text, arguments) == pytest.approx(want, rel=1e-9)
+
+
+def _record(**sizes):
+  sizes = {name: size * chips.GIB for name, size in sizes.items()}
+  held = {k: sizes[k] for k in ('parameters', 'optimiser')}
+  total = sum(held.values()) + sizes['temporaries']
+  memory = {
+    'held': held, 'available': 16 * chips.GIB, 'total': total,
+    'temporaries': sizes['temporaries'],
+  }  # fmt: skip
+  return {'of': 'train', 'memory': memory}
+
+
+def _advised(changes, **sizes):
+  """The first advice, and the experiment with what it says to set."""
+  before = config.read(ROOT / 'configs/gdn_hybrid_1p3b.py', changes)
+  said = advice.advice(before, _record(**sizes))
+  words = said[0].replace(':', ' ').replace(',', ' ').split()
+  flags = [w for w in words if w.startswith('--config.')]
+  _, changed, _ = config.split_argv(flags)
+  return said, config.override_all(before, changed), before
+
+
+def test_many_rows_are_taken_in_smaller_parts():
+  said, after, _ = _advised((), parameters=1, optimiser=2, temporaries=21)
+  # of 4 rows a device: 20 GiB of activations into the 11.2 that are left
+  assert after.optim.accumulate == 8
+  assert '2 rows of 4,096 tokens' in said[0] and '10.0 GiB' in said[0]
+
+
+def test_a_long_row_is_split_over_time():
+  changes = [
+    ('data.batch', '8'), ('data.seq_len', '131072'), ('optim.accumulate', '1'),
+  ]  # fmt: skip
+  _, after, before = _advised(
+    changes, parameters=1, optimiser=2, temporaries=31
+  )
+  assert (after.mesh.fsdp, after.mesh.seq, after.optim.accumulate) == (2, 4, 4)
+  size = lambda mesh: mesh.fsdp * mesh.seq
+  assert size(after.mesh) == size(before.mesh)
+
+
+def test_large_weights_are_split_over_more_devices():
+  said, after, _ = _advised((), parameters=8, optimiser=16, temporaries=9)
+  # 32 GiB into 70% of 15.2: a quarter on each
+  assert after.mesh.fsdp == 32
+  assert '32.0 GiB' in said[0]
+
+
+def test_kept_activations_are_recomputed_first():
+  changes = [('model.remat', 'none')]
+  _, after, _ = _advised(changes, parameters=1, optimiser=2, temporaries=21)
+  assert after.model.remat == 'full'
+
+
+# ---------------------------------------------------------------- command
+
+TINY = (
+  '--config=configs/hybrid_gdn.py',
+  '--config.model.d_model=64',
+  '--config.data.seq_len=128',
+)
+
+
+def _dryrun(*args):
+  return subprocess.run(
+    [sys.executable, '-m', 'launch.dryrun', *args],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+
+
+def test_bad_input_is_one_line_before_anything_is_compiled():
+  for args, says in (
+    ((), 'no --topology'),
+    (('--topology=v5e:4x4',), 'set --config.mesh.fsdp=16'),
+    (('--topology=v5e:4x4', '--batch=2'), '--config.data.batch'),
+  ):
+    done = _dryrun(*TINY, *args)
+    assert done.returncode == 2 and says in done.stderr
+    assert done.stderr.count('\n') == 1 and not done.stdout
+
+
+def test_without_the_right_libtpu_the_command_that_installs_it_is_named(
+  monkeypatch,
+):
+  from launch import dryrun
+
+  def version(name, libtpu):
+    if libtpu is None:
+      raise importlib.metadata.PackageNotFoundError(name)
+    return libtpu if name == 'libtpu' else '0.10.2'
+
+  for libtpu, says in ((None, 'no libtpu'), ('0.0.1', 'libtpu 0.0.1 beside')):
+    monkeypatch.setattr(
+      importlib.metadata, 'version', functools.partial(version, libtpu=libtpu)
+    )
+    with pytest.raises(ConfigError, match=f'{says}.*pip install'):
+      dryrun._check_libtpu()
+  (want,) = [x for x in importlib.metadata.requires('jax') if 'libtpu' in x]
+  right = want.split('==')[1].split('*')[0] + '1'
+  monkeypatch.setattr(
+    importlib.metadata, 'version', functools.partial(version, libtpu=right)
+  )
+  dryrun._check_libtpu()
+
+
+def _has_libtpu():
+  try:
+    importlib.metadata.version('libtpu')
+  except importlib.metadata.PackageNotFoundError:
+    return False
+  return True
+
+
+needs_libtpu = pytest.mark.skipif(
+  not _has_libtpu(), reason='needs libtpu: requirements-tpu.txt'
+)
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'topology, slices',
+  [
+    ('v5e:16x16', 1),
+    ('v5p:4x4x8', 1),
+    ('v6e:16x16', 1),
+    ('tpu7x:4x4x8', 1),
+    ('v5e:4x4', 2),
+  ],
+)
+def test_a_small_model_is_compiled_for(topology, slices, tmp_path):
+  devices = chips.parse(topology, slices).devices
+  path = tmp_path / 'out.json'
+  done = _dryrun(
+    *TINY, f'--topology={topology}', f'--slices={slices}', f'--json={path}',
+    f'--config.mesh.replica={slices}', '--config.mesh.tensor=4',
+    f'--config.mesh.fsdp={devices // slices // 4}',
+    f'--config.data.batch={devices}',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  found = json.loads(path.read_text())
+  print(f'{topology}: compiled in {found["seconds"]["compile"]:.1f} s')
+  assert found['devices'] == devices and found['fits']
+  # weights are gathered in every layer, and in the backward pass again
+  kinds = {x['kind']: x['count'] for x in found['collectives']}
+  assert kinds['all-gather'] > 2 * 4
+  between = any(kind.startswith(hlo.BETWEEN) for kind in kinds)
+  assert between == (slices > 1) == (found['bound']['dcn'] > 0)
+  assert found['unknown_loops'] == []
+  assert found['flops']['program'] > found['flops']['model'] > 0
+  assert 0 < found['mfu'] < 1
+  assert 'at best' in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_says_what_to_change():
+  done = _dryrun(
+    *TINY, '--topology=v5e:2x2', '--config.mesh.fsdp=4',
+    '--config.data.batch=8192', '--config.data.seq_len=4096',
+  )  # fmt: skip
+  assert done.returncode == 1, done.stderr
+  assert 'Does not fit' in done.stdout
+  assert '--config.model.remat=full' in done.stdout
+  assert '--config.optim.accumulate=' in done.stdout
