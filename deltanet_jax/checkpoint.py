@@ -1,20 +1,24 @@
 """Checkpoints: Orbax behind one file, with what it leaves unchecked.
 
 Orbax restores flipped bits without a word and casts to another type in
-silence. Each step therefore carries shape, type and CRC-32 of every array,
-committed together with the arrays and compared when they are read back.
+silence. Each step therefore carries shape, type and a checksum of every array,
+committed together with the arrays and compared when they are read back. Several
+processes write and read the parts that their devices hold; the checksum is a
+sum over elements, so that it does not depend on who holds what.
 """
 
 import logging
 import pathlib
-import zlib
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from deltanet_jax import distributed
+
 _log = logging.getLogger(__name__)
 _SUMS = 'checksums'
+_PIECE = 2**20  # elements
 
 
 class CheckpointError(RuntimeError):
@@ -23,6 +27,8 @@ class CheckpointError(RuntimeError):
 
 class Checkpoints:
   """The checkpoints of one folder, newest last; a context manager.
+
+  Several processes make every call together, on a folder that all share.
 
   A checkpoint is a dict of named items (say 'params' and 'rest'), each a
   pytree of arrays. It is kept as arrays named by their path, whatever the
@@ -62,7 +68,7 @@ class Checkpoints:
     """
     self.wait()
     self._set_aside()
-    flat = {name: _flatten(tree, np.asarray) for name, tree in items.items()}
+    flat = {name: _flatten(tree) for name, tree in items.items()}
     sums = {name: _fingerprints(arrays) for name, arrays in flat.items()}
     args = {k: ocp.args.StandardSave(arrays) for k, arrays in flat.items()}
     args[_SUMS] = ocp.args.JsonSave(sums)
@@ -100,7 +106,7 @@ class Checkpoints:
     steps = self.steps()
     for step in reversed(steps):
       try:
-        items = self._read(step, abstract)
+        items = self._whole(step, abstract)
       except _Damaged as error:
         _log.warning('checkpoint %d is damaged: %s', step, error)
         continue
@@ -114,38 +120,53 @@ class Checkpoints:
     return None
 
   def _set_aside(self):
-    for step in self._damaged:
+    if not self._damaged:
+      return
+    for step in self._damaged if distributed.first() else ():
       (self._folder / str(step)).rename(self._folder / f'damaged-{step}')
-    if self._damaged:
-      self._damaged = []
-      self._manager.close()
-      self._open()
+    self._damaged = []
+    self._manager.close()
+    self._open()  # every process waits there for the first one
 
-  def _read(self, step, abstract):
-    try:
-      args = ocp.args.Composite(**{_SUMS: ocp.args.JsonRestore()})
-      sums = self._manager.restore(step, args=args)[_SUMS]
-      sums = {name: sums[name] for name in abstract}
-    except Exception as error:  # whatever Orbax and TensorStore raise
-      raise _Damaged(_line(error)) from error
-    flat = {name: _flatten(tree, _same) for name, tree in abstract.items()}
-    for name, arrays in flat.items():
-      _require_same(sums[name], arrays, f'{self._folder}/{step}/{name}')
-    try:
-      args = {k: ocp.args.StandardRestore(arrays) for k, arrays in flat.items()}
-      read = self._manager.restore(step, args=ocp.args.Composite(**args))
-    except Exception as error:
-      raise _Damaged(_line(error)) from error
+  def _whole(self, step, abstract):
+    """The items of a step; what one process cannot read, none takes."""
+    read, sums = distributed.together(
+      lambda: self._read(step, abstract), _Damaged
+    )
     for name in abstract:
       for path, found in _fingerprints(read[name]).items():
         if found != sums[name][path]:
           raise _Damaged(f'{name}/{path} differs from its checksum')
     return {
       name: jax.tree.unflatten(
-        jax.tree.structure(tree), [read[name][path] for path in flat[name]]
+        jax.tree.structure(tree), [read[name][path] for path in _flatten(tree)]
       )
       for name, tree in abstract.items()
     }
+
+  def _read(self, step, abstract):
+    """({item: {path: array}}, their fingerprints), this process's parts."""
+    folder = self._folder / str(step)
+    flat = {name: _flatten(tree) for name, tree in abstract.items()}
+    # the handlers themselves: the manager would wait, after each, for a process
+    # that has failed
+    try:
+      json = ocp.JsonCheckpointHandler()
+      sums = json.restore(folder / _SUMS, args=ocp.args.JsonRestore())
+      sums = {name: sums[name] for name in abstract}
+    except Exception as error:  # whatever Orbax and TensorStore raise
+      raise _Damaged(_line(error)) from error
+    for name, arrays in flat.items():
+      _require_same(sums[name], arrays, f'{folder}/{name}')
+    read = {}
+    try:
+      for name, arrays in flat.items():
+        standard = ocp.StandardCheckpointHandler()
+        args = ocp.args.StandardRestore(arrays)
+        read[name] = standard.restore(folder / name, args=args)
+    except Exception as error:
+      raise _Damaged(_line(error)) from error
+    return read, sums
 
 
 class _Damaged(Exception):
@@ -158,26 +179,60 @@ def _line(error):
   return f'{type(error).__name__}: {lines[0][:200] if lines else ""}'
 
 
-def _same(x):
-  return x
-
-
-def _flatten(tree, leaf):
-  """{'a.b': leaf(x)} in the order of jax.tree.leaves."""
+def _flatten(tree):
+  """{'a.b': x} in the order of jax.tree.leaves."""
   return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): leaf(x)
+    jax.tree_util.keystr(path, simple=True, separator='.'): x
     for path, x in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
 def _fingerprints(arrays):
-  """{path: [shape, type, CRC-32 of the bytes]}, as JSON gives it back."""
-  sums = {}
-  for path, x in arrays.items():
-    x = np.ascontiguousarray(x)
-    crc = zlib.crc32(x.reshape(-1).view(np.uint8))
-    sums[path] = [list(np.shape(arrays[path])), str(x.dtype), crc]
-  return sums
+  """{path: [shape, type, checksum]}, as JSON gives it back."""
+  own = np.array([_checksum(x) for x in arrays.values()], np.uint32)
+  sums = distributed.gather(own).reshape(-1, len(own)).sum(0, dtype=np.uint32)
+  return {
+    path: [list(x.shape), str(x.dtype), int(crc)]
+    for (path, x), crc in zip(arrays.items(), sums, strict=True)
+  }
+
+
+def _checksum(x):
+  """Of a jax array's part in this process: the sum modulo 2^32 of `_mixed` bits
+  and place, over the elements of which it holds the first copy."""
+  shape, total = x.shape or (1,), 0
+  for shard in x.addressable_shards:
+    if shard.replica_id:
+      continue
+    bits = np.asarray(shard.data).reshape(shard.data.shape or (1,))
+    bits = bits.view(f'u{bits.itemsize}')
+    first, *rest = shard.index or (slice(None),)
+    begin, end, _ = first.indices(shape[0])
+    # by pieces of the first axis, so as not to need a large array's memory
+    count = max(1, _PIECE * len(bits) // bits.size)
+    for i in range(begin, end, count):
+      at = _places((slice(i, min(i + count, end)), *rest), shape)
+      total += _mixed(bits[i - begin : i - begin + count].astype('u4'), at)
+  return total % 2**32
+
+
+def _places(index, shape):
+  """Numbers of the elements x[index] of an x of `shape`, modulo 2^32."""
+  at = np.zeros((), np.uint32)
+  for part, size in zip(index, shape, strict=True):
+    along = np.arange(*part.indices(size), dtype=np.uint32)
+    at = at[..., None] * np.uint32(size % 2**32) + along
+  return at
+
+
+def _mixed(bits, at):
+  """Sum of lowbias32 (Chris Wellons' hash) of bits + place: uint32 arrays."""
+  x = bits + at * np.uint32(0x9E3779B1)
+  for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+    x ^= x >> np.uint32(shift)
+    x *= np.uint32(factor)
+  x ^= x >> np.uint32(16)
+  return int(x.sum(dtype=np.uint64))
 
 
 def _require_same(sums, arrays, where):

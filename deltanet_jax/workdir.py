@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import pathlib
+import time
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
@@ -106,6 +107,22 @@ class Workdir:
         path.parent.mkdir(exist_ok=True)
         write(path, text)
     write(self.config, config.to_json(experiment) + '\n')
+
+  def require_seen(self, experiment, seconds=60):
+    """Waits until the folder shows what another process claimed it with.
+
+    Raises:
+      ConfigError: it does not: it is not a folder that the processes share.
+    """
+    wanted = config.to_json(experiment) + '\n'
+    until = time.monotonic() + seconds  # a network disk may show it late
+    while not self.config.is_file() or self.config.read_text() != wanted:
+      if time.monotonic() > until:
+        raise ConfigError(
+          f'--workdir={self.path}: what process 0 wrote there is not seen'
+          ' here; give a folder on a disk that all processes share'
+        )
+      time.sleep(0.1)
 
   def release(self):
     """Gives the folder free, if it was claimed."""

@@ -13,7 +13,7 @@ from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.infer.settings import Sampling
 from deltanet_jax.workdir import Workdir, write
-from launch import cli, train
+from launch import cli, processes, train
 
 PROMPT = 'def read_lines('
 SAMPLING = Sampling(temperature=0.7, top_p=0.95)
@@ -26,6 +26,8 @@ flags.adopt_module_key_flags(train)
 def main(experiment):
   if train.RELEASED.value is not None:
     raise ConfigError('--released is a flag of launch.train')
+  if processes.asked():
+    raise ConfigError('the quickstart is one process; use launch.train')
   workdir = Workdir(train.WORKDIR.value)
   result = train.run(experiment, workdir)
   if isinstance(result, int):

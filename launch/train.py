@@ -27,6 +27,14 @@ after the current step.
 Exit status: 0 done; 1 the run failed; 2 bad input, before any device is
 touched; 128 + n stopped and saved after signal n.
 
+Several processes, on one machine or many, train together; each is started with
+the same command and the same files, --workdir on a disk that all share:
+
+  python -m launch.train ... --coordinator=HOST:PORT --processes=2 --process=0
+
+or with --distributed under SLURM, Open MPI, GKE or on TPU VMs. A run may go on
+with another number of processes.
+
 JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:
   JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8
 """
@@ -41,7 +49,7 @@ from absl import flags
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.workdir import Workdir
-from launch import cli
+from launch import cli, processes
 
 FINETUNE = pathlib.Path(__file__).parents[1] / 'configs' / 'finetune.py'
 
@@ -51,6 +59,7 @@ WORKDIR = flags.DEFINE_string(
 RELEASED = flags.DEFINE_string(
   'released', None, 'Weights to begin with: a folder, or ORG/NAME on the hub.'
 )
+flags.adopt_module_key_flags(processes)
 
 
 def main(taken):
@@ -58,7 +67,8 @@ def main(taken):
   result = run(experiment, Workdir(WORKDIR.value), begun)
   if isinstance(result, int):
     return 128 + result
-  print(json.dumps(result, indent=2))
+  if result is not None:
+    print(json.dumps(result, indent=2))
   return 0
 
 
@@ -99,19 +109,22 @@ def _without_start(path, changes, workdir):
 
 
 def run(experiment, workdir, begun=None):
-  """The results of the run, or the signal that stopped it."""
+  """The results of the run, or the signal that stopped it; of several
+  processes only the first has results, the others None."""
+  processes.asked()
   workdir.check(experiment)
   result = workdir.finished()
   if result is not None:
     print(f'finished before: {workdir.path}', file=sys.stderr)
     return result
-  tokenizer = workdir.tokenizer(experiment)
-  if begun is not None and tokenizer == begun.tokenizer:
-    begun.require_tokenizer()
-  data = _read(experiment, tokenizer)
-  if begun is not None and not workdir.config.is_file():
-    begun.check()
-  return _train(experiment, workdir, data, begun, tokenizer)
+  with processes.joined():
+    tokenizer = workdir.tokenizer(experiment)
+    if begun is not None and tokenizer == begun.tokenizer:
+      begun.require_tokenizer()
+    data = _read(experiment, tokenizer)
+    if begun is not None and not workdir.config.is_file():
+      begun.check()
+    return _train(experiment, workdir, data, begun, tokenizer)
 
 
 def _read(experiment, tokenizer):

@@ -1,5 +1,7 @@
 """Which tokens are in row i of a stream of documents?"""
 
+import zlib
+
 import numpy as np
 
 
@@ -30,6 +32,10 @@ class Rows:
     self._seq_len = seq_len
     self._eod = eod
 
+  def crc(self):
+    """CRC-32 of all tokens, in order."""
+    return zlib.crc32(self._stream)
+
   @property
   def full(self):
     """Rows without padding."""
@@ -58,13 +64,14 @@ class Rows:
       'weights': np.pad(np.ones(last - first, np.float32), pad),
     }
 
-  def batches(self, size):
+  def batches(self, size, rows=None):
     """Yields all rows in order as dicts of [size, T] arrays, the last one
-    filled up with rows of padding."""
+    filled up with rows of padding; with `rows`, numbers of rows of a batch,
+    only these of each."""
+    rows = range(size) if rows is None else rows
     for first in range(0, len(self), size):
-      last = min(first + size, len(self))
-      batch = [self[i] for i in range(first, last)]
-      batch += [self.padding()] * (size - len(batch))
+      at = (first + i for i in rows)
+      batch = [self[i] if i < len(self) else self.padding() for i in at]
       yield {name: np.stack([row[name] for row in batch]) for name in batch[0]}
 
   def padding(self):

@@ -53,11 +53,17 @@ class TextData:
         f' batch of {cfg.batch} rows x {cfg.seq_len}; give more text, or lower'
         ' data.batch or data.seq_len'
       )
+    self._cfg = cfg
     self._batches = _batches(self._train_rows, cfg)
 
   def _pack(self, documents, cfg):
     ids = self.tokenizer.encode_documents(documents)
     return Rows(ids, self.tokenizer.eod, self.tokenizer.vocab_size, cfg.seq_len)
+
+  def fingerprint(self):
+    """A text that differs where rows, order or held-out text differ."""
+    sums = [rows.crc() for rows in (self._train_rows, self._heldout_rows)]
+    return f'{sums} {self._cfg.seed}'
 
   def train_documents(self):
     """Yields the training documents as bytes."""
@@ -71,25 +77,28 @@ class TextData:
     """The batch of `step`: a function of the text, the seed and step alone."""
     return self._batches[step]
 
-  def iterate(self, start_step=0):
+  def iterate(self, start_step=0, rows=None):
     """Endless iterator over batch(start_step), batch(start_step + 1), ...
 
+    rows: numbers of the rows of each batch that are made, by default all
     Batches are made ahead in a background thread.
     """
     import grain
 
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
-    iterator = iter(self._batches.to_iter_dataset(ahead))
+    batches = _batches(self._train_rows, self._cfg, rows)
+    iterator = iter(batches.to_iter_dataset(ahead))
     iterator.set_state({'next_index': start_step})
     return iterator
 
-  def heldout_batches(self, rows):
-    """Yields the held-out text in batches of `rows`, always the same.
+  def heldout_batches(self, size, rows=None):
+    """Yields the held-out text in batches of `size` rows, always the same.
 
+    rows: numbers of the rows of each batch that are made, by default all
     Every held-out token is a target of weight 1 exactly once; the last batch
     is filled up with rows of padding.
     """
-    return self._heldout_rows.batches(rows)
+    return self._heldout_rows.batches(size, rows)
 
 
 class _FullRows:
@@ -108,12 +117,32 @@ class _FullRows:
     return f'_FullRows({len(self)})'
 
 
-def _batches(rows, cfg):
-  """Random access to the batches of all epochs."""
+class _SomeRows:
+  """Some rows of every batch of `size` of a grain dataset, as a source."""
+
+  def __init__(self, dataset, size, rows):
+    self._dataset, self._size, self._rows = dataset, size, rows
+
+  def __len__(self):
+    return len(self._dataset) // self._size
+
+  def __getitem__(self, step):
+    first = int(step) * self._size
+    batch = [self._dataset[first + int(i)] for i in self._rows]
+    return {name: np.stack([row[name] for row in batch]) for name in batch[0]}
+
+  def __repr__(self):
+    return f'_SomeRows({list(self._rows)} of {self._size})'
+
+
+def _batches(rows, cfg, only=None):
+  """Random access to the batches of all epochs; only: as for `iterate`."""
   import grain
 
   epochs = grain.MapDataset.source(_FullRows(rows)).seed(cfg.seed).shuffle()
-  return epochs.repeat(None).batch(cfg.batch)
+  only = range(cfg.batch) if only is None else only
+  some = _SomeRows(epochs.repeat(None), cfg.batch, only)
+  return grain.MapDataset.source(some)
 
 
 def _is_heldout(content, cfg):

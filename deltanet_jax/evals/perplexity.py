@@ -43,11 +43,19 @@ def evaluate(total_loss, params, batches, place, eod):
   """
   nats, tokens, ends = 0.0, 0, 0
   for batch in batches:
+    batch = place(batch)  # may be rows that other processes hold
     # the sum over batches is kept on the host in float64
-    nats += float(jax.device_get(total_loss(params, place(batch))))
-    tokens += int(batch['weights'].sum())
-    ends += int(batch['weights'][batch['targets'] == eod].sum())
+    nats += float(jax.device_get(total_loss(params, batch)))
+    counts = jax.device_get(_counts(batch['weights'], batch['targets'], eod))
+    tokens, ends = tokens + int(counts[0]), ends + int(counts[1])
   return Score(nats, tokens, ends)
+
+
+@jax.jit
+def _counts(weights, targets, eod):
+  """How many targets are scored, and of these, how many are `eod`."""
+  scored = weights > 0
+  return jnp.sum(scored), jnp.sum(scored & (targets == eod))
 
 
 def score_documents(

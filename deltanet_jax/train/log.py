@@ -93,6 +93,22 @@ class Log:
     self._board.close()
 
 
+class NoLog:
+  """In the place of a Log where another process writes."""
+
+  def metrics(self, record):
+    pass
+
+  def timing(self, record):
+    pass
+
+  def sync(self):
+    pass
+
+  def close(self):
+    pass
+
+
 class Clock:
   """Tokens per second and time left, from the latest steps."""
 

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import signal
 import statistics
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax import sharding, workdir as files
+from deltanet_jax import config, distributed, sharding, workdir as files
 from deltanet_jax.checkpoint import Checkpoints
 from deltanet_jax.config import ConfigError
 from deltanet_jax.evals.perplexity import evaluate
@@ -36,7 +37,7 @@ class Program:
   begin: Callable[[Any], states.State]  # with parameters that it takes over
   step: Callable[..., Any]  # state (donated), batch -> state, metrics
   loss: Callable[..., Any]  # params, batch -> nats
-  place: Callable[..., Any]  # host batch -> device batch
+  share: Callable[..., Any]  # rows of a batch -> distributed.Share
 
 
 def make_program(experiment, mesh):
@@ -63,6 +64,8 @@ def make_program(experiment, mesh):
   total_loss = steps.make_loss(experiment.model, dtype)
   factor = optimizer.schedule(experiment.optim, train.steps)
   rows = sharding.batch_sharding(mesh)
+  whole = homes.step
+  seq_len = experiment.data.seq_len
   step = functools.partial(
     steps.train_step,
     objective=make_objective(experiment.model, dtype, train.objective),
@@ -87,11 +90,13 @@ def make_program(experiment, mesh):
     step=jax.jit(
       step,
       in_shardings=(homes, rows),
-      out_shardings=(homes, None),
+      out_shardings=(homes, whole),
       donate_argnums=0,
     ),
-    loss=jax.jit(total_loss, in_shardings=(homes.params, rows)),
-    place=lambda batch: jax.device_put(batch, rows),
+    loss=jax.jit(
+      total_loss, in_shardings=(homes.params, rows), out_shardings=whole
+    ),
+    share=lambda count: distributed.share(rows, (count, seq_len)),
   )
 
 
@@ -111,13 +116,15 @@ def train(experiment, workdir, data, stream=None, start=None, kept=None):
   start: `hf.start.Start` whose weights take the place of fresh ones, or None
   kept: see `Workdir.claim`.
   Returns the results, also in `result.json`, or the signal that stopped it.
+  Of several processes all call this; the first alone writes but for the
+  checkpoints, and the others return None in the place of results.
   Continues from the newest whole checkpoint: what follows it is, to the bit,
   what an unbroken run on the same mesh would have written to `metrics.jsonl`.
 
   Raises:
     ConfigError: the mesh needs more devices, or does not divide the model;
-      the folder cannot be written, or another process trains in it; `start`
-      cannot be read.
+      the folder cannot be written, or another run trains in it; `start`
+      cannot be read; the processes were started differently.
     NonFiniteError: MAX_STREAK steps in a row were skipped.
     CheckpointError: no checkpoint can be read or written.
   """
@@ -125,9 +132,10 @@ def train(experiment, workdir, data, stream=None, start=None, kept=None):
     mesh = sharding.make_mesh(experiment.mesh)
   except ValueError as error:
     raise ConfigError(str(error)) from error
+  distributed.require_part(mesh)
   program = make_program(experiment, mesh)
   # only now: a configuration that cannot run shall not own the folder
-  workdir.claim(experiment, kept)
+  _claim(experiment, workdir, data, start, kept)
   keep = experiment.train.keep
   with (
     jax.set_mesh(mesh),
@@ -137,9 +145,25 @@ def train(experiment, workdir, data, stream=None, start=None, kept=None):
     with contextlib.closing(run):
       run.begin(start, mesh)
       with _signals() as caught:
-        run.train(caught)
+        stop = run.train(caught)
       # all is saved: from here a signal may end the process as usual
-      return caught[0] if caught else run.finish()
+      return stop or run.finish()
+
+
+def _claim(experiment, workdir, data, start, kept):
+  """Process 0 claims the folder, once all are known to do the same."""
+  distributed.require_same(
+    {
+      'a configuration': config.to_json(experiment),
+      'a text': data.fingerprint(),
+      'weights to begin with': start.name if start else '',
+    }
+  )
+  first = distributed.first()
+  distributed.together(
+    lambda: workdir.claim(experiment, kept) if first else None
+  )
+  distributed.together(lambda: workdir.require_seen(experiment))
 
 
 class _Run:
@@ -149,6 +173,9 @@ class _Run:
     self._experiment, self._workdir, self._data = experiment, workdir, data
     self._program, self._checkpoints = program, checkpoints
     cfg, size = experiment.train, experiment.data
+    self._first = distributed.first()
+    if not self._first:
+      stream = open(os.devnull, 'w')
     self._progress = log.Progress(cfg.steps, cfg.log_every, stream)
     self._clock = log.Clock(size.batch * size.seq_len, cfg.steps)
     self._bytes = size.tokenizer == 'bytes'
@@ -172,7 +199,7 @@ class _Run:
       self._step, kept = found
       self._state = states.State(kept['params'], *kept['rest'])
       self._progress.say(f'continuing after step {self._step}')
-      self._log = log.Log(self._workdir, self._step)
+      self._log = self._open_log(self._step)
       return
     self._step = 0
     if start is None:
@@ -181,38 +208,44 @@ class _Run:
       self._progress.say(f'reading the weights of {start.name}')
       params = start.load(mesh)
     self._state = self._program.begin(params)
-    self._log = log.Log(self._workdir, -1)
+    self._log = self._open_log(-1)
     if start is not None:
       self._evaluate_some()
 
+  def _open_log(self, step):
+    return log.Log(self._workdir, step) if self._first else log.NoLog()
+
   def train(self, caught):
-    """Steps until the last one, or until `caught` holds a signal."""
+    """Steps until the last one, or until `caught` holds a signal, in any
+    process, which is returned; 0 if there was none."""
     cfg = self._experiment.train
     if self._step == cfg.steps:
-      return
-    for batch in self._data.iterate(self._step):
+      return 0
+    share = self._program.share(self._experiment.data.batch)
+    for batch in self._data.iterate(self._step, share.rows):
       self._step += 1
-      self._train_on(batch)
+      self._train_on(share.place(batch))
       last = self._step == cfg.steps
       if self._step % cfg.eval_every == 0 or last:
         self._evaluate_some()
-      if self._step % cfg.save_every == 0 or last or caught:
+      # whichever process was told to stop, all do so after the same step
+      stop = distributed.largest(caught[0] if caught else 0)
+      if self._step % cfg.save_every == 0 or last or stop:
         self._save()
-      if caught:
-        name = signal.Signals(caught[0]).name
+      if stop:
+        name = signal.Signals(stop).name
         self._progress.say(
           f'{name}: saved after step {self._step}; start again to continue'
         )
-      if last or caught:
+      if last or stop:
         break
     self._checkpoints.wait()
+    return distributed.largest(caught[0] if caught else 0)
 
   def _train_on(self, batch):
     cfg, step = self._experiment.train, self._step
     self._clock.start()
-    self._state, metrics = self._program.step(
-      self._state, self._program.place(batch)
-    )
+    self._state, metrics = self._program.step(self._state, batch)
     # waits for the step: programs in flight together can lock up a simulated
     # mesh, and a step is far longer than a dispatch
     metrics = {k: x.item() for k, x in jax.device_get(metrics).items()}
@@ -234,20 +267,18 @@ class _Run:
     bits = metrics['loss'] / math.log(2) if self._bytes else None
     self._progress.step(step, metrics['loss'], bits, self._clock)
 
-  def _score(self, batches):
-    eod = self._data.tokenizer.eod
-    program, params = self._program, self._state.params
-    return evaluate(program.loss, params, batches, program.place, eod)
-
-  def _heldout_batches(self):
-    experiment = self._experiment
+  def _score(self, least=None):
+    """Of the held-out text, or of its first `least` rows and a few more."""
+    experiment, params = self._experiment, self._state.params
     rows = experiment.data.batch // experiment.optim.accumulate
-    return self._data.heldout_batches(rows), rows
+    share = self._program.share(rows)
+    batches = self._data.heldout_batches(rows, share.rows)
+    batches = itertools.islice(batches, least and math.ceil(least / rows))
+    eod = self._data.tokenizer.eod
+    return evaluate(self._program.loss, params, batches, share.place, eod)
 
   def _evaluate_some(self):
-    batches, rows = self._heldout_batches()
-    count = math.ceil(self._experiment.train.eval_rows / rows)
-    score = self._score(itertools.islice(batches, count))
+    score = self._score(self._experiment.train.eval_rows)
     record = {'step': self._step, 'heldout_loss': score.loss}
     line = f'step {self._step}: held-out loss {score.loss:.4f}'
     if self._bytes:
@@ -257,7 +288,8 @@ class _Run:
       line += f', {bits:.3f} bits/byte'
     self._log.metrics(record)
     self._progress.say(line)
-    log.plot(self._workdir)
+    if self._first:
+      log.plot(self._workdir)
 
   def _save(self):
     # first the lines: a checkpoint promises those up to its step
@@ -265,9 +297,12 @@ class _Run:
     self._checkpoints.save(self._step, items(self._state))
 
   def finish(self):
-    """Scores the whole held-out text and writes `result.json`."""
+    """Scores the whole held-out text; the first process writes and returns
+    `result.json`."""
     self._progress.say('scoring the whole held-out text')
-    score = self._score(self._heldout_batches()[0])
+    score, skipped = self._score(), int(self._state.skipped)
+    if not self._first:
+      return None
     size = self._experiment.data
     rates = [r['tokens_per_second'] for r in log.read(self._workdir.timing)]
     result = {
@@ -275,7 +310,7 @@ class _Run:
       'tokens': self._step * size.batch * size.seq_len,
       'tokens_per_second': statistics.median(rates),
       'parameters': sum(x.size for x in jax.tree.leaves(self._state.params)),
-      'skipped': int(self._state.skipped),
+      'skipped': skipped,
       'heldout_loss': score.loss,
       'heldout_perplexity': score.perplexity,
       'heldout_bytes': self._data.heldout_bytes,
