@@ -124,9 +124,10 @@ class Checkpoints:
       return
     for step in self._damaged if distributed.first() else ():
       (self._folder / str(step)).rename(self._folder / f'damaged-{step}')
+    distributed.gather(0)  # the others wait for the first
     self._damaged = []
     self._manager.close()
-    self._open()  # every process waits there for the first one
+    self._open()
 
   def _whole(self, step, abstract):
     """The items of a step; what one process cannot read, none takes."""
@@ -190,7 +191,7 @@ def _flatten(tree):
 def _fingerprints(arrays):
   """{path: [shape, type, checksum]}, as JSON gives it back."""
   own = np.array([_checksum(x) for x in arrays.values()], np.uint32)
-  sums = distributed.gather(own).reshape(-1, len(own)).sum(0, dtype=np.uint32)
+  sums = distributed.gather(own).sum(0, dtype=np.uint32)
   return {
     path: [list(x.shape), str(x.dtype), int(crc)]
     for (path, x), crc in zip(arrays.items(), sums, strict=True)

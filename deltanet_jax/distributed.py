@@ -104,7 +104,7 @@ def together(call, kind=ConfigError):
     found = call()
   except kind as raised:
     error = raised
-  failed = np.flatnonzero(gather(np.int32(error is not None)).reshape(-1))
+  failed = np.flatnonzero(gather(np.int32(error is not None)))
   if failed.size:
     raise error or kind(f'process {failed[0]} failed; its own output says why')
   return found
@@ -119,7 +119,7 @@ def require_same(parts):
     ConfigError: in every process, with what differs.
   """
   sums = [zlib.crc32(text.encode()) for text in parts.values()]
-  everyone = gather(np.array([sums], np.uint32)).reshape(-1, len(sums))
+  everyone = gather(np.array(sums, np.uint32))
   for name, column in zip(parts, everyone.T, strict=True):
     others = np.flatnonzero(column != column[0])
     if others.size:

@@ -53,7 +53,7 @@ WHOLE_IF_UNEVEN = ('vocab', 'kv_heads')
 def make_mesh(cfg, devices=None):
   """A mesh of MeshConfig's sizes on the first of `devices`, by default all.
 
-  Devices of several slices: `replica` counts the slices.
+  TPUs of several slices: `replica` counts the slices.
   """
   devices = jax.devices() if devices is None else devices
   shape = tuple(getattr(cfg, axis) for axis in MESH_AXES)
@@ -65,7 +65,9 @@ def make_mesh(cfg, devices=None):
       f' {len(devices)}; make the mesh smaller'
     )
   devices = devices[:need]
-  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  slices = 1
+  if devices[0].platform == 'tpu':  # on GPUs, every machine calls itself one
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
   # a physical axis may serve two of ours: 64 x 4 on a 16 x 16 pod
   how = {'devices': devices, 'allow_split_physical_axes': True}
   if slices == 1:

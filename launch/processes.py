@@ -24,7 +24,7 @@ DISTRIBUTED = flags.DEFINE_bool(
   'Find the other processes by SLURM, Open MPI, Kubernetes or Cloud TPU.',
 )
 MEET_SECONDS = flags.DEFINE_integer(
-  'meet_seconds', 300, 'How long to wait for the others.', lower_bound=1
+  'meet_seconds', 120, 'How long to wait for the others.', lower_bound=1
 )
 
 
@@ -90,8 +90,10 @@ def joined():
 
 def _told(error):
   """The exit status of an error, after saying what it is."""
-  if isinstance(error, SystemExit):
+  if isinstance(error, SystemExit) and isinstance(error.code, int):
     return error.code
+  if isinstance(error, KeyboardInterrupt):
+    return 130
   if isinstance(error, ConfigError):
     print(f'error: {error}', file=sys.stderr)
     return 2

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from deltanet_jax import checkpoint
 from deltanet_jax.checkpoint import CheckpointError, Checkpoints
 
 
@@ -144,6 +145,31 @@ def test_arrays_that_do_not_fit_are_named(folder, change):
     ):
       checkpoints.restore(_abstract(items))
   assert (folder / '3').is_dir()  # nothing was wrong with it
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int32'])
+def test_the_checksum_knows_values_and_places_and_no_layout(dtype, monkeypatch):
+  x = (100 * jax.random.normal(jax.random.key(0), (8, 6, 4))).astype(dtype)
+  a, b = x[0, 0, 0], x[5, 3, 1]
+  others = [
+    x,
+    x.at[7, 5, 3].add(1),
+    x.at[0, 0, 0].set(b).at[5, 3, 1].set(a),
+    jnp.roll(x, 1, 0),
+    x.reshape(8, 4, 6).swapaxes(1, 2),
+    jnp.zeros_like(x),
+  ]
+  sums = [checkpoint._checksum(other) for other in others]
+  assert len(set(sums)) == len(sums)
+  mesh = jax.make_mesh((4, 2), ('a', 'b'), axis_types=(AxisType.Auto,) * 2)
+  for axes in [('a', 'b'), (None, 'b'), (('b', 'a'),), ('b', None, 'a'), ()]:
+    laid = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+    assert checkpoint._checksum(laid) == sums[0]
+  monkeypatch.setattr(checkpoint, '_PIECE', 50)
+  assert checkpoint._checksum(x) == sums[0]
+  assert checkpoint._checksum(jnp.int32(3)) != checkpoint._checksum(
+    jnp.int32(4)
+  )
 
 
 def test_a_save_is_not_touched_by_donating_its_arrays(tmp_path):

@@ -66,7 +66,7 @@ def get_config():
   return Experiment(
     model=ModelConfig(264, 16, layers, repeats=1),
     data=DataConfig({texts!r}, seq_len=32, batch=8, heldout=0.2),
-    optim=OptimConfig(lr=1e-3, warmup=2),
+    optim=OptimConfig(lr=1e-3, eps=1e-5, warmup=2),
     train=TrainConfig(
       steps=8, dtype='float32', log_every=1, eval_every=4, eval_rows=12,
       save_every=2,
@@ -171,7 +171,7 @@ def test_flags_name_a_process_a_cluster_or_nothing():
     assert processes.asked() == {'seconds': 7}
   with _flags(coordinator='node0:8476', processes=4, process=3):
     assert processes.asked() == {
-      'coordinator': 'node0:8476', 'processes': 4, 'process': 3, 'seconds': 300,
+      'coordinator': 'node0:8476', 'processes': 4, 'process': 3, 'seconds': 120,
     }  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def test_together_ends_in_all_what_fails_in_one(monkeypatch):
 def test_processes_with_another_start_are_named(monkeypatch):
   parts = {'a configuration': 'x', 'a text': 'y'}
   distributed.require_same(parts)
-  theirs = np.array([[0, 1]], np.uint32)
+  theirs = np.array([0, 1], np.uint32)
   monkeypatch.setattr(
     distributed, 'gather', lambda x: np.stack([x, x, x + theirs])
   )

@@ -93,8 +93,8 @@ class Stopped:
   def __getattr__(self, name):
     return getattr(self._data, name)
 
-  def iterate(self, first):
-    for i, batch in enumerate(self._data.iterate(first), first + 1):
+  def iterate(self, first, rows):
+    for i, batch in enumerate(self._data.iterate(first, rows), first + 1):
       if i == self._step:
         os.kill(os.getpid(), signal.SIGTERM)
       yield batch

@@ -62,7 +62,7 @@ def test_mesh_larger_than_the_machine_is_refused():
 
 class _Device:
   def __init__(self, slice_index):
-    self.slice_index = slice_index
+    self.slice_index, self.platform = slice_index, 'tpu'
 
 
 def test_slices_are_counted_by_the_replica_axis():

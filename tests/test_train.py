@@ -105,8 +105,8 @@ class Spoiled:
   def __getattr__(self, name):
     return getattr(self._data, name)
 
-  def iterate(self, start):
-    for step, batch in enumerate(self._data.iterate(start), start + 1):
+  def iterate(self, start, rows):
+    for step, batch in enumerate(self._data.iterate(start, rows), start + 1):
       yield self._spoil(batch) or batch if step >= self._step else batch
 
 

@@ -95,13 +95,23 @@ def _require_known(source, family, entries):
 def _require_copies(source, copies, params):
   arrays = dict(plan.leaves(params))
   for entry in copies:
-    wanted = joined(entry, arrays)
-    found = source.read(entry.name).astype(wanted.dtype)
-    if not np.array_equal(found, wanted):
-      raise ConfigError(
-        f'{source.path / source.names[entry.name]}: {entry.name} differs from'
-        f' the {".".join(entry.slots[0].path)} that it should repeat'
-      )
+    shapes = [slot.shape for slot in entry.slots]
+    parts = entry.layout.split(source.read(entry.name), shapes)
+    for slot, part in zip(entry.slots, parts, strict=True):
+      if not _same(part, arrays[slot.path][slot.index]):
+        raise ConfigError(
+          f'{source.path / source.names[entry.name]}: {entry.name} differs from'
+          f' the {".".join(slot.path)} that it should repeat'
+        )
+
+
+def _same(found, wanted):
+  """Whether a numpy array equals a jax array in the parts held here."""
+  found = found.astype(wanted.dtype)
+  return all(
+    np.array_equal(found[shard.index], shard.data)
+    for shard in wanted.addressable_shards
+  )
 
 
 def _closest(source, family, cfg, shapes):
@@ -161,8 +171,17 @@ def fill(source, entries, model, mesh=None):
       waiting[slot.path] -= 1
       if not waiting[slot.path]:
         array = buffers.pop(slot.path)
-        arrays[slot.path] = jax.device_put(array, place.get(slot.path))
+        arrays[slot.path] = _put(array, place.get(slot.path))
   return nested(arrays)
+
+
+def _put(array, place):
+  if place is None:
+    return jax.device_put(array)
+  # several processes each put the parts that their devices hold
+  return jax.make_array_from_callback(
+    array.shape, place, lambda index: array[index]
+  )
 
 
 def nested(arrays):
