@@ -126,23 +126,38 @@ say() {
   echo "tpu_vm.sh: $*" >&2
 }
 
-active() { # creates the TPU unless it is there, and waits for it
-  local now before=
+wanted=1 # to be asked for, should it not be there
+active() { # waits for the TPU
+  local now before=- missing=0
   while :; do
     now=$(state)
     [ "$now" = "$before" ] || say "$name: ${now:-none}"
     before=$now
+    [ -z "$now" ] || wanted=
     case $now in
       ACTIVE) return ;;
-      '') request ;;
+      SUSPENDED)
+        say 'preempted: deleting what is left of it and asking again'
+        delete
+        wanted=1
+        ;;
       FAILED)
         "${tpu[@]}" describe "$name" "${at[@]}" --format='yaml(state)' >&2
         say "the request failed; once it is mended: tpu_vm.sh delete, then up"
         exit 1
         ;;
-      SUSPENDED)
-        say 'preempted: deleting what is left of it and asking again'
-        delete
+      '')
+        if [ -n "$wanted" ]; then
+          request
+          wanted=
+          continue
+        fi
+        missing=$((missing + 1))
+        if [ "$missing" -ge "$patience" ]; then
+          say "$name is gone: someone deleted it"
+          exit 1
+        fi
+        sleep "$poll"
         ;;
       *) sleep "$poll" ;;
     esac
@@ -162,19 +177,22 @@ watch() { # sets outcome: a worker's exit status, stopped, or lost
   local now answers silent=0 line='' last
   while :; do
     sleep "$poll"
-    if ! now=$(state) || { [ "$now" = ACTIVE ] &&
-      ! answers=$(on_workers "$remote status" 2>&1); }
+    answers=''
+    if now=$(state) && [ "$now" != ACTIVE ]; then
+      outcome=lost
+      return
+    fi
+    if [ -z "$now" ] || ! answers=$(on_workers "$remote status" 2>&1) ||
+      ! grep -q '^worker ' <<<"$answers"
     then
       # a preemption is seen by ssh before it is in the state
       silent=$((silent + 1))
       [ "$silent" -lt "$patience" ] && continue
-      say "the workers do not answer: ${answers:-}"
+      say "the workers do not answer: $answers"
       exit 1
     fi
-    outcome=lost
-    [ "$now" = ACTIVE ] || return 0
     silent=0
-    answers=$(grep '^worker ' <<<"$answers" | sort) || true
+    answers=$(grep '^worker ' <<<"$answers" | sort)
     last=${answers%%$'\n'*}
     [ "$last" = "$line" ] || say "$last"
     line=$last
@@ -187,6 +205,7 @@ watch() { # sets outcome: a worker's exit status, stopped, or lost
     case $answers in
       *' running: '*) continue ;;
       *' stopped'*) outcome=stopped ;;
+      *' idle'*) outcome=lost ;;
       *) outcome=0 ;;
     esac
     return

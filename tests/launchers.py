@@ -66,7 +66,7 @@ class Commands:
       env=self.env | env,
       capture_output=True,
       text=True,
-      timeout=60,
+      timeout=300,
     )
 
 
@@ -88,7 +88,7 @@ def flags_of(workdir):
 
 
 def until(condition):
-  for _ in range(600):
+  for _ in range(2400):
     if condition():
       return
     time.sleep(0.05)

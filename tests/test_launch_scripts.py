@@ -159,7 +159,7 @@ def test_local_ends_the_others_when_one_fails_and_starts_again(commands):
 touch "$STUBS/again-$i"
 if [ "$i" = 1 ]; then /bin/sleep 0.3; echo 'out of memory'; exit 1; fi
 trap : TERM
-while :; do /bin/sleep 0.1; done""",
+for _ in {1..300}; do /bin/sleep 0.1; done""",
   )
   run = commands.folder / 'run'
   done = commands.run('local.sh', '--restarts=2', *flags_of(run))
@@ -186,7 +186,7 @@ def test_local_passes_sigterm_on_so_that_all_save(commands):
     commands,
     """trap 'sleep 0.5; touch "$STUBS/saved-$i"; exit 143' TERM
 touch "$STUBS/up-$i"
-while :; do sleep 0.05; done""",
+for _ in {1..600}; do sleep 0.05; done""",
   )
   run = commands.folder / 'run'
   process = subprocess.Popen(
@@ -256,3 +256,19 @@ def test_everything_the_image_copies_is_there_and_not_ignored():
   json.loads(lines[-1].removeprefix('ENTRYPOINT '))
   for argument in re.findall(r'requirements[\w-]*\.txt', '\n'.join(lines)):
     assert (ROOT / argument).exists()
+
+
+def test_the_files_of_the_image_are_enough(commands):
+  for folder in ('configs', 'deltanet_jax', 'launch'):
+    shutil.copytree(
+      ROOT / folder,
+      commands.folder / folder,
+      ignore=shutil.ignore_patterns('__pycache__'),
+    )
+  train = [sys.executable, '-m', 'launch.train']
+  bad = [HARD[0], '--workdir=x', '--config.data.path=no/such*']
+  for flags, status in (['--help'], 0), (bad, 2):
+    done = subprocess.run(
+      [*train, *flags], cwd=commands.folder, capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr

@@ -95,7 +95,9 @@ def _verbs(cloud):
       yield call[3]
 
 
-LOOP = 'echo step 3; while [ -d "$HOME" ]; do /bin/sleep 0.02; done'
+# until the machine is gone; minutes where a test left it
+LOOP = """echo step 3
+for _ in {1..9000}; do [ -d "$HOME" ] || break; /bin/sleep 0.03; done"""
 
 
 def test_tpu_is_made_again_after_a_preemption_and_the_run_continues(cloud):
@@ -200,6 +202,17 @@ def test_tpu_refused_by_the_cloud_ends_with_its_status_and_reason(cloud):
   done = _up(cloud, states=['', 'PROVISIONING', 'FAILED'], train='')
   assert done.returncode == 1 and 'no quota for this' in done.stderr
   assert 'delete' not in list(_verbs(cloud))
+
+
+def test_tpu_that_someone_deletes_is_not_asked_for_again(cloud):
+  done = _up(cloud, states=['', 'ACTIVE', 'ACTIVE', ''], train=LOOP)
+  assert done.returncode == 1 and 'someone deleted it' in done.stderr
+  assert list(_verbs(cloud)).count('create') == 1
+  # answers that name no worker are none
+  quiet = '[ "$4" != ssh ] || exit 0\n'
+  cloud.add('gcloud', quiet + GCLOUD)
+  done = _up(cloud, states=['ACTIVE'], train='')
+  assert done.returncode == 1 and 'do not answer' in done.stderr
 
 
 def test_tpu_whose_workers_do_not_answer_is_given_up(cloud):
