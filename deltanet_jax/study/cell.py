@@ -12,6 +12,7 @@ from deltanet_jax.mixers.config import GatedDeltaNetConfig, KDAConfig
 from deltanet_jax.study import config, program
 
 VALIDATION = 1000  # the seed that chooses the learning rate
+FRESH = 2000  # the first of those that are scored
 DECAYS = (0.0, 0.5, 0.8, 1.0, 1.25, 2.0)  # factors of a learned log-decay
 BUDGETS = 0.25, 0.5, 1.0  # parts of the steps at which every slice is scored
 
@@ -62,7 +63,7 @@ def run(cfg, cell, task, tell=lambda done: None):
   lr = best_rate(cfg.lrs, found)
   if lr is None:
     return rows, {}
-  seeds = list(range(cfg.seeds))
+  seeds = list(range(FRESH, FRESH + cfg.seeds))
   told = lambda share: tell((1 + share) / phases)
   for state, step, scores in trainer.train([lr], seeds, told):
     best = state

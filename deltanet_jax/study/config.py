@@ -46,29 +46,29 @@ class StudyConfig:
   d_model: int = 48
   layers: int = 2  # after the local one
   deep: int = 4  # the same, of the tasks that compare ratios
-  heads: int = 2
-  key_dim: int = 4  # of a recurrent head: its state holds key_dim x value_dim
-  value_dim: int = 8
+  heads: int = 1
+  key_dim: int = 8  # of a recurrent head: its state holds key_dim x value_dim
+  value_dim: int = 16
   hidden: int = 48  # of the MLP of `full`; the others' follows
   local: int = 2  # tokens of the first layer's window, the same in every arm
-  conv: int = 0  # taps of the recurrent mixers' short convolution
+  conv: int = 4  # taps of the recurrent mixers' short convolution
   window: int = 8  # tokens of the window arm
   top: int = 8  # keys of a query of the dsa arm
   dtype: str = 'float32'
   # tasks
   symbols: int = 24  # keys, and as many values
-  length: int = 32  # tokens of a sequence, where the task lets choose
-  pairs: int = 8  # the most that is to be remembered
+  length: int = 64  # tokens of a sequence, where the task lets choose
+  pairs: int = 16  # the most that is to be remembered
   updates: int = 4  # times that a key gets a new value
   stacks: int = 4
-  lines: int = 6  # of a document that is quoted
+  lines: int = 12  # of a document that is quoted
   width: int = 3  # words of a line
   # training
   batch: int = 32
   steps: int = 600
-  deep_steps: int = 1200
+  deep_steps: int = 600
   chunk: int = 50  # steps of one dispatch
-  lrs: tuple[float, ...] = (1e-3, 2.5e-3, 5e-3)
+  lrs: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
   seeds: int = 3  # fresh ones, after the learning rate is chosen on another
   warmup: int = 20
   weight_decay: float = 0.0
@@ -129,7 +129,9 @@ def _mixers(cfg):
   """Every mixer by the name of its arm."""
   H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
   width = cfg.d_model // H
-  shared = {'conv': cfg.conv, 'chunk': _chunk(cfg)}
+  shared = {'conv': cfg.conv, 'form': 'chunked'}
+  if cfg.length <= 64:
+    shared['form'] = 'recurrent'  # as fast on rows so short, compiled sooner
   attention = {'heads': H, 'kv_heads': H, 'head_dim': width}
   # half the channels without positions: matching keys is learned sooner
   turned = attention | {'rotary_dim': width // 4 * 2}
@@ -160,11 +162,6 @@ def _mixers(cfg):
     ),
     'kda': KDAConfig(**rule, gate_rank=K),
   }  # fmt: skip
-
-
-def _chunk(cfg):
-  """Tokens of a chunk: no longer than most sequences of the study."""
-  return 64 if cfg.length >= 64 else 32 if cfg.length >= 32 else 16
 
 
 def model(cfg, arm, vocab, layers, hidden):

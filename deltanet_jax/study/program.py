@@ -62,6 +62,9 @@ def make(cfg, model_cfg, task, steps):
     boxed = lm.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))
     # without the names of the axes
     params = jax.tree.unflatten(plain, jax.tree.leaves(boxed['params']))
+    # tokens enter as large as what a layer adds to them: smaller, they drown
+    # in it, and small models learn no lookup in some hundred steps
+    params['backbone']['embed'] /= model.EMBED_STD
     return params, optimise(1.0).init(params)
 
   def loss(params, example):
@@ -96,8 +99,13 @@ def make(cfg, model_cfg, task, steps):
     state = train(state, rate, data, start, stop)
     return state, score(state[0], data)
 
+  one = jax.jit(init)  # compiled sooner than for all seeds at once
+
+  def begin(seeds):
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(one, seeds))
+
   advance = jax.vmap(member, in_axes=(0, 0, 0, None, None))
-  return Program(jax.jit(jax.vmap(init)), jax.jit(advance, donate_argnums=(0,)))
+  return Program(begin, jax.jit(advance, donate_argnums=(0,)))
 
 
 def _batch(example):
