@@ -15,6 +15,10 @@ the bytes of the documents alone.
 and .parquet. --released is a folder, what launch.convert made of one, or
 ORG/NAME on the Hugging Face hub. With --devices the weights and rows are laid
 over so many.
+
+--repeats=4,16 also tells what tokens cost that end 4 or 16 tokens which stood
+in their document before, by how far back, and what new ones do: where a memory
+of fixed size shows, whatever the loss over all tokens (the table on stderr).
 """
 
 import json
@@ -43,6 +47,9 @@ DTYPE = flags.DEFINE_enum(
   'dtype', 'bfloat16', ['bfloat16', 'float32'], 'Of the computation.'
 )
 DEVICES = flags.DEFINE_integer('devices', 1, 'How many to use.', lower_bound=1)
+REPEATS = flags.DEFINE_list(
+  'repeats', [], 'Lengths of repeats to tell apart, as 4,16; none: no table.'
+)
 OUTPUT = flags.DEFINE_string('output', None, 'File to keep the JSON in.')
 
 
@@ -52,6 +59,9 @@ def main(taken):
     raise ConfigError('give one of --workdir and --released')
   if DATA.value is None:
     raise ConfigError("no --data=GLOB given, as in --data='texts/**/*.txt'")
+  bad = [n for n in REPEATS.value if not n.isdecimal() or int(n) < 1]
+  if bad:
+    raise ConfigError(f'--repeats has {bad[0]!r}; give lengths from 1, as 4,16')
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output and not output.parent.is_dir():
     raise ConfigError(f'--output={output}: no folder {output.parent}')
@@ -100,7 +110,7 @@ def _score(begun, seq_len):
 
   from deltanet_jax import sharding
   from deltanet_jax.checkpoint import CheckpointError
-  from deltanet_jax.evals import perplexity
+  from deltanet_jax.evals import perplexity, repeats
   from deltanet_jax.experiment import MeshConfig
 
   try:
@@ -111,16 +121,21 @@ def _score(begun, seq_len):
     return 1
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  score = perplexity.score_documents(
-    begun.model,
-    params,
-    documents,
-    tokenizer,
-    dtype=DTYPE.value,
-    mesh=mesh,
-    seq_len=seq_len,
-    batch=BATCH.value * DEVICES.value,
-  )
+  what = begun.model, params, documents, tokenizer
+  how = {
+    'dtype': DTYPE.value,
+    'mesh': mesh,
+    'seq_len': seq_len,
+    'batch': BATCH.value * DEVICES.value,
+  }
+  found = {}
+  if REPEATS.value:
+    lengths = sorted({int(n) for n in REPEATS.value})
+    score, shares = repeats.score_documents(*what, lengths, **how)
+    print(repeats.text(shares), file=sys.stderr)
+    found['repeats'] = [share._asdict() for share in shares]
+  else:
+    score = perplexity.score_documents(*what, **how)
   size = sum(len(document.content) for document in documents)
   return {
     'model': begun.name,
@@ -132,6 +147,7 @@ def _score(begun, seq_len):
     'documents': len(documents),
     'seq_len': seq_len,
     'dtype': DTYPE.value,
+    **found,
   }
 
 

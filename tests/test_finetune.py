@@ -216,6 +216,7 @@ def test_evaluate_refuses_bad_input_before_jax(tmp_path, texts):
   refused(ask(data), 'one of --workdir and --released')
   refused(ask(given), 'no --data=GLOB')
   refused(ask(given, '--data=no/such*'), "--data='no/such*'")
+  refused(ask(given, data, '--repeats=4,0'), "--repeats has '0'")
   refused(ask(given, data, '--output=no/such/file'), '--output', 'no/such')
   refused(ask(data, f'--workdir={tmp_path}'), 'config.json')
   refused(ask(f'--released={tmp_path}/no', data), 'no such folder')
@@ -384,6 +385,15 @@ def test_a_user_trains_goes_on_scores_asks_and_converts(texts, tmp_path):
     score = json.loads(done.stdout)
     assert score == json.loads(file.read_text())
     scores.append({k: v for k, v in score.items() if k != 'model'})
+  done = launch(
+    'evaluate', what, f'--data={texts}', '--seq_len=32', '--dtype=float32',
+    '--repeats=2',
+  )  # fmt: skip
+  told = json.loads(done.stdout)
+  shares = told.pop('repeats')
+  assert told['loss'] == pytest.approx(scores[1]['loss'], rel=1e-6)
+  assert sum(share['tokens'] for share in shares[:2]) == told['tokens']
+  assert 'repeated' in done.stderr
   assert scores[0] == scores[1]
   assert scores[0]['tokens'] == scores[0]['bytes'] + scores[0]['documents']
 

@@ -1,17 +1,20 @@
 """Repeated tokens against a search by hand; means against sums."""
 
+import io
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltanet_jax.data.rows import Rows
+from deltanet_jax import sharding
+from deltanet_jax.data import tokenizer as tokenizers
+from deltanet_jax.data.files import Document
 from deltanet_jax.evals import perplexity, repeats
-from deltanet_jax.experiment import Layer, MLPConfig, ModelConfig
+from deltanet_jax.experiment import Layer, MeshConfig, MLPConfig, ModelConfig
 from deltanet_jax.mixers.config import LinearAttentionConfig
 from deltanet_jax.model import HybridLM
-from deltanet_jax.train.step import make_loss
 
 
 def by_hand(tokens, segments, n):
@@ -104,37 +107,51 @@ def test_intervals_resample_documents_not_tokens():
   assert 'new' in repeats.text([share])
 
 
-def test_a_model_is_scored_on_the_tokens_of_its_rows(quick_compile):
+def test_documents_are_scored_token_by_token(quick_compile):
   layer = Layer(LinearAttentionConfig.tiny(), MLPConfig(4))
-  cfg = ModelConfig(vocab=6, d_model=4, period=(layer,), repeats=1)
+  cfg = ModelConfig(vocab=257, d_model=4, period=(layer,), repeats=1)
   draw = np.random.default_rng(0)
-  documents = [draw.integers(0, 2, n) for n in (9, 3, 14)]
-  rows = Rows(documents, 5, 6, 8)
-  batches = [
-    jax.tree.map(lambda *x: np.stack(x), *(rows[i] for i in pair))
-    for pair in ((0, 1), (2, 3))
+  documents = [
+    Document('', bytes(draw.integers(97, 99, n).tolist())) for n in (9, 3, 14)
   ]
   tokens = jnp.zeros((1, 1), jnp.int32)
   init = lambda: nn.unbox(HybridLM(cfg).init(jax.random.key(0), tokens))
   params = jax.jit(init)()['params']
-  token_nats = jax.jit(perplexity.make_token_nats(cfg, jnp.float32))
-  # the same numbers as the loss that training and perplexity take
-  total = jax.jit(make_loss(cfg, jnp.float32))
-  for batch in batches:
-    nats = token_nats(params, batch)
-    np.testing.assert_allclose(
-      (nats * batch['weights']).sum(), total(params, batch), rtol=1e-5
+  mesh = sharding.make_mesh(MeshConfig())
+  how = {'dtype': 'float32', 'mesh': mesh, 'seq_len': 8, 'batch': 2}
+  how['stream'] = io.StringIO()
+  tokenizer = tokenizers.load('bytes')
+
+  scored = list(
+    perplexity.over_documents(
+      perplexity.make_token_nats, cfg, params, documents, tokenizer, **how
     )
-  shares = repeats.evaluate(
-    token_nats, params, batches, lambda x: x, lengths=(2,), edges=()
   )
+  for batch, nats in scored:
+    logits, _ = HybridLM(cfg).apply(
+      {'params': params},
+      batch['tokens'],
+      positions=batch['positions'],
+      segment_ids=batch['segment_ids'],
+    )
+    spread = jax.nn.log_softmax(logits)
+    picked = np.take_along_axis(
+      np.array(spread), batch['targets'][..., None], 2
+    )
+    np.testing.assert_allclose(nats, -picked[..., 0], rtol=1e-5)
+
+  given = cfg, params, documents, tokenizer
+  score, shares = repeats.score_documents(*given, (2,), **how)
+  plain = perplexity.score_documents(*given, **how)
+  assert score[1:] == plain[1:] == (29, 3)
+  np.testing.assert_allclose(score.nats, plain.nats, rtol=1e-6)
+  new, repeated = shares[:2]
+  assert (new.near, repeated.near, repeated.far) == (None, 1, None)
   # every token and the end of every document, once
-  counted = [s for s in shares if (s.near, s.far) in ((None, None), (1, None))]
-  assert sum(s.tokens for s in counted[:2]) == sum(map(len, documents)) + 3
-  targets = np.concatenate([b['targets'] for b in batches])
-  segments = np.concatenate([b['segment_ids'] for b in batches])
-  repeated = (by_hand(targets, segments, 2) > 0).sum()
-  assert counted[1].tokens == repeated > 0
+  assert new.tokens + repeated.tokens == score.tokens
+  targets = np.concatenate([batch['targets'] for batch, _ in scored])
+  segments = np.concatenate([batch['segment_ids'] for batch, _ in scored])
+  assert repeated.tokens == (by_hand(targets, segments, 2) > 0).sum() > 0
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,41 @@ def _counts(weights, targets, eod):
   return jnp.sum(scored), jnp.sum(scored & (targets == eod))
 
 
-def score_documents(
-  cfg, params, documents, tokenizer, *, dtype, mesh, seq_len, batch, stream=None
-):
-  """The `Score` of `Document`s, packed into rows as in training.
+def score_documents(cfg, params, documents, tokenizer, **how):
+  """The `Score` of `Document`s; arguments as of `over_documents`."""
+  return add_up(
+    over_documents(steps.make_loss, cfg, params, documents, tokenizer, **how),
+    tokenizer.eod,
+  )
 
+
+def add_up(scored, eod):
+  """The `Score` of pairs (host batch, nats of its targets with weight)."""
+  nats, tokens, ends = 0.0, 0, 0
+  for batch, one in scored:
+    nats += float(one)  # in float64
+    tokens += int(batch['weights'].sum())
+    ends += int(batch['weights'][batch['targets'] == eod].sum())
+  return Score(nats, tokens, ends)
+
+
+def over_documents(
+  make,
+  cfg,
+  params,
+  documents,
+  tokenizer,
+  *,
+  dtype,
+  mesh,
+  seq_len,
+  batch,
+  stream=None,
+):
+  """Yields (batch, what the model makes of it) over `Document`s, packed into
+  rows as in training.
+
+  make: (cfg, dtype) -> the function (params, batch) -> arrays
   cfg: ModelConfig   params: on `mesh`   dtype: of the computation
   batch: rows at a time, a multiple of mesh.data x mesh.fsdp
 
@@ -74,14 +104,11 @@ def score_documents(
   rows = Rows(ids, tokenizer.eod, tokenizer.vocab_size, seq_len)
   places = sharding.param_shardings(HybridLM(cfg), mesh)
   home = sharding.batch_sharding(mesh)
-  loss = jax.jit(
-    steps.make_loss(cfg, jnp.dtype(dtype)), in_shardings=(places, home)
-  )
-  batches = _shown(rows, batch, stream or sys.stderr)
-  with jax.set_mesh(mesh):
-    return evaluate(
-      loss, params, batches, lambda x: jax.device_put(x, home), tokenizer.eod
-    )
+  call = jax.jit(make(cfg, jnp.dtype(dtype)), in_shardings=(places, home))
+  for one in _shown(rows, batch, stream or sys.stderr):
+    with jax.set_mesh(mesh):
+      found = jax.device_get(call(params, jax.device_put(one, home)))
+    yield one, found
 
 
 def _shown(rows, size, stream):
@@ -108,20 +135,17 @@ def _shown(rows, size, stream):
 def make_token_nats(cfg, dtype):
   """The function (params, batch) -> nats of every target, [B,T] float32.
 
-  cfg: ModelConfig   batch: dict of [B,T] tokens, targets, positions and
-  segment_ids. The logits of the whole batch are held at once. Padding has
-  nats too; its segment is 0.
+  cfg: ModelConfig   batch: as for `step.make_loss`, whose sum of weights times
+  nats is linear in the weights: the nats are its gradient by them, and no more
+  than a block's logits are held. Padding has nats too; its segment is 0.
   """
-  model = HybridLM(cfg, dtype)
+  loss = steps.make_loss(cfg, dtype)
+
+  def weighted(weights, params, batch):
+    return loss(params, batch | {'weights': weights})
 
   def token_nats(params, batch):
-    logits, _ = model.apply(
-      {'params': params},
-      batch['tokens'],
-      positions=batch['positions'],
-      segment_ids=batch['segment_ids'],
-    )
-    picked = jnp.take_along_axis(logits, batch['targets'][..., None], -1)
-    return jax.nn.logsumexp(logits, -1) - picked[..., 0]
+    weights = jnp.ones(batch['targets'].shape, jnp.float32)
+    return jax.grad(weighted)(weights, params, batch)
 
   return token_nats

@@ -9,8 +9,9 @@ loss over all tokens may be the same (arXiv:2312.04927).
 import math
 from typing import NamedTuple
 
-import jax
 import numpy as np
+
+from deltanet_jax.evals import perplexity
 
 RESAMPLES = 2000
 POWERS = tuple(4**i for i in range(1, 11))
@@ -116,18 +117,21 @@ def table(tokens, nats, segment_ids, *, lengths=(4, 16), edges=POWERS, seed=0):
   return shares
 
 
-def evaluate(token_nats, params, batches, place, **how):
-  """The `table` of a model on batches as `TextData.heldout_batches` gives
-  them. token_nats: as `perplexity.make_token_nats` makes it, jitted; place:
-  host batch -> device batch; how: arguments of `table`.
-  """
-  tokens, nats, segments = [], [], []
-  for batch in batches:
-    nats.append(jax.device_get(token_nats(params, place(batch))))
+def score_documents(cfg, params, documents, tokenizer, lengths, **how):
+  """(Score, `table`) of `Document`s at the `lengths`; other arguments as of
+  `perplexity.over_documents`."""
+  tokens, nats, segments, sums = [], [], [], []
+  for batch, one in perplexity.over_documents(
+    perplexity.make_token_nats, cfg, params, documents, tokenizer, **how
+  ):
     tokens.append(batch['targets'])
+    nats.append(one)
     segments.append(batch['segment_ids'])
+    weighted = np.sum(batch['weights'] * one, dtype=np.float64)
+    sums.append(({k: batch[k] for k in ('weights', 'targets')}, weighted))
   join = np.concatenate
-  return table(join(tokens), join(nats), join(segments), **how)
+  shares = table(join(tokens), join(nats), join(segments), lengths=lengths)
+  return perplexity.add_up(sums, tokenizer.eod), shares
 
 
 def text(shares):
