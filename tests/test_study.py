@@ -221,6 +221,13 @@ def test_what_is_not_finite_has_no_accuracy_and_is_never_the_best_rate():
   assert cells_.best_rate([1.0], rows[:1]) is None
 
 
+def test_of_rates_that_are_as_good_the_smallest_is_taken():
+  rows = [{'finite': True, 'accuracy': x} for x in (0.7, 0.9, 0.915, 0.91)]
+  assert cells_.best_rate([0.001, 0.002, 0.004, 0.008], rows) == 0.002
+  rows[1]['accuracy'] = 0.89
+  assert cells_.best_rate([0.001, 0.002, 0.004, 0.008], rows) == 0.004
+
+
 def test_interrupted_study_ends_with_the_files_of_an_unbroken_one(
   tmp_path, monkeypatch
 ):

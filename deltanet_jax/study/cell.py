@@ -12,6 +12,7 @@ from deltanet_jax.mixers.config import GatedDeltaNetConfig, KDAConfig
 from deltanet_jax.study import config, program
 
 VALIDATION = 1000  # the seed that chooses the learning rate
+TIE = 0.02  # of accuracy
 FRESH = 2000  # the first of those that are scored
 DECAYS = (0.0, 0.5, 0.8, 1.0, 1.25, 2.0)  # factors of a learned log-decay
 BUDGETS = 0.25, 0.5, 1.0  # parts of the steps at which every slice is scored
@@ -179,12 +180,14 @@ def slices(scores, member, levels):
 
 
 def best_rate(rates, rows):
-  """The rate of the best accuracy, then of the fewest nats; None when no
+  """The smallest rate within TIE of the best accuracy: what is gained beyond
+  on one seed is chance, and a smaller rate fails on fewer others. None when no
   member stayed finite."""
   good = [(r, one) for r, one in zip(rates, rows, strict=True) if one['finite']]
   if not good:
     return None
-  return max(good, key=lambda x: (x[1]['accuracy'], -x[1]['nats']))[0]
+  best = max(one['accuracy'] for _, one in good)
+  return min(rate for rate, one in good if one['accuracy'] >= best - TIE)
 
 
 def last_scores(scores, seeds):

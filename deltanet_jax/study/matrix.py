@@ -12,8 +12,8 @@ from deltanet_jax.study.config import (
 SIZES = {
   # continuous integration: minutes
   'smoke': StudyConfig(
-    key_dim=4, value_dim=8, length=32, pairs=8, steps=400, lrs=(2e-3, 4e-3),
-    seeds=2, items=128,
+    key_dim=4, value_dim=8, length=32, pairs=8, batch=32, steps=400,
+    lrs=(2e-3, 4e-3), seeds=2, items=128,
   ),
   'study': StudyConfig(),
   # one H200: the widths and the length of Kimi Linear's figure 4
@@ -34,12 +34,12 @@ ORDER = {
     ('deep', ('full', 'delta-3:1', 'delta', 'kda-3:1')),
     ('mqar', ('full', 'linear', 'lightning', 'delta', 'kda', 'gdn')),
     ('quote', ('full', 'delta-3:1', 'delta')),
-    ('rebinding', ('full', 'linear', 'lightning', 'delta')),
     ('parity', ('full', 'delta', 'delta-neg')),
-    ('two-hop', ('full', 'delta-3:1')),
-    ('deep', ('lightning-3:1', 'lightning', 'gdn-3:1', 'delta-1:1')),
-    ('mqar', ('kda-1:1', 'window', 'mla', 'dsa')),
+    ('rebinding', ('linear', 'lightning', 'delta')),
+    ('mqar', ('window', 'mla', 'dsa', 'delta-1:1')),
+    ('deep', ('lightning-3:1', 'lightning', 'gdn-3:1')),
     ('copy', ('full', 'delta-3:1', 'delta')),
+    ('two-hop', ('full', 'delta-3:1')),
   ],
   'gpu': [
     ('mqar', ('kda', 'gdn', 'full', 'lightning', 'delta')),
