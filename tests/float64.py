@@ -4,8 +4,9 @@ One recurrence covers every rule of deltanet_jax/ops:
 
     S' = diag(e^g) S;  S = S' + k (w * v - S'^T (b * k))^T;  o = S^T q
 
-b = 0, w = 1: linear attention; b = w = beta: delta rule. Nothing here shares
-code with the library, and the gradients are written out by hand.
+b = 0, w = 1: linear attention; b = w = beta: delta rule. And softmax attention.
+Nothing here shares code with the library, and the gradients are written out by
+hand.
 """
 
 import numpy as np
@@ -141,3 +142,23 @@ def kda(q, k, v, beta, g, *, erase=None, state, d_o, d_state, segment_ids=None):
   else:
     out['erase'] = d['b']
   return out
+
+
+def softmax_attention(q, k, v, mask, *, scale, d_o):
+  """Value and gradients by name: o, q, k, v. mask [B,T,S]."""
+  q, k, v, d_o = (np.float64(x) for x in (q, k, v, d_o))
+  (B, S, J, _), G = k.shape, q.shape[2] // k.shape[2]
+  k, v = (np.repeat(x, G, axis=2) for x in (k, v))
+  scores = scale * np.einsum('bthk,bshk->bhts', q, k)
+  scores = np.where(mask[:, None], scores, -np.inf)
+  p = np.exp(scores - scores.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  d_p = np.einsum('bthv,bshv->bhts', d_o, v)
+  d_scores = scale * p * (d_p - (p * d_p).sum(-1, keepdims=True))
+  heads = lambda x: x.reshape(B, S, J, G, -1).sum(3)
+  return {
+    'o': np.einsum('bhts,bshv->bthv', p, v),
+    'q': np.einsum('bhts,bshk->bthk', d_scores, k),
+    'k': heads(np.einsum('bhts,bthk->bshk', d_scores, q)),
+    'v': heads(np.einsum('bhts,bthv->bshv', p, d_o)),
+  }

@@ -39,6 +39,7 @@ ALLOWED = {
     'mixers.config',
   ),
   'parallel': ('ops', 'sharding'),
+  'parallel.softmax': ('parallel.sequence', 'ops', 'sharding'),
 }
 LINEN = ('layers', 'mixers', 'model', 'sharding')
 

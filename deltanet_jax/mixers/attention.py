@@ -10,8 +10,8 @@ from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import rope
-from deltanet_jax.ops.attention import attention, visible
-from deltanet_jax.parallel import sequence
+from deltanet_jax.ops.attention import Place
+from deltanet_jax.parallel import softmax
 
 
 class KVCache(NamedTuple):
@@ -104,33 +104,23 @@ class Attention(base.Mixer):
 
   def _attend(self, q, k, v, ctx, cache):
     c = self.cfg
-    B, T = q.shape[:2]
-    now = jnp.arange(T, dtype=jnp.int32)
-    seen = now
+    now = jnp.arange(q.shape[1], dtype=jnp.int32)
+    seen = None
     if cache is not None:
       now += cache.length
       k, v = k.astype(cache.k.dtype), v.astype(cache.v.dtype)
       write = _append if c.window is None else _rotate_in
       k, v, seen, cache = write(cache, k, v, now)
-      k, v = k.astype(q.dtype), v.astype(q.dtype)
-    rows = lambda x: jnp.broadcast_to(x, (B, x.size))
-    o = sequence.over_keys(
-      self._softmax,
-      (q, rows(now), ctx.segment_ids),
-      (k, v, rows(seen), ctx.segment_ids),
+      k, v, seen = k.astype(q.dtype), v.astype(q.dtype), Place(seen, None)
+    o = softmax.attend(
+      q,
+      (k, v),
+      Place(now, ctx.segment_ids),
+      seen,
+      scale=c.head_dim**-0.5,
+      window=c.window,
     )
     return o, cache
-
-  def _softmax(self, queries, keys, _):
-    (q, now, query_segments), (k, v, seen, key_segments) = queries, keys
-    mask = visible(
-      now,
-      seen,
-      window=self.cfg.window,
-      query_segments=query_segments,
-      key_segments=key_segments,
-    )
-    return attention(q, k, v, mask, scale=self.cfg.head_dim**-0.5)
 
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):

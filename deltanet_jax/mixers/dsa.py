@@ -9,7 +9,7 @@ from deltanet_jax.layers.norm import LayerNorm
 from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base, mla
 from deltanet_jax.ops import latent_attention, rope, sparse_attention
-from deltanet_jax.parallel import sequence
+from deltanet_jax.parallel import softmax
 
 
 class IndexedCache(NamedTuple):
@@ -44,7 +44,7 @@ class DSA(mla.MLA):
       latent, key, index_k = (y.astype(latent.dtype) for y in cache[:3])
       seen = cache.positions
     rows = lambda x: jnp.broadcast_to(x, (B, x.size))
-    o, loss = sequence.over_keys(
+    o, loss = softmax.over_keys(
       self._sparse,
       sparse_attention.Queries(
         latent_attention.absorb(inputs.q, k_b),
@@ -60,12 +60,11 @@ class DSA(mla.MLA):
         rows(seen),
         ctx.segment_ids,
       ),
-      by_heads=False,
     )
     o = latent_attention.release(o, v_b)
     return o, loss.mean() if cache is None else cache
 
-  def _sparse(self, queries, keys, _):
+  def _sparse(self, queries, keys):
     c = self.cfg
     top = c.top if c.stage == 'sparse' else None
     return sparse_attention.attend(queries, keys, top=top, scale=c.scale)

@@ -10,8 +10,8 @@ from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.layers.proj import Proj, named, scaled_normal
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import latent_attention, rope
-from deltanet_jax.ops.attention import visible
-from deltanet_jax.parallel import sequence
+from deltanet_jax.ops.attention import Place, between
+from deltanet_jax.parallel import softmax
 
 
 class LatentCache(NamedTuple):
@@ -124,31 +124,26 @@ class MLA(base.Mixer):
 
   def _attend(self, inputs, ctx, cache):
     q, latent, key, *_ = inputs
-    B, T = q.shape[:2]
-    now = seen = jnp.arange(T, dtype=jnp.int32)
+    now, seen = jnp.arange(q.shape[1], dtype=jnp.int32), None
     if cache is not None:
       now += cache.length
       cache = base.append(cache, now, latent=latent, key=key)
       latent, key = (y.astype(q.dtype) for y in (cache.latent, cache.key))
-      seen = cache.positions
-    form = latent_attention.expanded
-    if cache is not None and T == 1:
-      form = latent_attention.absorbed
-
-    def attend(queries, keys, weights):
-      q, now, query_segments = queries
-      latent, key, seen, key_segments = keys
-      mask = visible(
-        now, seen, query_segments=query_segments, key_segments=key_segments
-      )
-      return form(q, latent, key, *weights, mask, scale=self.cfg.scale)
-
-    rows = lambda x: jnp.broadcast_to(x, (B, x.size))
-    o = sequence.over_keys(
-      attend,
-      (q, rows(now), ctx.segment_ids),
-      (latent, key, rows(seen), ctx.segment_ids),
-      self._up(),
+      seen = Place(cache.positions, None)
+    at, up, scale = Place(now, ctx.segment_ids), self._up(), self.cfg.scale
+    if cache is not None and now.size == 1:
+      mask = between(at, seen)
+      return latent_attention.absorbed(
+        q, latent, key, *up, mask, scale=scale
+      ), cache
+    o = softmax.attend(
+      q,
+      (latent, key),
+      at,
+      seen,
+      weights=up,
+      make=latent_attention.expand,
+      scale=scale,
     )
     return o, cache
 

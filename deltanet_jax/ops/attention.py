@@ -1,7 +1,38 @@
-"""Softmax attention with grouped heads; causal, window and segment masks."""
+"""Softmax attention with grouped heads; causal, window and segment masks.
+
+`attention` is the definition and keeps all scores [B,H,T,S]. `attend` is the
+same in blocks (online softmax, arXiv:2205.14135): memory grows with T + S,
+forward and backward, and of a row of consecutive tokens only the pairs of
+blocks are computed in which a query sees a key. Over a block of keys, from
+m = -inf, l = 0, o = 0 and with s = scale q k',
+
+    m' = max(m, max_s s);   p = e^(s - m')
+    l = e^(m - m') l + sum_s p;   o = e^(m - m') o + p v;   m = m'
+
+and o / l at the end. Backward p = e^(s - m) / l is made again, block by block
+(m and l are kept apart: in their one number m + log l, log l would be lost
+beside scores of thousands), and
+
+    dv = p' do;   ds = scale p (do v' - do o');   dq = ds k;   dk = ds' q
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+F32 = jnp.float32
+BLOCK = 512
+# the position of what is no key: later than any query, so never seen
+NEVER = 2**30
+
+
+class Place(NamedTuple):
+  """Where tokens stand: their index along the sequence (not the rotary
+  position), and the document of each, or None."""
+
+  positions: jax.Array  # [T] int32
+  segments: jax.Array | None  # [B,T] int32
 
 
 def visible(
@@ -27,6 +58,18 @@ def visible(
   return seen
 
 
+def between(at, seen, window=None):
+  """`visible` from queries at one Place to keys at another; B is 1 without
+  segments."""
+  return visible(
+    at.positions[None],
+    seen.positions[None],
+    window=window,
+    query_segments=at.segments,
+    key_segments=seen.segments,
+  )
+
+
 def attention(q, k, v, mask, *, scale):
   """o_t = sum_s softmax_s(scale q_t' k_s) v_s over the keys `mask` shows.
 
@@ -43,3 +86,193 @@ def attention(q, k, v, mask, *, scale):
   )
   o = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
   return o[..., :V]
+
+
+def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
+  """`attention` of queries at one Place over the visible keys at another.
+
+  ahead: how many tokens the first query stands after the first key, where both
+  are stretches of consecutive tokens: blocks of which nothing is visible are
+  then left out. None: positions in any order. Products in the type of q, k and
+  v, sums in float32.
+  """
+  T, S, J = q.shape[1], k.shape[1], k.shape[2]
+  if T == 1:
+    return attention(q, k, v, between(at, seen, window), scale=scale)
+  N, M = -(-T // block), -(-S // block)
+  pairs = _pairs(N, -(-T // N), M, -(-S // M), ahead, window)
+  how = {'scale': scale, 'window': window}
+
+  def forward(q, k, v, at, seen):
+    queries, keys = cut_queries(q, at, J, N), cut_keys(k, v, seen, M)
+    sums = fold(start(queries, v), queries, keys, pairs, **how)
+    o = join(finish(sums), T).astype(v.dtype)
+    return o, (q, k, v, at, seen, o, sums.most, sums.total)
+
+  def backward(residuals, d_o):
+    q, k, v, at, seen, o, most, total = residuals
+    queries, keys = cut_queries(q, at, J, N), cut_keys(k, v, seen, M)
+    slopes = Slopes.of(cut(d_o, J, N), cut(o, J, N), most, total)
+    d = zeros(queries.q), (zeros(keys.k), zeros(keys.v))
+    d_q, (d_k, d_v) = unfold(d, queries, keys, slopes, pairs, **how)
+    d = ((d_q, q), (d_k, k), (d_v, v))
+    return *(join(d, x.shape[1]).astype(x.dtype) for d, x in d), None, None
+
+  call = jax.custom_vjp(lambda *args: forward(*args)[0])
+  call.defvjp(forward, backward)
+  return call(q, k, v, at, seen)
+
+
+def _pairs(N, C, M, D, ahead, window):
+  """Which blocks meet: indices [n], [n] of N blocks of C queries and of M
+  blocks of D keys."""
+
+  def meet(i, j):
+    if ahead is None:
+      return True
+    first = ahead + C * i
+    before = window is not None and D * (j + 1) - 1 <= first - window
+    return D * j < first + C and not before
+
+  pairs = [(i, j) for i in range(N) for j in range(M) if meet(i, j)]
+  return tuple(jnp.asarray(x, jnp.int32) for x in zip(*pairs, strict=True))
+
+
+# ------------------------------------------------------------------- blocks
+# Arrays are lists of blocks: x [N,B,J,G,C,K], G = 1 for keys and values.
+
+
+class Queries(NamedTuple):
+  q: jax.Array  # [N,B,J,G,C,K]
+  at: Place  # positions [N,C], segments [N,B,C] or None
+
+
+class Keys(NamedTuple):
+  k: jax.Array  # [M,B,J,1,C,K]
+  v: jax.Array  # [M,B,J,1,C,V]
+  seen: Place  # positions [M,C], segments [M,B,C] or None
+
+
+class Sums(NamedTuple):
+  """What a query has seen so far, in float32."""
+
+  o: jax.Array  # [N,B,J,G,C,V]
+  most: jax.Array  # [N,B,J,G,C], m
+  total: jax.Array  # [N,B,J,G,C], l
+
+
+class Slopes(NamedTuple):
+  """What the backward pass knows of its queries; all but d_o float32."""
+
+  d_o: jax.Array  # [N,B,J,G,C,V]
+  dot: jax.Array  # [N,B,J,G,C], d_o' o
+  most: jax.Array  # [N,B,J,G,C], m
+  total: jax.Array  # [N,B,J,G,C], l
+
+  @classmethod
+  def of(cls, d_o, o, most, total):
+    return cls(d_o, (d_o.astype(F32) * o).sum(-1), most, total)
+
+
+def cut(x, J, N):
+  """[B,T,H,K] -> [N,B,J,H/J,C,K], filled up with zeros."""
+  B, T, H, K = x.shape
+  C = -(-T // N)
+  x = jnp.pad(x, ((0, 0), (0, N * C - T), (0, 0), (0, 0)))
+  return x.reshape(B, N, C, J, H // J, K).transpose(1, 0, 3, 4, 2, 5)
+
+
+def join(x, T):
+  """`cut` undone."""
+  N, B, J, G, C, K = x.shape
+  return x.transpose(1, 0, 4, 2, 3, 5).reshape(B, N * C, J * G, K)[:, :T]
+
+
+def cut_queries(q, at, J, N):
+  # what fills up stands where the last query does: it sees what that one sees
+  return Queries(cut(q, J, N), _cut_place(at, N, mode='edge'))
+
+
+def cut_keys(k, v, seen, M):
+  J = k.shape[2]
+  return Keys(
+    cut(k, J, M), cut(v, J, M), _cut_place(seen, M, constant_values=NEVER)
+  )
+
+
+def _cut_place(place, N, **fill):
+  T = place.positions.shape[0]
+  C = -(-T // N)
+  x = jnp.pad(place.positions, (0, N * C - T), **fill).reshape(N, C)
+  if place.segments is None:
+    return Place(x, None)
+  ids = jnp.pad(place.segments, ((0, 0), (0, N * C - T)), mode='edge')
+  return Place(x, ids.reshape(-1, N, C).swapaxes(0, 1))
+
+
+def zeros(x):
+  return jnp.zeros(x.shape, F32)
+
+
+def start(queries, v):
+  rows = queries.q.shape[:-1]
+  # no number is less, so that m' is never -inf where no key is seen as yet
+  least = jnp.full(rows, jnp.finfo(F32).min)
+  return Sums(jnp.zeros((*rows, v.shape[-1])), least, jnp.zeros(rows))
+
+
+def finish(sums):
+  return sums.o / sums.total[..., None]
+
+
+def fold(sums, queries, keys, pairs, *, scale, window=None):
+  """`sums` after query blocks pairs[0] met key blocks pairs[1], in turn."""
+
+  def meet(sums, pair):
+    i, j = pair
+    s, _, (_, v) = _scores(queries, keys, i, j, scale, window)
+    o, most, total = (x[i] for x in sums)
+    now = jnp.maximum(most, s.max(-1))
+    p, less = jnp.exp(s - now[..., None]), jnp.exp(most - now)
+    o = less[..., None] * o + _product(
+      'bjgts,bjsv->bjgtv', p.astype(v.dtype), v
+    )
+    met = Sums(o, now, less * total + p.sum(-1))
+    return jax.tree.map(lambda x, y: x.at[i].set(y), sums, met), None
+
+  return jax.lax.scan(meet, sums, pairs)[0]
+
+
+def unfold(d, queries, keys, slopes, pairs, *, scale, window=None):
+  """`d` = (dq, (dk, dv)), float32, with what these pairs of blocks add."""
+
+  def meet(d, pair):
+    i, j = pair
+    s, q, (k, v) = _scores(queries, keys, i, j, scale, window)
+    d_o, dot, most, total = (x[i] for x in slopes)
+    p = jnp.exp(s - most[..., None]) / total[..., None]
+    d_v = _product('bjgts,bjgtv->bjsv', p.astype(v.dtype), d_o)
+    d_p = _product('bjgtv,bjsv->bjgts', d_o, v)
+    d_s = (scale * p * (d_p - dot[..., None])).astype(k.dtype)
+    d_k = _product('bjgts,bjgtk->bjsk', d_s, q)
+    d_q = _product('bjgts,bjsk->bjgtk', d_s, k)
+    to_q, (to_k, to_v) = d
+    add = lambda x, y: x.at[j].add(y[:, :, None])
+    return (to_q.at[i].add(d_q), (add(to_k, d_k), add(to_v, d_v))), None
+
+  return jax.lax.scan(meet, d, pairs)[0]
+
+
+def _scores(queries, keys, i, j, scale, window):
+  """Scores [B,J,G,C,C'] of block i with block j, -inf where nothing is seen;
+  the queries, the keys and values."""
+  q, at = jax.tree.map(lambda x: x[i], queries)
+  k, v, seen = jax.tree.map(lambda x: x[j], keys)
+  k, v = k[:, :, 0], v[:, :, 0]
+  mask = between(at, seen, window)[:, None, None]
+  s = scale * _product('bjgtk,bjsk->bjgts', q, k)
+  return jnp.where(mask, s, -jnp.inf), q, (k, v)
+
+
+def _product(shapes, x, y):
+  return jnp.einsum(shapes, x, y, preferred_element_type=F32)

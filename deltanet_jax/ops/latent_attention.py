@@ -6,7 +6,7 @@
   q [B,T,H,K+P]   c: latent [B,S,R]   r: key [B,S,P], one for all heads
   k_b [R,H,K]   v_b [R,H,V]   mask [B,T,S] bool, a key for every query
 
-Both forms take these and return [B,T,H,V].
+`expand` makes k and v, `absorbed` does without them; o is [B,T,H,V].
 """
 
 import jax.numpy as jnp
@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from deltanet_jax.ops.attention import attention
 
 
-def expanded(q, latent, key, k_b, v_b, mask, *, scale):
-  """Makes every head's keys and values: fewest products for many queries."""
+def expand(latent, key, k_b, v_b):
+  """Every head's keys [B,S,H,K+P] and values: fewest products where many
+  queries meet them, in `attention.attend`."""
   k = jnp.einsum('BSR,RHK->BSHK', latent, k_b.astype(latent.dtype))
   v = jnp.einsum('BSR,RHV->BSHV', latent, v_b.astype(latent.dtype))
   shared = jnp.broadcast_to(key[:, :, None], (*k.shape[:3], key.shape[-1]))
-  return attention(q, jnp.concatenate([k, shared], -1), v, mask, scale=scale)
+  return jnp.concatenate([k, shared], -1), v
 
 
 def absorbed(q, latent, key, k_b, v_b, mask, *, scale):

@@ -7,7 +7,7 @@ before it are composed in log2 P exchanges between neighbours at distance 1, 2,
 gradient E of a span's exit state becomes A^T E + D, D what the span's outputs
 add: the same composition from the other end. What travels is A and U, the
 state's size, however long the row. A convolution takes its first inputs from
-the device before; attention gathers the keys of the row.
+the device before. Softmax attention is in `parallel/softmax.py`.
 
 A row that P does not divide stays whole on every device, as does everything
 without a mesh.
@@ -15,7 +15,6 @@ without a mesh.
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from deltanet_jax import sharding
 from deltanet_jax.ops import linear_attention
@@ -48,7 +47,7 @@ def _on_spans(f, axes, out_axes, *args):
   )(*args)
 
 
-def _from_before(x, distance=1, reverse=False):
+def from_before(x, distance=1, reverse=False):
   """x of the device `distance` spans earlier (later, reversed); zeros where
   there is none. Inside `_on_spans`."""
   P = sharding.parts('time')
@@ -69,7 +68,7 @@ def run(rule, form, inputs, segment_ids, gates):
   gates: those it takes by name
   """
   q, k, v, *rest = inputs
-  q, k = (_divisible(x, v.shape[2]) for x in (q, k))
+  q, k = (divisible(x, v.shape[2]) for x in (q, k))
   names, extra = tuple(gates), tuple(gates.values())
   keys, values = (
     ('batch', 'time', heads, None) for heads in ('kv_heads', 'heads')
@@ -89,7 +88,7 @@ def run(rule, form, inputs, segment_ids, gates):
   )
 
 
-def _divisible(x, H):
+def divisible(x, H):
   """Key heads [B,T,J,K] repeated until the mesh divides them; each still
   serves neighbouring value heads."""
   J, parts = x.shape[2], sharding.parts('kv_heads')
@@ -169,7 +168,7 @@ def _kept(carry, segment_ids):
   """(A, 1), both 0 for rows whose document starts with this span."""
   if segment_ids is None:
     return carry, jnp.float32(1)
-  before = _from_before(segment_ids[:, -1])
+  before = from_before(segment_ids[:, -1])
   keep = (before == segment_ids[:, 0]).astype(jnp.float32)[:, None, None, None]
   return carry * keep, keep
 
@@ -183,11 +182,11 @@ def _prefix(carry, write, scalar, reverse=False):
   apply = jnp.multiply if scalar else _onto
   P, distance = sharding.parts('time'), 1
   while distance < P:
-    write = write + apply(carry, _from_before(write, distance, reverse))
+    write = write + apply(carry, from_before(write, distance, reverse))
     if 2 * distance < P:
-      carry = apply(carry, _from_before(carry, distance, reverse))
+      carry = apply(carry, from_before(carry, distance, reverse))
     distance *= 2
-  return _from_before(write, 1, reverse)
+  return from_before(write, 1, reverse)
 
 
 def _onto(carry, x):
@@ -203,54 +202,9 @@ def with_past(f, w, w_axes, x, x_axes, segment_ids, count):
   has `count` tokens."""
 
   def local(x, w, segment_ids):
-    before = lambda x: None if x is None else _from_before(x[:, -count:])
+    before = lambda x: None if x is None else from_before(x[:, -count:])
     return f(w, x, before(x), segment_ids, before(segment_ids))
 
   x_axes = ('batch', 'time', *x_axes)
   axes = x_axes, w_axes, None if segment_ids is None else x_axes[:2]
   return _on_spans(local, axes, x_axes, x, w, segment_ids)
-
-
-# ---------------------------------------------------------------- attention
-
-
-def over_keys(f, queries, keys, weights=(), by_heads=True):
-  """f(queries, keys, weights) with the keys of all spans.
-
-  queries, keys: pytrees of arrays [B,T,...]; the result is one too, row by row
-  as `queries`. Over the mesh's 'tensor' goes the third axis of [B,T,H,K] and
-  the second of the weights; or, not by_heads, the time of the queries, for an
-  f that sums over heads.
-  """
-  B, T, H = jax.tree.leaves(queries)[0].shape[:3]
-  if not split(T):
-    return f(queries, keys, weights)
-  mesh = sharding.current_mesh()
-  plain = sharding.spec(('batch', 'time'), (B, T), mesh)
-  where = plain
-  if by_heads:
-    keys = jax.tree.map(lambda x: _divisible(x, H) if x.ndim == 4 else x, keys)
-    where = PartitionSpec(*plain, *sharding.over('heads'))
-  elif not T % (sharding.parts('time') * sharding.parts('heads')):
-    where = PartitionSpec(
-      plain[0], sharding.over('time') + sharding.over('heads')
-    )
-
-  def local(queries, keys, weights):
-    whole = lambda x: jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
-    return f(queries, jax.tree.map(whole, keys), weights)
-
-  rows = lambda x: where if x.ndim == 4 or not by_heads else plain
-  per_head = PartitionSpec(None, *sharding.over('heads'))
-  return jax.shard_map(
-    local,
-    in_specs=(
-      jax.tree.map(rows, queries),
-      jax.tree.map(
-        lambda x: where if by_heads and x.ndim == 4 else plain, keys
-      ),
-      jax.tree.map(lambda x: per_head, weights),
-    ),
-    out_specs=where,
-    check_vma=False,
-  )(queries, keys, weights)
