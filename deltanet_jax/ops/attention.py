@@ -135,7 +135,7 @@ def _pairs(N, C, M, D, ahead, window):
     return D * j < first + C and not before
 
   pairs = [(i, j) for i in range(N) for j in range(M) if meet(i, j)]
-  return tuple(jnp.asarray(x, jnp.int32) for x in zip(*pairs, strict=True))
+  return tuple(zip(*pairs, strict=True))
 
 
 # ------------------------------------------------------------------- blocks
@@ -240,7 +240,7 @@ def fold(sums, queries, keys, pairs, *, scale, window=None):
     met = Sums(o, now, less * total + p.sum(-1))
     return jax.tree.map(lambda x, y: x.at[i].set(y), sums, met), None
 
-  return jax.lax.scan(meet, sums, pairs)[0]
+  return _scan(meet, sums, pairs)
 
 
 def unfold(d, queries, keys, slopes, pairs, *, scale, window=None):
@@ -260,7 +260,13 @@ def unfold(d, queries, keys, slopes, pairs, *, scale, window=None):
     add = lambda x, y: x.at[j].add(y[:, :, None])
     return (to_q.at[i].add(d_q), (add(to_k, d_k), add(to_v, d_v))), None
 
-  return jax.lax.scan(meet, d, pairs)[0]
+  return _scan(meet, d, pairs)
+
+
+def _scan(meet, carry, pairs):
+  # made here: the forward pass may not leave an array to the backward one
+  pairs = tuple(jnp.asarray(x, jnp.int32) for x in pairs)
+  return jax.lax.scan(meet, carry, pairs)[0]
 
 
 def _scores(queries, keys, i, j, scale, window):
