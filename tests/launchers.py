@@ -66,7 +66,7 @@ class Commands:
       env=self.env | env,
       capture_output=True,
       text=True,
-      timeout=300,
+      timeout=600,
     )
 
 
