@@ -97,7 +97,7 @@ def _verdict(record):
   rate = record['tokens'] / step
   said = (
     f'Fits. Bound by {record["bound"]["limit"]}: at best {1e3 * step:,.4g} ms,'
-    f' {rate:,.0f} tokens a second, MFU {100 * record["mfu"]:.1f}%'
+    f' {rate:,.0f} tokens a second, MFU {100 * record["mfu"]:.3g}%'
   )
   if runs > 1:
     said += f'; {runs} of these for the whole prompt, {runs * step:,.3g} s'
