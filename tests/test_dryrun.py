@@ -319,11 +319,35 @@ def test_kept_activations_are_recomputed_first():
 
 # ---------------------------------------------------------------- command
 
-TINY = (
-  '--config=configs/hybrid_gdn.py',
-  '--config.model.d_model=64',
-  '--config.data.seq_len=128',
-)
+TINY = """
+import dataclasses
+from deltanet_jax import config
+from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+
+def get_config():
+  cfg = config.load('configs/hybrid_gdn.py')
+  layer = cfg.model.period[0]
+  ffn = dataclasses.replace(layer.ffn, hidden=64)
+  mixers = (
+    GatedDeltaNetConfig(
+      key_heads=4, value_heads=4, key_dim=16, value_dim=16, chunk=16
+    ),
+    AttentionConfig(heads=4, kv_heads=4, head_dim=16, rotary_dim=8),
+  )
+  period = tuple(
+    dataclasses.replace(layer, mixer=mixer, ffn=ffn) for mixer in mixers
+  )
+  model = dataclasses.replace(cfg.model, d_model=256, period=period, repeats=3)
+  data = dataclasses.replace(cfg.data, seq_len=128)
+  return dataclasses.replace(cfg, model=model, data=data)
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+  path = tmp_path / 'tiny.py'
+  path.write_text(TINY)
+  return f'--config={path}'
 
 
 def _dryrun(*args):
@@ -336,13 +360,13 @@ def _dryrun(*args):
   )
 
 
-def test_bad_input_is_one_line_before_anything_is_compiled():
+def test_bad_input_is_one_line_before_anything_is_compiled(tiny):
   for args, says in (
     ((), 'no --topology'),
     (('--topology=v5e:4x4',), 'set --config.mesh.fsdp=16'),
     (('--topology=v5e:4x4', '--batch=2'), '--config.data.batch'),
   ):
-    done = _dryrun(*TINY, *args)
+    done = _dryrun(tiny, *args)
     assert done.returncode == 2 and says in done.stderr
     assert done.stderr.count('\n') == 1 and not done.stdout
 
@@ -396,11 +420,11 @@ needs_libtpu = pytest.mark.skipif(
     ('v5e:4x4', 2),
   ],
 )
-def test_a_small_model_is_compiled_for(topology, slices, tmp_path):
+def test_a_small_model_is_compiled_for(topology, slices, tiny, tmp_path):
   devices = chips.parse(topology, slices).devices
   path = tmp_path / 'out.json'
   done = _dryrun(
-    *TINY, f'--topology={topology}', f'--slices={slices}', f'--json={path}',
+    tiny, f'--topology={topology}', f'--slices={slices}', f'--json={path}',
     f'--config.mesh.replica={slices}', '--config.mesh.tensor=4',
     f'--config.mesh.fsdp={devices // slices // 4}',
     f'--config.data.batch={devices}',
@@ -422,9 +446,9 @@ def test_a_small_model_is_compiled_for(topology, slices, tmp_path):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_what_does_not_fit_says_what_to_change():
+def test_what_does_not_fit_says_what_to_change(tiny):
   done = _dryrun(
-    *TINY, '--topology=v5e:2x2', '--config.mesh.fsdp=4',
+    tiny, '--topology=v5e:2x2', '--config.mesh.fsdp=4',
     '--config.data.batch=8192', '--config.data.seq_len=4096',
   )  # fmt: skip
   assert done.returncode == 1, done.stderr
