@@ -26,7 +26,7 @@ def _train(experiment, record, memory):
   fixed = memory['total'] - memory['temporaries']
   # a gradient for every parameter is there whatever the batch is
   state = held['parameters'] + held['optimiser'] + held['parameters']
-  if fixed + held['parameters'] > have:
+  if fixed + held['parameters'] >= have:
     return _split_weights(experiment, state, have)
   left = have - fixed - held['parameters']
   moving = memory['temporaries'] - held['parameters']
