@@ -111,7 +111,6 @@ def _without_start(path, changes, workdir):
 def run(experiment, workdir, begun=None):
   """The results of the run, or the signal that stopped it; of several
   processes only the first has results, the others None."""
-  processes.asked()
   workdir.check(experiment)
   result = workdir.finished()
   if result is not None:
