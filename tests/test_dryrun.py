@@ -1,5 +1,6 @@
 """Compiled programs are read rightly; dry runs for TPU topologies."""
 
+import collections
 import functools
 import importlib.metadata
 import json
@@ -434,8 +435,10 @@ def test_a_small_model_is_compiled_for(topology, slices, tiny, tmp_path):
   print(f'{topology}: compiled in {found["seconds"]["compile"]:.1f} s')
   assert found['devices'] == devices and found['fits']
   # weights are gathered in every layer, and in the backward pass again
-  kinds = {x['kind']: x['count'] for x in found['collectives']}
-  assert kinds['all-gather'] > 2 * 4
+  kinds = collections.Counter()
+  for x in found['collectives']:
+    kinds[x['kind']] += x['count']
+  assert kinds['all-gather'] > 2 * 6
   between = any(kind.startswith(hlo.BETWEEN) for kind in kinds)
   assert between == (slices > 1) == (found['bound']['dcn'] > 0)
   assert found['unknown_loops'] == []
