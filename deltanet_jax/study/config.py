@@ -47,7 +47,7 @@ class StudyConfig:
   layers: int = 2  # after the local one
   deep: int = 4  # the same, of the tasks that compare ratios
   heads: int = 1
-  key_dim: int = 16  # of a recurrent head: its state holds key_dim x value_dim
+  key_dim: int = 8  # of a recurrent head: its state holds key_dim x value_dim
   value_dim: int = 16
   hidden: int = 48  # of the MLP of `full`; the others' follows
   local: int = 2  # tokens of the first layer's window, the same in every arm
@@ -65,10 +65,10 @@ class StudyConfig:
   width: int = 3  # words of a line
   # training
   batch: int = 16
-  steps: int = 1000
-  deep_steps: int = 1000
+  steps: int = 800
+  deep_steps: int = 800
   chunk: int = 50  # steps of one dispatch
-  lrs: tuple[float, ...] = (2e-3, 4e-3, 6e-3)
+  lrs: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
   seeds: int = 3  # fresh ones, after the learning rate is chosen on another
   warmup: int = 20
   weight_decay: float = 0.0

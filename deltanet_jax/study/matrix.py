@@ -90,7 +90,8 @@ def make_task(cfg, name):
   from deltanet_jax.data import documents, order, synthetic, tracking
 
   N, T = cfg.pairs, cfg.length
-  levels = tuple(sorted({max(1, N // 4), max(1, N // 2), N}))
+  # short lists too: on them the lookup is learned, the long ones need it
+  levels = tuple(sorted({min(N, max(2, N // part)) for part in (8, 4, 2, 1)}))
   sizes = tuple(sorted({T // 8, T // 4, T // 2}))
   pool = {'keys': cfg.symbols, 'values': cfg.symbols}
   mqar = lambda: synthetic.MQAR(length=T, pairs=levels, **pool)
