@@ -251,10 +251,11 @@ def flops_per_token(cfg, context):
 
   Counted are the products of the model's own program (`deltanet_jax.flops`):
   recurrences in the form that the configuration names, with its padding to
-  whole chunks; attention over all pairs of tokens, masked ones too; of the
-  experts those chosen; the output head at every token. A training step takes
-  three times as much (each product has two in the backward pass), without
-  what rematerialisation repeats, which model-FLOPs utilisation leaves out.
+  whole chunks; attention over whole blocks of tokens (`ops.attention`), masked
+  pairs in them too; of the experts those chosen; the output head at every
+  token. A training step takes three times as much (each product has two in the
+  backward pass), without what is made again there, scores and rematerialised
+  layers, which model-FLOPs utilisation leaves out.
   """
   blocks = sum(
     count * _forward_flops(_alone(cfg, layer), context)
