@@ -1,8 +1,24 @@
 """Softmax attention on a mesh.
 
 Batch and heads are split like everything else. Where time is split too, every
-device attends with the queries of its own span, over the keys of the row.
+device attends with a span of T/P tokens. With a window it takes the keys just
+before its span from the devices that have them. Without one:
+
+  balance   A span is two halves, of 2 P in the row, and the later a query the
+            more keys it sees. So device i keeps half 2 i and exchanges the
+            other with device P-1-i for half 2 P-1-2 i: together they meet
+            2 P + 1 halves of keys, on every device.
+  ring      The keys go round from device to device. Beside its own, a device
+            meets two pairs of halves at every station: its later half sees
+            the earlier one of any device, and then either its earlier half
+            sees that too or its later half sees the other's later one.
+            Backward the keys go round again, their gradients with them.
+
+Nothing of the row's size is ever on one device. Softmax is exact: what a query
+has seen so far is `attention.Sums`.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +27,7 @@ from jax.sharding import PartitionSpec
 from deltanet_jax import sharding
 from deltanet_jax.ops import attention
 from deltanet_jax.ops.attention import Place
-from deltanet_jax.parallel.sequence import AXIS, divisible, split
+from deltanet_jax.parallel.sequence import AXIS, divisible, from_before, split
 
 
 def attend(
@@ -23,25 +39,21 @@ def attend(
   and v; by default the keys are k and v. at: the queries' Place   seen: the
   keys', or None where keys and queries are one row from its first token on.
   """
-  how = {'scale': scale, 'window': window}
+  T, H = q.shape[1:3]
   make = make or (lambda k, v: (k, v))
 
   def whole(q, keys, weights, at, seen):
     ahead, seen = (0, at) if seen is None else (None, seen)
+    k, v = make(*keys, *weights)
     return attention.attend(
-      q, *make(*keys, *weights), at, seen, ahead=ahead, **how
+      q, k, v, at, seen, ahead=ahead, scale=scale, window=window
     )
 
   def span(q, keys, weights, at, _):
-    L = q.shape[1]
-    gather = lambda x: jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
-    keys, ids = jax.tree.map(gather, (keys, at.segments))
-    first = L * jax.lax.axis_index(AXIS)
-    seen = Place(jnp.arange(keys[0].shape[1]), ids)
-    at = Place(first + jnp.arange(L), at.segments)
-    return attention.attend(q, *make(*keys, *weights), at, seen, **how)
+    if window is None or window >= T:
+      return _balanced_ring(q, keys, weights, at.segments, make, scale)
+    return _near(q, keys, weights, at.segments, make, scale, window)
 
-  T, H = q.shape[1:3]
   mesh = sharding.current_mesh()
   if mesh is None or T == 1:
     return whole(q, keys, weights, at, seen)
@@ -62,6 +74,31 @@ def attend(
   return jax.shard_map(
     local, in_specs=specs, out_specs=specs[0], check_vma=False
   )(*args)
+
+
+def _near(q, keys, weights, ids, make, scale, window):
+  """A span's queries, with the window - 1 keys before it."""
+  L, P = q.shape[1], jax.lax.axis_size(AXIS)
+  reach = min(window - 1, L * (P - 1))
+
+  def extended(x):
+    # of the farthest device only what is reached
+    far = range(-(-reach // L), 0, -1)
+    before = [from_before(x[:, -min(L, reach - L * (n - 1)) :], n) for n in far]
+    return jnp.concatenate([*before, x], axis=1)
+
+  keys, key_ids = jax.tree.map(extended, (keys, ids))
+  first = L * jax.lax.axis_index(AXIS)
+  positions = first - reach + jnp.arange(reach + L)
+  return attention.attend(
+    q,
+    *make(*keys, *weights),
+    Place(first + jnp.arange(L), ids),
+    Place(jnp.where(positions < 0, attention.NEVER, positions), key_ids),
+    ahead=reach,
+    scale=scale,
+    window=window,
+  )
 
 
 def over_keys(f, queries, keys):
@@ -88,3 +125,168 @@ def over_keys(f, queries, keys):
   return jax.shard_map(
     local, in_specs=(where, plain), out_specs=where, check_vma=False
   )(queries, keys)
+
+
+# -------------------------------------------------------------------- the ring
+
+
+def _balanced_ring(q, keys, weights, ids, make, scale):
+  L = q.shape[1]
+  n = -(-L // (2 * attention.BLOCK))  # blocks of a half
+  half = n * -(-L // (2 * n))
+  fill = lambda x, **how: jnp.pad(
+    x, ((0, 0), (0, 2 * half - L)) + ((0, 0),) * (x.ndim - 2), **how
+  )
+  q, keys = jax.tree.map(lambda x: _exchange(fill(x)), (q, keys))
+  if ids is not None:
+    ids = _exchange(fill(ids, mode='edge'))
+  o = _ring(make, scale, L, n)(q, keys, weights, ids)
+  return _exchange(o, back=True)[:, :L]
+
+
+def _is_early(i):
+  """Is half 2 i the earlier of device i's two?"""
+  return 2 * i < jax.lax.axis_size(AXIS)
+
+
+def _exchange(x, back=False):
+  """A device's halves [B,2 half,...], as they are and in balance: the earlier
+  first."""
+  P = jax.lax.axis_size(AXIS)
+  early = _is_early(jax.lax.axis_index(AXIS))
+  turned = lambda x: jnp.where(early, x, jnp.roll(x, x.shape[1] // 2, axis=1))
+  if back:
+    x = turned(x)
+  own, other = jnp.split(x, 2, axis=1)
+  other = jax.lax.ppermute(other, AXIS, [(i, P - 1 - i) for i in range(P)])
+  x = jnp.concatenate([own, other], axis=1)
+  return x if back else turned(x)
+
+
+def _positions(i, L, half):
+  """Of device i's places in balance: positions [2 half], that of the span's
+  last token where there is none; and where there is one."""
+  P = jax.lax.axis_size(AXIS)
+  own, other = jnp.arange(half), jnp.arange(half, 2 * half)
+  early = _is_early(i)
+  first, second = (jnp.where(early, *x) for x in ((own, other), (other, own)))
+  of = jnp.where(early, jnp.array([i, P - 1 - i]), jnp.array([P - 1 - i, i]))
+  within = jnp.concatenate([first, second])
+  return L * jnp.repeat(of, half) + jnp.minimum(within, L - 1), within < L
+
+
+def _stations(n):
+  """Pairs of blocks, of the n of an earlier half and then the n of a later
+  one: those of a device's own keys, and those of another's, whose earlier half
+  comes after (or before) this device's."""
+  both = range(2 * n)
+  own = [(i, j) for i in both for j in both if j <= i]
+  square = [(i, j) for i in range(n) for j in range(n)]
+  always = [(n + i, j) for i, j in square]
+  column = lambda pairs, c: jnp.array([pair[c] for pair in pairs])
+
+  def other(after):
+    shift = jnp.where(after, n, 0)
+    return tuple(
+      jnp.concatenate([column(always, c), column(square, c) + shift])
+      for c in (0, 1)
+    )
+
+  return tuple(zip(*own, strict=True)), other
+
+
+def _ring(make, scale, L, n):
+  """(q, keys, weights, ids) of a device in balance -> o [B,2 half,H,V]."""
+  own, other = _stations(n)
+
+  def here():
+    return jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
+
+  def pass_on(x):
+    P = jax.lax.axis_size(AXIS)
+    return jax.lax.ppermute(x, AXIS, [(i, (i + 1) % P) for i in range(P)])
+
+  def round_trip(meet, result, keys):
+    """meet(result, keys, of device, pairs) at every station; a result's last
+    part travels with the keys, and comes home."""
+    me, P = here()
+    first = lambda i: jnp.minimum(2 * i, 2 * P - 1 - 2 * i)
+    travel = lambda result: (*result[:-1], pass_on(result[-1]))
+
+    def station(carry, r):
+      result, keys = carry
+      following = pass_on(keys)  # while these are worked on
+      of = (me - r) % P
+      result = meet(result, keys, of, other(first(of) > first(me)))
+      return (travel(result), following), None
+
+    result = travel(meet(result, keys, me, own))
+    carry = result, pass_on(keys)
+    return jax.lax.scan(station, carry, jnp.arange(1, P))[0][0]
+
+  def queries_of(q, ids, J):
+    positions, _ = _positions(here()[0], L, q.shape[1] // 2)
+    return attention.cut_queries(q, Place(positions, ids), J, 2 * n)
+
+  def keys_of(k, v, ids, device):
+    positions, token = _positions(device, L, k.shape[1] // 2)
+    positions = jnp.where(token, positions, attention.NEVER)
+    return attention.cut_keys(k, v, Place(positions, ids), 2 * n)
+
+  def forward(q, keys, weights, ids):
+    k, v = jax.eval_shape(make, *keys, *weights)
+    queries = queries_of(q, ids, k.shape[2])
+
+    def meet(result, keys, device, pairs):
+      keys, ids = keys
+      blocks = keys_of(*make(*keys, *weights), ids, device)
+      return attention.fold(
+        result[0], queries, blocks, pairs, scale=scale
+      ), None
+
+    sums, _ = round_trip(meet, (attention.start(queries, v), None), (keys, ids))
+    o = attention.join(attention.finish(sums), q.shape[1]).astype(v.dtype)
+    return o, (q, keys, weights, ids, o, sums.most, sums.total)
+
+  def backward(residuals, d_o):
+    q, keys, weights, ids, o, most, total = residuals
+    k, v = jax.eval_shape(make, *keys, *weights)
+    J, T = k.shape[2], q.shape[1]
+    queries = queries_of(q, ids, J)
+    cut = functools.partial(attention.cut, J=J, N=2 * n)
+    slopes = attention.Slopes.of(cut(d_o), cut(o), most, total)
+    zeros = functools.partial(jax.tree.map, attention.zeros)
+    add = functools.partial(jax.tree.map, jnp.add)
+    back = lambda d, x: attention.join(d, T).astype(x.dtype)
+
+    def meet(result, keys, device, pairs):
+      d_q, d_weights, d_keys = result
+      keys, ids = keys
+      made, pull = jax.vjp(
+        lambda keys, weights: make(*keys, *weights), keys, weights
+      )
+      blocks = keys_of(*made, ids, device)
+      d_q, d_made = attention.unfold(
+        (d_q, zeros((blocks.k, blocks.v))),
+        queries,
+        blocks,
+        slopes,
+        pairs,
+        scale=scale,
+      )
+      to_keys, to_weights = pull(tuple(map(back, d_made, made)))
+      return d_q, add(d_weights, to_weights), add(d_keys, to_keys)
+
+    result = zeros((queries.q, weights, keys))
+    d_q, d_weights, d_keys = round_trip(meet, result, (keys, ids))
+    like = lambda d, x: d.astype(x.dtype)
+    return (
+      back(d_q, q),
+      jax.tree.map(like, d_keys, keys),
+      jax.tree.map(like, d_weights, weights),
+      None,
+    )
+
+  call = jax.custom_vjp(lambda *args: forward(*args)[0])
+  call.defvjp(forward, backward)
+  return call
