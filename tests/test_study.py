@@ -101,7 +101,7 @@ def test_report_of_made_up_scores_says_what_was_made_up(tmp_path):
   assert 'violated' in verdicts['| gdn-3:1 = full (mqar, hardest size)']
   assert 'holds' in verdicts['| gdn forgets old pairs first']
   assert 'holds' in verdicts['| linear forgets old and new pairs alike']
-  assert 'Not learned on mqar' not in text
+  assert 'Not shown to have learned' not in text
   assert found.status == 0  # a study reports and does not fail
   page = folder.report.read_text()
   assert page.count('<svg') == 6  # three pictures in light and dark
@@ -405,6 +405,20 @@ def test_bad_command_line_is_refused_before_jax_is_imported(flags, words):
     assert word in done.stderr
 
 
+def test_scaled_decays_are_drawn_of_whatever_has_them(tmp_path):
+  names = {'full': lambda x: 1 + 0 * x, 'gdn-3:1': lambda x: 0.5 + 0 * x}
+  for task, count in (('deep', 3), ('mqar', 3)):
+    (tmp_path / task).mkdir()
+    cfg = StudyConfig(pairs=8, draws=100)
+    folder, cells = fake_study(tmp_path / task, names, task, cfg)
+    arrays = {(c.task, c.arm): folder.arrays(c) for c in cells}
+    view = plots.View(cfg, folder.collect(cells), arrays)
+    drawn = [name for name, *_ in plots.draw(view, folder.plots)]
+    assert len(drawn) == count
+    assert ('gates' in drawn) == (task == 'deep')
+  assert view.scaled() == {}
+
+
 def test_arms_that_only_pick_a_shown_value_are_named():
   arrays = {
     ('mqar', arm): fake_arrays(lambda x, p=p: p + 0 * x)
@@ -412,4 +426,4 @@ def test_arms_that_only_pick_a_shown_value_are_named():
   }
   view = plots.View(StudyConfig(pairs=8, draws=100), [], arrays)
   (told,) = report.unlearned(view)
-  assert 'shown: gdn.' in told
+  assert 'as well: gdn.' in told

@@ -54,6 +54,16 @@ class View:
     data = self.arrays[task, arm]
     return _known(data[f'slice.{name}'][data['weights'] > 0])
 
+  def scaled(self):
+    """{arm: {factor of the log-decay: accuracies of the seeds}}, of 'deep'."""
+    found = {}
+    for row in self.rows:
+      told = row['phase'] == 'decay' and row['accuracy'] is not None
+      if told and row['task'] == 'deep':
+        by_scale = found.setdefault(row['model'], {})
+        by_scale.setdefault(row['scale'], []).append(row['accuracy'])
+    return found
+
   def fact(self, task, arm, name):
     return next(
       row[name] for row in self.rows
@@ -166,15 +176,9 @@ def budget(axes, view):
 
 def gates(axes, view):
   """Recall when the learned log-decay is scaled after training."""
-  for arm in view.arms('deep'):
-    found = {}
-    for row in view.rows:
-      same = (row['task'], row['model']) == ('deep', arm)
-      if same and row['phase'] == 'decay' and row['accuracy'] is not None:
-        found.setdefault(row['scale'], []).append(row['accuracy'])
-    if found:
-      xs = sorted(found)
-      axes.plot(xs, [np.mean(found[x]) for x in xs], **look(arm))
+  for arm, found in view.scaled().items():
+    xs = sorted(found)
+    axes.plot(xs, [np.mean(found[x]) for x in xs], **look(arm))
   axes.set(
     xlabel='factor of the learned log-decay, after training',
     ylabel=f'accuracy on MQAR, {view.cfg.deep} layers',
@@ -202,7 +206,7 @@ ALL = {
   'recency': ('What is forgotten first', recency, ('mqar', '')),
   'ratio': ('How many attention layers', ratios, ('deep', 'full')),
   'budget': ('Gap to full against training', budget, ('deep', 'full')),
-  'gates': ('How much hangs on the learned decay', gates, ('deep', 'gdn')),
+  'gates': ('How much hangs on the learned decay', gates, ('deep', '')),
   'document': ('Exact quote and gist', document, ('quote', '')),
 }
 
@@ -217,6 +221,8 @@ def draw(view, folder):
   for name, (title, paint, need) in ALL.items():
     task, arm = need
     if not view.arms(task) or arm and arm not in view.arms(task):
+      continue
+    if paint is gates and not view.scaled():
       continue
     images = {theme: _render(paint, view, theme) for theme in THEMES}
     for theme, (svg, png) in images.items():
