@@ -159,6 +159,7 @@ def test_packed_segments_of_any_chunk_equal_rows(system, quick_compile):
   )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   'name',
   [
