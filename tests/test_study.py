@@ -120,8 +120,7 @@ def test_every_arm_has_the_parameters_of_full(arm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'size',
-  ['smoke', 'gpu', pytest.param('study', marks=pytest.mark.long)],
+  'size', ['gpu', pytest.param('study', marks=pytest.mark.long)]
 )
 def test_every_task_of_a_size_can_be_traced(size):
   import jax
