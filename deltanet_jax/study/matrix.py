@@ -134,4 +134,4 @@ def seconds(cfg, cell):
   one = heavy.get(name, 1.2)
   per_layer = (one * ratio + 1) / (ratio + 1) if ratio else one
   work = cfg.batch * cfg.length * cell.steps * 2 * max(len(cfg.lrs), cfg.seeds)
-  return 15 + 2.4e-6 * work * cfg.d_model / 48 * (cell.layers * per_layer + 1)
+  return 30 + 2.9e-6 * work * cfg.d_model / 48 * (cell.layers * per_layer + 1)
