@@ -222,7 +222,8 @@ class TrainConfig:
 class MeshConfig:
   """Devices along each axis; their product is the number of devices used.
 
-  `sharding` says what each axis splits.
+  `sharding` says what each axis splits. One may be -1: as many as there are
+  devices for, the others given.
   """
 
   replica: int = 1  # slices or pods
@@ -233,8 +234,29 @@ class MeshConfig:
   tensor: int = 1
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      _at_least(f'mesh.{field.name}', getattr(self, field.name), 1)
+    sizes = dataclasses.asdict(self)
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+      raise ValueError(
+        f'mesh.{" and mesh.".join(open_axes)} are -1; give all but one'
+      )
+    for axis, size in sizes.items():
+      if size != -1:
+        _at_least(f'mesh.{axis}', size, 1)
+
+  def filled(self, devices):
+    """This mesh on so many devices: its -1, if there is one, as a number."""
+    sizes = dataclasses.asdict(self)
+    for axis, size in sizes.items():
+      if size == -1:
+        others = -math.prod(sizes.values())
+        if devices % others:
+          raise ValueError(
+            f'mesh.{axis} is -1 and the other axes take {others} devices, which'
+            f' does not divide the {devices} that there are; change them'
+          )
+        return dataclasses.replace(self, **{axis: devices // others})
+    return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +282,8 @@ def _check_mesh(experiment):
     return  # refused with its name by whoever reads the file
 
   def check(name, size, axes, parts=1):
-    split = {axis: getattr(mesh, axis) for axis in axes}
+    # what is -1 is checked once the devices are known
+    split = {axis: abs(getattr(mesh, axis)) for axis in axes}
     devices = [f'mesh.{axis} {n}' for axis, n in split.items() if n > 1]
     if parts > 1:
       devices.insert(0, f'optim.accumulate {parts}')

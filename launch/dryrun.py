@@ -22,6 +22,7 @@ counted.
 Exit status: 0 fits; 1 does not fit, and what to change is printed; 2 bad input.
 """
 
+import dataclasses
 import importlib.metadata
 import os
 import sys
@@ -73,6 +74,7 @@ def main(experiment):
     )
   topology = chips.parse(TOPOLOGY.value, SLICES.value)
   _check_flags()
+  experiment = _filled(experiment, topology)
   chips.check_mesh(experiment.mesh, topology)
   path = cli.output(JSON)
   _check_libtpu()
@@ -95,6 +97,14 @@ def main(experiment):
   if path:
     workdir.write(path, json.dumps(record, indent=2) + '\n')
   return 0 if record['fits'] else 1
+
+
+def _filled(experiment, topology):
+  try:
+    mesh = experiment.mesh.filled(topology.devices)
+    return dataclasses.replace(experiment, mesh=mesh)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
 
 
 def _check_flags():

@@ -24,7 +24,15 @@ from deltanet_jax.experiment import (
   TrainConfig,
 )
 from deltanet_jax.mixers.config import DSAConfig, GatedDeltaNetConfig
-from deltanet_jax.model import MTP, Backbone, HybridLM, embed, head_weight
+from deltanet_jax.model import (
+  MTP,
+  Backbone,
+  HybridLM,
+  LayerReport,
+  Reports,
+  embed,
+  head_weight,
+)
 from deltanet_jax.ops import routing
 from deltanet_jax.train import auxiliary, state as states, step as steps
 
@@ -154,6 +162,18 @@ def test_balance_takes_every_layer_with_experts():
   )
 
 
+def test_load_figures_are_of_the_most_and_the_least_used_expert():
+  even, uneven = np.full((2, 4), 0.5), np.array([[1.0, 0.25, 0.5, 0.25]])
+  layer = lambda share: LayerReport(None, routing.Load(share, share))
+  plain = LayerReport(None, None)
+  reports = Reports((plain,), (layer(even), plain), (layer(uneven),))
+  found = auxiliary.load_figures(reports)
+  assert {k: float(x) for k, x in found.items()} == {
+    'expert_most': 2.0, 'expert_least': 0.5
+  }  # fmt: skip
+  assert auxiliary.load_figures(Reports((), (), ())) == {}
+
+
 def test_indexer_loss_is_the_sum_of_the_layers():
   _, reports = _hidden_and_reports()
   want = reports.prefix[0].mixer + reports.period[1].mixer.sum()
@@ -227,6 +247,7 @@ def test_every_part_of_the_objective_moves_its_own_weights():
   # the loss shown is the next token's, whatever else is minimised
   np.testing.assert_allclose(metrics['loss'], plain_metrics['loss'], rtol=1e-6)
   assert metrics['grad_norm'] > plain_metrics['grad_norm']
+  assert metrics['expert_least'] < 1 < metrics['expert_most']
   all_, next_ = _moved(state), _moved(plain)
   for name in all_:
     mtp, index = "['mtp']" in name, "['index_" in name

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from deltanet_jax import config
+from deltanet_jax.experiment import MeshConfig
 from deltanet_jax.mixers.config import AttentionConfig
 
 SOURCE = """
@@ -133,6 +134,22 @@ def test_a_mesh_that_does_not_divide_the_sizes_is_refused(file, axes, words):
   rest = [f'--config.mesh.{axis}={n}' for axis, n in axes.items()]
   argv = [f'--config={file}', *rest]
   assert words in refusal(config.from_argv, argv)
+
+
+def test_one_axis_of_a_mesh_takes_the_devices_that_are_left(file):
+  mesh = MeshConfig(replica=2, fsdp=-1, tensor=4)
+  assert mesh.filled(64) == MeshConfig(replica=2, fsdp=8, tensor=4)
+  assert mesh.filled(8).filled(64) == mesh.filled(8)
+  with pytest.raises(ValueError, match='take 8 devices, which does not divide'):
+    mesh.filled(12)
+  argv = [f'--config={file}', '--config.mesh.fsdp=-1']
+  cfg, _ = config.from_argv(argv)
+  assert cfg.mesh.filled(4) == MeshConfig(fsdp=4)
+  two = refusal(config.from_argv, [*argv, '--config.mesh.seq=-1'])
+  assert 'mesh.fsdp and mesh.seq are -1; give all but one' in two
+  assert 'mesh.fsdp is -2' in refusal(
+    config.from_argv, [argv[0], '--config.mesh.fsdp=-2']
+  )
 
 
 def test_the_last_of_two_overrides_counts(file):

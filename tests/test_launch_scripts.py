@@ -204,6 +204,38 @@ for _ in {1..600}; do sleep 0.05; done""",
   assert 'starting again' not in errors
 
 
+@pytest.mark.slow
+def test_local_continues_a_run_of_which_a_process_was_killed(commands):
+  from tests.test_distributed import TINY
+
+  folder = commands.folder
+  run = folder / 'run'
+  for i in range(30):
+    (folder / f'{i}.txt').write_text(f'line {i} of a short text\n' * 20)
+  tiny = TINY.replace('{texts!r}', repr(f'{folder}/*.txt'))
+  (folder / 'tiny.py').write_text(tiny)
+  # the first process 1 kills itself at step 6, of 8
+  spoil = f'export SPOIL=1:9:6:{run}/checkpoints/4'
+  _worker(
+    commands,
+    f"""[ -e "$STUBS/again-$i" ] || {spoil}
+touch "$STUBS/again-$i"
+exec {sys.executable} "$@\"""",
+  )
+  done = commands.run(
+    'local.sh', '--restarts=1', '--', f'--config={folder}/tiny.py',
+    f'--workdir={run}', '--config.mesh.data=2', XLA_FLAGS='',
+    JAX_DISABLE_MOST_OPTIMIZATIONS='1',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert 'process 1 ended with status 137' in done.stderr
+  assert 'continuing after step 4' in done.stderr
+  assert json.loads((run / 'result.json').read_text())['step'] == 8
+  lines = map(json.loads, (run / 'metrics.jsonl').read_text().splitlines())
+  steps = [line['step'] for line in lines if 'loss' in line]
+  assert steps == list(range(1, 9))
+
+
 # the page
 
 

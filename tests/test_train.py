@@ -248,7 +248,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_good_checkpoint(
 
 def test_eight_devices_give_the_loss_of_one(texts, tmp_path, unbroken):
   experiment = dataclasses.replace(
-    _experiment(texts), mesh=MeshConfig(fsdp=2, seq=2, tensor=2)
+    _experiment(texts), mesh=MeshConfig(fsdp=-1, seq=2, tensor=2)
   )
   # once from the start, and once from a checkpoint that one device wrote
   other = tmp_path / 'resumed'
@@ -260,6 +260,7 @@ def test_eight_devices_give_the_loss_of_one(texts, tmp_path, unbroken):
     for a, b in zip(got, log.read(unbroken[0] / 'metrics.jsonl'), strict=True):
       for name in {'loss', 'heldout_loss'} & b.keys():
         np.testing.assert_allclose(a[name], b[name], rtol=2e-5)
+    assert Workdir(folder).read().mesh == MeshConfig(fsdp=2, seq=2, tensor=2)
 
 
 def test_a_mesh_larger_than_the_machine_is_bad_input(texts, tmp_path):
@@ -292,6 +293,7 @@ def test_a_killed_process_continues_bit_for_bit(texts, tmp_path, unbroken):
   done = subprocess.run(command, cwd=root, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert 'continuing after step' in done.stderr
+  assert 'MiB more for activations' in done.stderr
   _assert_same_run(folder, unbroken)
 
 

@@ -42,22 +42,11 @@ def train(experiment, mesh):
   """The training step, as `launch.train` runs it."""
   program = loop.make_program(experiment, mesh)
   data = experiment.data
-  rows = sharding.batch_sharding(mesh)
-  row = lambda dtype: jax.ShapeDtypeStruct(
-    (data.batch, data.seq_len), dtype, sharding=rows
-  )
-  batch = {
-    'tokens': row(jnp.int32),
-    'targets': row(jnp.int32),
-    'segment_ids': row(jnp.int32),
-    'positions': row(jnp.int32),
-    'weights': row(jnp.float32),
-  }
   tokens = data.batch * data.seq_len
   # not under the mesh: its devices are not there to hold even a key
   need = 3 * tokens * calc.flops_per_token(experiment.model, data.seq_len)
   with jax.set_mesh(mesh):
-    traced = program.step.trace(program.abstract, batch)
+    traced = program.step.trace(program.abstract, program.batch)
     return Lowered(
       f'training step of {data.batch} rows of {data.seq_len:,} tokens',
       traced.lower(),
@@ -68,7 +57,7 @@ def train(experiment, mesh):
       {
         'parameters': sharding.bytes_per_device(program.abstract.params),
         'optimiser': sharding.bytes_per_device(program.abstract.opt_state),
-        'batch': sharding.bytes_per_device(batch),
+        'batch': sharding.bytes_per_device(program.batch),
       },
     )
 

@@ -94,11 +94,27 @@ def further_loss(params, cfg, dtype, hidden, batch):
 
 def balance(reports):
   """The balance loss of all layers with experts, taken together."""
+  return balance_loss(_loads(reports))
+
+
+def load_figures(reports):
+  """How evenly experts are used: the share of tokens of the most and the least
+  chosen one of any layer, over an equal share. {} of a model without experts.
+  """
+  loads = _loads(reports)
+  if loads is None:
+    return {}
+  relative = loads.share / loads.share.mean(-1, keepdims=True)
+  return {'expert_most': relative.max(), 'expert_least': relative.min()}
+
+
+def _loads(reports):
+  """The Load of all layers with experts [layers,E]; None of no layers."""
   loads = [r.load for r in _layers(reports) if r.load is not None]
+  if not loads:
+    return None
   rows = lambda x: x.reshape(-1, x.shape[-1])
-  return balance_loss(
-    jax.tree.map(lambda *x: jnp.concatenate([rows(a) for a in x]), *loads)
-  )
+  return jax.tree.map(lambda *x: jnp.concatenate([rows(a) for a in x]), *loads)
 
 
 def indexer_loss(reports):

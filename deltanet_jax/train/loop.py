@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,15 @@ from deltanet_jax.evals.perplexity import evaluate
 from deltanet_jax.model import HybridLM
 from deltanet_jax.train import log, optimizer, state as states, step as steps
 from deltanet_jax.train.auxiliary import make_objective, moves
+
+# what a step takes, all [B,T]
+BATCH = {
+  'tokens': jnp.int32,
+  'targets': jnp.int32,
+  'segment_ids': jnp.int32,
+  'positions': jnp.int32,
+  'weights': jnp.float32,
+}
 
 
 class NonFiniteError(RuntimeError):
@@ -38,6 +48,7 @@ class Program:
   step: Callable[..., Any]  # state (donated), batch -> state, metrics
   loss: Callable[..., Any]  # params, batch -> nats
   share: Callable[..., Any]  # rows of a batch -> distributed.Share
+  batch: dict[str, Any]  # ShapeDtypeStructs with shardings, what `step` takes
 
 
 def make_program(experiment, mesh):
@@ -97,6 +108,12 @@ def make_program(experiment, mesh):
       total_loss, in_shardings=(homes.params, rows), out_shardings=whole
     ),
     share=lambda count: distributed.share(rows, (count, seq_len)),
+    batch={
+      name: jax.ShapeDtypeStruct(
+        (experiment.data.batch, seq_len), dtype, sharding=rows
+      )
+      for name, dtype in BATCH.items()
+    },
   )
 
 
@@ -129,7 +146,9 @@ def train(experiment, workdir, data, stream=None, start=None, kept=None):
     CheckpointError: no checkpoint can be read or written.
   """
   try:
-    mesh = sharding.make_mesh(experiment.mesh)
+    filled = experiment.mesh.filled(jax.device_count())
+    experiment = dataclasses.replace(experiment, mesh=filled)
+    mesh = sharding.make_mesh(filled)
   except ValueError as error:
     raise ConfigError(str(error)) from error
   distributed.require_part(mesh)
@@ -191,8 +210,9 @@ class _Run:
     held = lambda tree: f'{sharding.bytes_per_device(tree) / 2**20:,.1f} MiB'
     abstract = self._program.abstract
     self._progress.say(
-      f'each device holds {held(abstract.params)} of parameters, as much of'
-      f' gradients, {held(abstract.opt_state)} of optimiser state'
+      f'each device holds {held(abstract.params)} of parameters and'
+      f' {held(abstract.opt_state)} of optimiser state, gradients take as much'
+      ' as parameters'
     )
     found = self._checkpoints.restore(items(self._program.abstract))
     if found is not None:
@@ -221,6 +241,7 @@ class _Run:
     cfg = self._experiment.train
     if self._step == cfg.steps:
       return 0
+    self._compile()
     share = self._program.share(self._experiment.data.batch)
     for batch in self._data.iterate(self._step, share.rows):
       self._step += 1
@@ -242,6 +263,16 @@ class _Run:
     self._checkpoints.wait()
     return distributed.largest(caught[0] if caught else 0)
 
+  def _compile(self):
+    """Before the first step, which finds the program compiled."""
+    start = time.monotonic()
+    step = self._program.step.lower(self._state, self._program.batch).compile()
+    size = step.memory_analysis().temp_size_in_bytes / 2**20
+    self._progress.say(
+      f'the step is compiled, in {time.monotonic() - start:.1f} s: each device'
+      f' needs {size:,.1f} MiB more for activations, gradients and the like'
+    )
+
   def _train_on(self, batch):
     cfg, step = self._experiment.train, self._step
     self._clock.start()
@@ -258,8 +289,7 @@ class _Run:
       )
     if step % cfg.log_every == 0 or step == cfg.steps:
       size = self._experiment.data
-      names = ('loss', 'grad_norm', 'lr', 'skipped')
-      record = {'step': step, **{name: metrics[name] for name in names}}
+      record = {'step': step, **metrics}
       record['tokens'] = step * size.batch * size.seq_len
       self._log.metrics(record)
       rate = self._clock.rate

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import optax
 
 from deltanet_jax.experiment import ObjectiveConfig
-from deltanet_jax.train.auxiliary import Told, make_objective, updated_biases
+from deltanet_jax.train.auxiliary import (
+  Told,
+  load_figures,
+  make_objective,
+  updated_biases,
+)
 
 MAX_STREAK = 10  # skipped steps in a row that end a run
 
@@ -73,7 +78,7 @@ def train_step(
   nor optimiser; it is counted in `skipped` and, until a good one, in `streak`.
 
   metrics: loss (next token, nats per token), grad_norm (before clipping), lr,
-  skipped, streak.
+  skipped, streak, and `auxiliary.load_figures`.
   """
   told, grads = told_and_grads(objective, state.params, batch, accumulate)
   loss = told.nats
@@ -94,6 +99,7 @@ def train_step(
     'lr': rate(state.step - state.skipped),
     'skipped': state.skipped + bad,
     'streak': (state.streak + bad) * bad,
+    **load_figures(told.reports),
   }
   state = state._replace(
     params=choose(params, state.params),
