@@ -229,6 +229,20 @@ def test_keys_of_a_cache_lie_in_any_order():
     np.testing.assert_allclose(got, want, atol=2e-6)
 
 
+@pytest.mark.usefixtures('quick_compile')
+def test_blocks_of_a_cache_that_no_query_sees_are_not_computed():
+  T, S = BLOCK + 3, 5 * BLOCK
+  q, (_, k, v, _) = _row(T)[0], _row(S)
+  written = 3 * BLOCK + 1
+  t = jnp.arange(S)
+  at = Place(written - T + jnp.arange(T), None)
+  seen = Place(jnp.where(t < written, t, NEVER), None)
+  want = attention(q, k, v, between(at, seen), scale=SCALE)
+  k[:, 4 * BLOCK :] = v[:, 4 * BLOCK :] = np.nan
+  got = attend(q, k, v, at, seen, scale=SCALE, block=BLOCK)
+  np.testing.assert_allclose(got, want, atol=2e-6)
+
+
 def _shapes(T, heads=2):
   return [jax.ShapeDtypeStruct((1, T, heads, 16), jnp.float32)] * 3
 

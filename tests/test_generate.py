@@ -132,7 +132,7 @@ def test_tokens_do_not_depend_on_slots_or_pieces(model, monkeypatch):
   prompt = np.random.default_rng(0).integers(0, 256, 37).tolist()
   want = _generate(model, prompt, 40)
   monkeypatch.setattr(room, 'LEAST', 8)
-  monkeypatch.setattr(room, 'LONGEST', 16)
+  monkeypatch.setattr(room, 'PIECE', 16)
   grown, grow = [], room.grow
   monkeypatch.setattr(
     room, 'grow', lambda *args: grown.append(args[3]) or grow(*args)

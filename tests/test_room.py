@@ -59,14 +59,9 @@ def test_slots_hold_the_text_and_are_fewer_than_twice_it(monkeypatch):
   assert room.slots(3, 5) == 5 and room.slots(100, 110) == 110
 
 
-def test_pieces_keep_the_scores_within_the_limit():
-  full, pure = _config([FULL, DELTA]), _config([DELTA])
-  for slots in (1000, 4096, 10_000, 65_536, 1 << 18):
-    size = room.piece(full, slots)
-    assert size & (size - 1) == 0 and size >= 64
-    assert size * slots <= room.SCORES and size <= room.LONGEST
-    assert room.piece(pure, slots) == room.LONGEST
-  tokens = jnp.arange(9000)[None]
-  cut = room.pieces(full, tokens, 16_384)
-  assert [x.shape[1] for x in cut] == [2048] * 4 + [808]
+def test_pieces_are_the_prompt():
+  tokens = jnp.arange(2 * 9000).reshape(2, 9000)
+  cut = room.pieces(tokens)
+  assert [x.shape for x in cut] == [(2, 4096), (2, 4096), (2, 808)]
   assert (jnp.concatenate(cut, 1) == tokens).all()
+  assert [x.shape for x in room.pieces(tokens[:, :5])] == [(2, 5)]

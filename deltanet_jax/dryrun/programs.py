@@ -65,7 +65,7 @@ def train(experiment, mesh):
 def prefill(experiment, mesh, context, batch, weights):
   """A piece of a prompt of `context` tokens, as `launch.generate` runs it with
   its cache full but for that piece; `runs` of them are the prompt."""
-  piece = min(context, room.piece(experiment.model, context))
+  piece = min(context, room.PIECE)
   found = _advance(experiment, mesh, context, batch, weights, piece)
   runs = -(-context // piece)
   need = batch * context * calc.flops_per_token(experiment.model, context)

@@ -90,7 +90,7 @@ def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype, vocab):
     if length > slots:
       slots = room.slots(length, most)
       cache = room.grow(cache, cfg, 1, slots, dtype)
-    for piece in room.pieces(cfg, tokens, slots):
+    for piece in room.pieces(tokens):
       token, cache = advance(params, cache, piece, jax.random.fold_in(key, i))
     yield int(token[0])
     tokens = token[:, None]

@@ -9,14 +9,10 @@ import functools
 
 import jax
 
-from deltanet_jax.mixers.config import ATTENTION
 from deltanet_jax.model import init_cache
 
 LEAST = 1024  # slots of the smallest cache: a shorter one saves nothing
-# A prompt's scores are kept for a piece of it at a time: at most so many of one
-# head (1 GiB in float32 with 8 heads), at most LONGEST tokens
-SCORES = 2**25
-LONGEST = 4096
+PIECE = 4096  # tokens of a prompt that go through the model at once
 
 
 def slots(length, most):
@@ -24,25 +20,10 @@ def slots(length, most):
   return min(most, max(LEAST, 1 << (length - 1).bit_length()))
 
 
-def piece(cfg, slots):
-  """Tokens of a prompt that go through the model at once, a power of two.
-
-  Memory then grows with the prompt, not with its square; the results are those
-  of the whole prompt up to the order of sums. Without attention it is LONGEST.
-  """
-  if not any(isinstance(layer.mixer, ATTENTION) for layer in cfg.layers):
-    return LONGEST
-  # of one chunk of the recurrent layers at least
-  most = max(64, SCORES // slots)
-  return min(LONGEST, 1 << (most.bit_length() - 1))
-
-
-def pieces(cfg, tokens, slots):
-  """tokens [B,T], cut along T."""
-  size = piece(cfg, slots)
-  if tokens.shape[1] <= size:
-    return [tokens]
-  return [tokens[:, i : i + size] for i in range(0, tokens.shape[1], size)]
+def pieces(tokens):
+  """A prompt [B,T] in pieces along T, whose activations are what memory must
+  hold; the results are those of the whole prompt up to the order of sums."""
+  return [tokens[:, i : i + PIECE] for i in range(0, tokens.shape[1], PIECE)]
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'batch', 'slots', 'dtype'))

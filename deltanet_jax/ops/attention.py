@@ -105,7 +105,9 @@ def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
 
   def forward(q, k, v, at, seen):
     queries, keys = cut_queries(q, at, J, N), cut_keys(k, v, seen, M)
-    sums = fold(start(queries, v), queries, keys, pairs, **how)
+    # slots of a cache that are not written yet cost nothing
+    skip = ahead is None
+    sums = fold(start(queries, v), queries, keys, pairs, skip=skip, **how)
     o = join(finish(sums), T).astype(v.dtype)
     return o, (q, k, v, at, seen, o, sums.most, sums.total)
 
@@ -225,20 +227,34 @@ def finish(sums):
   return sums.o / sums.total[..., None]
 
 
-def fold(sums, queries, keys, pairs, *, scale, window=None):
-  """`sums` after query blocks pairs[0] met key blocks pairs[1], in turn."""
+def fold(sums, queries, keys, pairs, *, scale, window=None, skip=False):
+  """`sums` after query blocks pairs[0] met key blocks pairs[1], in turn.
 
-  def meet(sums, pair):
-    i, j = pair
+  skip: look first whether anything is visible.
+  """
+
+  def met(i, j, o, most, total):
     s, _, (_, v) = _scores(queries, keys, i, j, scale, window)
-    o, most, total = (x[i] for x in sums)
     now = jnp.maximum(most, s.max(-1))
     p, less = jnp.exp(s - now[..., None]), jnp.exp(most - now)
     o = less[..., None] * o + _product(
       'bjgts,bjsv->bjgtv', p.astype(v.dtype), v
     )
-    met = Sums(o, now, less * total + p.sum(-1))
-    return jax.tree.map(lambda x, y: x.at[i].set(y), sums, met), None
+    return Sums(o, now, less * total + p.sum(-1))
+
+  def meet(sums, pair):
+    i, j = pair
+    args = i, j, *(x[i] for x in sums)
+    if skip:
+      at, seen = (
+        jax.tree.map(lambda x, n=n: x[n], place)
+        for place, n in ((queries.at, i), (keys.seen, j))
+      )
+      some = between(at, seen, window).any()
+      new = jax.lax.cond(some, met, lambda i, j, *old: Sums(*old), *args)
+    else:
+      new = met(*args)
+    return jax.tree.map(lambda x, y: x.at[i].set(y), sums, new), None
 
   return _scan(meet, sums, pairs)
 

@@ -164,7 +164,7 @@ class Cell:
       tokens = jnp.zeros((1, self.context), jnp.int32)
     self._programs = [
       (part, self.subject.program(self.batch, part.shape[1], self.context))
-      for part in room.pieces(self.subject.cfg, tokens, self.context)
+      for part in room.pieces(tokens)
     ]
     self.program_bytes = max(_peak(p) for _, p in self._programs)
     limit = memory_limit()

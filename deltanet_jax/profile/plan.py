@@ -110,7 +110,7 @@ SIZES = {
   ),
   'cpu': Size(
     128, 8, 4, ALL,
-    Settings(_doubling(1024, 65_536), 'float32', 1.0, 64, 20.0),
+    Settings(_doubling(1024, 32_768), 'float32', 0.25, 16, 30.0),
   ),
   'gpu': Size(
     1024, 16, 16, ALL,
