@@ -205,6 +205,7 @@ for _ in {1..600}; do sleep 0.05; done""",
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_local_continues_a_run_of_which_a_process_was_killed(commands):
   from tests.test_distributed import TINY
 
