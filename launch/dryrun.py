@@ -14,7 +14,8 @@ the mesh of the configuration must fill it:
     --config.mesh.fsdp=256 --config.data.batch=512 --config.optim.accumulate=1
 
 --of=prefill and --of=decode compile what launch.generate runs, for --batch
-sequences of --context tokens.
+sequences of --context tokens. Of a prompt the last piece is taken for all; the
+earlier ones are cheaper where there is attention.
 
 Times are bounds: everything overlaps, nothing waits. Of loops every turn is
 counted.

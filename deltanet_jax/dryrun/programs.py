@@ -64,7 +64,8 @@ def train(experiment, mesh):
 
 def prefill(experiment, mesh, context, batch, weights):
   """A piece of a prompt of `context` tokens, as `launch.generate` runs it with
-  its cache full but for that piece; `runs` of them are the prompt."""
+  its cache full but for that piece; `runs` of them are the prompt, or more: the
+  earlier ones skip the slots that are not written yet."""
   piece = min(context, room.PIECE)
   found = _advance(experiment, mesh, context, batch, weights, piece)
   runs = -(-context // piece)
