@@ -140,6 +140,27 @@ def test_what_a_tpus_compiler_hides_in_fusions_counts_once_a_turn():
   assert hlo.unknown_loops(HIDDEN) == []
 
 
+OFFLOADED = """HloModule jit_step, is_scheduled=true
+
+%gather (p: bf16[4,8]) -> bf16[32,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[32,8]{1,0} all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+ENTRY %main (a: bf16[4,8]) -> bf16[32,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %start = ((bf16[4,8]{1,0}, token[]), bf16[32,8]{1,0}) call-start(%a), async_execution_thread="sparsecore", to_apply=%gather
+  ROOT %done = bf16[32,8]{1,0} call-done(%start)
+}
+"""  # noqa: E501
+
+
+def test_what_the_sparse_cores_send_counts_once():
+  (found,) = hlo.collectives(OFFLOADED)
+  assert (found.kind, found.times, found.bytes) == ('all-gather', 1, 2 * 32 * 8)
+  assert traffic.of(OFFLOADED) == 2 * (4 * 8 + 32 * 8)
+
+
 def test_a_loop_of_unknown_length_is_named():
   text = HIDDEN.replace('constant(12)', 'parameter(1)')
   assert hlo.unknown_loops(text) == ['loop']

@@ -134,7 +134,7 @@ def _steps(program, name, home, times):
       if how == 'condition' or to not in program.computations:
         continue
       # a reduction's function works on single elements
-      if how == 'to_apply' and found.op != 'call':
+      if how == 'to_apply' and found.op not in ('call', 'call-start'):
         continue
       inner = home if found.op == 'fusion' else to
       often = times_body if found.op == 'while' else times

@@ -7,6 +7,7 @@ _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while',
   'call', 'conditional', 'after-all', 'iota', 'partition-id', 'replica-id',
   'opt-barrier', 'broadcast', 'domain', 'recv', 'async-start', 'reshape',
+  'call-start',
 }  # fmt: skip
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
