@@ -63,9 +63,9 @@ def train(experiment, mesh):
 
 
 def prefill(experiment, mesh, context, batch, weights):
-  """A piece of a prompt of `context` tokens, as `launch.generate` runs it with
-  its cache full but for that piece; `runs` of them are the prompt, or more: the
-  earlier ones skip the slots that are not written yet."""
+  """The last piece of a prompt of `context` tokens, as `launch.generate` runs
+  it. `runs` pieces are the prompt; attention's earlier ones are cheaper, since
+  they skip the slots that are not written yet."""
   piece = min(context, room.PIECE)
   found = _advance(experiment, mesh, context, batch, weights, piece)
   runs = -(-context // piece)

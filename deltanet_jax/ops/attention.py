@@ -246,11 +246,7 @@ def fold(sums, queries, keys, pairs, *, scale, window=None, skip=False):
     i, j = pair
     args = i, j, *(x[i] for x in sums)
     if skip:
-      at, seen = (
-        jax.tree.map(lambda x, n=n: x[n], place)
-        for place, n in ((queries.at, i), (keys.seen, j))
-      )
-      some = between(at, seen, window).any()
+      some = _mask(queries, keys, i, j, window).any()
       new = jax.lax.cond(some, met, lambda i, j, *old: Sums(*old), *args)
     else:
       new = met(*args)
@@ -288,12 +284,17 @@ def _scan(meet, carry, pairs):
 def _scores(queries, keys, i, j, scale, window):
   """Scores [B,J,G,C,C'] of block i with block j, -inf where nothing is seen;
   the queries, the keys and values."""
-  q, at = jax.tree.map(lambda x: x[i], queries)
-  k, v, seen = jax.tree.map(lambda x: x[j], keys)
-  k, v = k[:, :, 0], v[:, :, 0]
-  mask = between(at, seen, window)[:, None, None]
+  q, k, v = queries.q[i], keys.k[j][:, :, 0], keys.v[j][:, :, 0]
+  mask = _mask(queries, keys, i, j, window)[:, None, None]
   s = scale * _product('bjgtk,bjsk->bjgts', q, k)
   return jnp.where(mask, s, -jnp.inf), q, (k, v)
+
+
+def _mask(queries, keys, i, j, window):
+  """`between` block i of the queries and block j of the keys."""
+  at = jax.tree.map(lambda x: x[i], queries.at)
+  seen = jax.tree.map(lambda x: x[j], keys.seen)
+  return between(at, seen, window)
 
 
 def _product(shapes, x, y):
