@@ -161,6 +161,44 @@ def test_what_the_sparse_cores_send_counts_once():
   assert traffic.of(OFFLOADED) == 2 * (4 * 8 + 32 * 8)
 
 
+NESTED = """HloModule jit_step, is_scheduled=true
+
+%laid_out (p.0: f32[64,8]) -> f32[64,8] {
+  %p.0 = f32[64,8]{1,0} parameter(0)
+  ROOT %copy.0 = f32[64,8]{0,1} copy(%p.0)
+}
+
+%row (p.1: f32[64,8], i.1: s32[]) -> f32[1,8] {
+  %p.1 = f32[64,8]{1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  %zero.1 = s32[] constant(0)
+  ROOT %slice.1 = f32[1,8]{1,0} dynamic-slice(%p.1, %i.1, %zero.1), dynamic_slice_sizes={1,8}
+}
+
+%written (p.2: f32[64,8], q.2: f32[64,8], i.2: s32[]) -> f32[64,8] {
+  %p.2 = f32[64,8]{1,0} parameter(0)
+  %q.2 = f32[64,8]{1,0} parameter(1)
+  %i.2 = s32[] parameter(2)
+  %zero.2 = s32[] constant(0)
+  %all.2 = f32[64,8]{0,1} fusion(%p.2), kind=kLoop, calls=%laid_out
+  %row.2 = f32[1,8]{1,0} fusion(%q.2, %i.2), kind=kLoop, calls=%row
+  ROOT %new.2 = f32[64,8]{0,1} dynamic-update-slice(%all.2, %row.2, %i.2, %zero.2)
+}
+
+ENTRY %main (a: f32[64,8], b: f32[64,8], i: s32[]) -> f32[64,8] {
+  %a = f32[64,8]{1,0} parameter(0)
+  %b = f32[64,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %end = f32[64,8]{0,1} fusion(%a, %b, %i), kind=kLoop, calls=%written
+}
+"""  # noqa: E501
+
+
+def test_of_what_fusions_in_a_fusion_slice_only_the_slice_moves():
+  # a row is read, a row is written, and the index is read
+  assert traffic.of(NESTED) == 2 * 4 * 8 + 4
+
+
 def test_a_loop_of_unknown_length_is_named():
   text = HIDDEN.replace('constant(12)', 'parameter(1)')
   assert hlo.unknown_loops(text) == ['loop']

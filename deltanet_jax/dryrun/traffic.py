@@ -9,6 +9,8 @@ _FREE = {
   'opt-barrier', 'broadcast', 'domain', 'recv', 'async-start', 'reshape',
   'call-start',
 }  # fmt: skip
+# in a fusion: made only where it is used
+_SAME = ('bitcast', 'copy')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -47,7 +49,27 @@ def _moved(program, step, x):
   if x.op != 'fusion':
     return _hbm(x.arrays) + sum(map(_hbm, read))
   (name,) = [to for how, to in hlo.called(x) if how == 'calls']
-  return _fused(program.computations[name], read, x.arrays)
+  return _fused(_inlined(program, name), read, x.arrays)
+
+
+def _inlined(program, name):
+  """A fusion's computation, with those that are fused within it written out."""
+  flat = {}
+  for x in program.computations[name].values():
+    if x.op != 'fusion':
+      flat[x.name] = x
+      continue
+    (inner,) = [to for how, to in hlo.called(x) if how == 'calls']
+    inside = lambda name, x=x: f'{x.name}/{name}'
+    for y in _inlined(program, inner).values():
+      name = x.name if y.root else inside(y.name)
+      operands = tuple(map(inside, y.operands))
+      if y.op == 'parameter':
+        y, operands = y._replace(op='bitcast'), (x.operands[int(y.literal)],)
+      flat[name] = y._replace(
+        name=name, operands=operands, root=x.root and y.root
+      )
+  return flat
 
 
 def _hbm(arrays):
@@ -72,7 +94,7 @@ def _fused(inner, read, written):
   if len(parts) != len(written):
     return total + _hbm(written)
   for part, array in zip(parts, written, strict=True):
-    while part.op == 'bitcast':
+    while part.op in _SAME:
       part = inner[part.operands[0]]
     if part.op == 'dynamic-update-slice':
       update = inner[part.operands[1]]
@@ -87,7 +109,7 @@ def _used(x, users, inner):
   size = sum(a.bytes for a in x.arrays)
   used = 0
   for user in users.get(x.name, ()):
-    if user.op == 'bitcast':
+    if user.op in _SAME and not user.root:
       used += _used(user, users, inner)
     elif user.op in _SLICES and user.operands[0] == x.name:
       used += sum(a.bytes for a in user.arrays)

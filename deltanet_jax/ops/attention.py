@@ -21,6 +21,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax.ops.scan import tied
+
 F32 = jnp.float32
 BLOCK = 512
 # the position of what is no key: later than any query, so never seen
@@ -104,6 +106,7 @@ def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
   how = {'scale': scale, 'window': window}
 
   def forward(q, k, v, at, seen):
+    at, seen = tied((at, seen), q[:1, :1, :1, :1])
     queries, keys = cut_queries(q, at, J, N), cut_keys(k, v, seen, M)
     # slots of a cache that are not written yet cost nothing
     skip = ahead is None

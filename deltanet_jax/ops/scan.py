@@ -41,6 +41,17 @@ def initial_state(q, k, v, state, segment_ids):
   return state.astype(F32)
 
 
+def tied(x, to):
+  """x, arrays or None, as if it were made from `to`, arrays that the layer's
+  input went into.
+
+  What depends on positions and documents alone is the same in every layer, and
+  where layers are scanned JAX makes it once, before them, and keeps it: out of
+  a loop over a row, the masks of all its steps.
+  """
+  return jax.lax.optimization_barrier((x, to))[0]
+
+
 def runs_of(segment_ids):
   """Numbers the runs of equal neighbours in segment_ids [B,T]: 0, 1, 2, ...
 
@@ -256,6 +267,7 @@ def chunked(rule, inputs, state, segment_ids, chunk, group):
   T = inputs[0].shape[1]
   group = min(group, -(-T // chunk))
   inputs, run = _pad(inputs, segment_ids, chunk * group)
+  run = tied(run, inputs[0][..., :1])
   o, state = _grouped(rule, chunk, group, inputs, run, state)
   return o[:, :T], state
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.attention import visible
+from deltanet_jax.ops.scan import tied
 
 F32 = jnp.float32
 
@@ -48,6 +49,7 @@ def attend(queries, keys, *, top, scale, block=64):
   again in the backward pass: memory grows with block (X + S), not with T S.
   """
   T = queries.q.shape[1]
+  queries, keys = tied((queries, keys), ())
   C = min(block, T)
   N = -(-T // C)
 

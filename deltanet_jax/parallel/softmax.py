@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec
 from deltanet_jax import sharding
 from deltanet_jax.ops import attention
 from deltanet_jax.ops.attention import Place
+from deltanet_jax.ops.scan import tied
 from deltanet_jax.parallel.sequence import AXIS, divisible, from_before, split
 
 
@@ -199,17 +200,14 @@ def _ring(make, scale, L, n):
   """(q, keys, weights, ids) of a device in balance -> o [B,2 half,H,V]."""
   own, other = _stations(n)
 
-  def here():
-    return jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
-
   def pass_on(x):
     P = jax.lax.axis_size(AXIS)
     return jax.lax.ppermute(x, AXIS, [(i, (i + 1) % P) for i in range(P)])
 
-  def round_trip(meet, result, keys):
-    """meet(result, keys, of device, pairs) at every station; a result's last
-    part travels with the keys, and comes home."""
-    me, P = here()
+  def round_trip(meet, me, result, keys):
+    """meet(result, keys, of device, pairs) at every station of device `me`; a
+    result's last part travels with the keys, and comes home."""
+    P = jax.lax.axis_size(AXIS)
     first = lambda i: jnp.minimum(2 * i, 2 * P - 1 - 2 * i)
     travel = lambda result: (*result[:-1], pass_on(result[-1]))
 
@@ -224,8 +222,8 @@ def _ring(make, scale, L, n):
     carry = result, pass_on(keys)
     return jax.lax.scan(station, carry, jnp.arange(1, P))[0][0]
 
-  def queries_of(q, ids, J):
-    positions, _ = _positions(here()[0], L, q.shape[1] // 2)
+  def queries_of(q, ids, me, J):
+    positions, _ = _positions(me, L, q.shape[1] // 2)
     return attention.cut_queries(q, Place(positions, ids), J, 2 * n)
 
   def keys_of(k, v, ids, device):
@@ -234,8 +232,9 @@ def _ring(make, scale, L, n):
     return attention.cut_keys(k, v, Place(positions, ids), 2 * n)
 
   def forward(q, keys, weights, ids):
+    me, ids = tied((jax.lax.axis_index(AXIS), ids), q[:1, :1, :1, :1])
     k, v = jax.eval_shape(make, *keys, *weights)
-    queries = queries_of(q, ids, k.shape[2])
+    queries = queries_of(q, ids, me, k.shape[2])
 
     def meet(result, keys, device, pairs):
       keys, ids = keys
@@ -244,15 +243,16 @@ def _ring(make, scale, L, n):
         result[0], queries, blocks, pairs, scale=scale
       ), None
 
-    sums, _ = round_trip(meet, (attention.start(queries, v), None), (keys, ids))
+    result = attention.start(queries, v), None
+    sums, _ = round_trip(meet, me, result, (keys, ids))
     o = attention.join(attention.finish(sums), q.shape[1]).astype(v.dtype)
-    return o, (q, keys, weights, ids, o, sums.most, sums.total)
+    return o, (q, keys, weights, ids, me, o, sums.most, sums.total)
 
   def backward(residuals, d_o):
-    q, keys, weights, ids, o, most, total = residuals
+    q, keys, weights, ids, me, o, most, total = residuals
     k, v = jax.eval_shape(make, *keys, *weights)
     J, T = k.shape[2], q.shape[1]
-    queries = queries_of(q, ids, J)
+    queries = queries_of(q, ids, me, J)
     cut = functools.partial(attention.cut, J=J, N=2 * n)
     slopes = attention.Slopes.of(cut(d_o), cut(o), most, total)
     zeros = functools.partial(jax.tree.map, attention.zeros)
@@ -278,7 +278,7 @@ def _ring(make, scale, L, n):
       return d_q, add(d_weights, to_weights), add(d_keys, to_keys)
 
     result = zeros((queries.q, weights, keys))
-    d_q, d_weights, d_keys = round_trip(meet, result, (keys, ids))
+    d_q, d_weights, d_keys = round_trip(meet, me, result, (keys, ids))
     like = lambda d, x: d.astype(x.dtype)
     return (
       back(d_q, q),
