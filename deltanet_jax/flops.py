@@ -23,32 +23,35 @@ def of(function, *args):
   return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def of_jaxpr(jaxpr):
+def of_jaxpr(jaxpr, filled=1):
   """The same of what was traced already; of a program on a mesh, on all its
-  devices together."""
-  return sum(_equation(eqn) for eqn in jaxpr.eqns)
+  devices together.
+
+  filled: the share of a grouped product's rows that belong to a group
+  """
+  return sum(_equation(eqn, filled) for eqn in jaxpr.eqns)
 
 
-def _equation(eqn):
+def _equation(eqn, filled):
   name, inner = eqn.primitive.name, list(jaxprs_in_params(eqn.params))
   if name == 'dot_general':
     (contract, _), _ = eqn.params['dimension_numbers']
     return 2 * eqn.outvars[0].aval.size * _sizes(eqn.invars[0], contract)
   if name == 'ragged_dot_general':
-    return _ragged(eqn)
+    return round(filled * _ragged(eqn))
   if name in ('while', 'conv_general_dilated') or 'pallas' in name:
     raise NotImplementedError(
       f'the operations of {name!r} cannot be counted; count a form without it'
     )
   if name == 'cond':
-    return max(map(of_jaxpr, inner))
+    return max(of_jaxpr(x, filled) for x in inner)
   times = eqn.params['length'] if name == 'scan' else 1
   if name == 'shard_map':  # written for one of the devices that share the work
     mesh = eqn.params['mesh']
     times = math.prod(
       mesh.shape[axis] for axis in eqn.params['newly_manual_axes']
     )
-  return times * sum(map(of_jaxpr, inner))
+  return times * sum(of_jaxpr(x, filled) for x in inner)
 
 
 def _ragged(eqn):

@@ -17,6 +17,7 @@ from deltanet_jax import config, flops, sharding
 from deltanet_jax.config import ConfigError
 from deltanet_jax.dryrun import advice, bound, chips, hlo, run, traffic
 from deltanet_jax.experiment import MeshConfig
+from deltanet_jax.parallel import experts
 
 ROOT = pathlib.Path(__file__).parents[1]
 N, L, D = 8, 5, 64
@@ -159,6 +160,28 @@ def test_what_the_sparse_cores_send_counts_once():
   (found,) = hlo.collectives(OFFLOADED)
   assert (found.kind, found.times, found.bytes) == ('all-gather', 1, 2 * 32 * 8)
   assert traffic.of(OFFLOADED) == 2 * (4 * 8 + 32 * 8)
+
+
+EXPERTS = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (a: bf16[40,8], room: bf16[320,8], n: s32[8], w: bf16[8,8,4]) -> bf16[320,4] {
+  %a = bf16[40,8]{1,0} parameter(0)
+  %room = bf16[320,8]{1,0} parameter(1)
+  %n = s32[8]{0} parameter(2)
+  %w = bf16[8,8,4]{2,1,0} parameter(3)
+  %rows = bf16[320,8]{1,0} ragged-all-to-all(%a, %room, %n, %n, %n, %n), channel_id=1, replica_groups=[1,8]<=[8]
+  %later = bf16[320,8]{1,0} add-dependency(%rows, %n)
+  ROOT %ragged-dot-none.1 = bf16[320,4]{1,0} custom-call(%n, %later, %w), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+
+
+def test_of_the_room_for_experts_rows_only_what_is_filled_counts():
+  (found,) = hlo.collectives(EXPERTS)
+  assert (found.kind, found.bytes) == ('ragged-all-to-all', 2 * 40 * 8)
+  products = 2 * 40 * (8 + 4) + 2 * 8 * 8 * 4 + 4 * 8
+  moved = traffic.of(EXPERTS, experts.filled(experts=64, top=8, P=8))
+  assert moved == 2 * found.bytes + products
 
 
 NESTED = """HloModule jit_step, is_scheduled=true

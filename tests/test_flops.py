@@ -58,6 +58,8 @@ def test_a_row_meets_its_own_group_alone():
   loss = lambda *args: jax.lax.ragged_dot(*args).sum()
   both = jax.grad(loss, argnums=(0, 1))
   assert flops.of(both, *args) == 3 * 2 * 10 * 4 * 5
+  half = flops.of_jaxpr(jax.make_jaxpr(both)(*args).jaxpr, filled=0.5)
+  assert half == 3 * 2 * 5 * 4 * 5
 
 
 def test_what_cannot_be_counted_is_an_error():

@@ -238,6 +238,9 @@ def collectives(text):
         continue
       seen.add(key)
     arrays = _result(x)
+    if kind == 'ragged-all-to-all':
+      # room for all rows of all, while a device sends no more than it has
+      arrays = (least(program.computations[step.computation], x),)
     if kind == 'all-reduce' and 'reduce-scatter' in step.computation:
       kind, arrays = (
         'reduce-scatter',
@@ -258,6 +261,12 @@ def collectives(text):
 def root(computation):
   """The instruction whose value a computation returns."""
   return next(x for x in computation.values() if x.root)
+
+
+def least(around, x):
+  """The smaller array of those that an exchange reads and writes into."""
+  both = (around[name].arrays[0] for name in x.operands[:2])
+  return min(both, key=lambda a: a.bytes)
 
 
 def _result(x):

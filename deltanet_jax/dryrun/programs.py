@@ -8,10 +8,12 @@ import jax.numpy as jnp
 
 from deltanet_jax import calc, flops, sharding
 from deltanet_jax.config import ConfigError
+from deltanet_jax.experiment import MoEConfig
 from deltanet_jax.infer import room
 from deltanet_jax.infer.generate import make_advance
 from deltanet_jax.infer.settings import Sampling
 from deltanet_jax.model import HybridLM, init_cache
+from deltanet_jax.parallel import experts
 from deltanet_jax.train import loop
 
 # the axes of a cache's arrays by their names; what is not here is whole
@@ -35,6 +37,7 @@ class Lowered(NamedTuple):
   model_flops: float  # what the model needs, of the same
   tokens: int  # that it takes in
   runs: int  # of it, for what the user asked
+  filled: float  # of the room for experts' rows, when all are used alike
   held: dict  # bytes a device holds of each argument
 
 
@@ -45,15 +48,17 @@ def train(experiment, mesh):
   tokens = data.batch * data.seq_len
   # not under the mesh: its devices are not there to hold even a key
   need = 3 * tokens * calc.flops_per_token(experiment.model, data.seq_len)
+  filled = _filled(experiment.model, mesh)
   with jax.set_mesh(mesh):
     traced = program.step.trace(program.abstract, program.batch)
     return Lowered(
       f'training step of {data.batch} rows of {data.seq_len:,} tokens',
       traced.lower(),
-      flops.of_jaxpr(traced.jaxpr.jaxpr),
+      flops.of_jaxpr(traced.jaxpr.jaxpr, filled),
       need,
       tokens,
       1,
+      filled,
       {
         'parameters': sharding.bytes_per_device(program.abstract.params),
         'optimiser': sharding.bytes_per_device(program.abstract.opt_state),
@@ -83,6 +88,16 @@ def decode(experiment, mesh, context, batch, weights):
   need = batch * calc.decode_flops_per_token(experiment.model, context)
   what = f'decoding {batch} x 1 token in a cache of {context:,}'
   return found._replace(what=what, model_flops=need)
+
+
+def _filled(cfg, mesh):
+  (P,) = (mesh.shape[axis] for axis in sharding.over('experts'))
+  shares = {
+    experts.filled(layer.ffn.experts, layer.ffn.top, P)
+    for layer in (*cfg.prefix, *cfg.period, *cfg.suffix)
+    if isinstance(layer.ffn, MoEConfig)
+  }
+  return max(shares, default=1)
 
 
 def _advance(experiment, mesh, context, batch, weights, tokens):
@@ -122,15 +137,17 @@ def _advance(experiment, mesh, context, batch, weights, tokens):
   )
   key = jax.eval_shape(lambda: jax.random.key(0))
   advance = make_advance(cfg, dtype, Sampling(), cfg.vocab)
+  filled = _filled(cfg, mesh)
   with jax.set_mesh(mesh):
     traced = advance.trace(params, cache, ids, key)
     return Lowered(
       '',
       traced.lower(),
-      flops.of_jaxpr(traced.jaxpr.jaxpr),
+      flops.of_jaxpr(traced.jaxpr.jaxpr, filled),
       0,
       batch * tokens,
       1,
+      filled,
       {
         'parameters': sharding.bytes_per_device(params),
         'cache': sharding.bytes_per_device(cache),

@@ -123,7 +123,7 @@ def _work(record, compiled, lowered, topology, mesh):
   per_slice = topology.devices // topology.slices
   places = [tuple(d.coords) for d in mesh.devices.flat][:per_slice]
   networks = bound.network(hlo.collectives(text), topology, places)
-  moved = traffic.of(text)
+  moved = traffic.of(text, lowered.filled)
   found = bound.bound(topology, lowered.flops, moved, networks)
   peak = topology.chips * topology.chip.flops
   record['collectives'] = [vars(x) for x in networks]

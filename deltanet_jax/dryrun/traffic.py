@@ -7,19 +7,21 @@ _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while',
   'call', 'conditional', 'after-all', 'iota', 'partition-id', 'replica-id',
   'opt-barrier', 'broadcast', 'domain', 'recv', 'async-start', 'reshape',
-  'call-start',
+  'call-start', 'add-dependency',
 }  # fmt: skip
 # in a fusion: made only where it is used
 _SAME = ('bitcast', 'copy')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
-def of(text):
+def of(text, filled=1):
   """Bytes of one run on one device.
 
   Every instruction reads its operands and writes its results once; of what is
   sliced, only the slice; nothing that the compiler keeps in the chip's own
   memory.
+
+  filled: the share of a grouped product's rows that belong to a group
   """
   program = hlo.parse(text)
   total = 0
@@ -29,11 +31,11 @@ def of(text):
       continue
     if x.op.endswith('-done') or 'AllocateBuffer' in x.text:
       continue
-    total += step.times * _moved(program, step, x)
-  return total
+    total += step.times * _moved(program, step, x, filled)
+  return round(total)
 
 
-def _moved(program, step, x):
+def _moved(program, step, x, filled):
   around = program.computations[step.computation]
   read = [around[name].arrays for name in x.operands if name in around]
   if x.op in _SLICES:
@@ -44,6 +46,14 @@ def _moved(program, step, x):
     # results: the new array and the old one, whichever comes first
     size = min(a.bytes for a in x.arrays[:2])
     return size * sum(not a.fast for a in x.arrays[:2])
+  if x.op.startswith('ragged-all-to-all'):
+    return 2 * _hbm((hlo.least(around, x),))
+  if x.op == 'custom-call' and x.name.startswith('ragged-dot'):
+    # rows are matrices; the groups' matrices are stacked
+    arrays = [a for arrays in (x.arrays, *read) for a in arrays]
+    return sum(
+      _hbm((a,)) * (filled if len(a.shape) == 2 else 1) for a in arrays
+    )
   if x.op == 'send':
     return _hbm(x.arrays[:1])
   if x.op != 'fusion':

@@ -128,6 +128,11 @@ def exchanged(x, chosen, gate, up, down):
   return routing.weighted(y[jnp.argsort(order)], chosen.weights)
 
 
+def filled(experts, top, P):
+  """The share of that room which even routing fills."""
+  return top / (P * min(top, experts // P)) if P > 1 else 1
+
+
 def _before(counts):
   """Sums of the earlier entries of the last axis."""
   return jnp.cumsum(counts, -1) - counts
