@@ -12,6 +12,9 @@ import math
 import jax
 from jax.extend.core import jaxprs_in_params
 
+# the named scope of a condition's side that is hardly ever taken: not counted
+RARE = 'rare_side'
+
 
 def of(function, *args):
   """Operations of function(*args); shapes (jax.ShapeDtypeStruct) are enough.
@@ -44,7 +47,7 @@ def _equation(eqn, filled):
       f'the operations of {name!r} cannot be counted; count a form without it'
     )
   if name == 'cond':
-    return max(of_jaxpr(x, filled) for x in inner)
+    return max(of_jaxpr(x, filled) for x in inner if not _rare(x))
   times = eqn.params['length'] if name == 'scan' else 1
   if name == 'shard_map':  # written for one of the devices that share the work
     mesh = eqn.params['mesh']
@@ -52,6 +55,10 @@ def _equation(eqn, filled):
       mesh.shape[axis] for axis in eqn.params['newly_manual_axes']
     )
   return times * sum(of_jaxpr(x, filled) for x in inner)
+
+
+def _rare(jaxpr):
+  return any(RARE in str(x.source_info.name_stack) for x in jaxpr.eqns)
 
 
 def _ragged(eqn):

@@ -65,6 +65,29 @@ def test_collectives_in_loops_count_as_often_as_they_run():
   assert found['all-gather'].group == tuple(range(N))
 
 
+def test_a_rare_side_of_a_condition_does_not_count():
+  def text(name):
+    @functools.partial(
+      jax.shard_map,
+      mesh=_mesh(),
+      in_specs=(PartitionSpec(), PartitionSpec(('data', 'fsdp'))),
+      out_specs=PartitionSpec('data'),
+      check_vma=False,
+    )
+    def f(some, x):
+      gather = lambda x: jax.lax.all_gather(x, 'fsdp', tiled=True)
+      copies = lambda x: jnp.tile(jax.lax.psum(x, 'fsdp'), (4, 1))
+      return jax.lax.cond(some, copies, jax.named_scope(name)(gather), x)
+
+    shape = jax.ShapeDtypeStruct
+    return _text(f, shape((), bool), shape((N * 16, D), jnp.float32))
+
+  kinds = lambda name: {x.kind for x in hlo.collectives(text(name))}
+  assert kinds('plain') == {'all-reduce', 'all-gather'}
+  assert kinds(flops.RARE) == {'all-reduce'}
+  assert traffic.of(text(flops.RARE)) < traffic.of(text('plain'))
+
+
 def test_traffic_of_a_scan_is_that_of_each_layers_own_weights():
   def f(x, w):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
@@ -164,14 +187,14 @@ def test_what_the_sparse_cores_send_counts_once():
 
 EXPERTS = """HloModule jit_step, is_scheduled=true
 
-ENTRY %main (a: bf16[40,8], room: bf16[320,8], n: s32[8], w: bf16[8,8,4]) -> bf16[320,4] {
+ENTRY %main (a: bf16[40,8], room: bf16[80,8], n: s32[8], w: bf16[8,8,4]) -> bf16[80,4] {
   %a = bf16[40,8]{1,0} parameter(0)
-  %room = bf16[320,8]{1,0} parameter(1)
+  %room = bf16[80,8]{1,0} parameter(1)
   %n = s32[8]{0} parameter(2)
   %w = bf16[8,8,4]{2,1,0} parameter(3)
-  %rows = bf16[320,8]{1,0} ragged-all-to-all(%a, %room, %n, %n, %n, %n), channel_id=1, replica_groups=[1,8]<=[8]
-  %later = bf16[320,8]{1,0} add-dependency(%rows, %n)
-  ROOT %ragged-dot-none.1 = bf16[320,4]{1,0} custom-call(%n, %later, %w), custom_call_target="tpu_custom_call"
+  %rows = bf16[80,8]{1,0} ragged-all-to-all(%a, %room, %n, %n, %n, %n), channel_id=1, replica_groups=[1,8]<=[8]
+  %later = bf16[80,8]{1,0} add-dependency(%rows, %n)
+  ROOT %ragged-dot-none.1 = bf16[80,4]{1,0} custom-call(%n, %later, %w), custom_call_target="tpu_custom_call"
 }
 """  # noqa: E501
 

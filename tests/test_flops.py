@@ -62,6 +62,14 @@ def test_a_row_meets_its_own_group_alone():
   assert half == 3 * 2 * 5 * 4 * 5
 
 
+def test_of_a_condition_the_dearer_side_counts_unless_it_is_rare():
+  once, thrice = (lambda x: x @ x), (lambda x: x @ x @ x @ x)
+  rare = jax.named_scope(flops.RARE)(thrice)
+  for side, products in ((thrice, 3), (rare, 1)):
+    f = lambda x, side=side: jax.lax.cond(x.sum() > 0, once, side, x)
+    assert flops.of(f, shape(4, 4)) == products * 2 * 4**3
+
+
 def test_what_cannot_be_counted_is_an_error():
   loop = lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x + x, x)
   with pytest.raises(NotImplementedError, match="'while' cannot be counted"):

@@ -39,6 +39,7 @@ ALLOWED = {
     'mixers.config',
   ),
   'parallel': ('ops', 'sharding'),
+  'parallel.experts': ('ops', 'sharding', 'flops'),
   'parallel.softmax': ('parallel.sequence', 'ops', 'sharding'),
 }
 LINEN = ('layers', 'mixers', 'model', 'sharding')

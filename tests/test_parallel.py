@@ -212,17 +212,32 @@ def _ragged(operand, output, starts, sends, places, receives, *, axis_name):
   return output
 
 
-@pytest.mark.parametrize('way', ['gathered', 'exchanged'])
-def test_experts_on_other_devices_do_the_same(way, monkeypatch):
+EVEN, TILTED, ONE = (
+  jnp.zeros(8),
+  0.2 * jnp.arange(8.0),
+  9 * jnp.eye(8)[6:].sum(0),
+)
+
+
+@pytest.mark.parametrize(
+  'way, bias, axes',
+  [
+    ('gathered', TILTED, {'expert': 2, 'seq': 2, 'tensor': 2}),
+    ('exchanged', TILTED, {'expert': 2, 'seq': 2, 'tensor': 2}),
+    # room for twice the even share, and for all rows of all
+    ('exchanged', EVEN, {'expert': 4, 'fsdp': 2}),
+    ('exchanged', ONE, {'expert': 4, 'fsdp': 2}),
+  ],
+)
+def test_experts_on_other_devices_do_the_same(way, bias, axes, monkeypatch):
   monkeypatch.setattr(experts, 'gathered', getattr(experts, way))
   monkeypatch.setattr(jax.lax, 'ragged_all_to_all', _ragged)
   moe = MoE(
     MoEConfig(experts=8, top=3, hidden=8, bias=True, groups=4, top_groups=2)
   )
-  (x,) = _draw((4, 4, 16))
+  (x,) = _draw((8, 4, 16))
   params = nn.unbox(moe.init(jax.random.key(1), x))
-  # far from even: one device gets most of the rows
-  params['params']['bias'] = 0.2 * jnp.arange(8.0)
+  params['params']['bias'] = bias
 
   def loss(params, x):
     y, load = moe.apply(params, x)
@@ -232,10 +247,13 @@ def test_experts_on_other_devices_do_the_same(way, monkeypatch):
   f = jax.value_and_grad(loss, (0, 1), has_aux=True)
 
   want = jax.jit(f)(params, x)
-  share = want[0][1][1].share
-  assert share[4:].sum() > 0.7 * share.sum()
-  got = _on(MeshConfig(expert=2, seq=2, tensor=2), f, params, x)
+  got = _on(MeshConfig(**axes), f, params, x)
   _assert_same(got, want)
+  # of the device with the most, in even shares
+  P = axes['expert']
+  most = P * want[0][1][1].share.reshape(P, -1).sum(1).max() / 3
+  assert (most > 2) == (bias is ONE)
+  assert (most > 1.4) == (bias is not EVEN)
 
 
 MIXERS = (

@@ -1,7 +1,7 @@
 """What a compiled program does, from its text: collectives and memory traffic.
 
 Bodies of loops count as often as they run, which XLA's own cost analysis does
-not do.
+not do; `flops.RARE` sides of conditions do not count.
 """
 
 import math
@@ -9,6 +9,8 @@ import re
 from typing import NamedTuple
 
 import numpy as np
+
+from deltanet_jax.flops import RARE
 
 KINDS = (
   'all-gather',
@@ -133,12 +135,18 @@ def _steps(program, name, home, times):
     for how, to in called(found):
       if how == 'condition' or to not in program.computations:
         continue
+      if found.op == 'conditional' and _rare(program.computations[to]):
+        continue
       # a reduction's function works on single elements
       if how == 'to_apply' and found.op not in ('call', 'call-start'):
         continue
       inner = home if found.op == 'fusion' else to
       often = times_body if found.op == 'while' else times
       yield from _steps(program, to, inner, often)
+
+
+def _rare(branch):
+  return any(f'/{RARE}/' in x.text for x in branch.values())
 
 
 def called(instruction):

@@ -13,15 +13,18 @@ XLA's CPU backend lacks the ragged exchange, so it gathers.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from deltanet_jax import sharding
+from deltanet_jax.flops import RARE
 from deltanet_jax.ops import routing
 
 (AXIS,) = sharding.over('experts')
 (HIDDEN,) = sharding.over('mlp')
+SHARES = 2
 
 
 def mixture(x, logits, bias, weights, route):
@@ -91,46 +94,97 @@ def gathered(x, chosen, gate, up, down):
 def exchanged(x, chosen, gate, up, down):
   """`gathered` by sending every row to its expert; for `jax.grad` too.
 
-  A device has room for the rows it might get, P N min(X, E/P); those that come
-  lie sorted by expert, since each sender knows what the others send.
+  At worst a device gets P N min(X, E/P) rows. It has room for so many only in
+  a step in which one of the P gets more than SHARES times N X, its even share.
+  The backward pass sends and computes all again: no room's contents are kept.
   """
-  (N, D), X = x.shape, chosen.experts.shape[1]
+  N, X = chosen.experts.shape
   own, P = gate.shape[0], jax.lax.axis_size(AXIS)
-  to = chosen.experts.reshape(N * X)
-  order = jnp.argsort(to)
-  send = jnp.bincount(to, length=P * own).astype(jnp.int32)
-  counts = jax.lax.all_gather(send, AXIS)  # [P,E]: from whom, to which expert
-  places = _places(counts, own)
-  me = jax.lax.axis_index(AXIS)
-  here = lambda x: x.reshape(P, P, own)[:, me].reshape(P * own)
-  there = _before(send)
-  rows = jnp.zeros((P * N * min(X, own), D), x.dtype)
-  rows = jax.lax.ragged_all_to_all(
-    jnp.repeat(x, X, axis=0)[order],
-    rows,
-    there,
-    send,
-    places[me],
-    here(counts),
-    axis_name=AXIS,
-  )
-  sizes = here(counts).reshape(P, own).sum(0)
-  y = routing.products(rows, sizes, gate, up, down)
-  y = jax.lax.ragged_all_to_all(
-    y,
-    jnp.zeros((N * X, D), x.dtype),
-    here(places),
-    here(counts),
-    here(_before(counts)),
-    send,
-    axis_name=AXIS,
-  )
-  return routing.weighted(y[jnp.argsort(order)], chosen.weights)
+  usual, most = _rooms(N, X, own, P)
+
+  def in_room(f, plan, *args):
+    small = functools.partial(f, usual)
+    if usual == most:
+      return small(plan, *args)
+    rare = jax.named_scope(RARE)(functools.partial(f, most))
+    needed = jax.lax.pmax(plan.sizes.sum(), AXIS)
+    return jax.lax.cond(needed <= usual, small, rare, plan, *args)
+
+  def pull(room, plan, args, d_y):
+    return jax.vjp(functools.partial(_products, room, plan), *args)[1](d_y)
+
+  def forward(plan, *args):
+    return in_room(_products, plan, *args), (plan, args)
+
+  def backward(residuals, d_y):
+    return None, *in_room(pull, *residuals, d_y)
+
+  call = jax.custom_vjp(lambda *args: forward(*args)[0])
+  call.defvjp(forward, backward)
+  return call(_plan(chosen.experts, own), x, chosen.weights, gate, up, down)
+
+
+def _rooms(N, X, own, P):
+  """Rows of a device that suffice in most steps, and in all."""
+  most = P * N * min(X, own)
+  return min(SHARES * N * X, most), most
 
 
 def filled(experts, top, P):
-  """The share of that room which even routing fills."""
-  return top / (P * min(top, experts // P)) if P > 1 else 1
+  """The share of the usual room that even routing fills."""
+  return top / _rooms(1, top, experts // P, P)[0] if P > 1 else 1
+
+
+class _Plan(NamedTuple):
+  """Who sends what where; int32."""
+
+  order: jax.Array  # [N X], of the rows of a device by expert
+  send: jax.Array  # [P E/P], to which expert
+  there: jax.Array  # where they start, here
+  places: jax.Array  # and at the expert's device
+  receive: jax.Array  # [P E/P], from whom and to which expert
+  here: jax.Array  # where they start, here
+  back: jax.Array  # and at the sender
+  sizes: jax.Array  # [E/P], that this device's experts get
+
+
+def _plan(experts, own):
+  P, me = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
+  to = experts.reshape(-1)
+  send = jnp.bincount(to, length=P * own).astype(jnp.int32)
+  counts = jax.lax.all_gather(send, AXIS)  # [P,E]: from whom, to which expert
+  places = _places(counts, own)
+  mine = lambda x: x.reshape(P, P, own)[:, me].reshape(P * own)
+  receive = mine(counts)
+  return _Plan(
+    order=jnp.argsort(to),
+    send=send,
+    there=_before(send),
+    places=places[me],
+    receive=receive,
+    here=mine(places),
+    back=mine(_before(counts)),
+    sizes=receive.reshape(P, own).sum(0),
+  )
+
+
+def _products(room, plan, x, weights, gate, up, down):
+  """[N,D] by way of the experts' devices, `room` rows on each. What comes lies
+  sorted by expert, since each sender knows what the others send."""
+  (N, D), X = x.shape, weights.shape[1]
+  exchange = functools.partial(jax.lax.ragged_all_to_all, axis_name=AXIS)
+  empty = lambda size: jnp.zeros((size, D), x.dtype)
+  rows = exchange(
+    jnp.repeat(x, X, axis=0)[plan.order],
+    empty(room),
+    plan.there,
+    plan.send,
+    plan.places,
+    plan.receive,
+  )
+  y = routing.products(rows, plan.sizes, gate, up, down)
+  y = exchange(y, empty(N * X), plan.here, plan.receive, plan.back, plan.send)
+  return routing.weighted(y[jnp.argsort(plan.order)], weights)
 
 
 def _before(counts):
