@@ -17,8 +17,8 @@ the mesh of the configuration must fill it:
 sequences of --context tokens. Of a prompt the last piece is taken for all; the
 earlier ones are cheaper where there is attention.
 
-Times are bounds: everything overlaps, nothing waits. Of loops every turn is
-counted.
+Times are bounds: everything overlaps, nothing waits, experts are used alike. Of
+loops every turn is counted.
 
 Exit status: 0 fits; 1 does not fit, and what to change is printed; 2 bad input.
 """
