@@ -375,8 +375,9 @@ def _assert_same_curve(folder, other):
 
 
 @pytest.mark.slow
-def test_four_then_two_then_one_process_equal_one_unbroken_run(
-  tmp_path, texts, monkeypatch, quick_compile
+@pytest.mark.parametrize('count', [2, pytest.param(4, marks=pytest.mark.long)])
+def test_many_then_two_then_one_process_equal_one_unbroken_run(
+  count, tmp_path, texts, monkeypatch, quick_compile
 ):
   make = functools.cache(loop.make_program)
   monkeypatch.setattr(loop, 'make_program', make)
@@ -385,11 +386,11 @@ def test_four_then_two_then_one_process_equal_one_unbroken_run(
   run = tmp_path / 'run'
 
   # rows and time are split over the processes; the last one dies
-  kill = f'3:{signal.SIGKILL.value}:6:{run}/checkpoints/4'
-  mesh = '--config.mesh.fsdp=2', '--config.mesh.seq=2'
-  with Job(tmp_path, 4, *mesh, how=_by_flags(4), spoil=kill) as job:
+  kill = f'{count - 1}:{signal.SIGKILL.value}:6:{run}/checkpoints/4'
+  mesh = f'--config.mesh.fsdp={count // 2}', '--config.mesh.seq=2'
+  with Job(tmp_path, count, *mesh, how=_by_flags(count), spoil=kill) as job:
     *others, killed = job.wait()
-    assert killed == -signal.SIGKILL, job.output(3)
+    assert killed == -signal.SIGKILL, job.output(count - 1)
     assert all(status not in (0, 2) for status in others), others
   assert [r['step'] for r in log.read(run / 'metrics.jsonl')][-1] == 5
   first = _curve(run)
