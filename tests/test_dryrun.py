@@ -203,7 +203,7 @@ def test_of_the_room_for_experts_rows_only_what_is_filled_counts():
   (found,) = hlo.collectives(EXPERTS)
   assert (found.kind, found.bytes) == ('ragged-all-to-all', 2 * 40 * 8)
   products = 2 * 40 * (8 + 4) + 2 * 8 * 8 * 4 + 4 * 8
-  moved = traffic.of(EXPERTS, experts.filled(experts=64, top=8, P=8))
+  moved = traffic.of(EXPERTS, experts.filled(4096, experts=64, top=8, P=8))
   assert moved == 2 * found.bytes + products
 
 

@@ -232,6 +232,7 @@ EVEN, TILTED, ONE = (
 def test_experts_on_other_devices_do_the_same(way, bias, axes, monkeypatch):
   monkeypatch.setattr(experts, 'gathered', getattr(experts, way))
   monkeypatch.setattr(jax.lax, 'ragged_all_to_all', _ragged)
+  monkeypatch.setattr(experts, 'FEW', 0)
   moe = MoE(
     MoEConfig(experts=8, top=3, hidden=8, bias=True, groups=4, top_groups=2)
   )

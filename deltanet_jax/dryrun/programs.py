@@ -48,7 +48,9 @@ def train(experiment, mesh):
   tokens = data.batch * data.seq_len
   # not under the mesh: its devices are not there to hold even a key
   need = 3 * tokens * calc.flops_per_token(experiment.model, data.seq_len)
-  filled = _filled(experiment.model, mesh)
+  filled = _filled(
+    experiment.model, mesh, tokens // experiment.optim.accumulate
+  )
   with jax.set_mesh(mesh):
     traced = program.step.trace(program.abstract, program.batch)
     return Lowered(
@@ -90,10 +92,14 @@ def decode(experiment, mesh, context, batch, weights):
   return found._replace(what=what, model_flops=need)
 
 
-def _filled(cfg, mesh):
-  (P,) = (mesh.shape[axis] for axis in sharding.over('experts'))
+def _filled(cfg, mesh, tokens):
+  split = lambda *names: math.prod(
+    mesh.shape[axis] for name in names for axis in sharding.over(name)
+  )
+  N = max(1, tokens // split('batch', 'time'))
+  P = split('experts')
   shares = {
-    experts.filled(layer.ffn.experts, layer.ffn.top, P)
+    experts.filled(N, layer.ffn.experts, layer.ffn.top, P)
     for layer in (*cfg.prefix, *cfg.period, *cfg.suffix)
     if isinstance(layer.ffn, MoEConfig)
   }
@@ -137,7 +143,7 @@ def _advance(experiment, mesh, context, batch, weights, tokens):
   )
   key = jax.eval_shape(lambda: jax.random.key(0))
   advance = make_advance(cfg, dtype, Sampling(), cfg.vocab)
-  filled = _filled(cfg, mesh)
+  filled = _filled(cfg, mesh, batch * tokens)
   with jax.set_mesh(mesh):
     traced = advance.trace(params, cache, ids, key)
     return Lowered(

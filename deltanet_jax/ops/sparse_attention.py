@@ -49,7 +49,7 @@ def attend(queries, keys, *, top, scale, block=64):
   again in the backward pass: memory grows with block (X + S), not with T S.
   """
   T = queries.q.shape[1]
-  queries, keys = tied((queries, keys), ())
+  queries, keys = tied((queries, keys), ())  # positions among them
   C = min(block, T)
   N = -(-T // C)
 

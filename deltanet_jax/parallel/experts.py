@@ -25,6 +25,7 @@ from deltanet_jax.ops import routing
 (AXIS,) = sharding.over('experts')
 (HIDDEN,) = sharding.over('mlp')
 SHARES = 2
+FEW = 4096  # rows, too few to choose a room for: those of decoding
 
 
 def mixture(x, logits, bias, weights, route):
@@ -95,8 +96,9 @@ def exchanged(x, chosen, gate, up, down):
   """`gathered` by sending every row to its expert; for `jax.grad` too.
 
   At worst a device gets P N min(X, E/P) rows. It has room for so many only in
-  a step in which one of the P gets more than SHARES times N X, its even share.
-  The backward pass sends and computes all again: no room's contents are kept.
+  a step in which one of the P gets more than SHARES times N X, its even share,
+  and more than FEW. The backward pass sends and computes all again: no room's
+  contents are kept.
   """
   N, X = chosen.experts.shape
   own, P = gate.shape[0], jax.lax.axis_size(AXIS)
@@ -127,12 +129,12 @@ def exchanged(x, chosen, gate, up, down):
 def _rooms(N, X, own, P):
   """Rows of a device that suffice in most steps, and in all."""
   most = P * N * min(X, own)
-  return min(SHARES * N * X, most), most
+  return min(max(SHARES * N * X, FEW), most), most
 
 
-def filled(experts, top, P):
-  """The share of the usual room that even routing fills."""
-  return top / _rooms(1, top, experts // P, P)[0] if P > 1 else 1
+def filled(N, experts, top, P):
+  """The share of the usual room that even routing fills, N tokens a device."""
+  return N * top / _rooms(N, top, experts // P, P)[0] if P > 1 else 1
 
 
 class _Plan(NamedTuple):
