@@ -403,3 +403,38 @@ def test_a_user_trains_goes_on_scores_asks_and_converts(texts, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('the cat\n')
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_two_processes_begin_with_released_weights(texts, tmp_path):
+  folder = released.make('qwen3_next', tmp_path / 'released', ['model', 'mtp'])
+  flags = [f'--config.{name}={value}' for name, value in SHORT.items()]
+  flags += [f'--released={folder}', f'--config.data.path={texts}']
+  done = launch('train', f'--workdir={tmp_path / "one"}', *flags)
+  assert done.returncode == 0, done.stderr
+  path = f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'
+  done = subprocess.run(
+    [
+      'bash', 'launch/local.sh', '--processes=2', '--',
+      f'--workdir={tmp_path / "two"}', *flags, '--config.mesh.fsdp=2',
+    ],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    env=os.environ | {'XLA_FLAGS': '', 'PATH': path},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  one, two = (
+    [
+      (r['step'], name, r[name])
+      for r in records(tmp_path / run)
+      for name in ('loss', 'heldout_loss')
+      if name in r
+    ]
+    for run in ('one', 'two')
+  )
+  assert [x[:2] for x in one] == [x[:2] for x in two] and len(one) > 5
+  np.testing.assert_allclose(
+    [x[2] for x in two], [x[2] for x in one], rtol=1e-5
+  )
