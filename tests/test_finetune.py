@@ -353,26 +353,47 @@ def test_weights_lie_on_the_mesh_from_the_start(texts, tmp_path):
   assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.slow
-def test_a_user_trains_goes_on_scores_asks_and_converts(texts, tmp_path):
+@pytest.fixture
+def trained(texts, tmp_path):
+  """Where a user's run began, its flags, and what the command printed."""
   folder = released.make('kimi_linear', tmp_path / 'kimi')
-  run = f'--workdir={tmp_path / "run"}'
   flags = [f'--config.{name}={value}' for name, value in SHORT.items()]
   flags += [f'--config.data.path={texts}', '--config.train.steps=2']
-  done = launch('train', f'--released={folder}', run, *flags)
+  begin = f'--released={folder}', f'--workdir={tmp_path / "run"}'
+  done = launch('train', *begin, *flags)
   assert done.returncode == 0, done.stderr
   assert 'step 0: held-out loss' in done.stderr
-  shutil.rmtree(folder)
-  for more in ([], [f'--released={folder}', *flags]):
-    again = launch('train', run, *more, imports=['jax'])
-    assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
-  other = released.make('qwen3', tmp_path / 'other')
-  again = launch('train', run, f'--released={other}', *flags, imports=['jax'])
-  refused(again, 'began with', str(folder), str(other))
+  return folder, flags, done.stdout
 
+
+def converted(tmp_path):
   back = tmp_path / 'back'
   done = launch('convert', f'--from={tmp_path / "run"}', f'--to={back}')
   assert done.returncode == 0, done.stderr
+  return back
+
+
+@pytest.mark.slow
+def test_a_user_trains_goes_on_and_converts(trained, tmp_path):
+  folder, flags, printed = trained
+  run = f'--workdir={tmp_path / "run"}'
+  shutil.rmtree(folder)
+  for more in ([], [f'--released={folder}', *flags]):
+    again = launch('train', run, *more, imports=['jax'])
+    assert (again.returncode, again.stdout) == (0, printed), again.stderr
+  other = released.make('qwen3', tmp_path / 'other')
+  again = launch('train', run, f'--released={other}', *flags, imports=['jax'])
+  refused(again, 'began with', str(folder), str(other))
+  begun = start.read(str(converted(tmp_path)))
+  assert begun.released['family'] == 'kimi_linear'
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_what_a_user_trained_scores_and_answers_like_its_release(
+  trained, texts, tmp_path
+):
+  run, back = f'--workdir={tmp_path / "run"}', converted(tmp_path)
   scores = []
   for what in (run, f'--released={back}'):
     file = tmp_path / 'score.json'
