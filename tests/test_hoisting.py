@@ -5,6 +5,7 @@ import inspect
 
 import jax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from deltanet_jax import sharding
 from deltanet_jax.experiment import (
@@ -36,11 +37,8 @@ def _sizes(jaxpr):
     for x in eqn.outvars:
       if hasattr(x.aval, 'size'):
         yield x.aval.size, str(x.aval)
-    for inner in jax.tree.leaves(
-      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
-    ):
-      if hasattr(inner, 'eqns'):
-        yield from _sizes(getattr(inner, 'jaxpr', inner))
+    for inner in jaxprs_in_params(eqn.params):
+      yield from _sizes(inner)
 
 
 @pytest.mark.parametrize('spans, remat', [(1, 'none'), (4, 'full')])

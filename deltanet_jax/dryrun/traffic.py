@@ -58,20 +58,19 @@ def _moved(program, step, x, filled):
     return _hbm(x.arrays[:1])
   if x.op != 'fusion':
     return _hbm(x.arrays) + sum(map(_hbm, read))
-  (name,) = [to for how, to in hlo.called(x) if how == 'calls']
-  return _fused(_inlined(program, name), read, x.arrays)
+  return _fused(_inlined(program, x), read, x.arrays)
 
 
-def _inlined(program, name):
+def _inlined(program, fusion):
   """A fusion's computation, with those that are fused within it written out."""
+  (name,) = [to for how, to in hlo.called(fusion) if how == 'calls']
   flat = {}
   for x in program.computations[name].values():
     if x.op != 'fusion':
       flat[x.name] = x
       continue
-    (inner,) = [to for how, to in hlo.called(x) if how == 'calls']
     inside = lambda name, x=x: f'{x.name}/{name}'
-    for y in _inlined(program, inner).values():
+    for y in _inlined(program, x).values():
       name = x.name if y.root else inside(y.name)
       operands = tuple(map(inside, y.operands))
       if y.op == 'parameter':

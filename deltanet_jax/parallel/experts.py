@@ -24,7 +24,7 @@ from deltanet_jax.ops import routing
 
 (AXIS,) = sharding.over('experts')
 (HIDDEN,) = sharding.over('mlp')
-SHARES = 2
+SHARES = 2  # even ones, that a device has room for in most steps
 FEW = 4096  # rows, too few to choose a room for: those of decoding
 
 
@@ -96,7 +96,7 @@ def exchanged(x, chosen, gate, up, down):
   """`gathered` by sending every row to its expert; for `jax.grad` too.
 
   At worst a device gets P N min(X, E/P) rows. It has room for so many only in
-  a step in which one of the P gets more than SHARES times N X, its even share,
+  a step in which some device gets more than SHARES times N X, its even share,
   and more than FEW. The backward pass sends and computes all again: no room's
   contents are kept.
   """
@@ -109,7 +109,10 @@ def exchanged(x, chosen, gate, up, down):
     if usual == most:
       return small(plan, *args)
     rare = jax.named_scope(RARE)(functools.partial(f, most))
-    needed = jax.lax.pmax(plan.sizes.sum(), AXIS)
+    # of all devices, not of this exchange's: whatever collective the compiler
+    # moves to a side of the condition, all take the same
+    everyone = jax.sharding.get_abstract_mesh().axis_names
+    needed = jax.lax.pmax(plan.sizes.sum(), everyone)
     return jax.lax.cond(needed <= usual, small, rare, plan, *args)
 
   def pull(room, plan, args, d_y):
@@ -141,10 +144,10 @@ class _Plan(NamedTuple):
   """Who sends what where; int32."""
 
   order: jax.Array  # [N X], of the rows of a device by expert
-  send: jax.Array  # [P E/P], to which expert
+  send: jax.Array  # [E], to which expert
   there: jax.Array  # where they start, here
   places: jax.Array  # and at the expert's device
-  receive: jax.Array  # [P E/P], from whom and to which expert
+  receive: jax.Array  # [E], P x E/P: from whom and to which expert
   here: jax.Array  # where they start, here
   back: jax.Array  # and at the sender
   sizes: jax.Array  # [E/P], that this device's experts get
