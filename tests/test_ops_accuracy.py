@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltanet_jax.ops import delta_rule, kda, scan
+from deltanet_jax.ops import delta_rule, inverse, kda
 from tests import float64
 from tests.test_ops_contract import outcome
 
@@ -116,7 +116,7 @@ def test_the_inverse_is_exact_for_keys_of_any_likeness(C, cosine, beta):
   k = unit(np.sqrt(cosine) * shared + np.sqrt(1 - cosine) * own)
   a = np.tril(beta * k @ np.swapaxes(k, 1, 2), -1).astype(np.float32)
   want = np.linalg.inv(np.eye(C) + np.float64(a))
-  got = scan.unit_lower_inverse(jnp.asarray(a))
+  got = inverse.unit_lower_inverse(jnp.asarray(a))
   assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
 
 
@@ -124,7 +124,7 @@ def test_the_inverse_has_the_gradient_of_an_inverse():
   random = np.random.default_rng(0)
   a = jnp.tril(jnp.asarray(normal(random, 3, 32, 32)), -1) / 4
   d = jnp.asarray(normal(random, 3, 32, 32))
-  _, vjp = jax.vjp(scan.unit_lower_inverse, a)
+  _, vjp = jax.vjp(inverse.unit_lower_inverse, a)
   _, plain = jax.vjp(lambda a: jnp.linalg.inv(jnp.eye(32) + a), a)
   np.testing.assert_allclose(
     vjp(d)[0], jnp.tril(plain(d)[0], -1), rtol=1e-4, atol=1e-4

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.layers.proj import named
+from deltanet_jax.ops.documents import runs_of
 from deltanet_jax.parallel import sequence
 
 
@@ -25,7 +26,8 @@ class ShortConv(nn.Module):
 
   x [B,T,*channels]; the weight `taps` [W,*channels] is uniform within
   1/sqrt(W). Inputs before the first are `state` [B,W-1,*channels], or zero
-  when it is None; inputs of another segment count as zero. Summed in float32.
+  when it is None; inputs of another document, a run of equal segment_ids
+  [B,T], count as zero. Summed in float32.
   Returns y in x's type and the next state in the old one's, None from None.
   """
 
@@ -38,34 +40,34 @@ class ShortConv(nn.Module):
     w = self.param(
       'taps', named(_taps, ('conv', *self.axes)), (W, *channels), jnp.float32
     )
+    run = runs_of(segment_ids)
     if state is None and sequence.split(T, least=W - 1):
       y = sequence.with_past(
-        convolve, w, (None, *self.axes), x, self.axes, segment_ids, W - 1
+        convolve, w, (None, *self.axes), x, self.axes, run, W - 1
       )
       return y, None
     past = init_state(B, W, channels, x.dtype) if state is None else state
     past = past.astype(x.dtype)
-    before = None
-    if segment_ids is not None:
-      before = jnp.zeros((B, W - 1), segment_ids.dtype)
-    y = convolve(w, x, past, segment_ids, before)
+    before = None if run is None else jnp.zeros((B, W - 1), run.dtype)
+    y = convolve(w, x, past, run, before)
     if state is not None:
       state = jnp.concatenate([past, x], 1)[:, T:].astype(state.dtype)
     return y, state
 
 
-def convolve(w, x, past, segment_ids, past_ids):
+def convolve(w, x, past, run, past_run):
   """The sum above for inputs x [B,T,*channels] after past [B,W-1,*channels];
-  their segments [B,T] and [B,W-1], or None for both."""
+  the number of their document in the row [B,T] and [B,W-1], or None for
+  both."""
   W, (B, T, *channels) = w.shape[0], x.shape
   padded = jnp.concatenate([past, x], axis=1)
-  if segment_ids is not None:
-    ids = jnp.concatenate([past_ids, segment_ids], axis=1)
+  if run is not None:
+    runs = jnp.concatenate([past_run, run], axis=1)
   y = jnp.zeros(x.shape, jnp.float32)
   for i in range(W):
     shifted = padded[:, i : i + T].astype(jnp.float32)
-    if segment_ids is not None:
-      same = ids[:, i : i + T] == segment_ids
+    if run is not None:
+      same = runs[:, i : i + T] == run
       same = same.reshape(B, T, *(1 for _ in channels))
       shifted = jnp.where(same, shifted, 0.0)
     y += w[i] * shifted

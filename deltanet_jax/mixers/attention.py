@@ -11,6 +11,7 @@ from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import rope
 from deltanet_jax.ops.attention import Place
+from deltanet_jax.ops.documents import runs_of
 from deltanet_jax.parallel import softmax
 
 
@@ -115,7 +116,7 @@ class Attention(base.Mixer):
     o = softmax.attend(
       q,
       (k, v),
-      Place(now, ctx.segment_ids),
+      Place(now, runs_of(ctx.segment_ids)),
       seen,
       scale=c.head_dim**-0.5,
       window=c.window,

@@ -19,9 +19,10 @@ UNWRITTEN = 2**30
 class Context(NamedTuple):
   """What a mixer knows of its tokens besides their vectors.
 
-  positions [B,T] int32 restart in every segment; segment_ids [B,T] int32, one
-  number for each document of a row, or None; depth, a float scalar: layer
-  index / (layers - 1), 0 for one layer.
+  positions [B,T] int32 restart in every document; segment_ids [B,T] int32, or
+  None for one document a row: a document is a run of equal ids, so one that
+  comes back starts another; depth, a float scalar: layer index / (layers - 1),
+  0 for one layer.
   """
 
   positions: jax.Array

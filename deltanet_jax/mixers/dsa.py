@@ -9,6 +9,7 @@ from deltanet_jax.layers.norm import LayerNorm
 from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base, mla
 from deltanet_jax.ops import latent_attention, rope, sparse_attention
+from deltanet_jax.ops.documents import runs_of
 from deltanet_jax.parallel import softmax
 
 
@@ -44,6 +45,7 @@ class DSA(mla.MLA):
       latent, key, index_k = (y.astype(latent.dtype) for y in cache[:3])
       seen = cache.positions
     rows = lambda x: jnp.broadcast_to(x, (B, x.size))
+    run = runs_of(ctx.segment_ids)
     o, loss = softmax.over_keys(
       self._sparse,
       sparse_attention.Queries(
@@ -51,14 +53,14 @@ class DSA(mla.MLA):
         index_q,
         weight,
         rows(now),
-        ctx.segment_ids,
+        run,
       ),
       sparse_attention.Keys(
         jnp.concatenate([latent, key], -1),
         latent,
         index_k,
         rows(seen),
-        ctx.segment_ids,
+        run,
       ),
     )
     o = latent_attention.release(o, v_b)

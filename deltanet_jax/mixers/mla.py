@@ -11,6 +11,7 @@ from deltanet_jax.layers.proj import Proj, named, scaled_normal
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import latent_attention, rope
 from deltanet_jax.ops.attention import Place, between
+from deltanet_jax.ops.documents import runs_of
 from deltanet_jax.parallel import softmax
 
 
@@ -130,7 +131,11 @@ class MLA(base.Mixer):
       cache = base.append(cache, now, latent=latent, key=key)
       latent, key = (y.astype(q.dtype) for y in (cache.latent, cache.key))
       seen = Place(cache.positions, None)
-    at, up, scale = Place(now, ctx.segment_ids), self._up(), self.cfg.scale
+    at, up, scale = (
+      Place(now, runs_of(ctx.segment_ids)),
+      self._up(),
+      self.cfg.scale,
+    )
     if cache is not None and now.size == 1:
       mask = between(at, seen)
       return latent_attention.absorbed(

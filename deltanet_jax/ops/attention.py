@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.ops.scan import tied
+from deltanet_jax.ops.compiler import tied
 
 F32 = jnp.float32
 BLOCK = 512
@@ -31,7 +31,8 @@ NEVER = 2**30
 
 class Place(NamedTuple):
   """Where tokens stand: their index along the sequence (not the rotary
-  position), and the document of each, or None."""
+  position), and the number of the document of each (`documents.runs_of`), or
+  None."""
 
   positions: jax.Array  # [T] int32
   segments: jax.Array | None  # [B,T] int32
@@ -48,8 +49,9 @@ def visible(
   """Which keys each query sees: [B,T,S] bool.
 
   query_positions [B,T], key_positions [B,S] (index along the sequence, not
-  the rotary position), segments likewise or None. A query sees the keys at or
-  before it, at most `window` of them, in its own segment.
+  the rotary position), segments likewise, one number a document
+  (`documents.runs_of`), or None. A query sees the keys at or before it, at most
+  `window` of them, in its own segment.
   """
   distance = query_positions[:, :, None] - key_positions[:, None, :]
   seen = distance >= 0

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops import scan
-from deltanet_jax.ops.scan import F32, matmul, repeat_heads
+from deltanet_jax.ops.inverse import unit_lower_inverse
+from deltanet_jax.ops.scan import F32, matmul, matmul_parts, repeat_heads
 
 
 def step(q, k, v, beta, g, state):
@@ -51,7 +52,7 @@ def associative(q, k, v, beta, g, *, state=None, segment_ids=None, chunk=64):
   """Chunks as affine maps of the state, composed by lax.associative_scan."""
   o, state = scan.all_chunks(
     _forward_associative,
-    (q, k, v, beta, g),
+    (q, k, v, beta, scan.log_decay(g)),
     _start(q, k, v, beta, g, state, segment_ids),
     segment_ids,
     chunk,
@@ -65,7 +66,7 @@ def chunked(
   """lax.scan over chunks, all else in parallel over `group` chunks at once."""
   o, state = scan.chunked(
     scan.Rule(_forward, _backward),
-    (q, k, v, beta, g),
+    (q, k, v, beta, scan.log_decay(g)),
     _start(q, k, v, beta, g, state, segment_ids),
     segment_ids,
     chunk,
@@ -128,7 +129,7 @@ def _within(q, k, v, beta, g, masks):
     decay=decay,
     known=known,
     scores=dot(q, k) * decay.between,
-    inverse=scan.unit_lower_inverse(beta[..., None] * known),
+    inverse=unit_lower_inverse(beta[..., None] * known),
   )
 
 
@@ -136,23 +137,23 @@ def _read(c, write, entry):
   """o = (e^G q) S + scores u for writes u and entry states S."""
   o = matmul('...tk,...kv->...tv', c.q, c.low(entry))
   o = c.decay.read[..., None] * o
-  return o + matmul('...ts,...sv->...tv', c.low(c.scores), c.low(write))
+  return o + matmul_parts('...sv,...ts->...tv', write, c.low(c.scores))
 
 
 def _forward_associative(inputs, masks, state):
-  c = _within(*inputs, masks)
-  solve = lambda x: matmul('...ts,...sx->...tx', c.low(c.inverse), x)
-  erase = solve(c.read_k)
-  fresh = solve(c.low(c.beta[..., None] * c.v))
-  onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, c.low(x))
-  carry = c.decay.carry[..., None, None] * jnp.eye(c.k.shape[-1])
+  # all in float32: JAX's own gradients would round what cancels
+  c = _within(*(x.astype(F32) for x in inputs[:3]), *inputs[3:], masks)
+  solve = lambda x: matmul('...ts,...sx->...tx', c.inverse, x)
+  erase, fresh = solve(c.read_k), solve(c.beta[..., None] * c.v)
+  onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, x)
+  carry = c.decay.carry[..., None, None] * jnp.eye(c.k.shape[-1], dtype=F32)
   entry, last = scan.affine_scan(
     carry - onto_exit(erase),
     onto_exit(fresh),
     state,
     lambda a, x: matmul('...kl,...lx->...kx', a, x),
   )
-  write = fresh - matmul('...tk,...kv->...tv', c.low(erase), c.low(entry))
+  write = fresh - matmul('...tk,...kv->...tv', erase, entry)
   return _read(c, write, entry), last
 
 
@@ -163,13 +164,14 @@ def _states(c, state):
     k, v, write_k, beta, decay, inverse = xs
     known = matmul('bhtk,bhkv->bhtv', k, state.astype(k.dtype))
     error = v - decay.read[..., None] * known
-    write = matmul('bhts,bhsv->bhtv', inverse, c.low(beta[..., None] * error))
-    exit_state = decay.carry[..., None, None] * state + matmul(
-      'bhtk,bhtv->bhkv', write_k, c.low(write)
+    raw = c.low(beta[..., None] * error)
+    write = matmul_parts('bhts,bhsv->bhtv', inverse, raw)
+    exit_state = decay.carry[..., None, None] * state + matmul_parts(
+      'bhtv,bhtk->bhkv', write, write_k
     )
     return exit_state, (state, error, write)
 
-  xs = (c.k, c.v, c.write_k, c.beta, c.decay, c.low(c.inverse))
+  xs = (c.k, c.v, c.write_k, c.beta, c.decay, c.inverse)
   return jax.lax.scan(body, state, xs)
 
 
@@ -186,10 +188,10 @@ def _backward(inputs, masks, state, d_o, d_state):
   c = _within(*inputs, masks)
   _, (entry, error, write) = _states(c, state)
   d_o = c.low(d_o)
-  low, inverse = c.low, c.low(c.inverse)
+  low = c.low
   # o = reach_v (beta v) + reach_q S: what each output sees of the raw writes
   # and of the entry state once the erasures between are counted
-  reach_v = matmul('...ts,...sr->...tr', low(c.scores), inverse)
+  reach_v = matmul_parts('...sr,...ts->...tr', c.inverse, low(c.scores))
   reach_q = c.decay.read[..., None] * c.q - matmul(
     '...ts,...sk->...tk', low(reach_v), c.read_k
   )
@@ -197,7 +199,7 @@ def _backward(inputs, masks, state, d_o, d_state):
   def body(d_state, xs):
     k, read_k, inverse, write_decay, carry, from_reads = xs
     d_exit = write_decay[..., None] * matmul('bhtk,bhkv->bhtv', k, low(d_state))
-    from_exit = matmul('bhts,bhtv->bhsv', inverse, low(d_exit))
+    from_exit = matmul_parts('bhts,bhtv->bhsv', inverse, low(d_exit))
     d_entry = (
       carry[..., None, None] * d_state
       + from_reads
@@ -209,14 +211,14 @@ def _backward(inputs, masks, state, d_o, d_state):
   d_state, (d_exit, from_exit) = jax.lax.scan(
     body,
     d_state,
-    (c.k, c.read_k, inverse, c.decay.write, c.decay.carry, from_reads),
+    (c.k, c.read_k, c.inverse, c.decay.write, c.decay.carry, from_reads),
     reverse=True,
   )
   # d_rhs: gradient of beta (v - e^G k S), the right-hand side of the solve
   d_rhs = from_exit + matmul('...ts,...tv->...sv', low(reach_v), d_o)
-  outer = lambda a, b: matmul('...tv,...sv->...ts', low(a), low(b))
+  with_writes = lambda a: matmul_parts('...sv,...tv->...ts', write, low(a))
   onto_k = lambda a, s: matmul('...tv,...kv->...tk', low(a), low(s))
-  d_known = -outer(d_rhs, write)
+  d_known = -with_writes(d_rhs)
   d_error = c.beta[..., None] * d_rhs
   seen = onto_k(d_o, entry)
   d_g = None
@@ -226,9 +228,9 @@ def _backward(inputs, masks, state, d_o, d_state):
     )
   between = c.decay.between
   d_kk = scan.sum_heads(jnp.tril(c.beta[..., None] * d_known * between, -1), G)
-  d_qk = scan.sum_heads(outer(d_o, write) * between, G)
+  d_qk = scan.sum_heads(with_writes(d_o) * between, G)
   read = c.decay.read[..., None]
-  times = lambda a, b: matmul('...ts,...sk->...tk', low(a), b)
+  times = lambda a, b: matmul_parts('...ts,...sk->...tk', a, b)
   swap = lambda x: jnp.swapaxes(x, -1, -2)
   d_q = scan.sum_heads(read * seen, G) + times(d_qk, k)
   d_k = (

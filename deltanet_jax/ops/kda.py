@@ -29,7 +29,8 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops import scan
-from deltanet_jax.ops.scan import F32, matmul, repeat_heads
+from deltanet_jax.ops.inverse import check_chunk, unit_lower_inverse
+from deltanet_jax.ops.scan import F32, matmul, matmul_parts, repeat_heads
 
 
 def step(q, k, v, beta, g, erase, state):
@@ -55,7 +56,11 @@ def associative(
   """Chunks as affine maps of the state, composed by lax.associative_scan."""
   state = _start(q, k, v, beta, g, erase, state, segment_ids)
   o, state = scan.all_chunks(
-    _forward_associative, (q, k, v, beta, g, erase), state, segment_ids, chunk
+    _forward_associative,
+    (q, k, v, beta, scan.log_decay(g), erase),
+    state,
+    segment_ids,
+    chunk,
   )
   return o.astype(v.dtype), state
 
@@ -77,7 +82,7 @@ def chunked(
   state = _start(q, k, v, beta, g, erase, state, segment_ids)
   o, state = scan.chunked(
     scan.Rule(_forward, _backward),
-    (q, k, v, beta, g, erase),
+    (q, k, v, beta, scan.log_decay(g), erase),
     state,
     segment_ids,
     chunk,
@@ -131,7 +136,7 @@ class _Chunk(NamedTuple):
 def _within(q, k, v, beta, g, erase, masks):
   G = v.shape[2] // q.shape[2]
   dtype = q.dtype
-  scan.check_chunk(g.shape[3])
+  check_chunk(g.shape[3])
   q, k = (repeat_heads(x.astype(F32), G) for x in (q, k))
   raw, a = _gates(k, v, beta, erase)
   levels, from_entry, to_exit = _spans(g.astype(F32))
@@ -215,18 +220,20 @@ def _scores(q, a, k, levels, dtype):
 
 
 def _forward_associative(inputs, masks, state):
-  c = _within(*inputs, masks)
-  low, inverse = c.low, c.low(scan.unit_lower_inverse(c.links))
-  erase = matmul('...ts,...sk->...tk', inverse, c.read_a)
-  fresh = matmul('...ts,...sv->...tv', inverse, low(c.raw))
-  onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, low(x))
+  # all in float32: JAX's own gradients would round what cancels
+  c = _within(*(x.astype(F32) for x in inputs[:3]), *inputs[3:], masks)
+  inverse = unit_lower_inverse(c.links)
+  solve = lambda x: matmul('...ts,...sx->...tx', inverse, x)
+  erase, fresh = solve(c.read_a), solve(c.raw)
+  onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, x)
   entry, last = scan.affine_scan(
-    jnp.eye(c.carry.shape[-1]) * c.carry[..., None] - onto_exit(erase),
+    jnp.eye(c.carry.shape[-1], dtype=F32) * c.carry[..., None]
+    - onto_exit(erase),
     onto_exit(fresh),
     state,
     lambda a, x: matmul('...kl,...lx->...kx', a, x),
   )
-  write = fresh - matmul('...tk,...kv->...tv', low(erase), low(entry))
+  write = fresh - matmul('...tk,...kv->...tv', erase, entry)
   return _read(c, write, entry), last
 
 
@@ -236,9 +243,9 @@ def _states(c, inverse, state):
   def body(state, xs):
     c, inverse = xs
     known = matmul('bhtk,bhkv->bhtv', c.read_a, c.low(state))
-    write = matmul('bhts,bhsv->bhtv', inverse, c.low(c.raw - known))
-    exit_state = c.carry[..., None] * state + matmul(
-      'bhtk,bhtv->bhkv', c.write_k, c.low(write)
+    write = matmul_parts('bhts,bhsv->bhtv', inverse, c.low(c.raw - known))
+    exit_state = c.carry[..., None] * state + matmul_parts(
+      'bhtv,bhtk->bhkv', write, c.write_k
     )
     return exit_state, (state, write)
 
@@ -248,12 +255,12 @@ def _states(c, inverse, state):
 
 def _read(c, write, entry):
   o = matmul('...tk,...kv->...tv', c.read_q, c.low(entry))
-  return o + matmul('...ts,...sv->...tv', c.scores, c.low(write))
+  return o + matmul_parts('...sv,...ts->...tv', write, c.scores)
 
 
 def _forward(inputs, masks, state):
   c = _within(*inputs, masks)
-  inverse = c.low(scan.unit_lower_inverse(c.links))
+  inverse = unit_lower_inverse(c.links)
   entry, write, last = _states(c, inverse, state)
   return _read(c, write, entry), last
 
@@ -261,18 +268,18 @@ def _forward(inputs, masks, state):
 def _backward(inputs, masks, state, d_o, d_state):
   """Gradients of one group; derived in README.md, sections 4 and 5."""
   c, pull = jax.vjp(lambda inputs: _within(*inputs, masks), inputs)
-  low, inverse = c.low, c.low(scan.unit_lower_inverse(c.links))
+  low, inverse = c.low, unit_lower_inverse(c.links)
   entry, write, _ = _states(c, inverse, state)
   d_o = low(d_o)
   # o = reach_v raw + reach_q S: what each output sees of the raw writes and
   # of the entry state once the erasures between are counted
-  reach_v = low(matmul('...ts,...sr->...tr', c.scores, inverse))
+  reach_v = low(matmul_parts('...sr,...ts->...tr', inverse, c.scores))
   reach_q = c.read_q - matmul('...ts,...sk->...tk', reach_v, c.read_a)
 
   def body(d_state, xs):
     c, inverse, from_reads = xs
     d_exit = matmul('bhtk,bhkv->bhtv', c.write_k, low(d_state))
-    from_exit = matmul('bhts,bhtv->bhsv', inverse, low(d_exit))
+    from_exit = matmul_parts('bhts,bhtv->bhsv', inverse, low(d_exit))
     d_entry = (
       c.carry[..., None] * d_state
       + from_reads
@@ -286,15 +293,15 @@ def _backward(inputs, masks, state, d_o, d_state):
   )
   # d_rhs: gradient of raw - read_a S, the right-hand side of the solve
   d_rhs = from_exit + matmul('...ts,...tv->...sv', reach_v, d_o)
-  outer = lambda a, b: matmul('...tv,...sv->...ts', low(a), low(b))
+  with_writes = lambda a: matmul_parts('...sv,...tv->...ts', write, low(a))
   onto_k = lambda a, s: matmul('...tv,...kv->...tk', low(a), low(s))
   d_c = _Chunk(
     read_q=low(onto_k(d_o, entry)),
     read_a=low(-onto_k(d_rhs, entry)),
     write_k=low(onto_k(write, d_exit)),
     carry=jnp.sum(d_exit * entry, -1),
-    scores=low(outer(d_o, write)),
-    links=-outer(d_rhs, write),
+    scores=low(with_writes(d_o)),
+    links=-with_writes(d_rhs),
     raw=d_rhs,
   )
   return pull(d_c)[0], d_state

@@ -48,7 +48,7 @@ def associative(q, k, v, g, *, state=None, segment_ids=None, chunk=64):
   state = scan.initial_state(q, k, v, state, segment_ids)
   o, state = scan.all_chunks(
     _forward_associative,
-    (q, k, v, _per_token(g, v)),
+    (q, k, v, scan.log_decay(_per_token(g, v))),
     state,
     segment_ids,
     chunk,
@@ -61,7 +61,7 @@ def chunked(q, k, v, g, *, state=None, segment_ids=None, chunk=64, group=4):
   state = scan.initial_state(q, k, v, state, segment_ids)
   o, state = scan.chunked(
     scan.Rule(_forward),
-    (q, k, v, _per_token(g, v)),
+    (q, k, v, scan.log_decay(_per_token(g, v))),
     state,
     segment_ids,
     chunk,

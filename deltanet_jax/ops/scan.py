@@ -1,5 +1,5 @@
-"""What the recurrences share: the token scan, segments, chunks and groups of
-chunks, decay within a chunk, the inverse of a unit lower triangle.
+"""What the recurrences share: the token scan, decay within a chunk, chunks and
+groups of chunks.
 
 Inside a chunk arrays are laid out [M,B,H,C,...]: M chunks of a group, then
 batch, heads, the C tokens of the chunk. README.md in this folder derives all
@@ -12,8 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax.ops.compiler import spread, tied
+from deltanet_jax.ops.documents import apart, runs_of, starts
+
 F32 = jnp.float32
-BLOCK = 16  # rows solved by substitution; larger triangles merge such blocks
 
 
 def fits(name, x, *shapes):
@@ -33,32 +35,12 @@ def initial_state(q, k, v, state, segment_ids):
     raise ValueError(f'{H} value heads are no multiple of {J} key heads')
   shape = (v.shape[0], H, q.shape[3], v.shape[3])
   if state is None:
-    return jnp.zeros(shape, F32)
+    return spread(jnp.zeros(shape, F32))
   if state.shape != shape:
     raise ValueError(
       f'state has shape {state.shape}; q and v ask for [B,H,K,V] = {shape}'
     )
-  return state.astype(F32)
-
-
-def tied(x, to):
-  """x, arrays or None, as if it were made from `to`, arrays that the layer's
-  input went into.
-
-  What depends on positions and documents alone is the same in every layer, and
-  where layers are scanned JAX makes it once, before them, and keeps it: out of
-  a loop over a row, the masks of all its steps.
-  """
-  return jax.lax.optimization_barrier((x, to))[0]
-
-
-def runs_of(segment_ids):
-  """Numbers the runs of equal neighbours in segment_ids [B,T]: 0, 1, 2, ...
-
-  A document is a run, so an id that comes back later starts a new one.
-  """
-  change = segment_ids[:, 1:] != segment_ids[:, :-1]
-  return jnp.pad(jnp.cumsum(change, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
+  return spread(state.astype(F32))
 
 
 def token_scan(step, inputs, state, segment_ids):
@@ -68,10 +50,7 @@ def token_scan(step, inputs, state, segment_ids):
   state [B,H,K,V] f32 belongs to the first token's segment; it is zero again
   wherever segment_ids [B,T] change. Returns o [B,T,H,V] and the last state.
   """
-  fresh = None
-  if segment_ids is not None:
-    run = runs_of(segment_ids)
-    fresh = jnp.diff(run, axis=1, prepend=run[:, :1]) > 0
+  fresh = None if segment_ids is None else starts(segment_ids)
 
   def body(state, token):
     xs, fresh = token
@@ -85,9 +64,34 @@ def token_scan(step, inputs, state, segment_ids):
   return jnp.moveaxis(o, 0, 1), state
 
 
+def log_decay(g):
+  """g, or -1e4 where it is less, -inf included: a hard reset.
+
+  e^-1e4 is zero in float32, and so is whatever it multiplies; but sums of g
+  meet zeros in a mask, and zero times -inf is NaN.
+  """
+  return None if g is None else jnp.maximum(g, jnp.asarray(-1e4, g.dtype))
+
+
 def matmul(spec, a, b):
   """einsum into float32, float32 operands not rounded to less."""
   return jnp.einsum(spec, a, b, precision='highest', preferred_element_type=F32)
+
+
+def matmul_parts(spec, x, y):
+  """einsum of float32 x with y, as exact as y's own type allows.
+
+  Where keys repeat, the rows of an inverse, writes and the gradients of scores
+  cancel in the sums they enter: rounded to bfloat16 they are by far the largest
+  errors of a gradient. So x goes in as two parts of y's type: what rounding
+  keeps of it and what it loses.
+  """
+  if y.dtype == F32:
+    return matmul(spec, x, y)
+  info = jnp.finfo(y.dtype)
+  # no cast there and back: a compiler may leave that out
+  high = jax.lax.reduce_precision(x, info.nexp, info.nmant)
+  return sum(matmul(spec, p.astype(y.dtype), y) for p in (high, x - high))
 
 
 def repeat_heads(x, G):
@@ -160,85 +164,7 @@ def decay_of(g, masks, shape):
     between = jnp.where(masks.pair, between, 0)
     read = jnp.where(masks.enters, read, 0)
     write = jnp.where(masks.leaves, write, 0)
-  return Decay(between + jnp.eye(C), read, write, read[..., -1])
-
-
-# ---------------------------------------------------------------- inverse
-
-
-def check_chunk(C):
-  """ValueError unless C tokens can be halved down to blocks of 16."""
-  blocks = C // BLOCK
-  if blocks * BLOCK != C or blocks & (blocks - 1):
-    raise ValueError(f'chunk is {C}; give 16, 32, 64, 128 or another 16 * 2^n')
-
-
-@jax.custom_vjp
-def unit_lower_inverse(a):
-  """(I + a)^-1 for strictly lower triangular a [...,C,C], C = 16 * 2^n.
-
-  Substitution in 16-row blocks, then neighbours merged by
-  [[P, 0], [L, R]]^-1 = [[P^-1, 0], [-R^-1 L P^-1, R^-1]]: exact for any a. A
-  power series would be exact on paper only: its terms reach 1e9 and more
-  where keys resemble each other, and cancel.
-  """
-  C = a.shape[-1]
-  check_chunk(C)
-
-  def tiles(row, column, step, size):
-    return jnp.stack(
-      [
-        a[..., n + row : n + row + size, n + column : n + column + size]
-        for n in range(0, C, step)
-      ],
-      -3,
-    )
-
-  inverse = _substitute(tiles(0, 0, BLOCK, BLOCK))
-  size = BLOCK
-  while size < C:
-    link = tiles(size, 0, 2 * size, size)
-    first, second = inverse[..., ::2, :, :], inverse[..., 1::2, :, :]
-    corner = -matmul(
-      '...ij,...jk->...ik', second, matmul('...ij,...jk->...ik', link, first)
-    )
-    top = jnp.concatenate([first, jnp.zeros_like(first)], -1)
-    inverse = jnp.concatenate([top, jnp.concatenate([corner, second], -1)], -2)
-    size *= 2
-  return inverse[..., 0, :, :]
-
-
-def _substitute(a):
-  """(I + a)^-1 of [...,16,16], all blocks at once: a row that is known is
-  taken off those below it."""
-
-  def take_off(j, x):
-    column = jax.lax.dynamic_index_in_dim(a, j, a.ndim - 1)
-    row = jax.lax.dynamic_index_in_dim(x, j, a.ndim - 2)
-    return x - column * row
-
-  # a loop: unrolled, a TPU's compiler takes minutes for the layers of a model
-  eye = jnp.broadcast_to(jnp.eye(BLOCK, dtype=a.dtype), a.shape)
-  return jax.lax.fori_loop(0, BLOCK - 1, take_off, eye)
-
-
-def _inverse_forward(a):
-  inverse = unit_lower_inverse(a)
-  return inverse, inverse
-
-
-def _inverse_backward(inverse, d_inverse):
-  # d(X^-1) = -X^-1 dX X^-1: the loops above are never differentiated
-  transposed = jnp.swapaxes(inverse, -1, -2)
-  d_a = matmul(
-    '...ij,...jk->...ik',
-    matmul('...ij,...jk->...ik', transposed, d_inverse),
-    transposed,
-  )
-  return (-jnp.tril(d_a, -1),)
-
-
-unit_lower_inverse.defvjp(_inverse_forward, _inverse_backward)
+  return Decay(between + jnp.eye(C, dtype=F32), read, write, read[..., -1])
 
 
 # ---------------------------------------------------------------- chunks
@@ -266,20 +192,37 @@ def chunked(rule, inputs, state, segment_ids, chunk, group):
   """
   T = inputs[0].shape[1]
   group = min(group, -(-T // chunk))
-  inputs, run = _pad(inputs, segment_ids, chunk * group)
-  run = tied(run, inputs[0][..., :1])
-  o, state = _grouped(rule, chunk, group, inputs, run, state)
-  return o[:, :T], state
+
+  def run(inputs, state, segment_ids):
+    inputs, run = _pad(inputs, segment_ids, chunk * group)
+    run = tied(run, inputs[0][..., :1])
+    o, state = _grouped(rule, chunk, group, inputs, run, state)
+    return o[:, :T], state
+
+  return _over_documents(run, inputs, state, segment_ids)
 
 
 def all_chunks(forward, inputs, state, segment_ids, chunk):
   """`forward(inputs, masks, state)` over all chunks as one group."""
-  T = inputs[0].shape[1]
-  inputs, run = _pad(inputs, segment_ids, chunk)
-  runs = None if run is None else (run, run[:, 0])
-  inputs = jax.tree.map(lambda x: _to_chunks(x, chunk), inputs)
-  o, state = forward(inputs, _masks(runs, chunk), state)
-  return _from_chunks(o)[:, :T], state
+
+  def run(inputs, state, segment_ids):
+    T = inputs[0].shape[1]
+    inputs, run = _pad(inputs, segment_ids, chunk)
+    runs = None if run is None else (run, run[:, 0])
+    inputs = jax.tree.map(lambda x: _to_chunks(x, chunk), inputs)
+    o, state = forward(inputs, _masks(runs, chunk), state)
+    return _from_chunks(o)[:, :T], state
+
+  return _over_documents(run, inputs, state, segment_ids)
+
+
+def _over_documents(run, inputs, state, segment_ids):
+  """run(inputs, state, segment_ids) -> (o, state), documents kept apart."""
+  v = inputs[2]
+  if not v.size:
+    return jnp.zeros(v.shape, F32), state
+  o, state = apart(run, tuple(inputs), state, segment_ids)
+  return spread(o), spread(state)
 
 
 def _pad(inputs, segment_ids, size):

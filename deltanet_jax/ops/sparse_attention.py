@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.attention import visible
-from deltanet_jax.ops.scan import tied
+from deltanet_jax.ops.compiler import tied
 
 F32 = jnp.float32
 

@@ -13,11 +13,14 @@ A row that P does not divide stays whole on every device, as does everything
 without a mesh.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from deltanet_jax import sharding
 from deltanet_jax.ops import linear_attention
+from deltanet_jax.ops.documents import starts
 from deltanet_jax.ops.scan import matmul
 
 (AXIS,) = sharding.over('time')
@@ -113,23 +116,24 @@ def _with_prefix(form, scalar, names, count):
 
   def forward(*args):
     inputs, how = unpack(args)
-    carry, write = _fold(form, scalar, inputs, how)
-    carry, keep = _kept(carry, how['segment_ids'])
-    entry = keep * _prefix(carry, write, scalar)
+    maps = _fold(form, scalar, inputs, how)
+    goes_on, through = _joined(how['segment_ids'])
+    entry = _only(goes_on, _prefix(*maps, through, scalar))
 
     def span(arrays, state):
       inputs, how = unpack((*arrays, args[-1]))
       return form(*inputs, state=state, **how)
 
     (o, last), pull = jax.vjp(span, args[:-1], entry)
-    return o, (pull, carry, keep, jnp.zeros_like(last))
+    return o, (pull, maps[0], goes_on, through, jnp.zeros_like(last))
 
   def backward(residuals, d_o):
-    pull, carry, keep, zero = residuals
+    pull, carry, goes_on, through, zero = residuals
     _, d_entry = pull((d_o, zero))
     d_last = _prefix(
       carry if scalar else jnp.swapaxes(carry, -1, -2),
-      keep * d_entry,
+      _only(goes_on, d_entry),
+      through,
       scalar,
       reverse=True,
     )
@@ -164,27 +168,37 @@ def _fold(form, scalar, inputs, how):
   return last[..., V:], last[..., :V]
 
 
-def _kept(carry, segment_ids):
-  """(A, 1), both 0 for rows whose document starts with this span."""
+def _joined(segment_ids):
+  """For each row [B]: does this span go on with the document of the span
+  before it, and is there one document from that span's end to this one's?
+  None, None: there is one in every row."""
   if segment_ids is None:
-    return carry, jnp.float32(1)
+    return None, None
   before = from_before(segment_ids[:, -1])
-  keep = (before == segment_ids[:, 0]).astype(jnp.float32)[:, None, None, None]
-  return carry * keep, keep
+  goes_on = before == segment_ids[:, 0]
+  return goes_on, goes_on & ~starts(segment_ids).any(1)
 
 
-def _prefix(carry, write, scalar, reverse=False):
+def _only(where, x):
+  """x [B,...] in rows `where` [B], else zero, even for what is not finite."""
+  return x if where is None else jnp.where(where[:, None, None, None], x, 0)
+
+
+def _prefix(carry, write, through, scalar, reverse=False):
   """What the spans before this one (after it, reversed) make of a zero state.
 
-  A device without a sender receives zeros: from the first span on a map is
+  through [B]: whether the state passes this span at all, None: it does. A
+  device without a sender receives zeros: from the first span on a map is
   complete, and applied to the zero state its A does not matter.
   """
   apply = jnp.multiply if scalar else _onto
   P, distance = sharding.parts('time'), 1
   while distance < P:
-    write = write + apply(carry, from_before(write, distance, reverse))
+    before = functools.partial(from_before, distance=distance, reverse=reverse)
+    write = write + _only(through, apply(carry, before(write)))
     if 2 * distance < P:
-      carry = apply(carry, from_before(carry, distance, reverse))
+      carry = apply(carry, before(carry))
+      through = None if through is None else through & before(through)
     distance *= 2
   return from_before(write, 1, reverse)
 

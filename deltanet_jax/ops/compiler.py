@@ -1,0 +1,29 @@
+"""What compilers must be kept from, though every value stays as it is."""
+
+import jax
+import jax.numpy as jnp
+
+
+def tied(x, to):
+  """x, arrays or None, as if it were made from `to`, arrays that the layer's
+  input went into.
+
+  What depends on positions and documents alone is the same in every layer, and
+  where layers are scanned JAX makes it once, before them, and keeps it: out of
+  a loop over a row, the masks of all its steps.
+  """
+  return jax.lax.optimization_barrier((x, to))[0]
+
+
+def spread(x):
+  """x [...,N], which no compiler takes for one number repeated, and neither
+  the gradient that comes back to it.
+
+  XLA's CPU compiler (jaxlib 0.10.2 to 0.12) makes one call of a product with a
+  repeated number, such as a zero state or the gradient of a sum, and a sum
+  over a row before it; that call reads memory nobody wrote, and the result is
+  garbage (docs/xla_cpu_repeated_number.py; `optimization_barrier` does not
+  help). So x times ones that are no constant to the compiler: x to the bit.
+  """
+  ones = (jax.lax.iota(jnp.int32, x.shape[-1]) | 1) != 0
+  return x * jax.lax.expand_dims(ones.astype(x.dtype), range(x.ndim - 1))

@@ -1,0 +1,83 @@
+"""The inverse of a unit lower triangle."""
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.ops.scan import matmul
+
+BLOCK = 16  # rows solved by substitution; larger triangles merge such blocks
+
+
+def check_chunk(C):
+  """ValueError unless C tokens can be halved down to blocks of 16."""
+  blocks = C // BLOCK
+  if blocks * BLOCK != C or blocks & (blocks - 1):
+    raise ValueError(f'chunk is {C}; give 16, 32, 64, 128 or another 16 * 2^n')
+
+
+@jax.custom_vjp
+def unit_lower_inverse(a):
+  """(I + a)^-1 for strictly lower triangular a [...,C,C], C = 16 * 2^n.
+
+  Substitution in 16-row blocks, then neighbours merged by
+  [[P, 0], [L, R]]^-1 = [[P^-1, 0], [-R^-1 L P^-1, R^-1]]: exact for any a. A
+  power series would be exact on paper only: its terms reach 1e9 and more
+  where keys resemble each other, and cancel.
+  """
+  C = a.shape[-1]
+  check_chunk(C)
+
+  def tiles(row, column, step, size):
+    return jnp.stack(
+      [
+        a[..., n + row : n + row + size, n + column : n + column + size]
+        for n in range(0, C, step)
+      ],
+      -3,
+    )
+
+  inverse = _substitute(tiles(0, 0, BLOCK, BLOCK))
+  size = BLOCK
+  while size < C:
+    link = tiles(size, 0, 2 * size, size)
+    first, second = inverse[..., ::2, :, :], inverse[..., 1::2, :, :]
+    corner = -matmul(
+      '...ij,...jk->...ik', second, matmul('...ij,...jk->...ik', link, first)
+    )
+    top = jnp.concatenate([first, jnp.zeros_like(first)], -1)
+    inverse = jnp.concatenate([top, jnp.concatenate([corner, second], -1)], -2)
+    size *= 2
+  return inverse[..., 0, :, :]
+
+
+def _substitute(a):
+  """(I + a)^-1 of [...,16,16], all blocks at once: a row that is known is
+  taken off those below it."""
+
+  def take_off(j, x):
+    column = jax.lax.dynamic_index_in_dim(a, j, a.ndim - 1)
+    row = jax.lax.dynamic_index_in_dim(x, j, a.ndim - 2)
+    return x - column * row
+
+  # a loop: unrolled, a TPU's compiler takes minutes for the layers of a model
+  eye = jnp.broadcast_to(jnp.eye(BLOCK, dtype=a.dtype), a.shape)
+  return jax.lax.fori_loop(0, BLOCK - 1, take_off, eye)
+
+
+def _inverse_forward(a):
+  inverse = unit_lower_inverse(a)
+  return inverse, inverse
+
+
+def _inverse_backward(inverse, d_inverse):
+  # d(X^-1) = -X^-1 dX X^-1: the loops above are never differentiated
+  transposed = jnp.swapaxes(inverse, -1, -2)
+  d_a = matmul(
+    '...ij,...jk->...ik',
+    matmul('...ij,...jk->...ik', transposed, d_inverse),
+    transposed,
+  )
+  return (-jnp.tril(d_a, -1),)
+
+
+unit_lower_inverse.defvjp(_inverse_forward, _inverse_backward)
