@@ -70,8 +70,8 @@ def _call(cfg, params, x, segment_ids=None, cache=None, start=0):
   index = start + jnp.arange(x.shape[1], dtype=jnp.int32)
   positions = jnp.broadcast_to(index, x.shape[:2])
   if segment_ids is not None:
-    first = (segment_ids[:, None] == segment_ids[:, :, None]).argmax(-1)
-    positions = positions - first
+    run = jnp.cumsum(jnp.diff(segment_ids, prepend=0) != 0, 1)
+    positions -= (run[:, None] == run[:, :, None]).argmax(-1)
   ctx = Context(positions, segment_ids, jnp.float32(0.5))
   module = cfg.make(d_model=D, dtype=x.dtype)
   return module.apply({'params': params}, x, ctx, cache)
@@ -188,7 +188,8 @@ def test_no_gradient_reaches_a_later_token(cfg):
 @every_mixer
 def test_packed_documents_equal_separate_ones(cfg):
   (x, w), params = _inputs(), _params(cfg)
-  ends, ids = (0, 7, 18, T), (4, 2, 3)
+  # an id that comes back is another document
+  ends, ids = (0, 7, 9, 18, T), (4, 2, 4, 2)
   segment_ids = np.repeat(ids, np.diff(ends))[None].repeat(B, 0)
   y, (dparams, dx) = _pull(cfg)(
     params, x, w, jnp.asarray(segment_ids, jnp.int32)

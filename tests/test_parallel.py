@@ -38,9 +38,9 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 B, T, H, K, V = 2, 64, 4, 8, 16
 # over 4 spans of 16: one document throughout; and documents that end inside a
 # span and at its edge, begin at an edge and fill more than a span, end one
-# token after an edge
+# token after an edge; ids come back
 SEGMENTS = np.array(
-  [[3] * T, [1] * 5 + [2] * 11 + [4] * 19 + [5] * 14 + [6] * 15], np.int32
+  [[3] * T, [1] * 5 + [2] * 11 + [1] * 19 + [2] * 14 + [1] * 15], np.int32
 )
 
 

@@ -70,5 +70,5 @@ def convolve(w, x, past, run, past_run):
       same = runs[:, i : i + T] == run
       same = same.reshape(B, T, *(1 for _ in channels))
       shifted = jnp.where(same, shifted, 0.0)
-    y += w[i] * shifted
+    y += w[i][None, None] * shifted
   return y.astype(x.dtype)

@@ -12,6 +12,12 @@ def _rms(x, eps):
   return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
 
 
+def _row(w, x):
+  """w [D] to be multiplied with x [...,D]; of one rank, so that nothing hangs
+  on JAX's promotion of ranks."""
+  return w.reshape((1,) * (x.ndim - 1) + w.shape)
+
+
 def l2_normalise(x, eps=1e-6):
   """x / sqrt(sum x^2 + eps) over the last axis."""
   y = x.astype(jnp.float32)
@@ -31,7 +37,7 @@ class RMSNorm(nn.Module):
     init = nn.initializers.zeros if self.zero_centred else nn.initializers.ones
     w = self.param('scale', named(init, ('norm',)), x.shape[-1:], jnp.float32)
     w = 1 + w if self.zero_centred else w
-    return (_rms(x, self.eps) * w).astype(x.dtype)
+    return (_rms(x, self.eps) * _row(w, x)).astype(x.dtype)
 
 
 class GatedRMSNorm(nn.Module):
@@ -52,7 +58,7 @@ class GatedRMSNorm(nn.Module):
       jnp.float32,
     )
     gate = getattr(jax.nn, self.activation)(z.astype(jnp.float32))
-    return (_rms(x, self.eps) * w * gate).astype(x.dtype)
+    return (_rms(x, self.eps) * _row(w, x) * gate).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -67,5 +73,5 @@ class LayerNorm(nn.Module):
     )
     y = x.astype(jnp.float32)
     y = _rms(y - y.mean(-1, keepdims=True), self.eps)
-    y = y * weight('scale', nn.initializers.ones)
-    return (y + weight('bias', nn.initializers.zeros)).astype(x.dtype)
+    y = y * _row(weight('scale', nn.initializers.ones), x)
+    return (y + _row(weight('bias', nn.initializers.zeros), x)).astype(x.dtype)

@@ -45,6 +45,7 @@ class GatedDeltaNet(base.Mixer):
       'dt_bias', named(base.log_uniform_dt, ('heads',)), (H,)
     )
     a = Proj(*gates, name='a')(x)
+    A_log, dt_bias = A_log[None, None], dt_bias[None, None]
     g = -jnp.exp(A_log) * jax.nn.softplus(a + dt_bias)
 
     o, state = base.run_rule(delta_rule, c, (q, k, v, beta, g), ctx, cache)

@@ -78,8 +78,8 @@ class KDA(base.Mixer):
     dt_bias = self.param(
       'dt_bias', named(base.log_uniform_dt, ('heads', 'head_k')), (H, K)
     )
-    f = self._low_rank(x, 'f', 'head_k', K) + dt_bias
-    A = jnp.exp(A_log)[:, None]
+    f = self._low_rank(x, 'f', 'head_k', K) + dt_bias[None, None]
+    A = jnp.exp(A_log)[None, None, :, None]
     if c.lower_bound is None:
       return -A * jax.nn.softplus(f)
     return c.lower_bound * jax.nn.sigmoid(A * f)

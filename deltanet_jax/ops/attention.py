@@ -101,6 +101,8 @@ def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
   v, sums in float32.
   """
   T, S, J = q.shape[1], k.shape[1], k.shape[2]
+  if T == 0:
+    return jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
   if T == 1:
     return attention(q, k, v, between(at, seen, window), scale=scale)
   N, M = -(-T // block), -(-S // block)

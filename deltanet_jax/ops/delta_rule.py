@@ -104,6 +104,10 @@ class _Chunk(NamedTuple):
     """x as a matmul operand."""
     return x.astype(self.q.dtype)
 
+  def whole(self, spec, x, y):
+    """einsum of x and y, what is float32 of them not rounded to an operand."""
+    return matmul_parts(spec, x, y, self.q.dtype)
+
   @property
   def read_k(self):
     """beta_t e^{g_1 + .. + g_t} k_t: what token t erases of the entry state."""
@@ -137,7 +141,7 @@ def _read(c, write, entry):
   """o = (e^G q) S + scores u for writes u and entry states S."""
   o = matmul('...tk,...kv->...tv', c.q, c.low(entry))
   o = c.decay.read[..., None] * o
-  return o + matmul_parts('...sv,...ts->...tv', write, c.low(c.scores))
+  return o + c.whole('...ts,...sv->...tv', c.low(c.scores), write)
 
 
 def _forward_associative(inputs, masks, state):
@@ -146,7 +150,8 @@ def _forward_associative(inputs, masks, state):
   solve = lambda x: matmul('...ts,...sx->...tx', c.inverse, x)
   erase, fresh = solve(c.read_k), solve(c.beta[..., None] * c.v)
   onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, x)
-  carry = c.decay.carry[..., None, None] * jnp.eye(c.k.shape[-1], dtype=F32)
+  eye = jnp.eye(c.k.shape[-1], dtype=F32)[None, None, None]
+  carry = c.decay.carry[..., None, None] * eye
   entry, last = scan.affine_scan(
     carry - onto_exit(erase),
     onto_exit(fresh),
@@ -165,9 +170,9 @@ def _states(c, state):
     known = matmul('bhtk,bhkv->bhtv', k, state.astype(k.dtype))
     error = v - decay.read[..., None] * known
     raw = c.low(beta[..., None] * error)
-    write = matmul_parts('bhts,bhsv->bhtv', inverse, raw)
-    exit_state = decay.carry[..., None, None] * state + matmul_parts(
-      'bhtv,bhtk->bhkv', write, write_k
+    write = c.whole('bhts,bhsv->bhtv', inverse, raw)
+    exit_state = decay.carry[..., None, None] * state + c.whole(
+      'bhtk,bhtv->bhkv', write_k, write
     )
     return exit_state, (state, error, write)
 
@@ -191,7 +196,7 @@ def _backward(inputs, masks, state, d_o, d_state):
   low = c.low
   # o = reach_v (beta v) + reach_q S: what each output sees of the raw writes
   # and of the entry state once the erasures between are counted
-  reach_v = matmul_parts('...sr,...ts->...tr', c.inverse, low(c.scores))
+  reach_v = c.whole('...ts,...sr->...tr', low(c.scores), c.inverse)
   reach_q = c.decay.read[..., None] * c.q - matmul(
     '...ts,...sk->...tk', low(reach_v), c.read_k
   )
@@ -199,7 +204,7 @@ def _backward(inputs, masks, state, d_o, d_state):
   def body(d_state, xs):
     k, read_k, inverse, write_decay, carry, from_reads = xs
     d_exit = write_decay[..., None] * matmul('bhtk,bhkv->bhtv', k, low(d_state))
-    from_exit = matmul_parts('bhts,bhtv->bhsv', inverse, low(d_exit))
+    from_exit = c.whole('bhts,bhtv->bhsv', inverse, d_exit)
     d_entry = (
       carry[..., None, None] * d_state
       + from_reads
@@ -216,7 +221,7 @@ def _backward(inputs, masks, state, d_o, d_state):
   )
   # d_rhs: gradient of beta (v - e^G k S), the right-hand side of the solve
   d_rhs = from_exit + matmul('...ts,...tv->...sv', low(reach_v), d_o)
-  with_writes = lambda a: matmul_parts('...sv,...tv->...ts', write, low(a))
+  with_writes = lambda a: c.whole('...tv,...sv->...ts', low(a), write)
   onto_k = lambda a, s: matmul('...tv,...kv->...tk', low(a), low(s))
   d_known = -with_writes(d_rhs)
   d_error = c.beta[..., None] * d_rhs
@@ -230,7 +235,7 @@ def _backward(inputs, masks, state, d_o, d_state):
   d_kk = scan.sum_heads(jnp.tril(c.beta[..., None] * d_known * between, -1), G)
   d_qk = scan.sum_heads(with_writes(d_o) * between, G)
   read = c.decay.read[..., None]
-  times = lambda a, b: matmul_parts('...ts,...sk->...tk', a, b)
+  times = lambda a, b: c.whole('...ts,...sk->...tk', a, b)
   swap = lambda x: jnp.swapaxes(x, -1, -2)
   d_q = scan.sum_heads(read * seen, G) + times(d_qk, k)
   d_k = (

@@ -132,6 +132,10 @@ class _Chunk(NamedTuple):
     """x as a matmul operand."""
     return x.astype(self.read_q.dtype)
 
+  def whole(self, spec, x, y):
+    """einsum of x and y, what is float32 of them not rounded to an operand."""
+    return matmul_parts(spec, x, y, self.read_q.dtype)
+
 
 def _within(q, k, v, beta, g, erase, masks):
   G = v.shape[2] // q.shape[2]
@@ -226,9 +230,9 @@ def _forward_associative(inputs, masks, state):
   solve = lambda x: matmul('...ts,...sx->...tx', inverse, x)
   erase, fresh = solve(c.read_a), solve(c.raw)
   onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, x)
+  eye = jnp.eye(c.carry.shape[-1], dtype=F32)[None, None, None]
   entry, last = scan.affine_scan(
-    jnp.eye(c.carry.shape[-1], dtype=F32) * c.carry[..., None]
-    - onto_exit(erase),
+    c.carry[..., None] * eye - onto_exit(erase),
     onto_exit(fresh),
     state,
     lambda a, x: matmul('...kl,...lx->...kx', a, x),
@@ -243,9 +247,9 @@ def _states(c, inverse, state):
   def body(state, xs):
     c, inverse = xs
     known = matmul('bhtk,bhkv->bhtv', c.read_a, c.low(state))
-    write = matmul_parts('bhts,bhsv->bhtv', inverse, c.low(c.raw - known))
-    exit_state = c.carry[..., None] * state + matmul_parts(
-      'bhtv,bhtk->bhkv', write, c.write_k
+    write = c.whole('bhts,bhsv->bhtv', inverse, c.low(c.raw - known))
+    exit_state = c.carry[..., None] * state + c.whole(
+      'bhtk,bhtv->bhkv', c.write_k, write
     )
     return exit_state, (state, write)
 
@@ -255,7 +259,7 @@ def _states(c, inverse, state):
 
 def _read(c, write, entry):
   o = matmul('...tk,...kv->...tv', c.read_q, c.low(entry))
-  return o + matmul_parts('...sv,...ts->...tv', write, c.scores)
+  return o + c.whole('...ts,...sv->...tv', c.scores, write)
 
 
 def _forward(inputs, masks, state):
@@ -273,13 +277,13 @@ def _backward(inputs, masks, state, d_o, d_state):
   d_o = low(d_o)
   # o = reach_v raw + reach_q S: what each output sees of the raw writes and
   # of the entry state once the erasures between are counted
-  reach_v = low(matmul_parts('...sr,...ts->...tr', inverse, c.scores))
+  reach_v = low(c.whole('...ts,...sr->...tr', c.scores, inverse))
   reach_q = c.read_q - matmul('...ts,...sk->...tk', reach_v, c.read_a)
 
   def body(d_state, xs):
     c, inverse, from_reads = xs
     d_exit = matmul('bhtk,bhkv->bhtv', c.write_k, low(d_state))
-    from_exit = matmul_parts('bhts,bhtv->bhsv', inverse, low(d_exit))
+    from_exit = c.whole('bhts,bhtv->bhsv', inverse, d_exit)
     d_entry = (
       c.carry[..., None] * d_state
       + from_reads
@@ -293,7 +297,7 @@ def _backward(inputs, masks, state, d_o, d_state):
   )
   # d_rhs: gradient of raw - read_a S, the right-hand side of the solve
   d_rhs = from_exit + matmul('...ts,...tv->...sv', reach_v, d_o)
-  with_writes = lambda a: matmul_parts('...sv,...tv->...ts', write, low(a))
+  with_writes = lambda a: c.whole('...tv,...sv->...ts', low(a), write)
   onto_k = lambda a, s: matmul('...tv,...kv->...tk', low(a), low(s))
   d_c = _Chunk(
     read_q=low(onto_k(d_o, entry)),

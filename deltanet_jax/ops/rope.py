@@ -43,9 +43,8 @@ def rotate(
   x [B,T,H,K], positions [B,T] int32; computed in float32, returned in x's
   type. The channels from P on pass unchanged.
   """
-  angle = positions[..., None, None].astype(jnp.float32) * frequencies(
-    rotary_dim, theta, yarn
-  )
+  turns = frequencies(rotary_dim, theta, yarn)[None, None, None]
+  angle = positions[..., None, None].astype(jnp.float32) * turns
   cos, sin = length * jnp.cos(angle), length * jnp.sin(angle)
   y, rest = jnp.split(x.astype(jnp.float32), (rotary_dim,), axis=-1)
   if interleaved:

@@ -54,7 +54,7 @@ def route(
   choice = jax.lax.stop_gradient(scores)
   if bias is not None:
     chex.assert_shape(bias, (E,))
-    choice += jax.lax.stop_gradient(bias.astype(F32))
+    choice += jax.lax.stop_gradient(bias.astype(F32))[None]
   if groups > 1:
     choice = _limit(choice.reshape(N, groups, E // groups), top_groups)
   _, experts = jax.lax.top_k(choice, top)

@@ -78,20 +78,31 @@ def matmul(spec, a, b):
   return jnp.einsum(spec, a, b, precision='highest', preferred_element_type=F32)
 
 
-def matmul_parts(spec, x, y):
-  """einsum of float32 x with y, as exact as y's own type allows.
+def matmul_parts(spec, x, y, dtype):
+  """einsum of x and y with operands of `dtype`, as exact as those given in it
+  allow.
 
   Where keys repeat, the rows of an inverse, writes and the gradients of scores
   cancel in the sums they enter: rounded to bfloat16 they are by far the largest
-  errors of a gradient. So x goes in as two parts of y's type: what rounding
-  keeps of it and what it loses.
+  errors of a gradient. So what is float32 goes in as two parts of `dtype`:
+  what rounding keeps of it and what it loses.
   """
-  if y.dtype == F32:
-    return matmul(spec, x, y)
-  info = jnp.finfo(y.dtype)
+  x, y = _parts(x, dtype), _parts(y, dtype)
+  return sum(
+    matmul(spec, a, b)
+    for i, a in enumerate(x)
+    for j, b in enumerate(y)
+    if i + j < 2  # a product of two losses is lost anyway
+  )
+
+
+def _parts(x, dtype):
+  info = jnp.finfo(dtype)
+  if x.dtype == dtype or info.bits >= 32:
+    return (x.astype(dtype),)
   # no cast there and back: a compiler may leave that out
   high = jax.lax.reduce_precision(x, info.nexp, info.nmant)
-  return sum(matmul(spec, p.astype(y.dtype), y) for p in (high, x - high))
+  return high.astype(dtype), (x - high).astype(dtype)
 
 
 def repeat_heads(x, G):
@@ -164,7 +175,8 @@ def decay_of(g, masks, shape):
     between = jnp.where(masks.pair, between, 0)
     read = jnp.where(masks.enters, read, 0)
     write = jnp.where(masks.leaves, write, 0)
-  return Decay(between + jnp.eye(C, dtype=F32), read, write, read[..., -1])
+  eye = jnp.eye(C, dtype=F32)[None, None, None]
+  return Decay(between + eye, read, write, read[..., -1])
 
 
 # ---------------------------------------------------------------- chunks

@@ -48,7 +48,10 @@ def attend(queries, keys, *, top, scale, block=64):
   top: X above, None for all visible keys. Queries go through in blocks, made
   again in the backward pass: memory grows with block (X + S), not with T S.
   """
-  T = queries.q.shape[1]
+  B, T, H, _ = queries.q.shape
+  if T == 0:
+    o = jnp.zeros((B, 0, H, keys.v.shape[-1]), keys.v.dtype)
+    return o, jnp.zeros((B, 0), F32)
   queries, keys = tied((queries, keys), ())  # positions among them
   C = min(block, T)
   N = -(-T // C)
