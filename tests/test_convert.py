@@ -111,7 +111,7 @@ def test_float8_goes_there_and_back_with_its_scales(float8, tmp_path):
 @pytest.mark.parametrize('float8', ['minimax_m2'], indirect=True)
 def test_a_damaged_scale_is_an_error(float8, tmp_path):
   convert.to_orbax(float8, tmp_path / 'orbax')
-  path = tmp_path / 'orbax' / convert.SCALES
+  path = tmp_path / 'orbax' / convert.BESIDE
   path.write_bytes(path.read_bytes()[:-1] + b'\x11')
   with pytest.raises(convert.ConversionError, match='from its checksum'):
     hf.load(tmp_path / 'orbax')
