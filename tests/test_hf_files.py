@@ -92,6 +92,14 @@ def test_what_is_no_index_is_one_line(index, tmp_path):
   refused(lambda: hf.load(folder), str(folder))
 
 
+def test_values_nested_to_any_depth_are_one_line(tmp_path):
+  folder = weights.write(tmp_path, 'qwen3')
+  for depth in range(700, 1000, 3):
+    deep = '[' * depth + ']' * depth
+    (folder / files.INDEX).write_text(f'{{"weight_map": {{"a": {deep}}}}}')
+    refused(lambda: hf.load(folder), files.INDEX)
+
+
 def test_files_in_subfolders_are_read(tmp_path):
   parts = ['a/model-1.safetensors', 'b/c/model-2.safetensors', 'x.safetensors']
   folder = weights.write(tmp_path, 'qwen3', files=parts)

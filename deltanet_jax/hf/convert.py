@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import pathlib
+import reprlib
 import shutil
 import sys
 import time
@@ -210,8 +211,8 @@ def read_record(folder):
   if not isinstance(record, dict) or record.get('format') != FORMAT:
     found = record.get('format') if isinstance(record, dict) else record
     raise ConfigError(
-      f'{path}: format {found!r:.100}, and this version reads {FORMAT}; convert'
-      ' the released folder again'
+      f'{path}: format {reprlib.repr(found)}, and this version reads {FORMAT};'
+      ' convert the released folder again'
     )
   for key in ('config', 'tensors', 'float8'):
     if not isinstance(record.get(key), dict):

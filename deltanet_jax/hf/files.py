@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import reprlib
 
 import ml_dtypes
 import numpy as np
@@ -49,7 +50,7 @@ class File:
         size = int.from_bytes(f.read(8), 'little')
         self.header = json.loads(f.read(size))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-      reason = ' '.join(str(error).split())
+      reason = names.line(error)
       raise ConfigError(f'{path}: cannot be read: {reason}') from error
     self.header.pop('__metadata__', None)
     self._start = 8 + size
@@ -247,8 +248,8 @@ class Recorded(Tensors):
         known = False
       if not known:
         raise ConfigError(
-          f'{where}: {name!r:.200} is {found!r:.200}; expected a file, a type'
-          ' and a shape'
+          f'{where}: {name!r:.200} is {reprlib.repr(found)}; expected a file, a'
+          ' type and a shape'
         )
       names.require(file, f'{where}: {name}')
     self._tensors = tensors

@@ -2,6 +2,7 @@
 
 import json
 import os
+import reprlib
 
 from deltanet_jax.config import ConfigError
 
@@ -16,7 +17,13 @@ def read_json(path):
   try:
     return json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError, RecursionError) as error:
-    raise ConfigError(f'{path}: {" ".join(str(error).split())}') from error
+    raise ConfigError(f'{path}: {line(error)}') from error
+
+
+def line(error):
+  """An error's text in one line: what cannot be printed is escaped."""
+  text = ' '.join(str(error).split())
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def of_folder(path):
@@ -66,8 +73,9 @@ def require(file, where):
     or not file.endswith(SUFFIX)
     or not file.isprintable()
   ):
+    shown = repr(file)[:200] if isinstance(file, str) else reprlib.repr(file)
     raise ConfigError(
-      f'{where}: file {file!r:.200}; expected a name in this folder, as'
+      f'{where}: file {shown}; expected a name in this folder, as'
       f' model-00001-of-00002{SUFFIX} or part/model{SUFFIX}'
     )
 

@@ -1,6 +1,7 @@
 """Which folders hold quantised weights? Of them FP8 in blocks alone is read."""
 
 import re
+import reprlib
 
 from deltanet_jax.config import ConfigError
 
@@ -63,16 +64,16 @@ def _find(settings, key):
 def _unread(key, found):
   """What of a quantization_config we do not read, or None."""
   if not isinstance(found, dict) or key != 'quantization_config':
-    return f'{found!r:.100}'
+    return reprlib.repr(found)
   method = found.get('quant_method', 'fp8')
   if method != 'fp8':
-    return f'quant_method {method!r:.100}'
+    return f'quant_method {reprlib.repr(method)}'
   for name, supported in _FP8.items():
     value = found.get(name, supported[0])
     if value not in supported:
-      return f'{name} {value!r:.100}'
+      return f'{name} {reprlib.repr(value)}'
   if 'quant_method' not in found:
     more = [name for name in found if name not in (*_FP8, *_FREE)]
     if more:
-      return f'{more[0]} {found[more[0]]!r:.100}'
+      return f'{more[0]} {reprlib.repr(found[more[0]])}'
   return None
