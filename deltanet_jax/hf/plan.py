@@ -78,7 +78,8 @@ def _closer(rules, others, found):
       ours = [rule for rule in rules if weights & set(rule.ours)]
       theirs = [rule for rule in others if weights & set(rule.ours)]
       weights = weights.union(*(rule.ours for rule in (*ours, *theirs)))
-    if found(theirs) > found(ours):
+    have = found(ours)
+    if not have[0] and found(theirs) > have:
       rules = [*(rule for rule in rules if rule not in ours), *theirs]
     others = [rule for rule in others if rule not in theirs]
   return rules
