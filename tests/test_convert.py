@@ -1,6 +1,8 @@
 """Released weights go to Orbax and come back, interrupted or not."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import ml_dtypes
@@ -317,6 +319,28 @@ def test_a_conversion_that_finds_nan_leaves_nothing(there, tmp_path):
     convert.to_orbax(source, target)
   assert target.exists() == (there != 'nothing')
   assert not target.exists() or not list(target.iterdir())
+
+
+def test_what_a_user_sees_of_more_rows_and_of_nan(tmp_path):
+  def run(source, target):
+    command = [sys.executable, '-m', 'launch.convert', f'--from={source}']
+    return subprocess.run(
+      [*command, f'--to={target}'], capture_output=True, text=True
+    )
+
+  source, found = tmp_path / 'nan', weights.tensors('qwen3')
+  done = run(with_more_rows(tmp_path / 'rows'), tmp_path / 'orbax')
+  assert done.returncode == 0, done.stderr
+  said = [line for line in done.stderr.splitlines() if 'rows' in line]
+  assert len(said) == 2 and all(x.startswith('warning: ') for x in said)
+  found['model.norm.weight'][3] = np.nan
+  done = run(weights.write(source, 'qwen3', found), tmp_path / 'other')
+  assert done.returncode == 2
+  last = done.stderr.splitlines()[-1]
+  assert last.startswith(
+    f'error: {source}/model.safetensors: model.norm.weight'
+  )
+  assert not (tmp_path / 'other').exists()
 
 
 def test_a_target_that_holds_something_else_is_refused_and_left(

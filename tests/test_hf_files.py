@@ -329,3 +329,26 @@ def test_a_tensor_that_is_none_of_the_models_is_named(name, tmp_path):
   more = {name: np.ones(8, np.float32)}
   folder = weights.write(tmp_path, 'qwen3', weights.tensors('qwen3') | more)
   refused(lambda: hf.load(folder), name, '(8,)', 'model.safetensors')
+
+
+@pytest.mark.oracle
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'name', ['qwen3_moe', 'qwen3_next', 'qwen3_5_moe', 'deepseek_v3']
+)
+def test_fused_experts_are_those_that_the_classes_hold(name, tmp_path):
+  transformers = pytest.importorskip('transformers')
+  config = transformers.AutoConfig.from_pretrained(weights.FIXTURES / name)
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    weights.FIXTURES / name, config=config
+  )
+  held = {k: v.numpy() for k, v in model.state_dict().items()}
+  assert_loads(weights.write(tmp_path / 'all', name, held), name)
+  last = f'.layers.{len(model.model.layers) - 1}.'
+  apart = lambda found: {k: v for k, v in found.items() if last not in k}
+  one = lambda found: {k: v for k, v in found.items() if last in k}
+  for i, (first, second) in enumerate([(apart, one), (one, apart)]):
+    mixed = first(held) | second(weights.tensors(name))
+    assert any('gate_up_proj' in k for k in mixed)
+    assert any('.experts.0.' in k for k in mixed)
+    assert_loads(weights.write(tmp_path / str(i), name, mixed), name)

@@ -156,6 +156,9 @@ def test_nan_and_infinity_are_named_and_refused(case, tmp_path):
     refused(
       lambda d=dtype: hf.load(folder, dtype=d), where, f'{name} holds NaN'
     )
+  whose = NORM if name == NORM else QUERY
+  checked = lambda: files.Folder(folder).checked(whose)  # as a conversion does
+  refused(checked, where, f'{name} holds NaN')
 
 
 def test_the_largest_finite_values_are_loaded(tmp_path):
@@ -167,6 +170,8 @@ def test_the_largest_finite_values_are_loaded(tmp_path):
   more = with_value(448, FLOAT8, ONE * 2.0**119)  # 1.75 * 2^127
   _, params = hf.load(changed(tmp_path / 'b', more=more))
   assert query(params)[7, 9] == np.float32(1.75 * 2.0**127)
+  kept = files.Folder(tmp_path / 'b').checked(QUERY)
+  assert kept.dtype == FLOAT8 and kept[7, 9] == 448
 
 
 @pytest.mark.parametrize(
@@ -240,6 +245,29 @@ def test_each_of_stacked_matrices_has_blocks_of_its_own(tmp_path):
     wanted[e, i, j] = np.ldexp(float(small[e, i, j]), at)
   read = files.Folder(tmp_path).read('e')
   np.testing.assert_array_equal(read, wanted)
+
+
+@pytest.mark.oracle
+@pytest.mark.slow
+@pytest.mark.parametrize('shape', [(200, 300), (3, 200, 300)])
+def test_blocks_with_exponents_are_those_of_transformers(shape, tmp_path):
+  torch = pytest.importorskip('torch')
+  fp8 = pytest.importorskip('transformers.integrations.finegrained_fp8')
+  noise = np.random.default_rng(0)
+  small = noise.normal(size=shape).astype(FLOAT8)
+  exponents = noise.integers(100, 150, (*shape[:-2], 2, 3), np.uint8)
+  weights.write_file(
+    tmp_path / 'model.safetensors',
+    {'w': small, 'w_scale_inv': exponents.view(E8M0)},
+  )
+  wanted = fp8._dequantize_fp8_weight(
+    torch.from_numpy(small.view(np.uint8)).view(torch.float8_e4m3fn),
+    torch.from_numpy(exponents).view(torch.float8_e8m0fnu),
+    (128, 128),
+    torch.float32,
+  )
+  found = files.Folder(tmp_path).read('w')
+  np.testing.assert_array_equal(found, wanted.numpy())
 
 
 BAD_SCALES = {

@@ -63,7 +63,7 @@ def matched(source, family, cfg, shapes):
   source: `files.Tensors`
 
   A folder may have more rows of embeddings than its config.json has ids: they
-  are dropped, which a warning says.
+  are not used, which a warning says.
 
   Raises:
     ConfigError: a tensor is missing, unknown or of another shape or type.
@@ -102,7 +102,7 @@ def _require_shape(source, entry):
     )
   warnings.warn(
     f'{source.where(entry.name)} has {found[0]} rows; those from {wanted[0]} on'
-    ' are beyond the vocab_size of config.json and left out',
+    ' are beyond the vocab_size of config.json and not used',
     stacklevel=4,
   )
 
