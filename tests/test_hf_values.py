@@ -370,6 +370,8 @@ def test_quantised_folders_are_refused_as_such_by_every_reader(case, tmp_path):
 @pytest.mark.parametrize('value', [
   None, {}, {'quant_method': 'fp8', 'weight_block_size': [128, 128],
              'fmt': 'e4m3', 'activation_scheme': 'dynamic'}, UE8M0,
+  {'quant_method': 'fp8', 'dequantize': False,
+   'modules_to_not_convert': ['lm_head']},
 ])  # fmt: skip
 def test_blocks_of_fp8_are_no_quantised_weights_to_refuse(value, tmp_path):
   hf.load(changed(tmp_path, quantization_config=value))

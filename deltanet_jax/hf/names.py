@@ -2,7 +2,6 @@
 
 import json
 import os
-import reprlib
 
 from deltanet_jax.config import ConfigError
 
@@ -73,9 +72,8 @@ def require(file, where):
     or not file.endswith(SUFFIX)
     or not file.isprintable()
   ):
-    shown = repr(file)[:200] if isinstance(file, str) else reprlib.repr(file)
     raise ConfigError(
-      f'{where}: file {shown}; expected a name in this folder, as'
+      f'{where}: file {file!r:.200}; expected a name in this folder, as'
       f' model-00001-of-00002{SUFFIX} or part/model{SUFFIX}'
     )
 
