@@ -383,6 +383,8 @@ def test_what_would_be_mixed_with_other_weights_is_refused(orbax, tmp_path):
   outside = tmp_path / 'outside'
   outside.mkdir()
   tried('link', lambda at: (at / 'a').symlink_to(outside))
+  for name in ('config.json.tmp', files.INDEX, '2.safetensors.part.tmp'):
+    tried(name, lambda at, x=name: (at / x).symlink_to(outside / 'file'))
   assert not list(outside.iterdir())
 
 

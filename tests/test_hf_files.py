@@ -308,6 +308,20 @@ def test_a_further_token_is_found_under_a_prefix(name, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+@pytest.mark.slow
+def test_the_head_of_a_further_token_may_be_the_embedding(tmp_path):
+  found = further_of_deepseek()
+  table = found['model.embed_tokens.weight']
+  del found['lm_head.weight']
+  at = 'model.layers.3.shared_head.head.weight'
+  tied = {'tie_word_embeddings': True}
+  folder = weights.write(tmp_path, 'deepseek_v3', found | {at: table}, **tied)
+  model, _ = hf.load(folder)
+  assert model.cfg.tied and model.cfg.mtp is not None
+  weights.write(folder, 'deepseek_v3', found, **tied)
+  refused(lambda: hf.load(folder), f'{at} differs from the model.embed_tokens')
+
+
 def test_what_is_missing_is_named_as_the_folder_would_have_it(tmp_path):
   found = weights.tensors('qwen3')
   moved = {

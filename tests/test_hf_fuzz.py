@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from deltanet_jax import hf, sharding
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import names
+from deltanet_jax.hf import files, names
 from tests import weights
 
 BYTES = (weights.FIXTURES / 'qwen3' / 'model.safetensors').read_bytes()
@@ -165,3 +165,27 @@ def test_a_file_of_any_bytes_is_read_or_refused(data):
   most = data.draw(st.sampled_from([8, 8 + SIZE, len(BYTES)]))
   found = spoilt(data.draw, BYTES, most)
   outcome(lambda folder: (folder / 'model.safetensors').write_bytes(found))
+
+
+@FEW
+@given(
+  st.dictionaries(
+    st.text(max_size=5),
+    JSON
+    | st.tuples(
+      PATHS | JSON,
+      st.sampled_from(['float32', 'uint8', 'int32', 'f4', 'f4,(', '']) | JSON,
+      st.lists(st.integers(-1, 3), max_size=2) | JSON,
+    ).map(list),
+    max_size=2,
+  )
+)
+def test_tensors_that_a_file_recorded_are_taken_or_refused(found):
+  try:
+    source = files.Recorded(found, {}, '/gone', 'converted.json')
+  except ConfigError as error:
+    assert str(error).isprintable() and 'converted.json' in str(error)
+    return
+  for name, file in source.names.items():
+    assert (source.path / file).resolve().is_relative_to('/gone')
+    assert source.dtype(name).itemsize * sum(source.shape(name)) >= 0

@@ -239,14 +239,11 @@ class Recorded(Tensors):
 
   def __init__(self, tensors, settings, path, where):
     self.path, self.settings = pathlib.Path(path), settings
+    kinds = [dtype.name for dtype in NAMES]
     for name, found in tensors.items():
-      try:
-        file, dtype, shape = found
-        size = math.prod(map(int, shape)) * np.dtype(dtype).itemsize
-        known = np.dtype(dtype) in NAMES and size >= 0 and name.isprintable()
-      except (TypeError, ValueError):
-        known = False
-      if not known:
+      file, dtype, shape = found if _is_list(found, 3) else (None, None, None)
+      whole = _is_list(shape) and all(type(n) is int and n >= 0 for n in shape)
+      if not (whole and dtype in kinds and name.isprintable()):
         raise ConfigError(
           f'{where}: {name!r:.200} is {reprlib.repr(found)}; expected a file, a'
           ' type and a shape'
@@ -260,6 +257,10 @@ class Recorded(Tensors):
 
   def dtype(self, name):
     return np.dtype(self._tensors[name][1])
+
+
+def _is_list(found, count=None):
+  return isinstance(found, list) and count in (None, len(found))
 
 
 def _no_type(where, found):
@@ -318,17 +319,16 @@ def held(folder, wanted, settings):
   settings: the config.json that it will have
 
   Raises:
-    ConfigError: it has other files of weights or another config.json, or a
-      linked folder of it leads out.
+    ConfigError: it has other files of weights, another config.json, or links.
   """
   if folder.exists() and not folder.is_dir():
     raise ConfigError(f'{folder} is a file; give a folder')
-  for file in wanted:
-    names.place(folder, file)
   found = {path.relative_to(folder) for path in folder.rglob('*.safetensors')}
   found = {path.as_posix() for path in found}
   others = [folder / file for file in sorted(found - set(wanted))]
-  if (folder / INDEX).exists() and len(wanted) == 1:
+  # what is written through a link is written elsewhere
+  others += [path for path in folder.rglob('*') if path.is_symlink()]
+  if (folder / INDEX).exists() and len(wanted) < 2:
     others.append(folder / INDEX)
   config = folder / 'config.json'
   if config.exists() and names.read_json(config) != settings:

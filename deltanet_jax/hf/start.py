@@ -254,11 +254,11 @@ def release(workdir, target):
   """Writes a run's newest parameters as released weights, with its tokenizer.
 
   A run that began with released weights gives their names, files, types and
-  config.json again (float8 becomes bfloat16); any other one those of the first
-  family that fits it.
+  config.json again (float8 becomes bfloat16, rows of embeddings beyond the
+  vocabulary are left out); any other one those of the first family that fits.
 
   Raises:
-    ConfigError: no family describes the model.
+    ConfigError: no family describes the model, or `target` holds another.
     CheckpointError: no checkpoint is whole.
   """
   from deltanet_jax import hf
@@ -271,13 +271,14 @@ def release(workdir, target):
     raise ConfigError(f'{target} holds a model; give another folder')
   like = None if begun is None else begun.released
   if like is None:
-    family = families.of(model.cfg).name
+    family, wanted = families.of(model.cfg).name, ()
   else:
     source = _Released(
       like['tensors'], like['config'], begun.name, workdir.start
     )
     entries = _entries(source, like, model)
-    files.held(target, {source.names[entry.name] for entry in entries}, None)
+    wanted = {source.names[entry.name] for entry in entries}
+  files.held(target, wanted, None)
   params = generate.load_params(workdir, model.cfg)
   target.mkdir(parents=True, exist_ok=True)
   for path in sorted(workdir.text.glob('*')):
