@@ -333,8 +333,10 @@ QUANTISED = {
     {'quantization_config': {'quant_method': 'modelopt', 'quant_algo': 'FP4'}},
     {},
   ),
-  'mxfp4': ({'text_config': {'quantization_config': {'quant_method': 'mxfp4'}}},
-            {}),
+  'mxfp4': (
+    {'text_config': weights.settings('qwen3') | {
+      'quantization_config': {'quant_method': 'mxfp4'}}}, {},
+  ),
   'bits': ({'quantization': {'group_size': 64, 'bits': 4}}, {}),  # MLX
   'group_size': ({'quantization_config': {'group_size': 64, 'bits': 4}}, {}),
   'weight_block_size': (

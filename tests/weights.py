@@ -30,6 +30,11 @@ def tensors(name, part='model'):
   return load_file(FIXTURES / name / f'{part}.safetensors')
 
 
+def settings(name):
+  """The config.json of a fixture, in the released keys."""
+  return json.loads((FIXTURES / name / 'config.released.json').read_text())
+
+
 def write_file(path, found):
   """A safetensors file, written without the package."""
   header, blobs, at = {}, [], 0
@@ -50,16 +55,16 @@ def packed(header, data):
   return len(header).to_bytes(8, 'little') + header + data
 
 
-def write(folder, name, found=None, files=None, **settings):
+def write(folder, name, found=None, files=None, **more):
   """A folder of a fixture's family.
 
   found: its tensors, the fixture's own unless given   files: of each tensor in
-  turn, of an index; one file without   settings: more of config.json
+  turn, of an index; one file without   more: of config.json
   """
   found = tensors(name) if found is None else found
   folder.mkdir(parents=True, exist_ok=True)
-  text = (FIXTURES / name / 'config.released.json').read_text()
-  (folder / 'config.json').write_text(json.dumps(json.loads(text) | settings))
+  config = json.dumps(settings(name) | more)
+  (folder / 'config.json').write_text(config)
   if files is None:
     write_file(folder / 'model.safetensors', found)
     return folder
