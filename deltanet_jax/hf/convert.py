@@ -27,15 +27,7 @@ import numpy as np
 
 from deltanet_jax import sharding
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import (
-  families,
-  files,
-  keys,
-  names,
-  pieces,
-  plan,
-  store,
-)
+from deltanet_jax.hf import families, files, keys, names, pieces, plan, store
 from deltanet_jax.hf.pieces import ConversionError
 from deltanet_jax.model import HybridLM
 from deltanet_jax.workdir import write
