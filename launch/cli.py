@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import warnings
 
 from absl import app, flags, logging
 
@@ -16,6 +17,7 @@ def run(main, take=lambda argv: (None, argv)):
   take: argv -> (what it took, the other arguments), before absl reads them.
   """
   argv = sys.argv
+  warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
   if {'--help', '-help', '-h', '--helpfull'} & set(argv):
     print(sys.modules['__main__'].__doc__)
     print(FLAGS.main_module_help())

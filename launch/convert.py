@@ -8,7 +8,9 @@ Hugging Face hub, a folder that this command made, or the --workdir of a
 training run, whose newest checkpoint is written as released weights: under the
 names of those it began with, if it did. Memory stays at a few weights of one
 layer (for a training run: the whole model). Started again, it goes on where it
-was stopped; every piece is read back and compared.
+was stopped; every piece is read back and compared. Nothing is written outside
+--to, which must hold nothing else; released weights that have no config.json
+there are not finished.
 
 Exit status: 0 done; 1 what was written does not read back; 2 bad input.
 """
@@ -47,7 +49,7 @@ def main(taken):
     print(f'error: {error}', file=sys.stderr)
     return 1
   except OSError as error:
-    raise ConfigError(f'{error.filename}: {error.strerror}') from error
+    raise ConfigError(str(error)) from error
   return 0
 
 

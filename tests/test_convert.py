@@ -1,8 +1,11 @@
 """Released weights go to Orbax and come back, interrupted or not."""
 
 import json
+import subprocess
+import sys
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -11,6 +14,7 @@ from deltanet_jax import hf, sharding
 from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import MeshConfig
 from deltanet_jax.hf import convert, files, pieces, store
+from tests import weights
 from tests.parity import FIXTURES, quantise
 
 pytestmark = pytest.mark.slow
@@ -111,7 +115,7 @@ def test_float8_goes_there_and_back_with_its_scales(float8, tmp_path):
 @pytest.mark.parametrize('float8', ['minimax_m2'], indirect=True)
 def test_a_damaged_scale_is_an_error(float8, tmp_path):
   convert.to_orbax(float8, tmp_path / 'orbax')
-  path = tmp_path / 'orbax' / convert.SCALES
+  path = tmp_path / 'orbax' / convert.BESIDE
   path.write_bytes(path.read_bytes()[:-1] + b'\x11')
   with pytest.raises(convert.ConversionError, match='from its checksum'):
     hf.load(tmp_path / 'orbax')
@@ -217,3 +221,190 @@ def test_progress_shows_rate_and_time_left(monkeypatch, capsys):
   assert 'converted 2.50 of 4.00 GB, 50 MB/s, 0.5 minutes left' in shown
   progress.add(1_500_000_000)
   assert 'converted 4.00 of 4.00 GB, 100 MB/s, 0.0' in capsys.readouterr().err
+
+
+EMBED = 'model.embed_tokens.weight'
+
+
+def with_subfolders(folder):
+  parts = ['a/model-1.safetensors', 'b/c/model-2.safetensors', 'x.safetensors']
+  return weights.write(folder, 'qwen3', files=parts)
+
+
+def with_more_rows(folder):
+  found = weights.tensors('qwen3')
+  rows = np.arange(96, dtype=np.float32).reshape(3, 32)
+  found[EMBED] = np.concatenate([found[EMBED], rows])
+  found['lm_head.weight'] = np.concatenate([found[EMBED][:64], rows[:1]])
+  return weights.write(folder, 'qwen3', found)
+
+
+def with_a_prefix_and_two_layouts(folder):
+  found = weights.tensors('qwen3_moe')
+  at = 'model.layers.1.mlp.experts.'
+  take = lambda part: [found.pop(f'{at}{e}.{part}.weight') for e in range(4)]
+  gate, up = take('gate_proj'), take('up_proj')
+  found[f'{at}gate_up_proj'] = np.concatenate([gate, up], axis=1)
+  moved = {f'language_model.{name}': x for name, x in found.items()}
+  return weights.write(folder, 'qwen3_moe', moved)
+
+
+def with_exponents(stored):
+  def make(folder):
+    found = quantise(weights.tensors('deepseek_v3'))
+    noise = np.random.default_rng(0)
+    for name in [name for name in found if name.endswith('_scale_inv')]:
+      found[name] = noise.integers(110, 130, found[name].shape, np.uint8).view(
+        stored
+      )
+    config = {'quant_method': 'fp8', 'scale_fmt': 'ue8m0'}
+    return weights.write(
+      folder, 'deepseek_v3', found, quantization_config=config
+    )
+
+  return make
+
+
+@pytest.mark.filterwarnings('ignore:.*beyond the vocab_size')
+@pytest.mark.parametrize(
+  'make',
+  [
+    with_subfolders,
+    with_more_rows,
+    with_a_prefix_and_two_layouts,
+    with_exponents(np.uint8),
+    with_exponents(ml_dtypes.float8_e8m0fnu),
+  ],
+)
+def test_folders_as_they_are_found_come_back_as_they_were(make, tmp_path):
+  source = make(tmp_path / 'source')
+  convert.to_orbax(source, tmp_path / 'orbax')
+  convert.to_released(tmp_path / 'orbax', tmp_path / 'back')
+  assert bytes_of(tmp_path / 'back') == bytes_of(source)
+  config, found = (
+    read_json(x / 'config.json') for x in (source, tmp_path / 'back')
+  )
+  assert found == config
+  _, wanted = hf.load(source)
+  for again in ('orbax', 'back'):
+    _, params = hf.load(tmp_path / again)
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+  convert.to_released(tmp_path / 'orbax', tmp_path / 'back')  # finds all done
+
+
+def files_of(folder):
+  """{path: content} of all that is there."""
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in folder.rglob('*')
+    if path.is_file()
+  }
+
+
+@pytest.mark.parametrize('there', ['nothing', 'an empty folder'])
+def test_a_conversion_that_finds_nan_leaves_nothing(there, tmp_path):
+  found = weights.tensors('qwen3')
+  found['model.norm.weight'][3] = np.nan
+  last = 'model.layers.2.mlp.down_proj.weight'
+  source = weights.write(tmp_path / 'source', 'qwen3', found)
+  (source / 'tokenizer.json').write_text('{}')
+  target = tmp_path / 'orbax'
+  if there != 'nothing':
+    target.mkdir()
+  with pytest.raises(ConfigError, match='model.norm.weight holds NaN'):
+    convert.to_orbax(source, target)
+  found['model.norm.weight'][3], found[last][0, 0] = 1, np.inf
+  weights.write(source, 'qwen3', found)
+  with pytest.raises(ConfigError, match=f'{last} holds NaN'):
+    convert.to_orbax(source, target)
+  assert target.exists() == (there != 'nothing')
+  assert not target.exists() or not list(target.iterdir())
+
+
+def test_what_a_user_sees_of_more_rows_and_of_nan(tmp_path):
+  def run(source, target):
+    command = [sys.executable, '-m', 'launch.convert', f'--from={source}']
+    return subprocess.run(
+      [*command, f'--to={target}'], capture_output=True, text=True
+    )
+
+  source, found = tmp_path / 'nan', weights.tensors('qwen3')
+  done = run(with_more_rows(tmp_path / 'rows'), tmp_path / 'orbax')
+  assert done.returncode == 0, done.stderr
+  said = [line for line in done.stderr.splitlines() if 'rows' in line]
+  assert len(said) == 2 and all(x.startswith('warning: ') for x in said)
+  found['model.norm.weight'][3] = np.nan
+  done = run(weights.write(source, 'qwen3', found), tmp_path / 'other')
+  assert done.returncode == 2
+  last = done.stderr.splitlines()[-1]
+  assert last.startswith(
+    f'error: {source}/model.safetensors: model.norm.weight'
+  )
+  assert not (tmp_path / 'other').exists()
+
+
+def test_a_target_that_holds_something_else_is_refused_and_left(
+  source, tmp_path
+):
+  target = tmp_path / 'orbax'
+  target.mkdir()
+  (target / 'notes.txt').write_text('mine')
+  with pytest.raises(ConfigError, match='holds something else'):
+    convert.to_orbax(source, target)
+  assert files_of(target) == {'notes.txt': b'mine'}
+
+
+@pytest.fixture
+def orbax(tmp_path):
+  source = weights.write(
+    tmp_path / 'source', 'qwen3', files=['a/1.safetensors', '2.safetensors']
+  )
+  convert.to_orbax(source, tmp_path / 'orbax')
+  return tmp_path / 'orbax'
+
+
+def test_what_would_be_mixed_with_other_weights_is_refused(orbax, tmp_path):
+  def tried(name, make):
+    target = tmp_path / name
+    target.mkdir()
+    make(target)
+    before = files_of(target)
+    with pytest.raises(ConfigError) as caught:
+      convert.to_released(orbax, target)
+    assert '\n' not in str(caught.value) and str(target) in str(caught.value)
+    assert files_of(target) == before
+
+  other = {'x': np.zeros(3, np.float32)}
+  write_to = lambda name: lambda at: weights.write_file(at / name, other)
+  tried('one', write_to('model.safetensors'))
+  tried('same', write_to('2.safetensors'))
+  tried('below', write_to('a/1.safetensors'))
+  tried('config', lambda at: (at / 'config.json').write_text('{"a": 1}'))
+  outside = tmp_path / 'outside'
+  outside.mkdir()
+  tried('link', lambda at: (at / 'a').symlink_to(outside))
+  for name in ('config.json.tmp', files.INDEX, '2.safetensors.part.tmp'):
+    tried(name, lambda at, x=name: (at / x).symlink_to(outside / 'file'))
+  assert not list(outside.iterdir())
+
+
+def test_an_unfinished_or_damaged_conversion_gives_no_finished_folder(
+  orbax, tmp_path
+):
+  path = orbax / pieces.SUMS
+  lines = path.read_text().splitlines()
+  path.write_text('\n'.join(lines[:-1]))
+  with pytest.raises(ConfigError, match='is not finished'):
+    convert.to_released(orbax, tmp_path / 'back')
+  assert not (tmp_path / 'back').exists()
+  name, crc = json.loads(lines[-1])
+  path.write_text('\n'.join([*lines[:-1], json.dumps([name, crc + 1])]))
+  with pytest.raises(convert.ConversionError, match='from its checksum'):
+    convert.to_released(orbax, tmp_path / 'back')
+  left = files_of(tmp_path / 'back')
+  assert all(file.endswith('.safetensors') for file in left)
+  with pytest.raises(ConfigError, match='config.json: no such file'):
+    hf.load(tmp_path / 'back')
+  path.write_text('\n'.join(lines))
+  convert.to_released(orbax, tmp_path / 'back')
+  assert bytes_of(tmp_path / 'back') == bytes_of(tmp_path / 'source')

@@ -299,6 +299,34 @@ def test_the_result_is_released_under_the_same_names(tuned, tmp_path):
   assert start.read(str(target)).released == begun.released
 
 
+@pytest.mark.parametrize(
+  'file', ['../out.safetensors', '/out.safetensors', 'a/../../out.safetensors']
+)
+def test_a_run_is_released_inside_its_target_alone(file, texts, tmp_path):
+  begun = start.read(str(released.make('qwen3', tmp_path / 'qwen3')))
+  begun.released['tensors']['model.norm.weight'][0] = file
+  workdir, asked = Workdir(tmp_path / 'run'), experiment(begun, texts)
+  workdir.claim(asked, start.kept(begun, 'bytes'))
+  workdir.release()
+  target = tmp_path / 'a' / 'b'
+  with pytest.raises(
+    ConfigError, match='start.json: model.norm.weight'
+  ) as error:
+    start.release(workdir, target)
+  assert repr(file) in str(error.value)
+  assert not target.exists() and not list(tmp_path.rglob('out*'))
+
+
+@pytest.mark.slow
+def test_a_run_is_not_released_over_a_model(tuned, tmp_path):
+  folder, run, *_ = tuned
+  target = shutil.copytree(folder, tmp_path / 'other')
+  before = (target / 'model.safetensors').read_bytes()
+  with pytest.raises(ConfigError, match='holds a model; give another'):
+    start.release(Workdir(run), target)
+  assert (target / 'model.safetensors').read_bytes() == before
+
+
 @pytest.mark.slow
 def test_a_run_can_begin_with_a_run_or_a_converted_folder(
   tuned, texts, tmp_path

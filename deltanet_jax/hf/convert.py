@@ -6,7 +6,8 @@ A converted folder holds
                        type and shape of every released tensor
   pieces/NAME/         an Orbax checkpoint for each of `pieces`
   sums.jsonl           the CRC-32 of every finished piece and scale
-  scales.safetensors   the scales of float8 weights, which stay float8
+  scales.safetensors   the scales of float8 weights, which stay float8, and
+                       rows of embeddings beyond the vocabulary
 
 Memory holds a few copies of the largest released tensor, whatever the model's
 size. What is finished is not done again when a killed conversion is started
@@ -17,6 +18,7 @@ import json
 import logging
 import math
 import pathlib
+import reprlib
 import shutil
 import sys
 import time
@@ -25,12 +27,12 @@ import numpy as np
 
 from deltanet_jax import sharding
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import families, files, keys, pieces, plan, store
+from deltanet_jax.hf import families, files, keys, names, pieces, plan, store
 from deltanet_jax.hf.pieces import ConversionError
 from deltanet_jax.model import HybridLM
 from deltanet_jax.workdir import write
 
-RECORD, SCALES = 'converted.json', 'scales.safetensors'
+RECORD, BESIDE = 'converted.json', 'scales.safetensors'
 FORMAT = 2
 
 
@@ -38,7 +40,8 @@ def to_orbax(source, target):
   """Converts a released folder.
 
   Raises:
-    ConfigError: as `store.load`, or `target` holds another conversion.
+    ConfigError: as `store.load`, or `target` holds something else. Nothing is
+      left of a conversion that began with this call.
     ConversionError: a piece does not read back as it was written.
   """
   logging.getLogger('absl').setLevel(logging.ERROR)
@@ -47,7 +50,30 @@ def to_orbax(source, target):
   cfg = families.with_mtp(family, cfg, folder.names)
   shapes = sharding.abstract_params(HybridLM(cfg))
   entries, copies = store.matched(folder, family, cfg, shapes)
-  _claim(target, _record(family, source, folder, [*entries, *copies]))
+  store.require_copies(folder, entries, copies)
+  record = _record(family, source, folder, [*entries, *copies])
+  was_there, begun = target.exists(), is_converted(target)
+  _claim(target, record)
+  try:
+    _write_pieces(folder, entries, shapes, target)
+    _keep_beside(folder, [*entries, *copies], target)
+  except ConfigError:
+    if not begun:
+      _clear(target)
+      if not was_there:
+        target.rmdir()
+    raise
+
+
+def _clear(folder):
+  for path in folder.iterdir():
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      path.unlink()
+
+
+def _write_pieces(folder, entries, shapes, target):
   weights = {path: leaf.shape for path, leaf in plan.leaves(shapes)}
   places = {
     entry.name: [pieces.place(slot, weights[slot.path]) for slot in entry.slots]
@@ -64,42 +90,58 @@ def to_orbax(source, target):
       progress.skip(size(entry))
       continue
     shapes_of = [slot.shape for slot in entry.slots]
-    parts = entry.layout.split(folder.raw(entry.name), shapes_of)
+    tensor = folder.checked(entry.name)[: entry.shape[0]]
+    parts = entry.layout.split(tensor, shapes_of)
+    del tensor
     while parts:  # given away one by one, so that each is freed when written
       writer.add(found[-len(parts)], parts.pop(0))
     progress.add(size(entry))
   progress.end()
-  _keep_scales(folder, [*entries, *copies], target)
 
 
-def _keep_scales(folder, entries, target):
-  scales = [folder.scale_of(entry.name) for entry in entries]
-  scales = list(filter(None, scales))
-  if not scales or set(scales) <= pieces.sums(target).keys():
+def _keep_beside(folder, entries, target):
+  """Writes what has no place in the pieces: scales, and the rows of embeddings
+  that are beyond the vocabulary, as a tensor of the same name."""
+  kept = {}
+  for entry in entries:
+    if scale := folder.scale_of(entry.name):
+      kept[scale] = folder.dtype(scale), folder.shape(scale)
+    if more := store.surplus(folder, entry):
+      kept[entry.name] = folder.dtype(entry.name), (more, *entry.shape[1:])
+  if not kept or kept.keys() <= pieces.sums(target).keys():
     return
-  described = {
-    name: (folder.dtype(name), folder.shape(name)) for name in scales
-  }
-  tensors = map(folder.raw, scales)
-  for name, crc in _write_checked(target / SCALES, described, tensors):
+  # of a scale these are all rows
+  tensors = (folder.raw(name)[-shape[0] :] for name, (_, shape) in kept.items())
+  for name, crc in _write_checked(target / BESIDE, kept, tensors):
     pieces.note(target, name, crc)
 
 
 def to_released(source, target):
   """Converts a converted folder back: the same names, files, types, values.
 
+  A file of the target that holds what it should stays; config.json is written
+  last, so that an unfinished folder has none.
+
   Raises:
-    ConfigError: no converted folder, or a piece is missing in it.
+    ConfigError: no converted folder, or one that is not finished, or `target`
+      holds other weights; nothing is written then.
     ConversionError: a piece or a file is damaged.
   """
   converted, target = Converted(source), pathlib.Path(target)
   groups = {}
   for name, file in converted.names.items():
     groups.setdefault(file, []).append(name)
+  settings = converted.record['config']
+  held = files.held(target, groups, settings)
+  for file in held:
+    if not _holds(target / file, converted, groups[file]):
+      raise ConfigError(
+        f'{target / file} holds other weights; give another --to'
+      )
   target.mkdir(parents=True, exist_ok=True)
   progress = Progress(sum(map(converted.size, converted.names)))
   for file, group in sorted(groups.items()):
-    if (target / file).is_file():
+    if file in held:
       progress.skip(sum(map(converted.size, group)))
       continue
     described = {
@@ -113,9 +155,22 @@ def to_released(source, target):
   files.write_index(
     target, [groups[file] for file in sorted(groups)], sorted(groups), total
   )
-  text = json.dumps(converted.record['config'], indent=2) + '\n'
-  write(target / 'config.json', text)
   _copy_text(source, target)
+  text = json.dumps(settings, indent=2) + '\n'
+  write(target / 'config.json', text)
+
+
+def _holds(path, converted, group):
+  """Whether a file holds these tensors with the values of a conversion."""
+  found = files.File(path)
+  if found.header.keys() != set(group):
+    return False
+  same = lambda name: (
+    found.header[name]['dtype'] == files.NAMES[converted.dtype(name)]
+    and tuple(found.header[name]['shape']) == converted.shape(name)
+    and pieces.crc(found.read(name)) == pieces.crc(converted.raw(name))
+  )
+  return all(map(same, group))
 
 
 def _counted(converted, group, progress):
@@ -144,68 +199,82 @@ def read_record(folder):
   path = pathlib.Path(folder) / RECORD
   if not path.is_file():
     raise ConfigError(f'{path}: no such file; give a converted folder')
-  record = json.loads(path.read_text())
-  if record.get('format') != FORMAT:
+  record = names.read_json(path)
+  if not isinstance(record, dict) or record.get('format') != FORMAT:
+    found = record.get('format') if isinstance(record, dict) else record
     raise ConfigError(
-      f'{path}: format {record.get("format")}, and this version reads {FORMAT};'
+      f'{path}: format {reprlib.repr(found)}, and this version reads {FORMAT};'
       ' convert the released folder again'
     )
+  for key in ('config', 'tensors', 'float8'):
+    if not isinstance(record.get(key), dict):
+      raise ConfigError(f'{path}: {key} is no object; convert again')
   return record
 
 
-class Converted(files.Tensors):
+class Converted(files.Recorded):
   """The released tensors that a converted folder holds.
 
   Raises:
-    ConfigError: it is none.
+    ConfigError: it is none, or the conversion is not finished.
   """
 
   def __init__(self, folder):
     self.record = read_record(folder)
-    self.path = pathlib.Path(folder)
-    self._tensors = self.record['tensors'] | self.record['float8']
-    self.names = {name: found[0] for name, found in self._tensors.items()}
+    where = pathlib.Path(folder) / RECORD
+    tensors = self.record['tensors'] | self.record['float8']
+    super().__init__(tensors, self.record['config'], folder, where)
     self.family = families.named(self.record['family'])
-    cfg = self.family.read(keys.Keys(self.record['config'], RECORD))
+    cfg = self.family.read(keys.Keys(self.record['config'], str(where)))
     self.cfg = families.with_mtp(self.family, cfg, self.names)
     shapes = sharding.abstract_params(HybridLM(self.cfg))
     self.own, copies = store.matched(self, self.family, self.cfg, shapes)
     self._entries = {entry.name: entry for entry in [*self.own, *copies]}
     self._weights = {path: leaf.shape for path, leaf in plan.leaves(shapes)}
     self._pieces = pieces.Reader(folder)
-    self._scales = None
+    self._require_whole()
 
-  def shape(self, name):
-    return tuple(self._tensors[name][2])
-
-  def dtype(self, name):
-    return np.dtype(self._tensors[name][1])
+  def _require_whole(self):
+    wanted = {
+      self._place(slot).piece for entry in self.own for slot in entry.slots
+    }
+    beside = [name for name in self.names if name not in self._entries]
+    beside += [n for n, e in self._entries.items() if store.surplus(self, e)]
+    missing = wanted.union(beside) - self._pieces.sums.keys()
+    if missing:
+      raise ConfigError(
+        f'{self.path}: {min(missing)} is not finished; run the conversion again'
+      )
 
   def size(self, name):
     return math.prod(self.shape(name)) * self.dtype(name).itemsize
 
   def raw(self, name):
     """Raises:
-    ConfigError: the conversion is not finished.
     ConversionError: a piece is damaged.
     """
-    if name in self._entries:
-      entry = self._entries[name]
-      return entry.layout.join([self._part(slot) for slot in entry.slots])
-    path = self.path / SCALES
-    if not path.is_file():
-      raise ConfigError(f'{path} is not there; run the conversion again')
-    if self._scales is None:
-      self._scales = files.File(path), pieces.sums(self.path)
-    file, sums = self._scales
-    scale = file.read(name)
-    if pieces.crc(scale) != sums.get(name):
-      raise ConversionError(f'{path}: {name} differs from its checksum')
-    return scale
+    if name not in self._entries:
+      return self._beside(name)
+    entry = self._entries[name]
+    parts = [
+      self._pieces.read(place.piece)[place.index]
+      for place in map(self._place, entry.slots)
+    ]
+    # a tensor that only repeats another may be of another type
+    found = entry.layout.join(parts).astype(self.dtype(name), copy=False)
+    if store.surplus(self, entry):
+      found = np.concatenate([found, self._beside(name)])
+    return found
 
-  def _part(self, slot):
-    place = pieces.place(slot, self._weights[slot.path])
-    return self._pieces.read(place.piece)[place.index]
+  def _beside(self, name):
+    path = self.path / BESIDE
+    found = files.File(path).read(name)
+    if pieces.crc(found) != self._pieces.sums[name]:
+      raise ConversionError(f'{path}: {name} differs from its checksum')
+    return found
+
+  def _place(self, slot):
+    return pieces.place(slot, self._weights[slot.path])
 
 
 def _record(family, source, folder, entries):
@@ -237,15 +306,22 @@ def _record(family, source, folder, entries):
 def _claim(target, record):
   """Starts a conversion, or goes on with the same one."""
   text = json.dumps(record, indent=1) + '\n'
-  if is_converted(target):
-    if (target / RECORD).read_text() != text:
-      raise ConfigError(
-        f'{target} holds the conversion of another folder; give another --to'
-      )
-    return
-  (target / pieces.FOLDER).mkdir(parents=True, exist_ok=True)
+  if not is_converted(target):
+    if target.exists() and not (target.is_dir() and _is_empty(target)):
+      raise ConfigError(f'{target} holds something else; give another --to')
+    target.mkdir(parents=True, exist_ok=True)
+    write(target / RECORD, text)
+  elif (target / RECORD).read_text() != text:
+    raise ConfigError(
+      f'{target} holds the conversion of another folder; give another --to'
+    )
+  (target / pieces.FOLDER).mkdir(exist_ok=True)
   _copy_text(record['source'], target)
-  write(target / RECORD, text)
+
+
+def _is_empty(folder):
+  """But for what a killed `write` leaves."""
+  return all(path.suffix == '.tmp' for path in folder.iterdir())
 
 
 def _copy_text(source, target):
@@ -269,12 +345,15 @@ def _write_checked(path, described, tensors):
       yield tensor
 
   part = path.with_name(path.name + '.part')
-  files.write_file(part, described, summed())
-  written = files.File(part)
-  for name, wanted in sums.items():
-    if pieces.crc(written.read(name)) != wanted:
-      raise ConversionError(f'{part}: {name} does not read back as written')
-  part.replace(path)
+  try:
+    files.write_file(part, described, summed())
+    written = files.File(part)
+    for name, wanted in sums.items():
+      if pieces.crc(written.read(name)) != wanted:
+        raise ConversionError(f'{part}: {name} does not read back as written')
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
   return sums.items()
 
 

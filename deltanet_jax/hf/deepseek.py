@@ -152,9 +152,10 @@ def _mtp(layer_rules):
     )
 
   def copies(cfg):
+    head = ('backbone.embed',) if cfg.tied else ('head.w', Linear())
     return (
       rule(f'{at(cfg)}embed_tokens.weight', 'backbone.embed'),
-      rule(f'{at(cfg)}shared_head.head.weight', 'head.w', Linear()),
+      rule(f'{at(cfg)}shared_head.head.weight', *head),
     )
 
   return Mtp(

@@ -13,6 +13,7 @@ from deltanet_jax.hf import (
   qwen3,
   qwen3_next,
 )
+from deltanet_jax.hf.spelling import Spelling
 
 FAMILIES = (
   qwen3.DENSE,
@@ -62,7 +63,9 @@ def read(folder):
 
 def with_mtp(family, cfg, names):
   """cfg with its multi-token prediction when the tensors' names have it."""
-  if family.mtp is None or family.mtp.marker(cfg) not in names:
+  if family.mtp is None:
+    return cfg
+  if Spelling(family, names).find(family.mtp.marker(cfg)) is None:
     return cfg
   return dataclasses.replace(cfg, mtp=family.mtp.layer(cfg))
 

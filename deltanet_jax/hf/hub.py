@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.hf import names as weights
 
 PREFIX = 'hub:'
 FILES = ('*.safetensors', '*.json', '*.jinja', 'merges.txt')
@@ -54,16 +55,23 @@ def _fetch(name, given):
       ' or give a folder'
     ) from error
   repository, _, revision = name.partition('@')
-  try:
-    path = huggingface_hub.snapshot_download(
+  fetch = lambda patterns, others: pathlib.Path(
+    huggingface_hub.snapshot_download(
       repository,
       revision=revision or None,
-      allow_patterns=list(FILES),
-      ignore_patterns=['*/*'],  # other formats of the same weights
+      allow_patterns=patterns,
+      ignore_patterns=others,
     )
+  )
+  try:
+    # in folders there are other formats of the same weights
+    path = fetch(list(FILES), ['*/*'])
+    more = [file for file in weights.listed(path) or () if '/' in file]
+    return fetch(more, None) if more else path
+  except ConfigError:
+    raise
   except Exception as error:  # the network, the hub, the disk: many kinds
     text = ' '.join(str(error).split()) or type(error).__name__
     raise ConfigError(
       f'{here}the hub does not give it: {text[:300]}'
     ) from error
-  return pathlib.Path(path)

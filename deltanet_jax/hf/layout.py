@@ -116,3 +116,18 @@ SAME = Same()
 def rule(name, ours, layout=SAME):
   """A Rule; `ours` are our names in one string, separated by spaces."""
   return Rule(name, tuple(ours.split()), layout)
+
+
+def stacked(rules):
+  """Rules with all experts of a layer in two tensors, as the classes of
+  transformers 5 hold them: gate_up_proj [E,2F,D] and down_proj [E,D,F]."""
+  single = [r for r in rules if '{expert}' in r.name]
+  if not single:
+    return rules
+  gate, up, down = (r.ours[0] for r in single)
+  at = single[0].name.split('{expert}')[0]
+  return (
+    *(r for r in rules if r not in single),
+    rule(f'{at}gate_up_proj', f'{gate} {up}', Linear(lead=1)),
+    rule(f'{at}down_proj', down, Linear(lead=1)),
+  )

@@ -127,27 +127,24 @@ class Reader:
 
   def __init__(self, folder, keep=3):
     self._folder = pathlib.Path(folder)
-    self._sums = sums(folder)
+    self.sums = sums(folder)
     self._orbax = ocp.StandardCheckpointer()
     self._keep = keep
     self._last = collections.OrderedDict()
 
   def read(self, name):
     """Raises:
-    ConfigError: the piece is not there.
-    ConversionError: it is damaged.
+    ConversionError: the piece is damaged.
     """
     if name in self._last:
       self._last.move_to_end(name)
       return self._last[name]
     path = (self._folder / FOLDER / name).resolve()
-    if name not in self._sums:
-      raise ConfigError(f'{path} is not finished; run the conversion again')
     try:
       array = _restore(self._orbax, path)
     except (OSError, ValueError, KeyError) as error:
       raise ConversionError(f'{path} cannot be read: {error}') from error
-    if crc(array) != self._sums[name]:
+    if crc(array) != self.sums[name]:
       raise ConversionError(f'{path} differs from its checksum')
     self._last[name] = array
     while len(self._last) > self._keep or (

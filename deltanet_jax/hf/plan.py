@@ -27,10 +27,12 @@ class Entry(NamedTuple):
     return self.layout.shape([slot.shape for slot in self.slots])
 
 
-def build(family, cfg, params, way=0):
+def build(family, cfg, params, spelling=None):
   """Every Entry of a model, in the order of its layers.
 
-  params: nested dict of anything with a shape   way: of family.layer_rules
+  params: nested dict of anything with a shape   spelling: `Spelling` of a
+  folder, whose names the entries take, and whose ways of storing each layer;
+  without it both are the released ones
 
   The entries hold every element of every weight once; otherwise the family's
   rules are wrong.
@@ -38,28 +40,60 @@ def build(family, cfg, params, way=0):
   Raises:
     ValueError: they do not.
   """
-  entries = []
   rules = family.top_rules(cfg)
   if cfg.mtp is not None:
     _require_mtp(family)
     rules = (*rules, *family.mtp.rules(cfg))
-  for rule in rules:
-    entries += _entries(rule, params, (), (), None)
+  groups = [((rules,), (), (), None)]
   for i, layer in enumerate(cfg.layers):
-    path, index = place(cfg, i)
-    for rule in family.layer_rules[way](layer):
-      entries += _entries(rule, params, path, index, i)
+    ways = [way(layer) for way in family.layer_rules]
+    groups.append((ways, *place(cfg, i), i))
+  entries = []
+  for ways, path, index, layer in groups:
+    named = lambda rules, at=(path, index, layer): [
+      entry for rule in rules for entry in _entries(rule, params, *at, spelling)
+    ]
+    rules = ways[0]
+    if spelling is not None:
+      found = lambda rules, named=named: spelling.count(
+        entry.name for entry in named(rules)
+      )
+      for other in (*ways, *map(layout.stacked, ways)):
+        rules = _closer(rules, other, found)
+    entries += named(rules)
   _require_cover(entries, params, family.name)
   return entries
 
 
-def copies(family, cfg, params):
+def _closer(rules, others, found):
+  """`rules`, but those of `others` for weights of which they find more.
+
+  found: rules -> (whether a folder has all their tensors, how many)
+  """
+  others = [rule for rule in others if rule not in rules]
+  while others:
+    weights, size = set(others[0].ours), 0
+    while len(weights) > size:  # all that rules on either side tie together
+      size = len(weights)
+      ours = [rule for rule in rules if weights & set(rule.ours)]
+      theirs = [rule for rule in others if weights & set(rule.ours)]
+      weights = weights.union(*(rule.ours for rule in (*ours, *theirs)))
+    have = found(ours)
+    if not have[0] and found(theirs) > have:
+      rules = [*(rule for rule in rules if rule not in ours), *theirs]
+    others = [rule for rule in others if rule not in theirs]
+  return rules
+
+
+def copies(family, cfg, params, spelling):
   """Entries of tensors that repeat weights which `build` already has."""
   rules = common.copies(cfg)
   if cfg.mtp is not None:
     rules += family.mtp.copies(cfg)
   return [
-    entry for rule in rules for entry in _entries(rule, params, (), (), None)
+    entry
+    for rule in rules
+    for entry in _entries(rule, params, (), (), None, spelling)
   ]
 
 
@@ -83,7 +117,7 @@ def place(cfg, i):
   return ('backbone', 'period', f'layer_{within}'), (repeat,)
 
 
-def _entries(rule, params, path, index, layer):
+def _entries(rule, params, path, index, layer, spelling):
   paths = [(*path, *name.split('.')) for name in rule.ours]
   shapes = [leaf(params, path).shape for path in paths]
   name = rule.name.replace('{layer}', str(layer))
@@ -96,8 +130,8 @@ def _entries(rule, params, path, index, layer):
       Slot(path, at, tuple(shape[len(at) :]))
       for path, shape in zip(paths, shapes, strict=True)
     )
-    number = str(expert[0]) if expert else ''
-    yield Entry(name.replace('{expert}', number), slots, rule.layout)
+    one = name.replace('{expert}', str(expert[0]) if expert else '')
+    yield Entry(spelling.expected(one) if spelling else one, slots, rule.layout)
 
 
 def leaf(params, path):

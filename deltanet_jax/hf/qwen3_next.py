@@ -3,7 +3,7 @@
 from deltanet_jax.experiment import Layer, MLPConfig, MoEConfig
 from deltanet_jax.hf import common
 from deltanet_jax.hf.common import LAYER, Family, Mtp
-from deltanet_jax.hf.layout import Conv, Linear, Same, rule
+from deltanet_jax.hf.layout import Conv, Linear, Same, rule, stacked
 from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
 
 _DELTA = f'{LAYER}linear_attn.'
@@ -175,17 +175,6 @@ def _single_experts(ffn):
   return common.moe_rules(ffn, _MLP, common.PROJECTIONS, shared='shared_expert')
 
 
-def _fused_experts(ffn):
-  """gate_up_proj [E,2F,D] and down_proj [E,D,F], as Qwen3.5 is released."""
-  others = (r for r in _single_experts(ffn) if '{expert}' not in r.name)
-  experts = f'{_MLP}experts.'
-  return (
-    *others,
-    rule(f'{experts}gate_up_proj', 'ffn.gate ffn.up', Linear(lead=1)),
-    rule(f'{experts}down_proj', 'ffn.down', Linear(lead=1)),
-  )
-
-
 def _next_rules(layer):
   return (*common.NORMS, *_next_mixer(layer.mixer), *_single_experts(layer.ffn))
 
@@ -195,7 +184,7 @@ def _dense_rules(layer):
 
 
 def _moe_rules(layer):
-  return *common.NORMS, *_mixer(layer.mixer), *_fused_experts(layer.ffn)
+  return stacked(_moe_rules_single(layer))
 
 
 def _moe_rules_single(layer):
@@ -220,8 +209,6 @@ def _mtp_rules(cfg):
 
 _MTP = Mtp(lambda cfg: 'mtp.fc.weight', _mtp_layer, _mtp_rules, lambda cfg: ())
 
-# the whole multimodal models keep their text under another name
-_INNER = ((r'^model\.', 'model.language_model.'),)
 _OTHERS = (r'mtp\..*', r'model\.visual\..*')
 
 NEXT = Family(
@@ -241,7 +228,6 @@ DENSE = Family(
   common.top_rules,
   (_dense_rules,),
   ignored=_OTHERS,
-  spellings=_INNER,
 )
 MOE = Family(
   'qwen3_5_moe',
@@ -251,5 +237,4 @@ MOE = Family(
   common.top_rules,
   (_moe_rules, _moe_rules_single),
   ignored=_OTHERS,
-  spellings=_INNER,
 )

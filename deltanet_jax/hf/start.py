@@ -17,6 +17,7 @@ from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import ModelConfig
 from deltanet_jax.hf import families, files, hub, keys
+from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.workdir import Workdir, write
 
 # what may change though the weights are given: how they are computed with
@@ -57,6 +58,9 @@ class Start(NamedTuple):
         raise ConfigError(f'{folder} has no checkpoint yet; train there first')
       return
     if (folder / 'converted.json').is_file():
+      from deltanet_jax.hf import convert
+
+      convert.Converted(folder)
       return
     from deltanet_jax import sharding
     from deltanet_jax.hf import store
@@ -116,6 +120,9 @@ def recorded(workdir):
   try:
     found = json.loads(workdir.start.read_text())
     found['model'] = config.from_json(json.dumps(found['model']))
+    if found['released'] is not None:
+      keys.Keys(found['released']['config'])
+      found['released']['family'], found['released']['tensors']
     return Start(**found)
   except (ValueError, TypeError, KeyError) as error:
     raise ConfigError(f'{workdir.start}: {error}') from error
@@ -216,14 +223,14 @@ def _record(folder):
   """What `hf.convert` keeps of a released folder, from its headers."""
   family, _ = families.read(folder)
   source = files.Folder(folder)
-  ignored = lambda name: any(re.fullmatch(p, name) for p in family.ignored)
+  needless = Spelling(family, source.names).needless
   return {
     'family': family.name,
     'config': json.loads((folder / 'config.json').read_text()),
     'tensors': {
       name: [file, source.dtype(name).name, list(source.shape(name))]
       for name, file in source.names.items()
-      if not ignored(name)
+      if not needless(name)
     },
   }
 
@@ -234,32 +241,24 @@ def _model(released, folder):
   return families.with_mtp(family, cfg, released['tensors'])
 
 
-class _Recorded(files.Tensors):
-  """The tensors of a released folder that may not be there any more."""
-
-  def __init__(self, tensors, path):
-    self.path = pathlib.Path(path)
-    self._tensors = tensors
-    self.names = {name: found[0] for name, found in tensors.items()}
-
-  def shape(self, name):
-    return tuple(self._tensors[name][2])
+class _Released(files.Recorded):
+  """The tensors that a trained model is written as."""
 
   def dtype(self, name):
-    found = np.dtype(self._tensors[name][1])
+    found = super().dtype(name)
     # values that were trained have no place in another's blocks and scales
-    return found if found.itemsize > 1 else files.DTYPES['BF16']
+    return files.WEIGHTS['BF16'] if found == files.FLOAT8 else found
 
 
 def release(workdir, target):
   """Writes a run's newest parameters as released weights, with its tokenizer.
 
   A run that began with released weights gives their names, files, types and
-  config.json again (float8 becomes bfloat16); any other one those of the first
-  family that fits it.
+  config.json again (float8 becomes bfloat16, rows of embeddings beyond the
+  vocabulary are left out); any other one those of the first family that fits.
 
   Raises:
-    ConfigError: no family describes the model.
+    ConfigError: no family describes the model, or `target` holds another.
     CheckpointError: no checkpoint is whole.
   """
   from deltanet_jax import hf
@@ -268,29 +267,44 @@ def release(workdir, target):
 
   target = pathlib.Path(target)
   model, begun = HybridLM(workdir.read().model), recorded(workdir)
-  params = generate.load_params(workdir, model.cfg)
-  if begun is None or begun.released is None:
-    hf.save(target, model, params)
+  if (target / 'config.json').exists():
+    raise ConfigError(f'{target} holds a model; give another folder')
+  like = None if begun is None else begun.released
+  if like is None:
+    family, wanted = families.of(model.cfg).name, ()
   else:
-    _write_like(begun, model, params, target)
+    source = _Released(
+      like['tensors'], like['config'], begun.name, workdir.start
+    )
+    entries = _entries(source, like, model)
+    wanted = {source.names[entry.name] for entry in entries}
+  files.held(target, wanted, None)
+  params = generate.load_params(workdir, model.cfg)
+  target.mkdir(parents=True, exist_ok=True)
   for path in sorted(workdir.text.glob('*')):
     write(target / path.name, path.read_text())
+  if like is None:
+    hf.save(target, model, params, family=family)
+  else:
+    _write_like(source, entries, params, target)
 
 
-def _write_like(begun, model, params, target):
+def _entries(source, released, model):
   from deltanet_jax import sharding
-  from deltanet_jax.hf import plan, store
+  from deltanet_jax.hf import store
 
-  released = begun.released
-  source = _Recorded(released['tensors'], begun.name)
   family = families.named(released['family'])
   shapes = sharding.abstract_params(model)
-  entries = sum(store.matched(source, family, model.cfg, shapes), [])
+  return sum(store.matched(source, family, model.cfg, shapes), [])
+
+
+def _write_like(source, entries, params, target):
+  from deltanet_jax.hf import plan, store
+
   arrays, groups, total = dict(plan.leaves(params)), {}, 0
   for entry in entries:
     groups.setdefault(source.names[entry.name], []).append(entry)
     total += math.prod(entry.shape) * source.dtype(entry.name).itemsize
-  target.mkdir(parents=True, exist_ok=True)
   for i, (file, group) in enumerate(sorted(groups.items()), 1):
     described = {
       entry.name: (source.dtype(entry.name), entry.shape) for entry in group
@@ -300,6 +314,6 @@ def _write_like(begun, model, params, target):
     print(f'wrote {file} ({i} of {len(groups)})', file=sys.stderr)
   names = [[entry.name for entry in groups[file]] for file in sorted(groups)]
   files.write_index(target, names, sorted(groups), total)
-  settings = dict(released['config'])
+  settings = dict(source.settings)
   settings.pop('quantization_config', None)
   write(target / 'config.json', json.dumps(settings, indent=2) + '\n')

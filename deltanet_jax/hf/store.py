@@ -3,7 +3,6 @@
 import json
 import math
 import pathlib
-import re
 import shutil
 import warnings
 
@@ -14,6 +13,7 @@ import numpy as np
 from deltanet_jax import sharding
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import families, files, plan
+from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.model import HybridLM
 
 TEXT_FILES = (
@@ -25,6 +25,8 @@ TEXT_FILES = (
   'chat_template.jinja',
   'generation_config.json',
 )
+
+VOCABULARY = (('backbone', 'embed'), ('head', 'w'))  # a row for each id
 
 
 class ReleasedLM(HybridLM):
@@ -41,7 +43,8 @@ def load(folder, *, dtype=jnp.float32, mesh=None):
 
   Raises:
     ConfigError: what is there is not a model that we have, or a tensor is
-      missing, unknown or of another shape: named, with its file.
+      missing, unknown, quantised, of another shape or type or holds NaN: named,
+      with its file.
   """
   family, cfg = families.read(folder)
   source = files.Folder(folder)
@@ -49,93 +52,91 @@ def load(folder, *, dtype=jnp.float32, mesh=None):
   model = ReleasedLM(cfg, dtype, family=family.name)
   shapes = sharding.abstract_params(model)
   entries, copies = matched(source, family, model.cfg, shapes)
-  params = fill(source, entries, model, mesh)
-  _require_copies(source, copies, params)
-  return model, params
+  require_copies(source, entries, copies)
+  return model, fill(source, entries, model, mesh)
 
 
 def matched(source, family, cfg, shapes):
   """The plan of a model under the names that the folder uses, and the entries
   of those tensors in it that only repeat others.
 
+  source: `files.Tensors`
+
+  A folder may have more rows of embeddings than its config.json has ids: they
+  are not used, which a warning says.
+
   Raises:
-    ConfigError: a tensor is missing, unknown or of another shape.
+    ConfigError: a tensor is missing, unknown or of another shape or type.
   """
-  entries = _closest(source, family, cfg, shapes)
-  for entry in entries:
+  spelling = Spelling(family, source.names)
+  entries = plan.build(family, cfg, shapes, spelling)
+  copies = plan.copies(family, cfg, shapes, spelling)
+  copies = [entry for entry in copies if entry.name in source.names]
+  for entry in [*entries, *copies]:
     if entry.name not in source.names:
       raise ConfigError(
         f'{source.path}: no tensor {entry.name}; expected one of shape'
         f' {entry.shape} in its files'
       )
-    if source.shape(entry.name) != entry.shape:
+    source.require_type(entry.name)
+    _require_shape(source, entry)
+  wanted = {entry.name for entry in [*entries, *copies]}
+  for name in source.names:
+    known = name in wanted or source.is_scale(name) or spelling.needless(name)
+    if not known:
       raise ConfigError(
-        f'{source.path / source.names[entry.name]}: {entry.name} has shape'
-        f' {source.shape(entry.name)}; config.json asks for {entry.shape}'
+        f'{source.where(name)} {source.shape(name)} is no tensor of a'
+        f' {family.name} of this config.json'
       )
-    source.dtype(entry.name)
-  copies = _respell(plan.copies(family, cfg, shapes), source, family)
-  copies = [entry for entry in copies if entry.name in source.names]
-  _require_known(source, family, [*entries, *copies])
   return entries, copies
 
 
-def _require_known(source, family, entries):
-  wanted = {entry.name for entry in entries}
-  for name, file in source.names.items():
-    if name in wanted or source.is_scale(name):
-      continue
-    if not any(re.fullmatch(p, name) for p in family.ignored):
-      raise ConfigError(
-        f'{source.path / file}: {name} {source.shape(name)} is no tensor of a'
-        f' {family.name} of this config.json'
-      )
-
-
-def _require_copies(source, copies, params):
-  arrays = dict(plan.leaves(params))
-  for entry in copies:
-    shapes = [slot.shape for slot in entry.slots]
-    parts = entry.layout.split(source.read(entry.name), shapes)
-    for slot, part in zip(entry.slots, parts, strict=True):
-      if not _same(part, arrays[slot.path][slot.index]):
-        raise ConfigError(
-          f'{source.path / source.names[entry.name]}: {entry.name} differs from'
-          f' the {".".join(slot.path)} that it should repeat'
-        )
-
-
-def _same(found, wanted):
-  """Whether a numpy array equals a jax array in the parts held here."""
-  found = found.astype(wanted.dtype)
-  return all(
-    np.array_equal(found[shard.index], shard.data)
-    for shard in wanted.addressable_shards
+def _require_shape(source, entry):
+  found, wanted = source.shape(entry.name), entry.shape
+  if found == wanted:
+    return
+  if not surplus(source, entry):
+    raise ConfigError(
+      f'{source.where(entry.name)} has shape {found}; config.json asks for'
+      f' {wanted}'
+    )
+  warnings.warn(
+    f'{source.where(entry.name)} has {found[0]} rows; those from {wanted[0]} on'
+    ' are beyond the vocab_size of config.json and not used',
+    stacklevel=4,
   )
 
 
-def _closest(source, family, cfg, shapes):
-  """The plan of the way of storing that has most names in the folder."""
-  plans = [
-    _respell(plan.build(family, cfg, shapes, way), source, family)
-    for way in range(len(family.layer_rules))
-  ]
-  missing = lambda entries: sum(e.name not in source.names for e in entries)
-  return min(plans, key=missing)
+def surplus(source, entry):
+  """How many rows of an embedding or a head are beyond the vocabulary."""
+  found, wanted = source.shape(entry.name), entry.shape
+  if entry.slots[0].path not in VOCABULARY or found[1:] != wanted[1:]:
+    return 0
+  return max(0, found[0] - wanted[0])
 
 
-def _respell(entries, source, family):
-  """Entries under another spelling where the folder has that one."""
-  found = []
-  for entry in entries:
-    if entry.name not in source.names:
-      for pattern, other in family.spellings:
-        name = re.sub(pattern, other, entry.name)
-        if name in source.names:
-          entry = entry._replace(name=name)
-          break
-    found.append(entry)
-  return found
+def split(source, entry):
+  """The released tensor of an entry as its slots' values."""
+  # only what `surplus` counts is longer than the entry
+  tensor = source.read(entry.name)[: entry.shape[0]]
+  return entry.layout.split(tensor, [slot.shape for slot in entry.slots])
+
+
+def require_copies(source, entries, copies):
+  """Refuses a tensor that should repeat another one and does not.
+
+  Raises:
+    ConfigError: with both.
+  """
+  first = {entry.slots: entry for entry in entries}
+  for copy in copies:
+    entry = first[copy.slots]
+    pairs = zip(split(source, copy), split(source, entry), strict=True)
+    if not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
+      raise ConfigError(
+        f'{source.where(copy.name)} differs from the {entry.name} that it'
+        ' should repeat'
+      )
 
 
 def _weight_dtype(shape, index, dtype):
@@ -147,6 +148,9 @@ def fill(source, entries, model, mesh=None):
   """The parameters of a model from the entries of its plan, in its dtype.
 
   source: `files.Tensors`
+
+  Raises:
+    ConfigError: a value is not finite, in the source or in that dtype.
   """
   shapes = sharding.abstract_params(model)
   waiting, arrays = {}, {}
@@ -158,16 +162,16 @@ def fill(source, entries, model, mesh=None):
     place = dict(plan.leaves(sharding.param_shardings(model, mesh)))
   buffers, by_path = {}, dict(plan.leaves(shapes))
   for entry in entries:
-    parts = entry.layout.split(
-      source.read(entry.name), [slot.shape for slot in entry.slots]
-    )
+    parts = split(source, entry)
     for slot, part in zip(entry.slots, parts, strict=True):
       shape = by_path[slot.path].shape
       if slot.path not in buffers:
         scanned = slot.index[:1] if slot.path[1] == 'period' else ()
         kept = _weight_dtype(shape, scanned, model.dtype)
         buffers[slot.path] = np.empty(shape, kept)
-      buffers[slot.path][slot.index] = part
+      with np.errstate(over='ignore', invalid='ignore'):
+        buffers[slot.path][slot.index] = part
+      source.require_finite(entry.name, buffers[slot.path][slot.index])
       waiting[slot.path] -= 1
       if not waiting[slot.path]:
         array = buffers.pop(slot.path)
@@ -207,7 +211,8 @@ def save(
   """Writes a released folder: safetensors, their index and config.json.
 
   With `like`, a released folder of the same model, the names, types, files of
-  text and config.json are that folder's. Its float8 tensors are written as they
+  text and config.json are that folder's, with as many rows of embeddings as
+  config.json has ids. Its float8 tensors are written as they
   are there when every one of them still has its values; when one was trained,
   all become bfloat16, which a warning says. Otherwise the parameters' types,
   and the family named, the one that the model was loaded from, or the first
@@ -244,10 +249,11 @@ def save(
     settings.pop('quantization_config', None)
   folder.mkdir(parents=True, exist_ok=True)
   write(folder, described, tensor, shard_bytes)
-  (folder / 'config.json').write_text(json.dumps(settings, indent=2) + '\n')
   for name in TEXT_FILES if like else ():
     if (pathlib.Path(like) / name).is_file():
       shutil.copyfile(pathlib.Path(like) / name, folder / name)
+  # last: a folder without it is not finished
+  (folder / 'config.json').write_text(json.dumps(settings, indent=2) + '\n')
 
 
 def _saved_type(entry, arrays, source):
@@ -262,7 +268,8 @@ def _float8_is_unchanged(source, entries, arrays):
   small = [entry for entry in entries if source.scale_of(entry.name)]
   for entry in small:
     ours = joined(entry, arrays)
-    if not np.array_equal(source.read(entry.name).astype(ours.dtype), ours):
+    theirs = source.read(entry.name)[: entry.shape[0]]
+    if not np.array_equal(theirs.astype(ours.dtype), ours):
       warnings.warn(
         f'{entry.name} is not that of {source.path} any more; the tensors that'
         ' are float8 there are written as bfloat16',
@@ -277,8 +284,9 @@ def _with_float8(source, described, tensor):
   they are in the source."""
   found = {}
   for name in described:
-    found[name] = source.dtype(name), source.shape(name)
+    found[name] = described[name]
     if scale := source.scale_of(name):
+      found[name] = source.dtype(name), source.shape(name)
       found[scale] = source.dtype(scale), source.shape(scale)
   kept = lambda name: source.is_scale(name) or source.scale_of(name)
   return found, lambda name: source.raw(name) if kept(name) else tensor(name)

@@ -1,0 +1,94 @@
+"""Names of weight files: they come from files, and become paths."""
+
+import json
+import os
+
+from deltanet_jax.config import ConfigError
+
+INDEX = 'model.safetensors.index.json'
+SUFFIX = '.safetensors'
+
+
+def read_json(path):
+  """Raises:
+  ConfigError: it cannot be read, or is no JSON.
+  """
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError, RecursionError) as error:
+    raise ConfigError(f'{path}: {line(error)}') from error
+
+
+def line(error):
+  """An error's text in one line: what cannot be printed is escaped."""
+  text = ' '.join(str(error).split())
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def of_folder(path):
+  """The files that a folder's index names, or that lie in it without one.
+
+  Raises:
+    ConfigError: no folder, no file, or an index that names no files in it.
+  """
+  if not path.is_dir():
+    raise ConfigError(f'{path}: no such folder')
+  files = listed(path)
+  if files is None:
+    files = sorted(file.name for file in path.glob(f'*{SUFFIX}'))
+  if not files:
+    raise ConfigError(
+      f'{path}: no *{SUFFIX}; give the folder of a released model'
+    )
+  return files
+
+
+def listed(path):
+  """The files that a folder's index names, None if it has no index."""
+  index = path / INDEX
+  if not index.is_file():
+    return None
+  found = read_json(index)
+  weights = found.get('weight_map') if isinstance(found, dict) else None
+  if not isinstance(weights, dict):
+    raise ConfigError(
+      f'{index}: no index of safetensors files; expected a weight_map of'
+      ' tensors and their files'
+    )
+  for tensor, file in weights.items():
+    require(file, f'{index}: {tensor!r:.200}')
+  return sorted(set(weights.values()))
+
+
+def require(file, where):
+  """Refuses a name that is not that of a weight file within a folder.
+
+  Raises:
+    ConfigError: with the name, and `where` it was found.
+  """
+  parts = file.split('/') if isinstance(file, str) else ['']
+  if (
+    {'', '.', '..'} & set(parts)
+    or not file.endswith(SUFFIX)
+    or not file.isprintable()
+  ):
+    raise ConfigError(
+      f'{where}: file {file!r:.200}; expected a name in this folder, as'
+      f' model-00001-of-00002{SUFFIX} or part/model{SUFFIX}'
+    )
+
+
+def place(folder, file):
+  """The path of a weight file, whose name is as `require` wants it.
+
+  The file may be a link, as it is in a cache of the hub; a linked folder may
+  lead to another place in `folder` alone.
+
+  Raises:
+    ConfigError: it leads out.
+  """
+  path, root = folder / file, os.path.realpath(folder)
+  parent = os.path.realpath(path.parent)
+  if os.path.commonpath([parent, root]) != root:
+    raise ConfigError(f'{path}: its folder is a link to {parent}, outside')
+  return path

@@ -1,0 +1,70 @@
+"""Under which names does a folder keep a family's tensors?
+
+What stands before the released names differs: a text model inside a larger one,
+or wrapped by what trained it (model.language_model., language_model.model.), or
+saved without its head (nothing). It is what stands before the embedding.
+"""
+
+import re
+
+_INNER, _TABLE = 'model.', 'embed_tokens.weight'
+# what older versions of the classes stored beside the parameters
+_BUFFERS = re.compile(
+  r'(.*\.)?(rotary_emb\.((\w+_)?inv_freq|(cos|sin)_cached)'
+  r'|(self_attn|attention|attn)\.masked_bias|position_ids|slope_rate)'
+)
+
+
+class Spelling:
+  """A family's names in a folder; names: the folder's, a set or a dict."""
+
+  def __init__(self, family, names):
+    self._family, self._names = family, names
+    tables = [
+      name.removesuffix(_TABLE)
+      for name in names
+      if name == _TABLE or name.endswith(f'.{_TABLE}')
+    ]
+    layers = lambda before: sum(n.startswith(f'{before}layers.') for n in names)
+    rank = lambda before: (layers(before), before == _INNER)
+    self._prefix = max(tables, key=rank, default=_INNER)
+    parts = self._prefix.split('.')
+    # the head is beside the inner model, or beside one around it
+    self._outer = ['.'.join([*parts[:i], '']) for i in range(len(parts))]
+
+  def find(self, name):
+    """The folder's name of a released tensor, or None."""
+    if self._prefix == _INNER and name in self._names:
+      return name  # as nearly all are
+    return next((x for x in self._forms(name) if x in self._names), None)
+
+  def expected(self, name):
+    """The folder's name of a released tensor, there or not."""
+    return self.find(name) or next(self._forms(name))
+
+  def count(self, names):
+    """(whether the folder has all of `names`, how many)."""
+    found = [name in self._names for name in names]
+    return all(found), sum(found)
+
+  def needless(self, name):
+    """Whether a tensor of the folder is none of ours: another part of a larger
+    model, or a buffer that holds no parameter."""
+    if _BUFFERS.fullmatch(name):
+      return True
+    rests = [
+      name.removeprefix(outer)
+      for outer in self._outer
+      if name.startswith(outer)
+    ]
+    forms = [form for rest in rests for form in (rest, _INNER + rest)]
+    ignored = self._family.ignored
+    return any(re.fullmatch(p, form) for p in ignored for form in forms)
+
+  def _forms(self, name):
+    spellings = self._family.spellings
+    for form in (name, *(re.sub(p, other, name) for p, other in spellings)):
+      if form.startswith(_INNER):
+        yield self._prefix + form.removeprefix(_INNER)
+      else:
+        yield from (outer + form for outer in self._outer)
