@@ -9,7 +9,10 @@ Prints, as JSON, bits per byte, perplexity and loss (nats per token) of all the
 text. Documents are packed into rows as in training: a token is predicted from
 those before it in its document and row, the first of a document from the end
 of another one. Bits per byte counts the end of every document in the sum, and
-the bytes of the documents alone.
+the bytes of the documents alone. Where a tokenizer cannot spell a document (an
+unknown character, no capital letters, white space made one), bits per byte
+leaves out what that costs: a line says how much text it is, and the JSON as
+altered_documents and altered_bytes.
 
 --data is globs separated by commas, '!' before one excludes: plain text, .jsonl
 and .parquet. --released is a folder, what launch.convert made of one, or
@@ -145,6 +148,8 @@ def _score(begun, seq_len):
     'tokens': score.tokens,
     'bytes': size,
     'documents': len(documents),
+    'altered_documents': tokenizer.altered[0],
+    'altered_bytes': tokenizer.altered[1],
     'seq_len': seq_len,
     'dtype': DTYPE.value,
     **found,
