@@ -85,7 +85,8 @@ class TokenFiles:
     eos = self._checked('add_eos_token', bool, 'true or false')
     unsaid = bos is None and default and 'bos_token' not in self.named
     if default is None or unsaid:
-      return True, bool(bos), False
+      # a class that is named and does not know add_bos_token has not obeyed it
+      return True, name is None and bool(bos), False
     return False, default if bos is None else bos, bool(eos)
 
   def _checked(self, key, kind, wanted):

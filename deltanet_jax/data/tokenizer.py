@@ -112,6 +112,10 @@ class FileTokenizer:
     self._files = TokenFiles(os.path.dirname(self._path))
     self._vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
     self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
+    if self.vocab_size > 1 << 31:
+      raise ConfigError(
+        f'{path}: a token has the id {self.vocab_size - 1}; ids have 31 bits'
+      )
     # what only the files beside call special: its id stays what it is
     self._tokenizer.add_special_tokens(
       [
@@ -121,6 +125,19 @@ class FileTokenizer:
       ]
     )
     self.altered = (0, 0)
+
+  def _call(self, name, *args, **kwargs):
+    """What the library's method gives; it finds some faults of a file late."""
+    try:
+      return getattr(self._tokenizer, name)(*args, **kwargs)
+    except BaseException as error:
+      # a panic of the library is no Exception
+      if type(error).__name__ != 'PanicException' and not isinstance(
+        error, Exception
+      ):
+        raise
+      text = ' '.join(str(error).split())
+      raise ConfigError(f'{self._path}: it cannot {name}: {text}') from error
 
   @property
   def eod(self):
@@ -182,7 +199,7 @@ class FileTokenizer:
       if want:
         found[-1].append(self._id(role, self._files.named[role]))
     if own and found[0]:
-      already = self._tokenizer.encode('', add_special_tokens=True).ids
+      already = self._call('encode', '', add_special_tokens=True).ids
       found[0] = [i for i in found[0] if i not in already]
     return own, *found
 
@@ -196,9 +213,9 @@ class FileTokenizer:
     require_utf8(text, 'the prompt')
     self._tokenizer.encode_special_tokens = False
     if not special:
-      return self._tokenizer.encode(text, add_special_tokens=False).ids
+      return self._call('encode', text, add_special_tokens=False).ids
     own, before, after = self._begins
-    ids = self._tokenizer.encode(text, add_special_tokens=own).ids
+    ids = self._call('encode', text, add_special_tokens=own).ids
     return [*before, *ids, *after]
 
   def chat(self, message):
@@ -222,12 +239,12 @@ class FileTokenizer:
 
   def _plain(self, texts):
     self._tokenizer.encode_special_tokens = True
-    found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+    found = self._call('encode_batch', texts, add_special_tokens=False)
     return [one.ids for one in found]
 
   def decode(self, ids):
     """The text of `ids`, without special tokens."""
-    return self._tokenizer.decode(np.asarray(ids, np.int64).tolist())
+    return self._call('decode', np.asarray(ids, np.int64).tolist())
 
   def encode_documents(self, documents):
     """A list with the ids (int32) of every `Document`. Tells on stderr how
@@ -264,7 +281,7 @@ class FileTokenizer:
   def _encode(self, documents, trip):
     texts = [_decode(document) for document in documents]
     ids = self._plain(texts)
-    spelt = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
+    spelt = self._call('decode_batch', ids, skip_special_tokens=False)
     arrays = [np.array(found, np.int32) for found in ids]
     name, eod = self._eod
     for document, text, again, array in zip(
