@@ -79,7 +79,8 @@ def _run(main, take):
 
 def refuse(message):
   """Ends the process as bad input does."""
-  print(f'error: {message}', file=sys.stderr)
+  line = ' '.join(str(message).splitlines())
+  print(f'error: {line}', file=sys.stderr)
   sys.exit(2)
 
 

@@ -147,6 +147,25 @@ def test_a_text_ends_where_the_models_files_say(tmp_path, files, want):
   assert FileTokenizer(write(tmp_path, **files)).ends == want
 
 
+@pytest.mark.slow
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+  'config',
+  [
+    {'eos_token_id': 7},
+    {'eos_token_id': [7, 8]},
+    {'text_config': {'eos_token_id': 7}},
+    {'eos_token_id': None, 'text_config': {'eos_token_id': 0}},
+    {'eos_token_id': 4, 'text_config': {'eos_token_id': 7}},
+  ],
+)
+def test_transformers_ends_a_text_there_too(tmp_path, config):
+  transformers = pytest.importorskip('transformers')
+  found = FileTokenizer(write(tmp_path, config=config)).ends
+  want = transformers.GenerationConfig.from_model_config(config).eos_token_id
+  assert found == set(want if isinstance(want, list) else [want])
+
+
 @pytest.mark.parametrize(
   'own, want', [('/r/tokenizer.json', {7}), ('bytes.json', set())]
 )
