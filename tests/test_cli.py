@@ -53,11 +53,11 @@ def test_letters_that_the_output_lacks_are_shown_as_numbers():
   assert done.stdout == 'a \u00e9 \U0001f600\n'.encode()
 
 
-def generate(*args):
-  """launch.generate, as its user runs it, without jax."""
+def launch(main, *args):
+  """A main as its user runs it; importing jax ends it."""
   code = (
     'import runpy, sys\nsys.modules["jax"] = None\n'
-    'runpy.run_module("launch.generate", run_name="__main__", alter_sys=True)'
+    f'runpy.run_module("launch.{main}", run_name="__main__", alter_sys=True)'
   )
   return subprocess.run(
     [sys.executable, '-c', code, *args], cwd=ROOT, capture_output=True
@@ -75,7 +75,14 @@ def generate(*args):
   ],
 )
 def test_generate_refuses_what_means_nothing(flag, words):
-  done = generate('--released=none', os.fsdecode(flag))
+  done = launch('generate', '--released=none', os.fsdecode(flag))
   assert (done.returncode, done.stdout) == (2, b'')
   message = done.stderr.decode()
   assert message.count('\n') == 1 and words in message
+
+
+@pytest.mark.parametrize('seed', [-1, 2**32 - 1])
+def test_first_steps_refuses_seeds_that_are_others(seed):
+  done = launch('first_steps', f'--seed={seed}')
+  assert (done.returncode, done.stdout) == (2, b'')
+  assert b'[0, 4294967294]' in done.stderr

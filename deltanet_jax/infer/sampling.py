@@ -19,7 +19,7 @@ def seeded(seed):
   """
   if seed not in SEEDS:
     raise ValueError(f'seed is {seed}; give {SEEDS[0]} to {SEEDS[-1]}')
-  return jax.random.key(np.uint32(seed))
+  return jax.random.key(seed)
 
 
 def keep_likely(logits, top_k, top_p):
