@@ -112,6 +112,51 @@ def test_names_of_special_tokens_are_tokens_in_prompts_alone(tmp_path):
   assert found.prompt('<tool>') == [tool]  # the other way of reading is over
 
 
+NOT_SPECIAL = {'special': False, 'normalized': False, 'lstrip': False,
+               'rstrip': False, 'single_word': False}  # fmt: skip
+
+
+# ids and text of 'a hello<tool> <pad>.', of which 256 and 257 are 'hello' and
+# '<tool>', by transformers 5.23
+@pytest.mark.parametrize(
+  'files, ids, text',
+  [
+    (
+      {'tokenizer_config': {'eos_token': '<tool>'}},
+      [64, 220, 71, 68, 75, 75, 78, 257, 220, 260, 13],
+      'a hello .',
+    ),
+    (
+      {'special_tokens_map': {'unk_token': {'content': '<tool>',
+                                            'rstrip': True}}},
+      [64, 220, 71, 68, 75, 75, 78, 257, 260, 13],
+      'a hello.',
+    ),
+    (
+      {'tokenizer_config': {
+        'added_tokens_decoder': {'256': {'content': 'hello'} | NOT_SPECIAL},
+        'pad_token': '<tool>',
+      }},
+      [64, 220, 256, 257, 220, 260, 13],
+      'a hello .',
+    ),
+    (
+      {'tokenizer_config': {'pad_token': {'content': '<pad>', 'lstrip': True,
+                                          '__type': 'AddedToken'}}},
+      [64, 220, 71, 68, 75, 75, 78, 27, 83, 78, 78, 75, 29, 220, 260, 13],
+      'a hello<tool> .',
+    ),
+  ],
+)  # fmt: skip
+def test_tokens_that_the_files_beside_declare_are_found(
+  tmp_path, files, ids, text
+):
+  made = byte_level(ordinary=['hello', '<tool>'])
+  found = FileTokenizer(write(tmp_path, made, **files))
+  assert found.prompt('a hello<tool> <pad>.') == ids
+  assert found.decode(ids) == text
+
+
 @pytest.mark.parametrize(
   'files, want',
   [
@@ -276,6 +321,14 @@ def test_documents_that_their_ids_do_not_spell_are_counted(
   assert f'{len(altered)} of {len(texts)} documents ({size} of ' in said
   assert f'{altered[0]}.txt' in said
   found.encode_documents(documents('a'))
+  assert found.altered == (0, 0)
+
+
+def test_a_character_that_unknown_ones_become_is_itself_no_loss(tmp_path):
+  said = {'unk_token': '?'}
+  path = write(tmp_path, letters(unknown='?'), tokenizer_config=said)
+  found = FileTokenizer(path)
+  found.encode_documents(documents('a?'))
   assert found.altered == (0, 0)
 
 

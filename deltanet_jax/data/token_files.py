@@ -35,7 +35,8 @@ class TokenFiles:
 
   Attributes:
     named: {'bos_token': '<s>', ...}, the special tokens that have a role
-    special: the fields (content, FLAGS) of all tokens that are special
+    added: the fields (content, special, FLAGS) of all tokens that a text is
+      searched for before it is tokenised
   """
 
   def __init__(self, folder):
@@ -45,10 +46,10 @@ class TokenFiles:
     tokens = self._tokens()
     self.named = {name: tokens[name][0]['content'] for name in NAMED
                   if tokens[name]}  # fmt: skip
-    self.special = sum(tokens.values(), [])
+    self.added = sum(tokens.values(), [])
 
   def _tokens(self):
-    """{key: fields of its tokens} of everything that names special tokens."""
+    """{key: fields of its tokens} of everything that names tokens."""
     path = os.path.join(self._folder, 'special_tokens_map.json')
     over = {}
     if 'added_tokens_decoder' not in self._config:
@@ -71,8 +72,7 @@ class TokenFiles:
       raise refusal(file, key, value, 'an object of tokens')
     found[key] = []
     for i, one in (value or {}).items():
-      if not isinstance(one, dict) or one.get('special') is True:
-        found[key] += _fields(file, f'{key}.{i}', one)
+      found[key] += _fields(file, f'{key}.{i}', one)
     return found
 
   def begins(self):
@@ -181,17 +181,20 @@ def shown(value, most=60):
 
 def _fields(path, key, value):
   """[fields] of a token that is given as its name or as an object; [] of one
-  that is not."""
+  that is not. Only added_tokens_decoder knows tokens that are not special."""
   if value is None or value == '':
     return []
   if isinstance(value, str):
-    return [{'content': value}]
+    value = {'content': value}
   if not isinstance(value, dict) or not isinstance(value.get('content'), str):
     raise refusal(path, key, value, 'a token: its name, or an object of it')
-  for flag in FLAGS:
-    if not isinstance(value.get(flag, False), bool):
+  known = {k: value[k] for k in ('content', 'special', *FLAGS) if k in value}
+  for flag in known.keys() - {'content'}:
+    if not isinstance(value[flag], bool):
       raise refusal(path, f'{key}.{flag}', value[flag], 'true or false')
-  return [{k: value[k] for k in ('content', *FLAGS) if k in value}]
+  if not key.startswith('added_tokens_decoder'):
+    known['special'] = True
+  return [known]
 
 
 def _items(path, key, value):

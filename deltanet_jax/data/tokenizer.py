@@ -9,7 +9,7 @@ import numpy as np
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.data import chat_template
-from deltanet_jax.data.token_files import TokenFiles
+from deltanet_jax.data.token_files import FLAGS, TokenFiles
 
 # how the common tokenizers name the token between two documents
 EOD_NAMES = (
@@ -116,15 +116,27 @@ class FileTokenizer:
       raise ConfigError(
         f'{path}: a token has the id {self.vocab_size - 1}; ids have 31 bits'
       )
-    # what only the files beside call special: its id stays what it is
-    self._tokenizer.add_special_tokens(
-      [
-        tokenizers.AddedToken(**({'normalized': False} | fields))
-        for fields in self._files.special
-        if fields['content'] in self._vocabulary
-      ]
-    )
+    self._add(tokenizers.AddedToken)
     self.altered = (0, 0)
+
+  def _add(self, make):
+    """Makes tokens of the vocabulary special, or searched for, which only the
+    files beside say to be; their ids and what tokenizer.json says stay."""
+    known = self._tokenizer.get_added_tokens_decoder().values()
+    known = {token.content: token for token in known}
+    for fields in self._files.added:
+      name, special = fields['content'], fields.get('special', False)
+      if name not in self._vocabulary:
+        continue
+      if name not in known:
+        token = make(**({'normalized': not special} | fields))
+      elif special and not known[name].special:
+        flags = {flag: getattr(known[name], flag) for flag in FLAGS}
+        token = make(name, special=True, **flags)
+      else:
+        continue
+      self._tokenizer.add_tokens([token])
+      known[name] = token
 
   def _call(self, name, *args, **kwargs):
     """What the library's method gives; it finds some faults of a file late."""
