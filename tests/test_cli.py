@@ -53,6 +53,13 @@ def test_letters_that_the_output_lacks_are_shown_as_numbers():
   assert done.stdout == 'a \u00e9 \U0001f600\n'.encode()
 
 
+def test_a_refusal_is_one_line_whatever_it_quotes():
+  said = '  from deltanet_jax.config import ConfigError\n  '
+  done = run(said + "raise ConfigError('a\\nb\\r\\nc')")
+  assert (done.returncode, done.stdout) == (2, b'')
+  assert done.stderr == b'error: a b c\n'
+
+
 def launch(main, *args):
   """A main as its user runs it; importing jax ends it."""
   code = (

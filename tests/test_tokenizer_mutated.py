@@ -1,13 +1,78 @@
 """Damaged and senseless files beside a tokenizer.json, and in it: the answer is
-a result or one line."""
+a result or one line that names the file, and the value where it is one."""
 
 import json
 
+import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from deltanet_jax.config import ConfigError
 from tests import token_folders
-from tests.token_folders import ask, write
+from tests.token_folders import ask, refusal, write
+
+MALFORMED = [
+  ('tokenizer_config', 'bos_token', 3),
+  ('tokenizer_config', 'eos_token', True),
+  ('tokenizer_config', 'eos_token', ['</s>']),
+  ('tokenizer_config', 'eos_token', {'name': '</s>'}),
+  ('tokenizer_config', 'eos_token', {'content': 3}),
+  ('tokenizer_config', 'pad_token', {'content': '<pad>', 'lstrip': 'no'}),
+  ('tokenizer_config', 'additional_special_tokens', 'abc'),
+  ('tokenizer_config', 'additional_special_tokens', [3]),
+  ('tokenizer_config', 'added_tokens_decoder', []),
+  ('tokenizer_config', 'added_tokens_decoder', {'3': 4}),
+  ('tokenizer_config', 'add_bos_token', 'true'),
+  ('tokenizer_config', 'add_eos_token', 1),
+  ('tokenizer_config', 'tokenizer_class', 3),
+  ('tokenizer_config', 'chat_template', 3),
+  ('tokenizer_config', 'chat_template', ['a']),
+  ('tokenizer_config', 'chat_template', {'default': 3}),
+  ('special_tokens_map', 'unk_token', [3]),
+  ('special_tokens_map', 'extra_special_tokens', 4),
+  ('generation_config', 'eos_token_id', '5'),
+  ('generation_config', 'eos_token_id', 5.0),
+  ('generation_config', 'eos_token_id', True),
+  ('generation_config', 'eos_token_id', [5, None]),
+  ('generation_config', 'eos_token_id', {'id': 5}),
+  ('config', 'eos_token_id', [[7]]),
+  ('config', 'text_config', [7]),
+  ('config', 'text_config', {'eos_token_id': '7'}),
+  ('chat_template', 'chat_template', 7),
+]
+
+
+@pytest.mark.parametrize('name, key, value', MALFORMED)
+def test_a_value_of_the_wrong_kind_is_named(tmp_path, name, key, value):
+  sound = {'bos_token': '<s>', 'eos_token': '</s>', 'chat_template': 'a'}
+  files = {'tokenizer_config': sound, name: {key: value}}
+  if name == 'tokenizer_config':
+    files = {name: sound | {key: value}}
+  elif name == 'chat_template':
+    files['tokenizer_config'] = {'eos_token': '</s>'}
+  message = refusal(ask, write(tmp_path, **files))
+  assert message.startswith(str(tmp_path / f'{name}.json'))
+  for word in key, 'give':
+    assert word in message
+
+
+@pytest.mark.parametrize(
+  'content, words',
+  [
+    (b'[]', 'holds []'),
+    (b'null', 'holds null'),
+    (b'{"a": ', 'no JSON'),
+    (b'\xff\xfe', 'no JSON'),
+    (b'[' * 100_000, 'too deep'),
+  ],
+)
+@pytest.mark.parametrize('name', ['tokenizer_config', 'generation_config'])
+def test_a_file_that_is_no_object_is_named(tmp_path, name, content, words):
+  path = write(tmp_path, jinja='a')
+  (tmp_path / f'{name}.json').write_bytes(content)
+  message = refusal(ask, path)
+  assert str(tmp_path / f'{name}.json') in message and words in message
+  assert len(message) < 300
+
 
 ORDINARY = st.sampled_from(['<s>', '</s>', '<pad>', 'Why', '<x>', '', '7'])
 VALUES = st.recursive(

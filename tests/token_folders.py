@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from tokenizers import (
   AddedToken,
   Tokenizer,
@@ -98,6 +99,14 @@ def write(folder, tokenizer=None, jinja=None, **files):
 
 def documents(*texts):
   return [Document(f'{i}.txt', text.encode()) for i, text in enumerate(texts)]
+
+
+def refusal(call, *args):
+  with pytest.raises(ConfigError) as error:
+    call(*args)
+  message = str(error.value)
+  assert '\n' not in message
+  return message
 
 
 def ask(path):

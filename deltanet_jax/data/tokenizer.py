@@ -101,15 +101,14 @@ class FileTokenizer:
     self._path = str(path)
     if not os.path.isfile(path):
       raise ConfigError(f'{path}: no such file; copy it from the release')
-    try:
-      self._tokenizer = tokenizers.Tokenizer.from_file(self._path)
-    except Exception as error:  # the library raises plain Exception
-      text = ' '.join(str(error).split())
-      raise ConfigError(f'{path}: no tokenizer.json: {text}') from error
+    self._tokenizer = _guarded(
+      f'{path}: no tokenizer.json', tokenizers.Tokenizer.from_file, self._path
+    )
     # settings of whoever saved it; a text is taken as long as it is
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
-    self._files = TokenFiles(os.path.dirname(self._path))
+    self._folder = os.path.dirname(self._path) or '.'
+    self._files = TokenFiles(self._folder)
     self._vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
     self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
     if self.vocab_size > 1 << 31:
@@ -140,16 +139,8 @@ class FileTokenizer:
 
   def _call(self, name, *args, **kwargs):
     """What the library's method gives; it finds some faults of a file late."""
-    try:
-      return getattr(self._tokenizer, name)(*args, **kwargs)
-    except BaseException as error:
-      # a panic of the library is no Exception
-      if type(error).__name__ != 'PanicException' and not isinstance(
-        error, Exception
-      ):
-        raise
-      text = ' '.join(str(error).split())
-      raise ConfigError(f'{self._path}: it cannot {name}: {text}') from error
+    what = f'{self._path}: it cannot {name}'
+    return _guarded(what, getattr(self._tokenizer, name), *args, **kwargs)
 
   @property
   def eod(self):
@@ -205,7 +196,7 @@ class FileTokenizer:
       found.append([])
       if want and role not in self._files.named:
         raise ConfigError(
-          f'{os.path.dirname(self._path)}/tokenizer_config.json: add_{role} is'
+          f'{self._folder}/tokenizer_config.json: add_{role} is'
           f' true and there is no {role}; declare it, or take add_{role} out'
         )
       if want:
@@ -239,7 +230,7 @@ class FileTokenizer:
     found = self._files.template()
     if found is None:
       raise ConfigError(
-        f'{os.path.dirname(self._path)}: no chat template; leave --chat out, or'
+        f'{self._folder}: no chat template; leave --chat out, or'
         ' add a chat_template.jinja'
       )
     return chat_template.render(*found, message, self._files.named)
@@ -307,6 +298,19 @@ class FileTokenizer:
         )
       trip.compare(document, text, again)
     return arrays
+
+
+def _guarded(what, function, *args, **kwargs):
+  """What a function of the library gives; its errors are a ConfigError."""
+  try:
+    return function(*args, **kwargs)
+  except BaseException as error:
+    # it raises plain Exception, and a panic of its own is not even that
+    panic = type(error).__name__ == 'PanicException'
+    if not (panic or isinstance(error, Exception)):
+      raise
+    text = ' '.join(str(error).split())
+    raise ConfigError(f'{what}: {text}') from error
 
 
 class RoundTrip:
