@@ -1,5 +1,7 @@
 """What the mains share: flags by absl; bad input is one line and status 2."""
 
+import errno
+import os
 import pathlib
 import sys
 import warnings
@@ -9,6 +11,7 @@ from absl import app, flags, logging
 from deltanet_jax.config import ConfigError
 
 FLAGS = flags.FLAGS
+CLOSED_PIPE = 141  # what a shell says of a command that SIGPIPE ended
 
 
 def run(main, take=lambda argv: (None, argv)):
@@ -16,12 +19,34 @@ def run(main, take=lambda argv: (None, argv)):
 
   take: argv -> (what it took, the other arguments), before absl reads them.
   """
+  # a character that the terminal has not shows as its number
+  sys.stdout.reconfigure(errors='backslashreplace')
+  try:
+    status = _run(main, take)
+    sys.stdout.flush()
+  except OSError as error:
+    if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
+      raise
+    if error.errno == errno.EPIPE:  # who read the output has seen enough
+      status = CLOSED_PIPE
+    else:
+      print(f'error: {error.filename or "output"}: {error.strerror}',
+            file=sys.stderr)  # fmt: skip
+      status = 1
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in sys.stdout, sys.stderr:
+      os.dup2(nothing, stream.fileno())  # what is still held back goes there
+  sys.exit(status)
+
+
+def _run(main, take):
+  """The exit status of an absl app."""
   argv = sys.argv
   warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
   if {'--help', '-help', '-h', '--helpfull'} & set(argv):
     print(sys.modules['__main__'].__doc__)
     print(FLAGS.main_module_help())
-    sys.exit(0)
+    return 0
 
   try:
     taken, argv = take(argv)
@@ -48,12 +73,16 @@ def run(main, take=lambda argv: (None, argv)):
     except KeyboardInterrupt:
       return 130
 
-  app.run(guarded, argv, parse)
+  try:
+    app.run(guarded, argv, parse)
+  except SystemExit as end:
+    return end.code
 
 
 def refuse(message):
   """Ends the process as bad input does."""
-  print(f'error: {message}', file=sys.stderr)
+  line = ' '.join(str(message).splitlines())
+  print(f'error: {line}', file=sys.stderr)
   sys.exit(2)
 
 

@@ -9,7 +9,10 @@ Prints, as JSON, bits per byte, perplexity and loss (nats per token) of all the
 text. Documents are packed into rows as in training: a token is predicted from
 those before it in its document and row, the first of a document from the end
 of another one. Bits per byte counts the end of every document in the sum, and
-the bytes of the documents alone.
+the bytes of the documents alone. Where a tokenizer cannot spell a document (an
+unknown character, no capital letters, white space made one), bits per byte
+leaves out what that costs: a line says how much text it is, and the JSON as
+altered_documents and altered_bytes.
 
 --data is globs separated by commas, '!' before one excludes: plain text, .jsonl
 and .parquet. --released is a folder, what launch.convert made of one, or
@@ -21,6 +24,7 @@ in their document before, by how far back, and what new ones do: where a memory
 of fixed size shows, whatever the loss over all tokens (the table on stderr).
 """
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -92,11 +96,8 @@ def _model():
 def _score(begun, seq_len):
   from deltanet_jax.data import files, tokenizer as tokenizers
 
-  try:
+  with _named_as_flags():
     documents = list(files.read(files.find(DATA.value), FIELD.value))
-  except ConfigError as error:  # it knows the names of a configuration
-    text = str(error).replace('data.path', '--data')
-    raise ConfigError(text.replace('data.field', '--field')) from error
   if not documents:
     raise ConfigError(f'--data={DATA.value}: its files hold no text')
   tokenizer = tokenizers.load(begun.tokenizer)
@@ -110,7 +111,6 @@ def _score(begun, seq_len):
 
   from deltanet_jax import sharding
   from deltanet_jax.checkpoint import CheckpointError
-  from deltanet_jax.evals import perplexity, repeats
   from deltanet_jax.experiment import MeshConfig
 
   try:
@@ -128,14 +128,8 @@ def _score(begun, seq_len):
     'seq_len': seq_len,
     'batch': BATCH.value * DEVICES.value,
   }
-  found = {}
-  if REPEATS.value:
-    lengths = sorted({int(n) for n in REPEATS.value})
-    score, shares = repeats.score_documents(*what, lengths, **how)
-    print(repeats.text(shares), file=sys.stderr)
-    found['repeats'] = [share._asdict() for share in shares]
-  else:
-    score = perplexity.score_documents(*what, **how)
+  with _named_as_flags():
+    score, found = _scored(what, how)
   size = sum(len(document.content) for document in documents)
   return {
     'model': begun.name,
@@ -145,10 +139,34 @@ def _score(begun, seq_len):
     'tokens': score.tokens,
     'bytes': size,
     'documents': len(documents),
+    'altered_documents': tokenizer.altered[0],
+    'altered_bytes': tokenizer.altered[1],
     'seq_len': seq_len,
     'dtype': DTYPE.value,
     **found,
   }
+
+
+def _scored(what, how):
+  """(Score, the part of the result that --repeats asks for)."""
+  from deltanet_jax.evals import perplexity, repeats
+
+  if not REPEATS.value:
+    return perplexity.score_documents(*what, **how), {}
+  lengths = sorted({int(n) for n in REPEATS.value})
+  score, shares = repeats.score_documents(*what, lengths, **how)
+  print(repeats.text(shares), file=sys.stderr)
+  return score, {'repeats': [share._asdict() for share in shares]}
+
+
+@contextlib.contextmanager
+def _named_as_flags():
+  """What reads text knows the names of a configuration."""
+  try:
+    yield
+  except ConfigError as error:
+    text = str(error).replace('data.path', '--data')
+    raise ConfigError(text.replace('data.field', '--field')) from error
 
 
 if __name__ == '__main__':

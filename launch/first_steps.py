@@ -14,13 +14,20 @@ import pathlib
 from absl import flags
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.infer.settings import SEEDS
 from launch import cli
 
 OUT = flags.DEFINE_string('out', 'runs/first_steps', 'Folder of the pictures.')
 STEPS = flags.DEFINE_integer(
   'steps', 300, 'Of training; 0: none.', lower_bound=0
 )
-SEED = flags.DEFINE_integer('seed', 0, 'Other pairs, other weights.')
+SEED = flags.DEFINE_integer(
+  'seed',
+  0,
+  'Other pairs, other weights.',
+  lower_bound=SEEDS[0],
+  upper_bound=SEEDS[-2],  # the one after it is used too
+)
 SHOWN = 4, 8, 16, 24, 32, 48
 WIDTHS = 16, 64  # of the trained layers' keys
 TIMES = 8  # values that one key gets

@@ -19,7 +19,8 @@ import sys
 from absl import flags
 
 from deltanet_jax.config import ConfigError
-from deltanet_jax.infer.settings import Sampling
+from deltanet_jax.data.tokenizer import require_utf8
+from deltanet_jax.infer.settings import SEEDS, Sampling
 from deltanet_jax.workdir import Workdir
 from launch import cli
 
@@ -43,7 +44,13 @@ TOP_K = flags.DEFINE_integer(
 TOP_P = flags.DEFINE_float(
   'top_p', 1.0, 'Choose among the most likely tokens of this probability.'
 )
-SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.')
+SEED = flags.DEFINE_integer(
+  'seed',
+  0,
+  'Another seed, another text.',
+  lower_bound=SEEDS[0],
+  upper_bound=SEEDS[-1],
+)
 
 
 def main(taken):
@@ -55,6 +62,7 @@ def main(taken):
     sampling.check()
   except ValueError as error:
     raise ConfigError(str(error)) from error
+  require_utf8(PROMPT.value, '--prompt')
   how = {
     'max_tokens': MAX_TOKENS.value,
     'sampling': sampling,

@@ -10,8 +10,8 @@ the token scan's own error (measured over 24 draws: 0.2 to 3 times).
 With q, k, v and d_o in bfloat16, of which the reference takes the rounded
 values, everything is within 2.5e-2, from an entry state that keeps the
 gradient of the decay from being nothing but such a difference. Where one key
-repeats and e^g is 1e-3 it is one again, 1e-3 of its terms in size, and a decay
-per token sums it over all channels: there it is within 5e-2 (3.2e-2 in 4 draws).
+repeats and e^g is 1e-3 it is one again, 1e-3 of its terms in size: that of a
+decay per token is within 5e-2 there (3.2e-2 at most in 4 draws).
 """
 
 import jax

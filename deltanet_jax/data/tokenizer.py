@@ -1,12 +1,15 @@
 """Which ids stand for a text? Bytes, or a `tokenizer.json`."""
 
-import json
+import functools
 import os
 import sys
+import unicodedata
 
 import numpy as np
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.data import chat_template
+from deltanet_jax.data.token_files import FLAGS, TokenFiles
 
 # how the common tokenizers name the token between two documents
 EOD_NAMES = (
@@ -21,8 +24,36 @@ SLICE_BYTES = 8 << 20  # tokenised between two progress lines
 
 
 def load(name):
-  """`ByteTokenizer` for 'bytes', else the `FileTokenizer` of that file."""
-  return ByteTokenizer() if name == 'bytes' else FileTokenizer(name)
+  """`ByteTokenizer` for 'bytes', else the `FileTokenizer` of that file.
+
+  Raises:
+    ConfigError: no such file, no tokenizer in it, or no end-of-text token.
+  """
+  if name == 'bytes':
+    return ByteTokenizer()
+  if not os.path.isfile(name):
+    raise ConfigError(
+      f"data.tokenizer={name!r}: no such file; give 'bytes' or the path of a"
+      ' tokenizer.json'
+    )
+  found = FileTokenizer(name)
+  found.require_eod()
+  return found
+
+
+def require_utf8(text, what):
+  """Raises ConfigError for a str that is no text: a byte of a command line that
+  is no UTF-8, or half of a character that takes two."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    code = ord(text[error.start])
+    found = f'U+{code:04X}'
+    if 0xDC80 <= code <= 0xDCFF:  # how Python takes such a byte
+      found = f'the byte {code - 0xDC00:#x}'
+    raise ConfigError(
+      f'{what} is no UTF-8 text: {found} at character {error.start + 1}'
+    ) from error
 
 
 class ByteTokenizer:
@@ -30,9 +61,12 @@ class ByteTokenizer:
 
   vocab_size = 257
   eod = 256
+  ends = frozenset()
+  altered = (0, 0)
 
   def encode(self, text):
     """int32 [T]: the UTF-8 bytes of `text`."""
+    require_utf8(text, 'the text')
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
   def decode(self, ids):
@@ -46,87 +80,266 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-  """A `tokenizer.json` of the `tokenizers` library.
+  """A `tokenizer.json` of the `tokenizers` library, with the files beside it:
+  everything that training, evaluation and chat ask of a tokenizer.
 
-  `eod` is its own end-of-text token, one of EOD_NAMES, or the eos_token of a
-  tokenizer_config.json beside it. The names of special tokens inside a text are
-  encoded as the plain text that they are there.
+  Documents are encoded as plain text: the names of special tokens in them are
+  the letters that they are there. In a prompt they are those tokens.
+
+  Attributes:
+    vocab_size: one more than the largest id
+    altered: (documents, bytes) of the last `encode_documents` that their ids
+      do not spell
 
   Raises:
-    ConfigError: no such file, no tokenizer in it, or no end-of-text token.
+    ConfigError: no such file, or no tokenizer in it.
   """
 
   def __init__(self, path):
     import tokenizers
 
+    self._path = str(path)
     if not os.path.isfile(path):
-      raise ConfigError(
-        f"data.tokenizer={path!r}: no such file; give 'bytes' or the path of a"
-        ' tokenizer.json'
-      )
-    try:
-      self._tokenizer = tokenizers.Tokenizer.from_file(path)
-    except Exception as error:  # the library raises plain Exception
-      raise ConfigError(
-        f'data.tokenizer={path!r}: no tokenizer.json: {error}'
-      ) from error
-    self._tokenizer.encode_special_tokens = True
+      raise ConfigError(f'{path}: no such file; copy it from the release')
+    self._tokenizer = _guarded(
+      f'{path}: no tokenizer.json', tokenizers.Tokenizer.from_file, self._path
+    )
+    # settings of whoever saved it; a text is taken as long as it is
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
-    vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-    names = (*EOD_NAMES, _eos_token(path))
-    found = [vocabulary[name] for name in names if name in vocabulary]
-    if not found:
+    self._folder = os.path.dirname(self._path) or '.'
+    self._files = TokenFiles(self._folder)
+    self._vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+    self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
+    if self.vocab_size > 1 << 31:
       raise ConfigError(
-        f'data.tokenizer={path!r}: no end-of-text token; add one of'
-        f' {" ".join(EOD_NAMES)}, or name its own as eos_token in a'
-        ' tokenizer_config.json beside it'
+        f'{path}: a token has the id {self.vocab_size - 1}; ids have 31 bits'
       )
-    self.eod = found[0]
-    self.vocab_size = max(vocabulary.values()) + 1
+    self._add(tokenizers.AddedToken)
+    self.altered = (0, 0)
+
+  def _add(self, make):
+    """Makes tokens of the vocabulary special, or searched for, which only the
+    files beside say to be; their ids and what tokenizer.json says stay."""
+    known = self._tokenizer.get_added_tokens_decoder().values()
+    known = {token.content: token for token in known}
+    for fields in self._files.added:
+      name, special = fields['content'], fields.get('special', False)
+      if name not in self._vocabulary:
+        continue
+      if name not in known:
+        token = make(**({'normalized': not special} | fields))
+      elif special and not known[name].special:
+        flags = {flag: getattr(known[name], flag) for flag in FLAGS}
+        token = make(name, special=True, **flags)
+      else:
+        continue
+      self._tokenizer.add_tokens([token])
+      known[name] = token
+
+  def _call(self, name, *args, **kwargs):
+    """What the library's method gives; it finds some faults of a file late."""
+    what = f'{self._path}: it cannot {name}'
+    return _guarded(what, getattr(self._tokenizer, name), *args, **kwargs)
+
+  @property
+  def eod(self):
+    """The id between two documents: the eos_token that the files declare, else
+    the special token of one of EOD_NAMES.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    return self._eod[1]
+
+  def require_eod(self):
+    """Refuses a tokenizer without a token between documents."""
+    return self._eod
+
+  @functools.cached_property
+  def _eod(self):
+    """(name, id)"""
+    name = self._files.named.get('eos_token')
+    if name is not None:
+      return name, self._id('eos_token', name)
+    # an ordinary token of that name is what some texts spell
+    added = self._tokenizer.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
+    for name in EOD_NAMES:
+      if name in special:
+        return name, self._vocabulary[name]
+    raise ConfigError(
+      f'{self._path}: no end-of-text token; add one of {" ".join(EOD_NAMES)}'
+      ' as a special token, or name its own as eos_token in a'
+      ' tokenizer_config.json beside it'
+    )
+
+  def _id(self, role, name):
+    if name not in self._vocabulary:
+      raise ConfigError(
+        f'{self._path} has no token {name!r}, which the files beside it declare'
+        f' as {role}; copy all of them from one release'
+      )
+    return self._vocabulary[name]
+
+  @functools.cached_property
+  def ends(self):
+    """The ids before which a model's text ends, by its own files."""
+    return self._files.ends()
+
+  @functools.cached_property
+  def _begins(self):
+    """(own, ids before a prompt, ids after it), as `TokenFiles.begins`."""
+    own, *wanted = self._files.begins()
+    found = []
+    for role, want in zip(('bos_token', 'eos_token'), wanted, strict=True):
+      found.append([])
+      if want and role not in self._files.named:
+        raise ConfigError(
+          f'{self._folder}/tokenizer_config.json: add_{role} is'
+          f' true and there is no {role}; declare it, or take add_{role} out'
+        )
+      if want:
+        found[-1].append(self._id(role, self._files.named[role]))
+    if own and found[0]:
+      already = self._call('encode', '', add_special_tokens=True).ids
+      found[0] = [i for i in found[0] if i not in already]
+    return own, *found
+
+  def prompt(self, text, special=True):
+    """Ids (list) of a prompt; with `special` what the tokenizer puts before it
+    and after it is there, which a chat template has written itself.
+
+    Raises:
+      ConfigError: it is no text, or what is to begin it is not known.
+    """
+    require_utf8(text, 'the prompt')
+    self._tokenizer.encode_special_tokens = False
+    if not special:
+      return self._call('encode', text, add_special_tokens=False).ids
+    own, before, after = self._begins
+    ids = self._call('encode', text, add_special_tokens=own).ids
+    return [*before, *ids, *after]
+
+  def chat(self, message):
+    """A user's message as the model's chat template puts it.
+
+    Raises:
+      ConfigError: there is no template, it refuses the message, or fails.
+    """
+    found = self._files.template()
+    if found is None:
+      raise ConfigError(
+        f'{self._folder}: no chat template; leave --chat out, or'
+        ' add a chat_template.jinja'
+      )
+    return chat_template.render(*found, message, self._files.named)
 
   def encode(self, text):
-    """int32 [T]: the ids of `text`, no special token added."""
-    found = self._tokenizer.encode(text, add_special_tokens=False)
-    return np.array(found.ids, np.int32)
+    """int32 [T]: the ids of a plain text, no special token added."""
+    require_utf8(text, 'the text')
+    return np.array(self._plain([text])[0], np.int32)
+
+  def _plain(self, texts):
+    self._tokenizer.encode_special_tokens = True
+    found = self._call('encode_batch', texts, add_special_tokens=False)
+    return [one.ids for one in found]
 
   def decode(self, ids):
     """The text of `ids`, without special tokens."""
-    return self._tokenizer.decode(np.asarray(ids).tolist())
+    return self._call('decode', np.asarray(ids, np.int64).tolist())
 
   def encode_documents(self, documents):
-    """A list with the ids (int32) of every `Document`.
+    """A list with the ids (int32) of every `Document`. Tells on stderr how
+    many are not what their ids spell.
 
     Raises:
-      ConfigError: a document that is not UTF-8.
+      ConfigError: a document that is not UTF-8, or contains `eod`.
     """
     total = sum(len(d.content) for d in documents)
     arrays, batch, size, done = [], [], 0, 0
+    trip = RoundTrip()
     for i, document in enumerate(documents):
-      batch.append(_decode(document))
+      batch.append(document)
       size += len(document.content)
       if size < SLICE_BYTES and i + 1 < len(documents):
         continue
-      found = self._tokenizer.encode_batch(batch, add_special_tokens=False)
-      arrays += [np.array(f.ids, np.int32) for f in found]
+      arrays += self._encode(batch, trip)
       done += size
       batch, size = [], 0
       if total > SLICE_BYTES:
         end = '\n' if done == total else ''
         text = f'\rtokenised {done >> 20} of {total >> 20} MiB'
         print(text, end=end, file=sys.stderr, flush=True)
+    self.altered = trip.documents, trip.bytes
+    if trip.documents:
+      print(
+        f'warning: {self._path}: {trip.documents} of {len(documents)} documents'
+        f' ({trip.bytes} of {total} bytes) are not what their ids spell'
+        f' ({trip.example}); bits per byte leave out what is lost',
+        file=sys.stderr,
+      )
+    return arrays
+
+  def _encode(self, documents, trip):
+    texts = [_decode(document) for document in documents]
+    ids = self._plain(texts)
+    spelt = self._call('decode_batch', ids, skip_special_tokens=False)
+    arrays = [np.array(found, np.int32) for found in ids]
+    name, eod = self._eod
+    for document, text, again, array in zip(
+      documents, texts, spelt, arrays, strict=True
+    ):
+      if (array == eod).any():
+        raise ConfigError(
+          f'{document.source}: its text has {name!r}, which {self._path} takes'
+          ' for the end of a document; exclude it, or declare as eos_token a'
+          ' token that no text has'
+        )
+      trip.compare(document, text, again)
     return arrays
 
 
-def _eos_token(path):
-  """The eos_token that a tokenizer_config.json beside `path` names, or None."""
-  beside = os.path.join(os.path.dirname(path), 'tokenizer_config.json')
+def _guarded(what, function, *args, **kwargs):
+  """What a function of the library gives; its errors are a ConfigError."""
   try:
-    with open(beside) as file:
-      found = json.load(file).get('eos_token')
-  except (OSError, ValueError, AttributeError):
-    return None
-  return found.get('content') if isinstance(found, dict) else found
+    return function(*args, **kwargs)
+  except BaseException as error:
+    # it raises plain Exception, and a panic of its own is not even that
+    panic = type(error).__name__ == 'PanicException'
+    if not (panic or isinstance(error, Exception)):
+      raise
+    text = ' '.join(str(error).split())
+    raise ConfigError(f'{what}: {text}') from error
+
+
+class RoundTrip:
+  """Counts documents that are not what their ids spell.
+
+  Canonically equal characters (NFC) are the same text, and white space at
+  either end is a matter of the decoder, which cannot know it, and of a token
+  at most. Anything else, an unknown character, the case of a letter, a line
+  break, are bytes that a document has and no token pays for.
+  """
+
+  def __init__(self):
+    self.documents, self.bytes, self.example = 0, 0, ''
+
+  def compare(self, document, text, again):
+    """Counts `document` if its `text` came back as `again`, another one."""
+    if text == again or _same(text) == _same(again):
+      return
+    self.documents += 1
+    self.bytes += len(document.content)
+    if not self.example:
+      text, again = _same(text), _same(again)
+      at = len(os.path.commonprefix([text, again]))
+      was, became = (ascii(x[at : at + 8]) for x in (text, again))
+      self.example = f'{document.source}: {was} became {became}'
+
+
+def _same(text):
+  return unicodedata.normalize('NFC', text).strip()
 
 
 def _decode(document):

@@ -154,7 +154,8 @@ def kept(begun, tokenizer):
   path = pathlib.Path(tokenizer)
   texts['tokenizer/tokenizer.json'] = path.read_text()
   own = begun is not None and tokenizer == begun.tokenizer
-  for name in TEXT_FILES if own else ('tokenizer_config.json',):
+  declared = 'tokenizer_config.json', 'special_tokens_map.json'
+  for name in TEXT_FILES if own else declared:
     beside = path.with_name(name)
     if beside.is_file():
       texts[f'tokenizer/{name}'] = beside.read_text()

@@ -9,7 +9,7 @@ from deltanet_jax import sharding
 from deltanet_jax.checkpoint import CheckpointError, Checkpoints
 from deltanet_jax.data import tokenizer as tokenizers
 from deltanet_jax.infer import room
-from deltanet_jax.infer.sampling import sample
+from deltanet_jax.infer.sampling import sample, seeded
 from deltanet_jax.model import Backbone, HybridLM, head_weight, init_cache
 
 
@@ -18,28 +18,34 @@ def continue_text(workdir, experiment, prompt, *, max_tokens, sampling, seed):
 
   workdir: Workdir   experiment: what it holds   prompt: str, maybe empty
 
-  It ends after `max_tokens` tokens or before the end of the document. The
-  prompt is the beginning of a document.
+  It ends after `max_tokens` tokens or before the end of the document, or of a
+  text in the eyes of the release that the run began with. The prompt is the
+  beginning of a document.
 
   Raises:
+    ConfigError: the prompt is no text, or the tokenizer cannot serve.
+    ValueError: the seed is none.
     CheckpointError: no checkpoint can be read.
   """
+  key = seeded(seed)
   tokenizer = tokenizers.load(workdir.tokenizer(experiment))
+  # a document is trained on from the end of the one before
+  ids = [tokenizer.eod, *tokenizer.encode(prompt).tolist()]
+  ends = {tokenizer.eod, *tokenizer.ends}
   params = load_params(workdir, experiment.model)
-  stream = TextStream(tokenizer.decode)
+  stream = TextStream(tokenizer.decode, ids)
   tokens = generate(
     params,
     experiment.model,
-    # a document is trained on from the end of the one before
-    [tokenizer.eod, *tokenizer.encode(prompt).tolist()],
+    ids,
     max_tokens=max_tokens,
     sampling=sampling,
-    key=jax.random.key(seed),
+    key=key,
     dtype=jnp.dtype(experiment.train.dtype),
     vocab=tokenizer.vocab_size,
   )
   for token in tokens:
-    if token == tokenizer.eod:
+    if token in ends:
       break
     yield stream.push(token)
   yield stream.close()
@@ -118,14 +124,16 @@ def make_advance(cfg, dtype, sampling, vocab):
 class TextStream:
   """Token ids in, text out, whole characters only.
 
-  A trailing U+FFFD may be a character whose other bytes are yet to come: it is
-  held back until the next id shows.
+  The pieces are what the ids add to the text of those `before`: a decoder may
+  take the space off the first word of a text, and off no other. A trailing
+  U+FFFD may be a character whose other bytes are yet to come: it is held back
+  until the next id shows.
   """
 
-  def __init__(self, decode):
+  def __init__(self, decode, before=()):
     self._decode = decode
-    self._ids = []
-    self._shown = 0
+    self._ids = _last_word(decode, list(before))
+    self._shown = len(decode(self._ids))
 
   def push(self, token):
     """The text that `token` completes, possibly empty."""
@@ -140,3 +148,15 @@ class TextStream:
     new = text[self._shown :]
     self._shown = max(self._shown, len(text))
     return new
+
+
+def _last_word(decode, ids):
+  """As many of the last ids as decode to the end of what all do, so that a long
+  prompt is not decoded with every token: some text in whole characters."""
+  whole, count = decode(ids), 8
+  while count < len(ids):
+    last = decode(ids[-count:])
+    if last.strip() and whole.endswith(last) and '\ufffd' not in last:
+      return ids[-count:]
+    count *= 4
+  return ids

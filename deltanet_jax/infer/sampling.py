@@ -2,6 +2,24 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from deltanet_jax.infer.settings import SEEDS
+
+# what is less is 0 on some devices
+LEAST = float(np.finfo(np.float32).tiny)
+MOST = float(np.finfo(np.float32).max)
+
+
+def seeded(seed):
+  """The key of a seed.
+
+  Raises:
+    ValueError: it is none of SEEDS, as a key has 32 bits of it.
+  """
+  if seed not in SEEDS:
+    raise ValueError(f'seed is {seed}; give {SEEDS[0]} to {SEEDS[-1]}')
+  return jax.random.key(seed)
 
 
 def keep_likely(logits, top_k, top_p):
@@ -10,20 +28,23 @@ def keep_likely(logits, top_k, top_p):
   order = jnp.argsort(-logits, axis=-1, stable=True)
   ranked = jnp.take_along_axis(logits, order, -1)
   rank = jnp.arange(Z)
-  ranked = jnp.where(rank < (top_k or Z), ranked, -jnp.inf)
+  ranked = jnp.where(rank < min(top_k or Z, Z), ranked, -jnp.inf)
   p = jax.nn.softmax(ranked, -1)
   # a token stays while those before it do not reach top_p: the first always
   before = jnp.cumsum(p, -1) - p
-  ranked = jnp.where((before < top_p) | (top_p == 1), ranked, -jnp.inf)
+  kept = (before < top_p) | (rank == 0) | (top_p == 1)
+  ranked = jnp.where(kept, ranked, -jnp.inf)
   return jnp.take_along_axis(ranked, jnp.argsort(order, -1), -1)
 
 
 def sample(logits, key, sampling):
   """Token ids [...] int32 drawn from logits [..., Z]."""
   logits = logits.astype(jnp.float32)
-  if sampling.temperature == 0:
+  if sampling.temperature < LEAST:
     return jnp.argmax(logits, -1).astype(jnp.int32)
-  logits = logits / sampling.temperature
+  # from the largest down: the quotient may be beyond float32, and is then -inf
+  logits = logits - jnp.max(logits, -1, keepdims=True)
+  logits = logits / np.float32(min(sampling.temperature, MOST))
   if sampling.top_k or sampling.top_p < 1:
     logits = keep_likely(logits, sampling.top_k, sampling.top_p)
   return jax.random.categorical(key, logits).astype(jnp.int32)

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+SEEDS = range(1 << 32)
+
 
 class Sampling(NamedTuple):
   """How to choose. Temperature 0 is the most likely token.

@@ -1,0 +1,81 @@
+"""A chat template of a release, rendered as transformers does."""
+
+import datetime
+import functools
+import json
+
+from deltanet_jax.config import ConfigError
+
+
+def render(path, template, message, tokens):
+  """The prompt that a template makes of a user's message.
+
+  path: where the template stands, for error messages   tokens: {'bos_token':
+  '<s>', ...}, which it may use
+
+  Raises:
+    ConfigError: it refuses the message, or fails.
+  """
+  try:
+    return _environment().from_string(template).render(
+      messages=[{'role': 'user', 'content': message}],
+      tools=None,
+      documents=None,
+      add_generation_prompt=True,
+      **tokens,
+    )  # fmt: skip
+  except Exception as error:  # a template is a program, not ours
+    text = ' '.join(str(error).split())
+    raise ConfigError(
+      f'{path}: chat template: {text or type(error).__name__}'
+    ) from error
+
+
+@functools.cache
+def _environment():
+  """Of the templates: the sandbox, tags, filter and functions that they are
+  written for."""
+  from jinja2 import TemplateError, nodes
+  from jinja2.ext import Extension
+  from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+  class Generation(Extension):
+    """{% generation %}: what it encloses, a scope of its own; training reads
+    from it where answers stand."""
+
+    tags = {'generation'}
+
+    def parse(self, parser):
+      line = next(parser.stream).lineno
+      body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
+      call = self.call_method('_content')
+      return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _content(self, caller):
+      return caller()
+
+  def raise_exception(message):
+    raise TemplateError(message)
+
+  def tojson(
+    x, ensure_ascii=False, indent=None, separators=None, sort_keys=False
+  ):
+    return json.dumps(
+      x,
+      ensure_ascii=ensure_ascii,
+      indent=indent,
+      separators=separators,
+      sort_keys=sort_keys,
+    )
+
+  environment = ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[Generation, 'jinja2.ext.loopcontrols'],
+  )
+  environment.filters['tojson'] = tojson
+  environment.globals['raise_exception'] = raise_exception
+  environment.globals['strftime_now'] = lambda form: (
+    datetime.datetime.now().strftime(form)
+  )
+  return environment

@@ -1,0 +1,256 @@
+"""What do the files beside a tokenizer.json say?
+
+A file that is not there says nothing. A value of the wrong kind is a
+`ConfigError` of one line with the file, the key and the value.
+"""
+
+import json
+import os
+
+from deltanet_jax.config import ConfigError
+
+NAMED = (
+  'bos_token',
+  'eos_token',
+  'unk_token',
+  'sep_token',
+  'pad_token',
+  'cls_token',
+  'mask_token',
+)
+FLAGS = ('lstrip', 'rstrip', 'single_word', 'normalized')
+# classes that put bos_token before a prompt by add_bos_token, whatever the
+# tokenizer.json does, and whether they do without it (transformers 4.57)
+BOS_CLASSES = {
+  'LlamaTokenizer': True,
+  'CodeLlamaTokenizer': True,
+  'GemmaTokenizer': True,
+  'CohereTokenizer': True,
+  'GPTNeoXTokenizer': False,
+}
+
+
+class TokenFiles:
+  """The files of a folder.
+
+  Attributes:
+    named: {'bos_token': '<s>', ...}, the special tokens that have a role
+    added: the fields (content, special, FLAGS) of all tokens that a text is
+      searched for before it is tokenised
+  """
+
+  def __init__(self, folder):
+    self._folder = folder
+    self._config_path = os.path.join(folder, 'tokenizer_config.json')
+    self._config = read_json(self._config_path)
+    tokens = self._tokens()
+    self.named = {name: tokens[name][0]['content'] for name in NAMED
+                  if tokens[name]}  # fmt: skip
+    self.added = sum(tokens.values(), [])
+
+  def _tokens(self):
+    """{key: fields of its tokens} of everything that names tokens."""
+    path = os.path.join(self._folder, 'special_tokens_map.json')
+    over = {}
+    if 'added_tokens_decoder' not in self._config:
+      over = read_json(path)  # of the time before that key; it has precedence
+
+    def said(key):
+      file, found = (
+        (path, over) if key in over else (self._config_path, self._config)
+      )
+      return file, key, found.get(key)
+
+    found = {key: _fields(*said(key)) for key in NAMED}
+    for key in ('additional_special_tokens', 'extra_special_tokens'):
+      file, key, value = said(key)
+      found[key] = []
+      for i, one in enumerate(_items(file, key, value)):
+        found[key] += _fields(file, f'{key}[{i}]', one)
+    file, key, value = said('added_tokens_decoder')
+    if not isinstance(value, dict | None):
+      raise refusal(file, key, value, 'an object of tokens')
+    found[key] = []
+    for i, one in (value or {}).items():
+      found[key] += _fields(file, f'{key}.{i}', one)
+    return found
+
+  def begins(self):
+    """(own, bos, eos) of a prompt. With `own` the tokenizer.json decides what
+    is before and after it, and bos is whether bos_token must come first;
+    without, bos and eos are whether these tokens are there."""
+    name = self._checked('tokenizer_class', str, 'a name')
+    default = BOS_CLASSES.get((name or '').removesuffix('Fast'))
+    bos = self._checked('add_bos_token', bool, 'true or false')
+    eos = self._checked('add_eos_token', bool, 'true or false')
+    unsaid = bos is None and default and 'bos_token' not in self.named
+    if default is None or unsaid:
+      # a class that is named and does not know add_bos_token has not obeyed it
+      return True, name is None and bool(bos), False
+    return False, default if bos is None else bos, bool(eos)
+
+  def _checked(self, key, kind, wanted):
+    value = self._config.get(key)
+    if not isinstance(value, kind | None):
+      raise refusal(self._config_path, key, value, wanted)
+    return value
+
+  def template(self):
+    """(file, text) of the chat template, or None.
+
+    Raises:
+      ConfigError: there are several with names, and no `default` one.
+    """
+    path = os.path.join(self._folder, 'chat_template.jinja')
+    if os.path.isfile(path):
+      return path, _read_text(path)
+    older = os.path.join(self._folder, 'chat_template.json')
+    for path, found in (
+      (self._config_path, self._config),
+      (older, read_json(older)),
+    ):
+      value = found.get('chat_template')
+      if value is not None:
+        return path, _default(path, value)
+    return None
+
+  def ends(self):
+    """Ids that end a text: those of generation_config.json, else those of the
+    model's config.json, else of the text_config in it."""
+    path = os.path.join(self._folder, 'generation_config.json')
+    found = _ids(path, 'eos_token_id', read_json(path))
+    if found:
+      return found
+    path, config = self._model()
+    inner = config.get('text_config')
+    if not isinstance(inner, dict | None):
+      raise refusal(path, 'text_config', inner, 'an object')
+    return _ids(path, 'eos_token_id', config) or _ids(
+      path, 'text_config.eos_token_id', inner or {}
+    )
+
+  def _model(self):
+    """(file, the released config.json): the folder's own, or what a converted
+    folder keeps of it, or the run whose copy of the tokenizer this is."""
+    path = os.path.join(self._folder, 'config.json')
+    if os.path.isfile(path):
+      return path, read_json(path)
+    path = os.path.join(self._folder, 'converted.json')
+    if os.path.isfile(path):
+      return path, _inner(read_json(path), 'config')
+    run = os.path.dirname(os.path.abspath(self._folder))
+    path = os.path.join(run, 'start.json')
+    begun = read_json(path)
+    data = _inner(read_json(os.path.join(run, 'config.json')), 'data')
+    if data and data.get('tokenizer') != begun.get('tokenizer'):
+      return path, {}  # these would be the ids of another tokenizer
+    return path, _inner(_inner(begun, 'released'), 'config')
+
+
+def read_json(path):
+  """The object that a JSON file holds; {} if there is no such file."""
+  try:
+    with open(path, 'rb') as file:
+      found = json.loads(file.read())
+  except (FileNotFoundError, NotADirectoryError):
+    return {}
+  except OSError as error:
+    raise ConfigError(f'{path}: {error.strerror}') from error
+  except RecursionError as error:
+    raise ConfigError(f'{path}: no JSON: it nests too deep') from error
+  except ValueError as error:  # no JSON, or no UTF-8
+    raise ConfigError(f'{path}: no JSON: {error}') from error
+  if not isinstance(found, dict):
+    raise ConfigError(f'{path} holds {shown(found)}; give an object')
+  return found
+
+
+def refusal(path, key, value, wanted):
+  """The error that says which value of which file is wrong."""
+  return ConfigError(f'{path}: {key} is {shown(value)}; give {wanted}')
+
+
+def shown(value, most=60):
+  """`value` as JSON in one short line."""
+  try:
+    text = json.dumps(value)
+  except RecursionError:
+    text = f'a nested {type(value).__name__}'
+  return text if len(text) <= most else f'{text[: most - 3]}...'
+
+
+def _fields(path, key, value):
+  """[fields] of a token that is given as its name or as an object; [] of one
+  that is not. Only added_tokens_decoder knows tokens that are not special."""
+  if value is None or value == '':
+    return []
+  if isinstance(value, str):
+    value = {'content': value}
+  if not isinstance(value, dict) or not isinstance(value.get('content'), str):
+    raise refusal(path, key, value, 'a token: its name, or an object of it')
+  known = {k: value[k] for k in ('content', 'special', *FLAGS) if k in value}
+  for flag in known.keys() - {'content'}:
+    if not isinstance(value[flag], bool):
+      raise refusal(path, f'{key}.{flag}', value[flag], 'true or false')
+  if not key.startswith('added_tokens_decoder'):
+    known['special'] = True
+  return [known]
+
+
+def _items(path, key, value):
+  """The tokens of a list, or of an object with their names."""
+  if isinstance(value, dict):
+    return value.values()
+  if not isinstance(value, list | None):
+    raise refusal(path, key, value, 'a list of tokens')
+  return value or ()
+
+
+def _inner(found, key):
+  value = found.get(key)
+  return value if isinstance(value, dict) else {}
+
+
+def _read_text(path):
+  try:
+    with open(path, encoding='utf-8') as file:
+      return file.read()
+  except OSError as error:
+    raise ConfigError(f'{path}: {error.strerror}') from error
+  except UnicodeDecodeError as error:
+    raise ConfigError(f'{path}: no UTF-8 text (byte {error.start})') from error
+
+
+def _default(path, value):
+  """The template of a value: itself, or the default one of those named."""
+  if isinstance(value, str):
+    return value
+  named = value
+  if isinstance(value, list):
+    if not all(isinstance(one, dict) for one in value):
+      raise refusal(path, 'chat_template', value, 'objects of named ones')
+    named = {str(one.get('name')): one.get('template') for one in value}
+  if not isinstance(named, dict):
+    raise refusal(
+      path, 'chat_template', value, 'a text or a list of named ones'
+    )
+  if 'default' not in named:
+    raise ConfigError(
+      f"{path}: none of the chat templates {shown(list(named))} is 'default';"
+      ' copy the one to use into a chat_template.jinja'
+    )
+  if not isinstance(named['default'], str):
+    found = named['default']
+    raise refusal(path, 'the chat_template default', found, 'a text')
+  return named['default']
+
+
+def _ids(path, key, found):
+  """The ids of a number, a list of numbers, or nothing."""
+  value = found.get(key.rpartition('.')[2])
+  if value is None:
+    return set()
+  ids = value if isinstance(value, list) else [value]
+  if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+    raise refusal(path, key, value, 'an id or a list of ids')
+  return set(ids)
