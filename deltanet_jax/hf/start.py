@@ -64,7 +64,8 @@ class Start(NamedTuple):
 
     shapes = sharding.abstract_params(HybridLM(self.model))
     family = families.named(self.released['family'])
-    store.matched(files.Folder(folder), family, self.model, shapes)
+    source = family.source(files.Folder(folder))
+    store.matched(source, family, self.model, shapes)
 
   def require_tokenizer(self):
     """Refuses a folder without the tokenizer that it should bring."""
@@ -215,7 +216,7 @@ def _require_same(model, begun, where):
 def _record(folder):
   """What `hf.convert` keeps of a released folder, from its headers."""
   family, _ = families.read(folder)
-  source = files.Folder(folder)
+  source = family.source(files.Folder(folder))
   ignored = lambda name: any(re.fullmatch(p, name) for p in family.ignored)
   return {
     'family': family.name,

@@ -44,7 +44,7 @@ def load(folder, *, dtype=jnp.float32, mesh=None):
       missing, unknown or of another shape: named, with its file.
   """
   family, cfg = families.read(folder)
-  source = files.Folder(folder)
+  source = family.source(files.Folder(folder))
   cfg = families.with_mtp(family, cfg, source.names)
   model = ReleasedLM(cfg, dtype, family=family.name)
   shapes = sharding.abstract_params(model)
@@ -224,7 +224,7 @@ def save(
     found, other = families.read(like)
     if not families.same(other, cfg):
       raise ConfigError(f'{like} is another model than the one to save')
-    source = files.Folder(like)
+    source = found.source(files.Folder(like))
     entries = sum(matched(source, found, cfg, shapes), [])
     settings = json.loads((pathlib.Path(like) / 'config.json').read_text())
   else:
