@@ -1,6 +1,5 @@
 """DeepSeek-V3, V3.1 and V3.2."""
 
-from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import Layer, MLPConfig, MoEConfig
 from deltanet_jax.hf import common, latent, rope
 from deltanet_jax.hf.common import LAYER, Family, Mtp
@@ -44,16 +43,17 @@ def _latent(keys):
   keys.require('rope_interleave', True, default=True)
   found = latent.read(keys, query_latent=1536)
   turn = rope.read(keys, found['shared_dim'])
-  if turn.pop('rotary_dim') != found['shared_dim']:
-    raise ConfigError(
-      f'{keys.where}: partial_rotary_factor or rotary_dim asks for a part of'
-      ' qk_rope_head_dim; all of it turns here, remove it'
-    )
+  del turn['rotary_dim']
   return found | turn
 
 
 def _read_v3(keys):
-  return _read(keys, MLAConfig(**_latent(keys)))
+  mixer = MLAConfig(**_latent(keys))
+  # the class counts its frequencies from head_dim where a file has one
+  width = keys.get('head_dim', default=mixer.shared_dim)
+  if width != mixer.shared_dim:
+    keys.refuse('head_dim', width, f'qk_rope_head_dim {mixer.shared_dim}')
+  return _read(keys, mixer)
 
 
 def _read_v32(keys):

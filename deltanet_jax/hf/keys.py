@@ -12,6 +12,7 @@ import sys
 from deltanet_jax.config import ConfigError
 
 _REQUIRED = object()
+_MOST = sys.float_info.max
 _LAYERS = 1024  # no model is deeper; a file that says more is damaged
 
 # of transformers' layer_types, with the names before version 5
@@ -50,9 +51,11 @@ class Keys:
     Raises:
       ConfigError: it is absent and there is no default, or names disagree.
     """
+    return self._get(lambda keys, name: keys._found[name], names, default)
+
+  def _get(self, read, names, default):
     self._read.update(names)
-    raw = lambda keys, name: keys._found[name]
-    value = agreed(raw, [(self, name) for name in names], default)
+    value = agreed(read, [(self, name) for name in names], default)
     if value is _REQUIRED:
       raise ConfigError(f'{self.where}: no key {self.at}{" or ".join(names)}')
     return value
@@ -77,11 +80,13 @@ class Keys:
     ok = lambda x: type(x) is int and least <= x < 2**31
     return self._typed(names, default, null, ok, f'an integer from {least}')
 
-  def number(self, *names, default=_REQUIRED, null=_REQUIRED, above=0):
+  def number(
+    self, *names, default=_REQUIRED, null=_REQUIRED, above=0, most=_MOST
+  ):
     """A finite number."""
-    most = sys.float_info.max
     ok = lambda x: type(x) in (int, float) and above < x <= most
     what = 'a number' if above == -math.inf else f'a number above {above}'
+    what += '' if most == _MOST else f' and at most {most}'
     return self._typed(names, default, null, ok, what)
 
   def flag(self, *names, default=_REQUIRED, null=_REQUIRED):
@@ -89,13 +94,17 @@ class Keys:
     return self._typed(names, default, null, ok, 'true or false')
 
   def _typed(self, names, default, null, ok, expected):
-    value = self.get(*names, default=default)
-    if value is None and null is not _REQUIRED:
-      return null
-    if value is not default and not ok(value):
-      name = next(name for name in names if name in self)
-      self.refuse(name, value, expected)
-    return value
+    null = default if default is None else null
+
+    def read(keys, name):
+      value = keys._found[name]
+      if value is None and null is not _REQUIRED:
+        return null
+      if not ok(value):
+        keys.refuse(name, value, expected)
+      return value
+
+    return self._get(read, names, default)
 
   def refuse(self, name, value, expected):
     """Raises:

@@ -60,8 +60,8 @@ def _full(keys, linear):
       linear.refuse(name, found, 'a list of layers, counted from 1')
   if sorted(full + delta) != list(range(1, count + 1)):
     raise ConfigError(
-      f'{keys.where}: full_attn_layers and kda_layers do not name each of'
-      f' layers 1 to {count} once'
+      f'{keys.where}: full_attn_layers and kda_layers do not name each layer'
+      f' from 1 to num_hidden_layers {count} once'
     )
   listed = [i + 1 in full for i in range(count)]
   if kinds not in (None, listed):

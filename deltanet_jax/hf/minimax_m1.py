@@ -31,8 +31,9 @@ def _residual(keys, kind):
   )
   if mixer != ffn:
     raise ConfigError(
-      f'{keys.where}: layernorm_{kind}_attention alpha and beta {mixer} differ'
-      f" from the mlp's {ffn}; only equal ones are supported"
+      f'{keys.where}: layernorm_{kind}_attention_alpha,'
+      f' layernorm_{kind}_attention_beta are {mixer} and layernorm_mlp_alpha,'
+      f' layernorm_mlp_beta {ffn}; only equal ones are supported'
     )
   return Residual('normed', *mixer)
 
@@ -45,7 +46,7 @@ def _read(keys):
   width = heads['head_dim']
   attention = AttentionConfig(
     **heads,
-    **rope.read(keys, width, theta=1e6),
+    **rope.read(keys, width, theta=1e6, rotary_dim=True),
     norm_eps=keys.number('rms_norm_eps', default=_EPS),
   )
   # its norm takes its class's epsilon and not the configuration's

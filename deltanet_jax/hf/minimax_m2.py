@@ -21,7 +21,7 @@ def _read(keys):
   heads = common.heads(keys, kv_heads=8, width=128)
   attention = AttentionConfig(
     **heads,
-    **rope.read(keys, heads['head_dim'], theta=5e6),
+    **rope.read(keys, heads['head_dim'], theta=5e6, share=1.0, rotary_dim=True),
     qk_norm=True,
     joint_norm=True,
     norm_eps=keys.number('rms_norm_eps', default=1e-6),

@@ -14,16 +14,25 @@ from deltanet_jax.hf.keys import Keys, agreed
 from deltanet_jax.mixers.config import YarnConfig
 
 
-def read(keys, width, *, theta=1e4, share=1.0, nope=False):
+def read(keys, width, *, theta=1e4, share=None, rotary_dim=False, nope=False):
   """rotary_dim, rope_theta and yarn of attention over `width` channels.
 
-  theta, share: what the family's class takes where nothing is stated
+  theta, share: what the family's class takes where nothing is stated; a share
+    of None turns all channels, whatever the file says, so that it must say so
+  rotary_dim: whether the family has such a key
   nope: a theta of null says that there are no positions
   """
   scaling, parameters = (
     keys.table(name) for name in ('rope_scaling', 'rope_parameters')
   )
-  fields = lambda table: _fields(keys, table, width, theta, share, nope)
+
+  def fields(table):
+    dim = _rotary_dim(keys, table, width, share, rotary_dim)
+    base = _theta(keys, table, theta, nope)
+    found = {'rotary_dim': dim, 'rope_theta': base, 'yarn': _yarn(keys, table)}
+    none = {'rotary_dim': 0, 'rope_theta': theta, 'yarn': None}
+    return none if base is None else found
+
   found = fields(scaling or parameters)
   if scaling and parameters:
     for name, value in fields(parameters).items():
@@ -36,32 +45,27 @@ def read(keys, width, *, theta=1e4, share=1.0, nope=False):
   return found
 
 
-def _fields(keys, table, width, theta, share, nope):
+def _theta(keys, table, default, nope):
   number = lambda place, name: place.number(name, above=1)
   if nope:
     number = lambda place, name: place.number(name, above=1, null=None)
-  base = agreed(number, [(p, 'rope_theta') for p in (table, keys)], theta)
-  dim = _rotary_dim(keys, table, width, share)
-  yarn = _yarn(keys, table)
-  if base is None:
-    return {'rotary_dim': 0, 'rope_theta': theta, 'yarn': None}
-  return {'rotary_dim': dim, 'rope_theta': base, 'yarn': yarn}
+  return agreed(number, [(p, 'rope_theta') for p in (table, keys)], default)
 
 
-def _rotary_dim(keys, table, width, share):
+def _rotary_dim(keys, table, width, share, rotary_dim):
   places = [(place, 'partial_rotary_factor') for place in (table, keys)]
-  stated = agreed(Keys.number, places, None)
-  dim = int(width * (stated or share))
-  released = keys.size('rotary_dim', default=None, least=2)  # MiniMax's
-  if released is None:
-    return dim
-  if stated and dim != released:
+  number = lambda place, name: place.number(name, most=1)
+  stated = agreed(number, places, None)
+  dim = int(width * (stated or share or 1))
+  released = keys.size('rotary_dim', default=None) if rotary_dim else None
+  wanted = released or (width if share is None else dim)
+  if stated and dim != wanted:
+    other = f'rotary_dim is {released}' if released else 'all turn here'
     raise ConfigError(
-      f'{keys.where}: {keys.at}rotary_dim is {released} and'
-      f' partial_rotary_factor {stated} of {width} channels is {dim}; make them'
-      ' the same'
+      f'{keys.where}: partial_rotary_factor is {stated}, which is {dim} of'
+      f' {width} channels, and {other}; say the same or remove it'
     )
-  return released
+  return wanted
 
 
 def _yarn(keys, table):
