@@ -79,7 +79,7 @@ def _decide(family, found):
     around = found.top is not found and place is found.top
     if value is not None and not around and re.search('rope|rotary|yarn', key):
       place.refuse(name, value, f'null; {family.name} has no such positions')
-    unknown.append(key if key.isprintable() else repr(key))
+    unknown.append(keys.plain(key))
   if unknown:
     warnings.warn(
       f'{found.where}: not read, for a {family.name} has no such settings:'

@@ -111,7 +111,8 @@ class Keys:
     ConfigError: always.
     """
     raise ConfigError(
-      f'{self.where}: {self.at}{name} is {_short(value)}; give {expected}'
+      f'{self.where}: {plain(self.at + name)} is {_short(value)}; give'
+      f' {expected}'
     )
 
   def table(self, name):
@@ -187,6 +188,11 @@ def agreed(read, places, default):
         f' {keys.at}{name} is {_short(value)}; make them the same'
       )
   return found[0][2] if found else default
+
+
+def plain(name):
+  """A key as a message shows it, whatever is in it."""
+  return name if name.isprintable() and len(name) < 80 else _short(name)
 
 
 def _short(value):
