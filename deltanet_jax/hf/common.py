@@ -140,13 +140,12 @@ def dense_layers(keys, default):
 
   default: how many of the first ones are, where the file does not say
   """
-  first = keys.size('first_k_dense_replace', default=None, least=0)
+  first = keys.size('first_k_dense_replace', default=default, least=0)
   kinds = keys.kinds('mlp_layer_types', {'dense': True, 'sparse': False})
-  leading = default if first is None else first
-  counted = [i < leading for i in range(keys.layers())]
+  counted = [i < first for i in range(keys.layers())]
   if kinds is None:
     return counted
-  if first is not None and kinds != counted:
+  if 'first_k_dense_replace' in keys and kinds != counted:
     raise ConfigError(
       f'{keys.where}: {keys.at}first_k_dense_replace {first} and'
       ' mlp_layer_types name different dense layers; make them the same'

@@ -43,7 +43,8 @@ def find(model_type, where):
       return family
   known = ', '.join(t for family in FAMILIES for t in family.model_types)
   raise ConfigError(
-    f'{where}: model_type {model_type!r} is not supported; supported: {known}'
+    f'{where}: model_type {model_type!r:.80} is not supported; supported:'
+    f' {known}'
   )
 
 
@@ -74,7 +75,7 @@ def _decide(family, found):
   harmless, unknown = common.harmless(family), []
   for place, name, value in found.unread():
     key = (place.at + name).removeprefix('text_config.')
-    if name in harmless or key in harmless:
+    if key in harmless:
       continue
     around = found.top is not found and place is found.top
     if value is not None and not around and re.search('rope|rotary|yarn', key):
@@ -84,7 +85,7 @@ def _decide(family, found):
     warnings.warn(
       f'{found.where}: not read, for a {family.name} has no such settings:'
       f' {", ".join(unknown)}',
-      stacklevel=3,
+      stacklevel=2,  # one place, so that it is shown once
     )
 
 

@@ -13,7 +13,7 @@ from deltanet_jax.config import ConfigError
 
 _REQUIRED = object()
 _MOST = sys.float_info.max
-_LAYERS = 1024  # no model is deeper; a file that says more is damaged
+_LAYERS = 512  # no model is deeper; a file that says more is damaged
 
 # of transformers' layer_types, with the names before version 5
 ATTENTION = {'full_attention': True, 'attention': True}

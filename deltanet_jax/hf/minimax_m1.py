@@ -67,7 +67,7 @@ def _read(keys):
     None,
   )
   if full is None:
-    keys.get('attn_type_list')
+    keys.refuse('attn_type_list', None, 'a list of 0 and 1, one for each layer')
   return common.model_config(keys, [kinds[x] for x in full], eps=_EPS)
 
 
