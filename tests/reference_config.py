@@ -102,7 +102,8 @@ def bare(name):
   width = 'head_dim'
   if name.startswith('deepseek'):
     width = 'qk_rope_head_dim'
-    found['index_head_dim'] = 32  # V3.2's turn with the others
+    if 'index_head_dim' in found:
+      found['index_head_dim'] = 32
     del found['head_dim']
   return found | {width: 32, 'max_position_embeddings': 16384}
 

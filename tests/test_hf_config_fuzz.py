@@ -5,6 +5,7 @@ import json
 import warnings
 
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 
 from deltanet_jax.config import ConfigError
@@ -98,7 +99,26 @@ def test_a_mutated_configuration_is_a_model_or_one_line(
   found = copy.deepcopy(base)
   for each in changes:
     mutate(found, *each)
-  folder = tmp_path_factory.getbasetemp()
+  said = read(tmp_path_factory.getbasetemp(), found)
+  hypothesis.target(float(not said))
+
+
+ODD = [None, True, -1, 0, 1.5, 2**31, 10**400, float('nan'), float('inf')]
+ODD += ['x', '', 'a\nb', [], [None], [[1]], {}, {'x': 1}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('base', BASES, ids=lambda base: base['model_type'])
+def test_an_odd_value_at_any_key_is_a_model_or_one_line(base, tmp_path):
+  for first in range(len(list(places(base)))):
+    for value in ODD:
+      found = copy.deepcopy(base)
+      mutate(found, 'replace', first, 0, value)
+      read(tmp_path, found)
+
+
+def read(folder, found):
+  """Reads a configuration; returns the line that refuses it, or nothing."""
   (folder / 'config.json').write_text(json.dumps(found))
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
@@ -112,4 +132,4 @@ def test_a_mutated_configuration_is_a_model_or_one_line(
       said = ''
   lines = [said, *(str(warning.message) for warning in caught)]
   assert len(lines) < 3 and all(len(x.splitlines()) < 2 for x in lines), lines
-  hypothesis.target(float(not said))
+  return said

@@ -24,6 +24,7 @@ DEEPSEEK = {
   'mscale': 1.0,
   'mscale_all_dim': 0.7,
 }
+
 GONE = object()
 
 
@@ -54,7 +55,7 @@ CASES = {
   'deepseek_v3': [
     {'rope_scaling': DEEPSEEK, 'rope_parameters': GONE},
     rotary(**DEEPSEEK, attention_factor=1.7),
-    rotary(rope_theta=1e4, truncate=False, **YARN),
+    rotary(rope_theta=1e4, truncate=False, **reference.LONG),
     rotary(rope_theta=1e4, mscale=0.7, **reference.YARN),
     {'routed_scaling_factor': GONE, 'norm_topk_prob': False},
     rotary(**reference.YARN) | {'original_max_position_embeddings': 16},
