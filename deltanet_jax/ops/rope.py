@@ -8,10 +8,10 @@ import jax.numpy as jnp
 def frequencies(rotary_dim, theta, yarn=None):
   """Radians per position of each pair, [P/2] float32: theta^(-2i/P).
 
-  With `yarn` (factor, original, fast, slow, truncate) the pairs that turn fewer than
-  `slow` times in the original context are slowed down by the factor, those
-  that turn more than `fast` times are kept, and a ramp over i joins them
-  (YaRN sec. 3.2).
+  With `yarn` (factor, original, fast, slow, truncate) the pairs that turn
+  fewer than `slow` times in the original context are slowed down by the
+  factor, those that turn more than `fast` times are kept, and a ramp over i
+  joins them (YaRN sec. 3.2), between whole pairs with `truncate`.
   """
   half = rotary_dim // 2
   kept = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
