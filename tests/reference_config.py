@@ -15,9 +15,12 @@ import pathlib
 import re
 
 from tests.fixtures.systems import SYSTEMS
+from tests.parity import config_files
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
-KEYS, ROPE = FIXTURES / 'keys.json', FIXTURES / 'rope.json'
+KEYS = json.loads((FIXTURES / 'keys.json').read_text())
+ROPE = json.loads((FIXTURES / 'rope.json').read_text())
+NESTED = ('rope_parameters', 'rope_scaling', 'linear_attn_config')
 NONE = '(none)'  # default of a key that the class has no field for
 
 YARN = {'rope_type': 'yarn', 'factor': 4.0}
@@ -91,6 +94,39 @@ FORMS = {
 # classes whose default rotary embedding has no such part: there ours differs
 WHOLE = ('qwen3', 'qwen3_moe', 'deepseek_v3', 'deepseek_v32', 'olmo_hybrid')
 ROTARY = [x for x in SYSTEMS if x not in ('kimi_linear', 'minimax_m1')]
+
+
+def configs(name):
+  return [json.loads(file.read_text()) for file in config_files(name)]
+
+
+def released(name):
+  return configs(name)[-1]
+
+
+def with_key(found, path, value):
+  found = copy.deepcopy(found)
+  at = found
+  for key in path[:-1]:
+    at = at[key]
+  at[path[-1]] = value
+  return found
+
+
+def without_key(found, path):
+  found = copy.deepcopy(found)
+  at = found
+  for key in path[:-1]:
+    at = at[key]
+  del at[path[-1]]
+  return found
+
+
+def paths(found, before=()):
+  for key, value in found.items():
+    yield (*before, key), value
+    if isinstance(value, dict):
+      yield from paths(value, (*before, key))
 
 
 def bare(name):
@@ -170,7 +206,7 @@ def tables():
 
 def main():
   found = {name: keys(name) for name in SYSTEMS}
-  KEYS.write_text(json.dumps(found, indent=1) + '\n')
+  (FIXTURES / 'keys.json').write_text(json.dumps(found, indent=1) + '\n')
   lines = [
     f' {json.dumps(name)}: {{\n'
     + ',\n'.join(
@@ -180,7 +216,7 @@ def main():
     + '\n }'
     for name, table in tables().items()
   ]
-  ROPE.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+  (FIXTURES / 'rope.json').write_text('{\n' + ',\n'.join(lines) + '\n}\n')
 
 
 if __name__ == '__main__':

@@ -1,82 +1,25 @@
 """Every key of a released configuration is read, harmless, refused by name, or
 named as one that its class does not know.
 
-fixtures/keys.json lists what transformers' classes read, with their defaults;
-fixtures/rope.json the rotary frequencies that they compute of many spellings
-(reference_config.py made both).
+fixtures/keys.json lists what transformers' classes read (reference_config.py).
 """
 
-import copy
-import json
-import warnings
-
-import numpy as np
 import pytest
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import common, families
-from deltanet_jax.ops import rope
-from tests import reference_config as reference
-from tests.parity import SYSTEMS, config_files
-
-KEYS = json.loads(reference.KEYS.read_text())
-ROPE = json.loads(reference.ROPE.read_text())
-NESTED = ('rope_parameters', 'rope_scaling', 'linear_attn_config')
+from tests.parity import SYSTEMS
+from tests.reference_config import (
+  KEYS,
+  NESTED,
+  configs,
+  paths,
+  released,
+  with_key,
+  without_key,
+)
 
 every_system = pytest.mark.parametrize('name', SYSTEMS)
-
-
-@pytest.fixture
-def read(tmp_path):
-  """Reads a dict as config.json: (model or error, what was warned of)."""
-
-  def run(found):
-    (tmp_path / 'config.json').write_text(json.dumps(found))
-    with warnings.catch_warnings(record=True) as caught:
-      warnings.simplefilter('always')
-      try:
-        result = families.read(tmp_path)[1]
-      except ConfigError as error:
-        result = error
-        assert str(tmp_path) in str(error) and '\n' not in str(error)
-    lines = [str(warning.message) for warning in caught]
-    assert len(lines) < 2 and not any('\n' in line for line in lines)
-    return result, ''.join(lines)
-
-  return run
-
-
-def configs(name):
-  return [json.loads(file.read_text()) for file in config_files(name)]
-
-
-def released(name):
-  return configs(name)[-1]
-
-
-def with_key(found, path, value):
-  found = copy.deepcopy(found)
-  at = found
-  for key in path[:-1]:
-    at = at[key]
-  at[path[-1]] = value
-  return found
-
-
-def without_key(found, path):
-  found = copy.deepcopy(found)
-  at = found
-  for key in path[:-1]:
-    at = at[key]
-  del at[path[-1]]
-  return found
-
-
-def paths(found, before=()):
-  for key, value in found.items():
-    yield (*before, key), value
-    if isinstance(value, dict):
-      yield from paths(value, (*before, key))
 
 
 def others(value):
@@ -140,9 +83,9 @@ def says_the_same(name, path, value, base):
   return value == at or (name, '.'.join(path), value) in SAME
 
 
-def verdict(read, family, wanted, changed, path):
+def verdict(read_config, family, wanted, changed, path):
   """How a change of one key is taken; fails where it is not decided."""
-  result, warned = read(changed)
+  result, warned = read_config(changed)
   key, full = path[-1], '.'.join(path)
   if isinstance(result, ConfigError):
     # a layer more or less is named by the list that counts them
@@ -161,246 +104,208 @@ def verdict(read, family, wanted, changed, path):
 
 
 @every_system
-def test_a_changed_key_is_read_harmless_refused_or_named(name, read):
+def test_a_changed_key_is_read_harmless_refused_or_named(name, read_config):
   family = families.named(name)
   for base in configs(name):
-    model, warned = read(base)
+    model, warned = read_config(base)
     assert not isinstance(model, ConfigError) and not warned, (model, warned)
     for path, value in list(paths(base)):
       for other in others(value):
-        if other is None and read(without_key(base, path)) == (model, ''):
+        if other is None and read_config(without_key(base, path)) == (
+          model,
+          '',
+        ):
           continue  # so that null, as nothing, may say the same
         if not says_the_same(name, path, other, base):
           changed = with_key(base, path, other)
-          verdict(read, family, model, changed, path)
+          verdict(read_config, family, model, changed, path)
 
 
 @every_system
-def test_an_added_key_of_the_class_is_read_harmless_or_refused(name, read):
+def test_an_added_key_of_the_class_is_read_harmless_or_refused(
+  name, read_config
+):
   family = families.named(name)
   for base in configs(name):
-    model, _ = read(base)
+    model, _ = read_config(base)
     for key, default in KEYS[name].items():
       if key in base:
         continue
       for value in [*others(None), *others(default), -1]:
         if not says_the_same(name, (key,), value, base):
-          verdict(read, family, model, base | {key: value}, (key,))
+          verdict(read_config, family, model, base | {key: value}, (key,))
 
 
 @every_system
-def test_an_absent_key_is_its_classes_default(name, read):
-  """Of what a class takes for it; sizes may be asked for instead."""
-  if name == 'minimax_m1':
-    return  # its class is not the released one
-  for base in configs(name):
-    for key, default in KEYS[name].items():
-      if key not in base or default == reference.NONE or key in NESTED:
-        continue
-      if key == 'num_key_value_heads' and 'kv_lora_rank' in base:
-        continue  # latent attention has as many as heads, whatever the default
-      absent, _ = read(without_key(base, (key,)))
-      given, _ = read(base | {key: default})
-      if isinstance(absent, ConfigError):
-        asked = f'no key {key}' in str(absent) or str(absent) == str(given)
-        assert asked or isinstance(given, ConfigError), (key, absent)
-      elif isinstance(given, ConfigError):
-        # null where it is refused, or what another key says otherwise here
-        assert default is None or 'make them the same' in str(given), key
-      else:
-        assert given == absent, key
-
-
-@pytest.mark.parametrize('name', ROPE)
-def test_rotary_frequencies_are_those_of_the_class(name, read):
-  for form, changes in reference.FORMS.items():
-    wanted = ROPE[name][form]
-    cfg, warned = read(reference.bare(name) | changes)
-    assert not warned, form
-    if not_ours(name, form) or isinstance(wanted, str):
-      assert isinstance(cfg, ConfigError), form
-      continue
-    assert not isinstance(cfg, ConfigError), (form, cfg)
-    mixer = next(
-      layer.mixer for layer in cfg.layers if hasattr(layer.mixer, 'rope_theta')
-    )
-    if wanted is None:
-      assert mixer.rotary_dim == 0, form
-      continue
-    turn = mixer.turn
-    found = rope.frequencies(turn['rotary_dim'], turn['theta'], turn['yarn'])
-    frequencies, length = wanted
-    assert found.shape == (len(frequencies),), form
-    np.testing.assert_allclose(found, frequencies, rtol=5e-6, err_msg=form)
-    np.testing.assert_allclose(turn['length'], length, 1e-6, err_msg=form)
-
-
-def not_ours(name, form):
-  """Whether we refuse what the class computes, or what it leaves unread."""
-  return (
-    form == 'linear'
-    or (form.startswith('half') and name in reference.WHOLE)
-    or (form == 'rotary_dim' and name != 'minimax_m2')
-  )
-
-
-@every_system
-def test_an_unknown_key_is_named_in_one_warning(name, read):
+def test_an_unknown_key_is_named_in_one_warning(name, read_config):
   base = released(name)
-  wanted, _ = read(base)
-  result, warned = read(base | {'a': None, 'b\n': {'c': 1}})
+  wanted, _ = read_config(base)
+  result, warned = read_config(base | {'a': None, 'b\n': {'c': 1}})
   assert result == wanted
   assert warned.endswith(f"a {name} has no such settings: a, 'b\\n'")
 
 
-def test_an_unknown_key_of_an_object_is_named(read):
+def test_an_unknown_key_of_an_object_is_named(read_config):
   base = released('kimi_linear')
   linear = base['linear_attn_config'] | {'other': 1}
-  _, warned = read(base | {'linear_attn_config': linear})
+  _, warned = read_config(base | {'linear_attn_config': linear})
   assert warned.endswith('settings: linear_attn_config.other')
-
-
-@pytest.mark.parametrize('key', ['rope_ratio', 'use_yarn', 'rotary_base'])
-def test_an_unknown_key_of_rotary_positions_is_refused(key, read):
-  result, _ = read(released('qwen3') | {key: 2})
-  assert f'{key} is 2; give null; qwen3 has no such positions' in str(result)
-
-
-@pytest.mark.parametrize('kind', ['default', 'yarn'])
-def test_a_key_that_the_type_does_not_have_is_refused(kind, read):
-  table = {'rope_type': kind, 'factor': 2.0, 'alpha': 3.0}
-  result, _ = read(released('qwen3') | {'rope_scaling': table})
-  other = 'factor' if kind == 'default' else 'alpha'
-  assert f'rope_scaling.{other} is' in str(result)
-
-
-def test_two_places_that_differ_are_refused(read):
-  for name, changes in [
-    ('qwen3', {'rope_theta': 5e5, 'rope_parameters': {'rope_theta': 1e6}}),
-    ('qwen3', {'rope_scaling': reference.LONG, 'rope_theta': None}),
-    ('qwen3_next', {'rope_parameters': {'partial_rotary_factor': 0.5}}),
-    ('minimax_m2', {'rotary_dim': 4}),
-    ('kimi_linear', {'n_group': 2}),
-    ('kimi_linear', {'layer_types': ['full_attention'] * 4}),
-    ('deepseek_v32', {'mlp_layer_types': ['sparse'] * 3}),
-    ('minimax_m1', {'layer_types': ['full_attention'] * 4}),
-  ]:
-    result, _ = read(released(name) | changes)
-    assert isinstance(result, ConfigError), changes
-
-
-def test_what_rope_scaling_replaces_may_not_say_more(read):
-  """transformers drops rope_parameters and its theta, without a word."""
-  base = configs('qwen3')[0]
-  result, _ = read(base | {'rope_scaling': reference.LONG})
-  assert 'rope_theta is then 10000.0 instead of 1000000.0' in str(result)
-  given = reference.LONG | {'rope_theta': 1e6}
-  result, warned = read(base | {'rope_scaling': given})
-  assert result.layers[0].mixer.yarn.factor == 4 and not warned
 
 
 @pytest.mark.parametrize('act', ['gelu', 'relu', 'gelu_pytorch_tanh', None, 3])
 @every_system
-def test_another_activation_is_refused(name, act, read):
-  result, _ = read(released(name) | {'hidden_act': act})
+def test_another_activation_is_refused(name, act, read_config):
+  result, _ = read_config(released(name) | {'hidden_act': act})
   assert f'hidden_act is {act!r}' in str(result)
 
 
 @every_system
-def test_the_other_name_of_silu_is_silu(name, read):
+def test_the_other_name_of_silu_is_silu(name, read_config):
   base = released(name)
-  assert read(base | {'hidden_act': 'swish'}) == read(base)
+  assert read_config(base | {'hidden_act': 'swish'}) == read_config(base)
 
 
 @every_system
-def test_settings_of_single_layers_are_refused(name, read):
-  result, _ = read(released(name) | {'per_layer_config': {'0': {}}})
+def test_settings_of_single_layers_are_refused(name, read_config):
+  result, _ = read_config(released(name) | {'per_layer_config': {'0': {}}})
   assert 'per_layer_config is' in str(result)
+
+
+# what published files say beyond the keys of the fixtures
+PUBLISHED = {
+  'qwen3_5': {
+    'attn_output_gate': True,
+    'full_attention_interval': 4,
+    'mamba_ssm_dtype': 'float32',
+    'mlp_only_layers': [],
+    'mtp_num_hidden_layers': 1,
+    'mtp_use_dedicated_embeddings': False,
+    'output_gate_type': 'swish',
+    'partial_rotary_factor': 0.25,
+  },
+  'kimi_linear': {
+    'auto_map': {},
+    'head_dim': 72,
+    'model_max_length': 1048576,
+    'num_nextn_predict_layers': 0,
+  },
+  'minimax_m1': {'auto_map': {}, 'shared_moe_mode': 'sigmoid'},
+  'minimax_m2': {
+    'attn_type_list': [1, 1],
+    'layernorm_full_attention_beta': 1.0,
+    'layernorm_linear_attention_beta': 1.0,
+    'layernorm_mlp_beta': 1.0,
+    'mlp_intermediate_size': 8192,
+    'mtp_transformer_layers': 1,
+    'num_mtp_modules': 3,
+    'shared_moe_mode': 'sigmoid',
+    'sliding_window': None,
+    'use_mtp': True,
+  },
+  'deepseek_v3': {
+    'aux_loss_alpha': 0.001,
+    'ep_size': 1,
+    'pretraining_tp': 1,
+    'quantization_config': {'quant_method': 'fp8'},
+    'seq_aux': True,
+    'torch_dtype': 'bfloat16',
+  },
+}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_what_published_files_say_more_is_known(name, read_config):
+  base = released(name)
+  base.pop('max_position_embeddings' if name == 'kimi_linear' else '', None)
+  wanted, _ = read_config(base)
+  assert read_config(base | PUBLISHED[name]) == (wanted, '')
 
 
 class TestTextConfig:
   """The text model inside a larger one."""
 
-  def test_its_keys_are_those_of_the_text_alone(self, read):
+  def test_its_keys_are_those_of_the_text_alone(self, read_config):
     text = released('qwen3_5')
-    wanted, _ = read(text)
+    wanted, _ = read_config(text)
     around = {
       'model_type': 'qwen3_5',
       'vision_config': {'depth': 3},
       'image_token_id': 5,
       'text_config': text,
     }
-    assert read(around) == (wanted, '')
-    result, warned = read(around | {'rope_theta': 3.0, 'hidden_size': 7})
+    assert read_config(around) == (wanted, '')
+    result, warned = read_config(around | {'rope_theta': 3.0, 'hidden_size': 7})
     assert result == wanted
     assert warned.endswith('settings: rope_theta, hidden_size')
 
-  def test_its_rotary_positions_are_decided_like_others(self, read):
+  def test_its_rotary_positions_are_decided_like_others(self, read_config):
     text = released('qwen3_5')
     for change in ({'rope_theta': 5e5}, {'rope_scaling': {'type': 'linear'}}):
       around = {'model_type': 'qwen3_5', 'text_config': text | change}
-      result, _ = read(around)
+      result, _ = read_config(around)
       assert 'text_config.rope' in str(result)
 
-  def test_its_type_may_stand_around_it(self, read):
+  def test_its_type_may_stand_around_it(self, read_config):
     text = released('qwen3_5')
-    wanted, _ = read(text)
+    wanted, _ = read_config(text)
     del text['model_type']
-    found = read({'model_type': 'qwen3_5', 'text_config': text})
+    found = read_config({'model_type': 'qwen3_5', 'text_config': text})
     assert found == (wanted, '')
 
-  def test_it_is_tied_where_either_says_so(self, read):
+  def test_it_is_tied_where_either_says_so(self, read_config):
     text = released('qwen3_5')
     del text['tie_word_embeddings']
     around = {'model_type': 'qwen3_5', 'tie_word_embeddings': True}
-    result, _ = read(around | {'text_config': text})
+    result, _ = read_config(around | {'text_config': text})
     assert result.tied
     text['tie_word_embeddings'] = False
-    result, _ = read(around | {'text_config': text})
+    result, _ = read_config(around | {'text_config': text})
     assert 'tie_word_embeddings' in str(result)
 
-  def test_null_is_none(self, read):
+  def test_null_is_none(self, read_config):
     base = released('qwen3')
-    assert read(base | {'text_config': None}) == read(base)
-    result, _ = read({'model_type': 'qwen3_5', 'text_config': None})
+    assert read_config(base | {'text_config': None}) == read_config(base)
+    result, _ = read_config({'model_type': 'qwen3_5', 'text_config': None})
     assert 'no key' in str(result)
 
 
 class TestKimiLinear:
   """linear_attn_config of the release, or transformers' own keys."""
 
-  def test_the_layers_are_in_either(self, read):
+  def test_the_layers_are_in_either(self, read_config):
     saved = configs('kimi_linear')[0]
-    wanted = read(saved)
+    wanted = read_config(saved)
     linear = saved['linear_attn_config']
     for dropped in ('full_attn_layers kda_layers', 'head_dim', 'num_heads'):
       rest = {k: v for k, v in linear.items() if k not in dropped.split()}
-      assert read(saved | {'linear_attn_config': rest}) == wanted
+      assert read_config(saved | {'linear_attn_config': rest}) == wanted
     del saved['linear_attn_config']
-    assert read(saved) == wanted
+    assert read_config(saved) == wanted
 
-  def test_without_lists_every_fourth_but_the_first_is_attention(self, read):
+  def test_without_lists_every_fourth_but_the_first_is_attention(
+    self, read_config
+  ):
     base = released('kimi_linear')
     linear = {
       k: v for k, v in base['linear_attn_config'].items() if 'layers' not in k
     }
     base |= {'linear_attn_config': linear, 'num_hidden_layers': 9}
-    result, _ = read(base)
+    result, _ = read_config(base)
     found = [type(layer.mixer).__name__ for layer in result.layers]
     assert [i for i, kind in enumerate(found) if kind == 'MLAConfig'] == [4, 8]
 
-  def test_one_of_two_lists_is_refused(self, read):
+  def test_one_of_two_lists_is_refused(self, read_config):
     base = released('kimi_linear')
     del base['linear_attn_config']['kda_layers']
-    result, _ = read(base)
+    result, _ = read_config(base)
     assert 'no key linear_attn_config.kda_layers' in str(result)
 
-  def test_what_a_later_model_of_that_type_adds_is_refused(self, read):
+  def test_what_a_later_model_of_that_type_adds_is_refused(self, read_config):
     base = released('kimi_linear')
     linear = base['linear_attn_config'] | {'gate_lower_bound': -5.0}
-    result, _ = read(base | {'linear_attn_config': linear})
+    result, _ = read_config(base | {'linear_attn_config': linear})
     assert 'linear_attn_config.gate_lower_bound is -5.0' in str(result)
-    result, _ = read(base | {'mla_use_output_gate': True})
+    result, _ = read_config(base | {'mla_use_output_gate': True})
     assert 'mla_use_output_gate is True' in str(result)
 
 
@@ -432,9 +337,9 @@ MALFORMED = [
 
 
 @every_system
-def test_a_malformed_value_is_named_with_what_is_expected(name, read):
+def test_a_malformed_value_is_named_with_what_is_expected(name, read_config):
   for key, value, expected in MALFORMED:
-    result, _ = read(released(name) | {key: value})
+    result, _ = read_config(released(name) | {key: value})
     assert isinstance(result, ConfigError), (key, value)
     assert key in str(result) and expected in str(result), str(result)
     assert repr(value)[:70] in str(result), str(result)
@@ -465,9 +370,9 @@ def test_a_malformed_value_is_named_with_what_is_expected(name, read):
   ],
 )
 def test_a_malformed_value_of_one_family_is_named(
-  name, key, value, pieces, read
+  name, key, value, pieces, read_config
 ):
-  result, _ = read(released(name) | {key: value})
+  result, _ = read_config(released(name) | {key: value})
   assert key in str(result) and pieces in str(result), result
 
 
