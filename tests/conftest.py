@@ -1,6 +1,8 @@
 """Every test runs on the CPU, as 8 simulated devices."""
 
+import json
 import os
+import warnings
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 _FLAG = '--xla_force_host_platform_device_count=8'
@@ -16,3 +18,25 @@ def quick_compile():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture
+def read_config(tmp_path):
+  """Reads a dict as config.json: (model or error, what was warned of)."""
+  from deltanet_jax.config import ConfigError
+  from deltanet_jax.hf import families
+
+  def run(found):
+    (tmp_path / 'config.json').write_text(json.dumps(found))
+    with warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter('always')
+      try:
+        result = families.read(tmp_path)[1]
+      except ConfigError as error:
+        result = error
+        assert str(tmp_path) in str(error) and '\n' not in str(error)
+    lines = [str(warning.message) for warning in caught]
+    assert len(lines) < 2 and not any('\n' in line for line in lines)
+    return result, ''.join(lines)
+
+  return run

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from deltanet_jax import hf, sharding
 from deltanet_jax.experiment import MeshConfig
-from deltanet_jax.hf import families
+from deltanet_jax.hf import convert, families
 from deltanet_jax.model import HybridLM, init_cache
 from tests import parity
 from tests.parity import FIXTURES, SYSTEMS
@@ -60,6 +61,44 @@ def test_both_kinds_of_config_say_the_same(name, tmp_path):
   assert family.name == name
   settings = families.keys.Keys(family.write(cfg))
   assert families.same(family.read(settings), cfg)
+
+
+def as_saved(name, tensors):
+  """The names and shapes of transformers' save_pretrained."""
+  if name == 'kimi_linear':
+    return {
+      k.replace('layers.0.mlp.', 'layers.0.block_sparse_moe.'): v
+      for k, v in tensors.items()
+    }
+  found = {
+    k.replace('.post_attention_layernorm.', '.feedforward_layer_norm.'): v
+    for k, v in tensors.items()
+  }
+  for key in [k for k in found if k.endswith('q_conv1d.weight')]:
+    names = [key.replace('q_conv1d', f'{x}_conv1d') for x in 'qkv']
+    whole = np.concatenate([found[k] for k in names])
+    found |= zip(
+      names, map(np.ascontiguousarray, np.split(whole, 3)), strict=True
+    )
+  return found
+
+
+@pytest.mark.parametrize('name', ['kimi_linear', 'olmo_hybrid'])
+def test_what_transformers_saves_is_read_converted_and_written(name, tmp_path):
+  released = load_file(FIXTURES / name / 'model.safetensors')
+  saved, out = tmp_path / 'saved', tmp_path / 'out'
+  saved.mkdir()
+  parity.folder_of(name, saved, config=0)
+  model, params = hf.load(saved)
+  save_file(as_saved(name, released), saved / 'model.safetensors')
+  convert.to_orbax(saved, tmp_path / 'orbax')
+  for folder in (saved, tmp_path / 'orbax'):
+    again, found = hf.load(folder)
+    assert again.cfg == model.cfg
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+  hf.save(out, model, params, like=saved)
+  _, found = hf.load(out)
+  jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 @every_system

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import MLPConfig, ModelConfig
 from deltanet_jax.hf import pattern
+from deltanet_jax.hf.keys import Keys, agreed
 from deltanet_jax.hf.layout import Flat, Linear, Same, rule
 
 
@@ -30,34 +32,125 @@ class Family(NamedTuple):
   ignored: tuple[str, ...] = ()  # patterns of tensors that we do not need
   spellings: tuple[tuple[str, str], ...] = ()  # pattern, other names of it
   mtp: Mtp | None = None
+  harmless: dict = {}  # reason -> keys that do not change the function
+  source: Callable = lambda source: source  # files.Tensors of a folder -> the
+  # same with every tensor in its released shape
 
 
-def model_config(keys, layers, **more):
-  """A ModelConfig of the keys that all families have."""
+# of every family
+HARMLESS = {
+  'says what wrote the folder': (
+    'architectures auto_map model_type transformers_version _commit_hash'
+    ' _name_or_path name_or_path'
+  ),
+  'the files say it of every tensor': 'dtype torch_dtype',
+  'decided where the tensors are read': (
+    'quantization_config quantization compression_config'
+  ),
+  'read with the tokenizer': 'bos_token_id eos_token_id pad_token_id',
+  'of fresh weights': 'initializer_range',
+  'of training; no dropout and no router loss of theirs here': (
+    'attention_dropout output_router_logits router_aux_loss_coef'
+    ' router_jitter_noise'
+  ),
+  'how it is computed, not what': (
+    'use_cache attn_implementation _attn_implementation experts_implementation'
+    ' chunk_size_feed_forward pretraining_tp'
+  ),
+  'what a call returns': 'output_hidden_states output_attentions return_dict',
+  'of other heads and of an encoder': (
+    'id2label label2id num_labels problem_type is_encoder_decoder'
+  ),
+  'no context is refused; YaRN alone reads them': (
+    'max_position_embeddings original_max_position_embeddings'
+  ),
+  'of generation, and transformers 5 does not read them here': (
+    'max_length min_length do_sample early_stopping num_beams temperature'
+    ' top_k top_p typical_p repetition_penalty length_penalty'
+    ' no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids'
+    ' num_return_sequences output_scores return_dict_in_generate'
+    ' forced_bos_token_id forced_eos_token_id remove_invalid_values'
+    ' exponential_decay_length_penalty suppress_tokens begin_suppress_tokens'
+    ' epsilon_cutoff eta_cutoff encoder_repetition_penalty'
+    ' num_assistant_tokens num_assistant_tokens_schedule'
+    ' assistant_confidence_threshold assistant_lookbehind target_lookbehind'
+    ' num_beam_groups diversity_penalty'
+  ),
+}
+
+
+def harmless(family):
+  """Every key of a config.json that may say what it likes."""
+  return {
+    key
+    for table in (HARMLESS, family.harmless)
+    for keys in table.values()
+    for key in keys.split()
+  }
+
+
+def model_config(keys, layers, eps=1e-6, **more):
+  """A ModelConfig of the keys that all families have.
+
+  eps: of the norms, where the file has none
+  """
+  keys.require('hidden_act', 'silu', 'swish', default='silu')
+  keys.top.without('per_layer_config')
+  keys.without('per_layer_config')
   prefix, period, repeats, suffix = pattern.fold(layers)
+  places = {id(place): place for place in (keys, keys.top)}.values()
   return ModelConfig(
-    vocab=keys.get('vocab_size'),
-    d_model=keys.get('hidden_size'),
+    vocab=keys.size('vocab_size'),
+    d_model=keys.size('hidden_size'),
     prefix=prefix,
     period=period,
     repeats=repeats,
     suffix=suffix,
-    tied=keys.get('tie_word_embeddings', default=False),
-    norm_eps=keys.get('rms_norm_eps'),
+    tied=agreed(
+      Keys.flag, [(place, 'tie_word_embeddings') for place in places], False
+    ),
+    norm_eps=keys.number('rms_norm_eps', default=eps),
     **more,
   )
 
 
-def head_dim(keys):
-  """Of softmax attention; some files leave it to be hidden_size / heads."""
-  heads = keys.get('num_attention_heads')
-  found = keys.get('head_dim', default=None)
-  return found or keys.get('hidden_size') // heads
+def heads(keys, kv_heads=None, width=None):
+  """heads, kv_heads and head_dim of softmax attention.
+
+  kv_heads, width: where the file has none; None: as many as heads, and
+  hidden_size / heads
+  """
+  count = keys.size('num_attention_heads')
+  whole = keys.size('hidden_size') // count
+  return {
+    'heads': count,
+    'kv_heads': keys.size(
+      'num_key_value_heads', default=kv_heads or count, null=count
+    ),
+    'head_dim': keys.size('head_dim', default=width, null=whole) or whole,
+  }
 
 
 def mlp(keys):
-  keys.require('hidden_act', 'silu', default='silu')
-  return MLPConfig(keys.get('intermediate_size'))
+  return MLPConfig(keys.size('intermediate_size'))
+
+
+def dense_layers(keys, default):
+  """For each layer, whether its feed-forward part is an MLP and not experts.
+
+  default: how many of the first ones are, where the file does not say
+  """
+  first = keys.size('first_k_dense_replace', default=default, least=0)
+  kinds = keys.kinds('mlp_layer_types', {'dense': True, 'sparse': False})
+  counted = [i < first for i in range(keys.layers())]
+  if kinds is None:
+    return counted
+  if 'first_k_dense_replace' in keys and kinds != counted:
+    raise ConfigError(
+      f'{keys.where}: {keys.at}first_k_dense_replace {first} and'
+      ' mlp_layer_types name different dense layers; make them the same'
+    )
+  return kinds
 
 
 def top_keys(cfg, model_type, architecture):

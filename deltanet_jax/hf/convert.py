@@ -46,7 +46,8 @@ def to_orbax(source, target):
   """
   logging.getLogger('absl').setLevel(logging.ERROR)
   family, cfg = families.read(source)
-  folder, target = files.Folder(source), pathlib.Path(target)
+  folder = family.source(files.Folder(source))
+  target = pathlib.Path(target)
   cfg = families.with_mtp(family, cfg, folder.names)
   shapes = sharding.abstract_params(HybridLM(cfg))
   entries, copies = store.matched(folder, family, cfg, shapes)

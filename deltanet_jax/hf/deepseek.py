@@ -1,65 +1,71 @@
 """DeepSeek-V3, V3.1 and V3.2."""
 
 from deltanet_jax.experiment import Layer, MLPConfig, MoEConfig
-from deltanet_jax.hf import common, latent
+from deltanet_jax.hf import common, latent, rope
 from deltanet_jax.hf.common import LAYER, Family, Mtp
 from deltanet_jax.hf.layout import Linear, Same, rule
 from deltanet_jax.mixers.config import DSAConfig, MLAConfig
 
 _INDEXER = f'{latent.ATTENTION}indexer.'
+_SPARSE = dict.fromkeys(('indexed_attention', 'deepseek_sparse_attention'))
 
 
 def _moe(keys):
   keys.require('scoring_func', 'sigmoid', default='sigmoid')
   keys.require('topk_method', 'noaux_tc', default='noaux_tc')
   keys.require('moe_layer_freq', 1, default=1)
-  width = keys.get('moe_intermediate_size')
+  width = keys.size('moe_intermediate_size')
   return MoEConfig(
-    experts=keys.get('n_routed_experts'),
-    top=keys.get('num_experts_per_tok'),
+    experts=keys.size('n_routed_experts', 'num_local_experts', 'num_experts'),
+    top=keys.size('num_experts_per_tok', default=8),
     hidden=width,
     score='sigmoid',
     bias=True,
-    groups=keys.get('n_group'),
-    top_groups=keys.get('topk_group'),
-    renormalise=keys.get('norm_topk_prob'),
+    groups=keys.size('n_group', default=8),
+    top_groups=keys.size('topk_group', default=4),
+    renormalise=keys.flag('norm_topk_prob', default=True, null=False),
     eps=1e-20,
-    scale=keys.get('routed_scaling_factor'),
-    shared=width * keys.get('n_shared_experts'),
+    scale=keys.number('routed_scaling_factor', default=2.5),
+    shared=width * keys.size('n_shared_experts', default=1, least=0),
   )
 
 
 def _read(keys, mixer):
-  keys.require('attention_bias', False, default=False)
   dense, moe = common.mlp(keys), _moe(keys)
-  first = keys.get('first_k_dense_replace')
   layers = [
-    Layer(mixer, dense if i < first else moe)
-    for i in range(keys.get('num_hidden_layers'))
+    Layer(mixer, dense if is_dense else moe)
+    for is_dense in common.dense_layers(keys, default=3)
   ]
   return common.model_config(keys, layers)
 
 
 def _latent(keys):
   keys.require('rope_interleave', True, default=True)
-  return latent.read(keys) | {
-    'rope_theta': keys.theta(),
-    'yarn': latent.read_yarn(keys.scaling()),
-  }
+  found = latent.read(keys, query_latent=1536)
+  turn = rope.read(keys, found['shared_dim'])
+  del turn['rotary_dim']
+  return found | turn
 
 
 def _read_v3(keys):
-  return _read(keys, MLAConfig(**_latent(keys)))
+  mixer = MLAConfig(**_latent(keys))
+  # the class counts its frequencies from head_dim where a file has one
+  width = keys.get('head_dim', default=mixer.shared_dim)
+  if width != mixer.shared_dim:
+    keys.refuse('head_dim', width, f'qk_rope_head_dim {mixer.shared_dim}')
+  return _read(keys, mixer)
 
 
 def _read_v32(keys):
+  keys.require('mlp_bias', False, default=False)
+  keys.kinds('layer_types', _SPARSE)
   return _read(
     keys,
     DSAConfig(
       **_latent(keys),
-      index_heads=keys.get('index_n_heads'),
-      index_dim=keys.get('index_head_dim'),
-      top=keys.get('index_topk'),
+      index_heads=keys.size('index_n_heads'),
+      index_dim=keys.size('index_head_dim'),
+      top=keys.size('index_topk', default=2048),
     ),
   )
 
@@ -72,8 +78,7 @@ def _write(cfg, mixer, model_type, architecture):
     found
     | latent.write(mixer)
     | {
-      'rope_theta': mixer.rope_theta,
-      'rope_scaling': latent.write_yarn(mixer.yarn),
+      **rope.write(mixer),
       'attention_bias': False,
       'intermediate_size': dense.hidden,
       'first_k_dense_replace': sum(
@@ -166,6 +171,12 @@ def _mtp(layer_rules):
   )
 
 
+_HARMLESS = {
+  'sums of other widths, whatever they say': 'qk_head_dim head_dim',
+  'the names of the tensors say it': 'num_nextn_predict_layers num_mtp_layers',
+  'of training, and of devices': 'aux_loss_alpha seq_aux ep_size',
+}
+
 V3 = Family(
   'deepseek_v3',
   ('deepseek_v3',),
@@ -174,6 +185,7 @@ V3 = Family(
   common.top_rules,
   (_v3_rules,),
   mtp=_mtp(_v3_rules),
+  harmless=_HARMLESS,
 )
 V32 = Family(
   'deepseek_v32',
@@ -183,4 +195,5 @@ V32 = Family(
   common.top_rules,
   (_v32_rules,),
   mtp=_mtp(_v32_rules),
+  harmless=_HARMLESS,
 )

@@ -1,9 +1,12 @@
 """Which family does a folder or a model belong to?"""
 
 import dataclasses
+import re
+import warnings
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import (
+  common,
   deepseek,
   keys,
   kimi_linear,
@@ -41,24 +44,50 @@ def find(model_type, where):
       return family
   known = ', '.join(t for family in FAMILIES for t in family.model_types)
   raise ConfigError(
-    f'{where}: model_type {model_type!r} is not supported; supported: {known}'
+    f'{where}: model_type {model_type!r:.80} is not supported; supported:'
+    f' {known}'
   )
 
 
 def read(folder):
   """(family, ModelConfig) of the config.json in a folder.
 
+  One warning names the keys that are not read. Here fails all reading of a
+  config.json: a value that a class of ours refuses gets its file.
+
   Raises:
     ConfigError: the file is missing, or asks for what we do not have.
   """
   found = keys.read(folder)
-  family = find(found.get('model_type'), found.where)
   try:
-    return family, family.read(found)
-  except (ValueError, TypeError) as error:
-    if isinstance(error, ConfigError):
-      raise
+    model_type = found.get('model_type', default=None)
+    family = find(model_type or found.top.get('model_type'), found.where)
+    cfg = family.read(found)
+    _decide(family, found)
+  except ConfigError:
+    raise
+  except (ValueError, RecursionError) as error:
     raise ConfigError(f'{found.where}: {error}') from error
+  return family, cfg
+
+
+def _decide(family, found):
+  """Says which keys were not read, and refuses those of rotary positions."""
+  harmless, unknown = common.harmless(family), []
+  for place, name, value in found.unread():
+    key = (place.at + name).removeprefix('text_config.')
+    if key in harmless:
+      continue
+    around = found.top is not found and place is found.top
+    if value is not None and not around and re.search('rope|rotary|yarn', key):
+      place.refuse(name, value, f'null; {family.name} has no such positions')
+    unknown.append(keys.plain(key))
+  if unknown:
+    warnings.warn(
+      f'{found.where}: not read, for a {family.name} has no such settings:'
+      f' {", ".join(unknown)}',
+      stacklevel=2,  # one place, so that it is shown once
+    )
 
 
 def with_mtp(family, cfg, names):

@@ -11,57 +11,94 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import Layer, MLPConfig, MoEConfig
 from deltanet_jax.hf import common, latent
 from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.keys import KINDS, Keys, agreed
 from deltanet_jax.hf.layout import Conv, Flat, Linear, Same, rule
 from deltanet_jax.mixers.config import KDAConfig, MLAConfig
 
 _AT = latent.ATTENTION
+_EPS = 1e-5  # where the file has none
 
 
 def _moe(keys):
   keys.require('moe_router_activation_func', 'sigmoid', default='sigmoid')
   keys.require('moe_layer_freq', 1, default=1)
-  width = keys.get('moe_intermediate_size')
+  width = keys.size('moe_intermediate_size')
+  groups = keys.size('num_expert_group', 'n_group', default=1)
+  if groups > 1:
+    keys.require('use_grouped_topk', True, default=True)
+  shared = keys.size(
+    'num_shared_experts', 'n_shared_experts', default=1, least=0
+  )
   return MoEConfig(
-    experts=keys.get('num_experts', 'num_local_experts'),
-    top=keys.get('num_experts_per_token', 'num_experts_per_tok'),
+    experts=keys.size('num_experts', 'num_local_experts'),
+    top=keys.size('num_experts_per_token', 'num_experts_per_tok', default=8),
     hidden=width,
     score='sigmoid',
     bias=True,
-    groups=keys.get('num_expert_group', 'n_group'),
-    top_groups=keys.get('topk_group'),
-    renormalise=keys.get('moe_renormalize', 'norm_topk_prob'),
+    groups=groups,
+    top_groups=keys.size('topk_group', default=1),
+    renormalise=keys.flag('moe_renormalize', 'norm_topk_prob', default=True),
     eps=1e-20,
-    scale=keys.get('routed_scaling_factor'),
-    shared=width * keys.get('num_shared_experts', 'n_shared_experts'),
+    scale=keys.number('routed_scaling_factor', default=2.446),
+    shared=width * shared,
   )
+
+
+def _full(keys, linear):
+  """For each layer, whether it is latent attention.
+
+  The released lists count layers from one; transformers reads its own
+  layer_types before them.
+  """
+  kinds, count = keys.kinds('layer_types', KINDS), keys.layers()
+  names = ('full_attn_layers', 'kda_layers')
+  if not any(name in linear for name in names):
+    return kinds or [i > 0 and i % 4 == 0 for i in range(count)]
+  full, delta = lists = [linear.get(name) for name in names]
+  for name, found in zip(names, lists, strict=True):
+    if not (isinstance(found, list) and all(type(i) is int for i in found)):
+      linear.refuse(name, found, 'a list of layers, counted from 1')
+  if sorted(full + delta) != list(range(1, count + 1)):
+    raise ConfigError(
+      f'{keys.where}: full_attn_layers and kda_layers do not name each layer'
+      f' from 1 to num_hidden_layers {count} once'
+    )
+  listed = [i + 1 in full for i in range(count)]
+  if kinds not in (None, listed):
+    raise ConfigError(
+      f'{keys.where}: layer_types and full_attn_layers, kda_layers of'
+      ' linear_attn_config name different layers; make them the same'
+    )
+  return listed
 
 
 def _read(keys):
   keys.require('mla_use_nope', True, default=True)
-  linear = keys.get('linear_attn_config')
-  count = keys.get('num_hidden_layers')
-  # the lists count layers from one
-  full, delta = (set(linear[k]) for k in ('full_attn_layers', 'kda_layers'))
-  if full | delta != set(range(1, count + 1)) or full & delta:
-    raise ConfigError(
-      f'{keys.where}: full_attn_layers and kda_layers do not name each of'
-      f' layers 1 to {count} once'
-    )
-  mla = MLAConfig(**latent.read(keys), rotary=False)
-  kda = KDAConfig(
-    heads=linear['num_heads'],
-    key_dim=linear['head_dim'],
-    value_dim=linear['head_dim'],
-    conv=linear['short_conv_kernel_size'],
-    norm_eps=keys.get('rms_norm_eps'),
+  # of Kimi K3, whose files say the same model_type
+  keys.without('mla_use_output_gate', 'attn_res_block_size')
+  keys.without('routed_expert_hidden_size')
+  linear = keys.table('linear_attn_config')
+  linear.without('gate_lower_bound', 'use_full_rank_gate')
+  size = lambda name, ours, default: agreed(
+    Keys.size, [(linear, name), (keys, ours)], default
   )
+  width = size('head_dim', 'linear_head_dim', 128)
+  kda = KDAConfig(
+    heads=size('num_heads', 'linear_num_heads', 32),
+    key_dim=width,
+    value_dim=width,
+    conv=size('short_conv_kernel_size', 'linear_conv_kernel_dim', 4),
+    norm_eps=keys.number('rms_norm_eps', default=_EPS),
+  )
+  mla = MLAConfig(**latent.read(keys, query_latent=None), rotary=False)
   dense, moe = common.mlp(keys), _moe(keys)
-  first = keys.get('first_k_dense_replace')
   layers = [
-    Layer(mla if i + 1 in full else kda, dense if i < first else moe)
-    for i in range(count)
+    Layer(mla if is_full else kda, dense if is_dense else moe)
+    for is_full, is_dense in zip(
+      _full(keys, linear), common.dense_layers(keys, default=1), strict=True
+    )
   ]
-  return common.model_config(keys, layers)
+  return common.model_config(keys, layers, eps=_EPS)
 
 
 def _write(cfg):
@@ -149,5 +186,23 @@ def _rules(layer):
 
 
 FAMILY = Family(
-  'kimi_linear', ('kimi_linear',), _read, _write, common.top_rules, (_rules,)
+  'kimi_linear',
+  ('kimi_linear',),
+  _read,
+  _write,
+  common.top_rules,
+  (_rules,),
+  # what transformers' save_pretrained makes of the dense layers
+  spellings=((r'\.mlp\.', '.block_sparse_moe.'),),
+  harmless={
+    'there are no positions': (
+      'rope_theta rope_scaling rope_parameters partial_rotary_factor'
+      ' rope_interleave'
+    ),
+    'no context is refused': 'model_max_length',
+    'sums of other widths, whatever they say': 'qk_head_dim head_dim',
+    'the class has no such prediction': 'num_nextn_predict_layers',
+    'every router is of this kind': 'topk_method',
+    'of several groups': 'use_grouped_topk',
+  },
 )

@@ -2,21 +2,26 @@
 
 from deltanet_jax.hf.common import LAYER
 from deltanet_jax.hf.layout import Linear, Same, rule
-from deltanet_jax.mixers.config import YarnConfig
 
 ATTENTION = f'{LAYER}self_attn.'
 EPS = 1e-6  # of the latents' norms: their class's, not the configuration's
 
 
-def read(keys):
-  """Fields of an MLAConfig that the families spell alike."""
+def read(keys, query_latent):
+  """Fields of an MLAConfig that the families spell alike.
+
+  query_latent: its width, where the file has none
+  """
+  keys.require('attention_bias', False, default=False)
+  heads = keys.size('num_attention_heads')
+  keys.require('num_key_value_heads', heads, None, default=heads)
   return {
-    'heads': keys.get('num_attention_heads'),
-    'latent': keys.get('kv_lora_rank'),
-    'key_dim': keys.get('qk_nope_head_dim'),
-    'shared_dim': keys.get('qk_rope_head_dim'),
-    'value_dim': keys.get('v_head_dim'),
-    'query_latent': keys.get('q_lora_rank', default=None),
+    'heads': heads,
+    'latent': keys.size('kv_lora_rank'),
+    'key_dim': keys.size('qk_nope_head_dim'),
+    'shared_dim': keys.size('qk_rope_head_dim'),
+    'value_dim': keys.size('v_head_dim'),
+    'query_latent': keys.size('q_lora_rank', default=query_latent, null=None),
     'norm_eps': EPS,
   }
 
@@ -31,39 +36,6 @@ def write(mixer):
     'qk_rope_head_dim': mixer.shared_dim,
     'v_head_dim': mixer.value_dim,
     'q_lora_rank': mixer.query_latent,
-  }
-
-
-def read_yarn(scaling):
-  """YarnConfig of a rope scaling, None of None."""
-  if scaling is None:
-    return None
-  if scaling['rope_type'] != 'yarn':
-    raise ValueError(
-      f'rope scaling {scaling["rope_type"]!r}; only yarn is supported'
-    )
-  return YarnConfig(
-    factor=float(scaling['factor']),
-    original=scaling['original_max_position_embeddings'],
-    fast=float(scaling.get('beta_fast', 32)),
-    slow=float(scaling.get('beta_slow', 1)),
-    mscale=float(scaling.get('mscale', 0)),
-    mscale_all_dim=float(scaling.get('mscale_all_dim', 0)),
-  )
-
-
-def write_yarn(yarn):
-  """The released rope_scaling."""
-  if yarn is None:
-    return None
-  return {
-    'type': 'yarn',
-    'factor': yarn.factor,
-    'original_max_position_embeddings': yarn.original,
-    'beta_fast': yarn.fast,
-    'beta_slow': yarn.slow,
-    'mscale': yarn.mscale,
-    'mscale_all_dim': yarn.mscale_all_dim,
   }
 
 

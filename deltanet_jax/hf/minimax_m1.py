@@ -1,25 +1,39 @@
 """MiniMax-Text-01 and MiniMax-M1."""
 
+import math
+
 from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import Layer, MoEConfig, Residual
-from deltanet_jax.hf import common
+from deltanet_jax.hf import common, rope
 from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.keys import KINDS, agreed
 from deltanet_jax.hf.layout import Linear, Same, rule
 from deltanet_jax.mixers.config import AttentionConfig, LightningConfig
 
 _ATTENTION = f'{LAYER}self_attn.'
+_EPS = 1e-5  # where the file has none
 
 
 def _residual(keys, kind):
-  read = lambda branch, factor: keys.get(f'layernorm_{branch}_{factor}')
+  def read(branch, factor):
+    # the second as transformers' class, and what it was made from, spell it
+    other = branch.replace('attention', 'attn')
+    return keys.number(
+      f'layernorm_{branch}_{factor}',
+      f'{other}_{factor}_factor',
+      default=1.0,
+      above=-math.inf,
+    )
+
   mixer, ffn = (
     (read(branch, 'alpha'), read(branch, 'beta'))
     for branch in (f'{kind}_attention', 'mlp')
   )
   if mixer != ffn:
     raise ConfigError(
-      f'{keys.where}: layernorm_{kind}_attention alpha and beta {mixer} differ'
-      f" from the mlp's {ffn}; only equal ones are supported"
+      f'{keys.where}: layernorm_{kind}_attention_alpha,'
+      f' layernorm_{kind}_attention_beta are {mixer} and layernorm_mlp_alpha,'
+      f' layernorm_mlp_beta {ffn}; only equal ones are supported'
     )
   return Residual('normed', *mixer)
 
@@ -27,34 +41,34 @@ def _residual(keys, kind):
 def _read(keys):
   keys.require('postnorm', True)
   keys.require('shared_intermediate_size', 0, default=0)
-  keys.no_scaling()
-  heads, width = keys.get('num_attention_heads'), common.head_dim(keys)
+  keys.without('sliding_window', 'attention_bias')
+  heads = common.heads(keys, kv_heads=8)
+  width = heads['head_dim']
   attention = AttentionConfig(
-    heads=heads,
-    kv_heads=keys.get('num_key_value_heads'),
-    head_dim=width,
-    rotary_dim=keys.rotary_dim(width),
-    rope_theta=keys.theta(),
-    norm_eps=keys.get('rms_norm_eps'),
+    **heads,
+    **rope.read(keys, width, theta=1e6, rotary_dim=True),
+    norm_eps=keys.number('rms_norm_eps', default=_EPS),
   )
   # its norm takes its class's epsilon and not the configuration's
-  lightning = LightningConfig(heads=heads, head_dim=width, norm_eps=1e-6)
+  lightning = LightningConfig(heads['heads'], width, norm_eps=1e-6)
   ffn = MoEConfig(
-    experts=keys.get('num_local_experts'),
-    top=keys.get('num_experts_per_tok'),
-    hidden=keys.get('intermediate_size'),
+    experts=keys.size('num_local_experts', 'num_experts'),
+    top=keys.size('num_experts_per_tok', default=2),
+    hidden=keys.size('intermediate_size'),
   )
   kinds = {
-    0: Layer(lightning, ffn, _residual(keys, 'linear')),
-    1: Layer(attention, ffn, _residual(keys, 'full')),
+    False: Layer(lightning, ffn, _residual(keys, 'linear')),
+    True: Layer(attention, ffn, _residual(keys, 'full')),
   }
-  layers = [kinds[kind] for kind in keys.get('attn_type_list')]
-  if len(layers) != keys.get('num_hidden_layers'):
-    raise ConfigError(
-      f'{keys.where}: {len(layers)} attn_type_list for num_hidden_layers'
-      f' {keys.get("num_hidden_layers")}'
-    )
-  return common.model_config(keys, layers)
+  names = {'attn_type_list': {0: False, 1: True}, 'layer_types': KINDS}
+  full = agreed(
+    lambda keys, name: keys.kinds(name, names[name]),
+    [(keys, name) for name in names],
+    None,
+  )
+  if full is None:
+    keys.refuse('attn_type_list', None, 'a list of 0 and 1, one for each layer')
+  return common.model_config(keys, [kinds[x] for x in full], eps=_EPS)
 
 
 def _write(cfg):
@@ -65,7 +79,7 @@ def _write(cfg):
     'num_key_value_heads': attention.kv_heads,
     'head_dim': attention.head_dim,
     'rotary_dim': attention.rotary_dim,
-    'rope_theta': attention.rope_theta,
+    **rope.write(attention),
     'num_local_experts': ffn.experts,
     'num_experts_per_tok': ffn.top,
     'intermediate_size': ffn.hidden,
@@ -115,4 +129,9 @@ FAMILY = Family(
   _write,
   common.top_rules,
   (_rules,),
+  harmless={
+    'how it is computed, not what': 'block_size',
+    'of shared experts, and there are none': 'shared_moe_mode',
+    'no context is refused': 'max_model_len',
+  },
 )

@@ -1,8 +1,9 @@
 """MiniMax-M2."""
 
 from deltanet_jax.experiment import Layer, MoEConfig
-from deltanet_jax.hf import common
+from deltanet_jax.hf import common, rope
 from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.keys import ATTENTION
 from deltanet_jax.mixers.config import AttentionConfig
 
 _MOE = f'{LAYER}block_sparse_moe.'
@@ -14,27 +15,26 @@ def _read(keys):
   keys.require('scoring_func', 'sigmoid', default='sigmoid')
   keys.require('use_routing_bias', True, default=True)
   keys.require('shared_intermediate_size', 0, default=0)
-  keys.no_scaling()
-  width = common.head_dim(keys)
+  keys.without('sliding_window', 'attn_window_size', 'attention_bias')
+  keys.kinds('attn_type_list', {1: True})
+  keys.kinds('layer_types', ATTENTION)
+  heads = common.heads(keys, kv_heads=8, width=128)
   attention = AttentionConfig(
-    heads=keys.get('num_attention_heads'),
-    kv_heads=keys.get('num_key_value_heads'),
-    head_dim=width,
-    rotary_dim=keys.rotary_dim(width),
-    rope_theta=keys.theta(),
+    **heads,
+    **rope.read(keys, heads['head_dim'], theta=5e6, share=1.0, rotary_dim=True),
     qk_norm=True,
     joint_norm=True,
-    norm_eps=keys.get('rms_norm_eps'),
+    norm_eps=keys.number('rms_norm_eps', default=1e-6),
   )
   ffn = MoEConfig(
-    experts=keys.get('num_local_experts'),
-    top=keys.get('num_experts_per_tok'),
-    hidden=keys.get('intermediate_size'),
+    experts=keys.size('num_local_experts', 'num_experts'),
+    top=keys.size('num_experts_per_tok', default=8),
+    hidden=keys.size('intermediate_size'),
     score='sigmoid',
     bias=True,
   )
-  layer = Layer(attention, ffn)
-  return common.model_config(keys, (layer,) * keys.get('num_hidden_layers'))
+  layers = (Layer(attention, ffn),) * keys.layers()
+  return common.model_config(keys, layers)
 
 
 def _write(cfg):
@@ -45,7 +45,7 @@ def _write(cfg):
     'num_key_value_heads': attention.kv_heads,
     'head_dim': attention.head_dim,
     'rotary_dim': attention.rotary_dim,
-    'rope_theta': attention.rope_theta,
+    **rope.write(attention),
     'use_qk_norm': True,
     'qk_norm_type': 'per_layer',
     'num_local_experts': ffn.experts,
@@ -75,4 +75,18 @@ FAMILY = Family(
   common.top_rules,
   (_rules,),
   ignored=(r'mtp\..*',),
+  harmless={
+    'this prediction is ignored': (
+      'use_mtp num_mtp_modules mtp_transformer_layers'
+    ),
+    'of dense layers and shared experts, and there are none': (
+      'mlp_intermediate_size shared_moe_mode'
+    ),
+    'of MiniMax-M1; the class does not read them': (
+      'layernorm_full_attention_beta layernorm_linear_attention_beta'
+      ' layernorm_mlp_beta'
+    ),
+    'of windows, and there are none': 'swa_rope_theta',
+    'no context is refused': 'max_model_len',
+  },
 )

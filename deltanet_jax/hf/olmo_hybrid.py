@@ -6,9 +6,14 @@ feedforward_layer_norm, as the script writes them that made the release
 (convert_olmo_hybrid_weights_to_hf.py of transformers).
 """
 
+import re
+
+import numpy as np
+
 from deltanet_jax.experiment import Layer, MLPConfig, Residual
-from deltanet_jax.hf import common
+from deltanet_jax.hf import common, files, rope
 from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.keys import KINDS
 from deltanet_jax.hf.layout import Conv, Linear, Same, rule
 from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
 
@@ -17,31 +22,38 @@ _DELTA = f'{LAYER}linear_attn.'
 
 def _read(keys):
   keys.require('attention_bias', False, default=False)
-  width = common.head_dim(keys)
-  theta = keys.found.get('rope_parameters', {}).get('rope_theta')
+  heads = common.heads(keys)
   attention = AttentionConfig(
-    heads=keys.get('num_attention_heads'),
-    kv_heads=keys.get('num_key_value_heads'),
-    head_dim=width,
-    rotary_dim=0 if theta is None else width,
-    rope_theta=1e4 if theta is None else theta,
+    **heads,
+    **rope.read(keys, heads['head_dim'], nope=True),
     qk_norm=True,
     joint_norm=True,
-    norm_eps=keys.get('rms_norm_eps'),
+    norm_eps=keys.number('rms_norm_eps', default=1e-6),
+  )
+  size = lambda name, default: keys.size(
+    f'linear_{name}', default=default, null=default
+  )
+  key_heads = size('num_key_heads', heads['heads'])
+  key_dim = size(
+    'key_head_dim', int(0.75 * keys.size('hidden_size') / key_heads)
   )
   delta = GatedDeltaNetConfig(
-    key_heads=keys.get('linear_num_key_heads'),
-    value_heads=keys.get('linear_num_value_heads'),
-    key_dim=keys.get('linear_key_head_dim'),
-    value_dim=keys.get('linear_value_head_dim'),
-    conv=keys.get('linear_conv_kernel_dim'),
-    negative_eigenvalues=keys.get('linear_allow_neg_eigval'),
+    key_heads=key_heads,
+    value_heads=size('num_value_heads', heads['heads']),
+    key_dim=key_dim,
+    value_dim=size('value_head_dim', 2 * key_dim),
+    conv=keys.size('linear_conv_kernel_dim', default=4),
+    negative_eigenvalues=keys.flag('linear_allow_neg_eigval', default=True),
     norm_eps=1e-5,  # its class's, not the configuration's
   )
   ffn = common.mlp(keys)
+  full = keys.kinds('layer_types', KINDS)
+  if full is None:
+    full = [i % 4 == 3 for i in range(keys.layers())]
+    full[-1] |= not any(full)
   layers = [
-    Layer(attention, ffn, Residual('post')) if full else Layer(delta, ffn)
-    for full in keys.full_attention()
+    Layer(attention, ffn, Residual('post')) if is_full else Layer(delta, ffn)
+    for is_full in full
   ]
   return common.model_config(keys, layers)
 
@@ -49,13 +61,15 @@ def _read(keys):
 def _write(cfg):
   attention = common.of_kind(cfg, AttentionConfig)
   delta = common.of_kind(cfg, GatedDeltaNetConfig)
-  theta = attention.rope_theta if attention.rotary_dim else None
+  positions = rope.write_parameters(attention)
+  if not attention.rotary_dim:
+    positions['rope_theta'] = None
   return common.top_keys(cfg, 'olmo_hybrid', 'OlmoHybridForCausalLM') | {
     'intermediate_size': common.ffn_of_kind(cfg, MLPConfig).hidden,
     'num_attention_heads': attention.heads,
     'num_key_value_heads': attention.kv_heads,
     'head_dim': attention.head_dim,
-    'rope_parameters': {'rope_type': 'default', 'rope_theta': theta},
+    'rope_parameters': positions,
     'attention_bias': False,
     'linear_num_key_heads': delta.key_heads,
     'linear_num_value_heads': delta.value_heads,
@@ -102,6 +116,52 @@ def _rules(layer):
   )
 
 
+_CONV = re.compile(r'(.*\.linear_attn\.)([qkv])(_conv1d\.weight)')
+
+
+class _Recut(files.Tensors):
+  """A folder whose convolutions are of q, k and v.
+
+  transformers' save_pretrained cuts their taps, one after another, into three
+  equal parts, though v is wider than q and k.
+  """
+
+  def __init__(self, source):
+    self.path, self.names = source.path, source.names
+    self.settings = getattr(source, 'settings', {})
+    self.dtype, self._source = source.dtype, source
+
+  def _cuts(self, name):
+    """(the three names, where each begins and ends, which it is), None of a
+    tensor that is as released."""
+    if not (match := _CONV.fullmatch(name)):
+      return None
+    at, own, rest = match.groups()
+    parts = [f'{at}{x}{rest}' for x in 'qkv']
+    rows = [f'{at}{x}_proj.weight' for x in 'qkv']
+    if not all(x in self.names for x in parts + rows):
+      return None
+    rows = [self._source.shape(x)[0] for x in rows]
+    if [self._source.shape(x)[0] for x in parts] != [sum(rows) / 3] * 3:
+      return None
+    ends = [sum(rows[: i + 1]) for i in range(3)]
+    which = 'qkv'.index(own)
+    return parts, ends[which] - rows[which], ends[which]
+
+  def shape(self, name):
+    shape = self._source.shape(name)
+    if cuts := self._cuts(name):
+      _, first, last = cuts
+      shape = (last - first, *shape[1:])
+    return shape
+
+  def raw(self, name):
+    if cuts := self._cuts(name):
+      parts, first, last = cuts
+      return np.concatenate(list(map(self._source.raw, parts)))[first:last]
+    return self._source.raw(name)
+
+
 FAMILY = Family(
   'olmo_hybrid',
   ('olmo_hybrid',),
@@ -111,4 +171,11 @@ FAMILY = Family(
   (_rules,),
   # what transformers' save_pretrained makes of the attention layers' norm
   spellings=((r'\.post_attention_layernorm\.', '.feedforward_layer_norm.'),),
+  harmless={
+    'of fresh weights': (
+      'linear_a_log_min linear_a_log_max linear_dt_min linear_dt_max'
+      ' linear_dt_init_floor'
+    ),
+  },
+  source=_Recut,
 )

@@ -1,30 +1,25 @@
 """Qwen3, dense and mixture of experts."""
 
 from deltanet_jax.experiment import Layer, MLPConfig, MoEConfig
-from deltanet_jax.hf import common
+from deltanet_jax.hf import common, rope
 from deltanet_jax.hf.common import Family
+from deltanet_jax.hf.keys import ATTENTION
 from deltanet_jax.mixers.config import AttentionConfig
 
 
-def _attention(keys):
+def _read(keys, ffn, kv_heads, width):
   keys.require('attention_bias', False, default=False)
   keys.require('use_sliding_window', False, None, default=False)
-  keys.no_scaling()
-  width = common.head_dim(keys)
-  return AttentionConfig(
-    heads=keys.get('num_attention_heads'),
-    kv_heads=keys.get('num_key_value_heads'),
-    head_dim=width,
-    rotary_dim=keys.rotary_dim(width),
-    rope_theta=keys.theta(),
+  keys.kinds('layer_types', ATTENTION)
+  heads = common.heads(keys, kv_heads, width)
+  attention = AttentionConfig(
+    **heads,
+    **rope.read(keys, heads['head_dim']),
     qk_norm=True,
-    norm_eps=keys.get('rms_norm_eps'),
+    norm_eps=keys.number('rms_norm_eps', default=1e-6),
   )
-
-
-def _read(keys, ffn):
-  layer = Layer(_attention(keys), ffn)
-  return common.model_config(keys, (layer,) * keys.get('num_hidden_layers'))
+  layers = (Layer(attention, ffn),) * keys.layers()
+  return common.model_config(keys, layers)
 
 
 def _write(cfg, model_type, architecture):
@@ -33,15 +28,14 @@ def _write(cfg, model_type, architecture):
     'num_attention_heads': mixer.heads,
     'num_key_value_heads': mixer.kv_heads,
     'head_dim': mixer.head_dim,
-    'rope_theta': mixer.rope_theta,
-    'rope_scaling': None,
+    **rope.write(mixer),
     'attention_bias': False,
     'use_sliding_window': False,
   }
 
 
 def _read_dense(keys):
-  return _read(keys, common.mlp(keys))
+  return _read(keys, common.mlp(keys), kv_heads=32, width=128)
 
 
 def _write_dense(cfg):
@@ -63,12 +57,12 @@ def _read_moe(keys):
   keys.require('decoder_sparse_step', 1, default=1)
   keys.require('mlp_only_layers', [], None, default=[])
   ffn = MoEConfig(
-    experts=keys.get('num_experts', 'num_local_experts'),
-    top=keys.get('num_experts_per_tok'),
-    hidden=keys.get('moe_intermediate_size'),
-    renormalise=keys.get('norm_topk_prob', default=False),
+    experts=keys.size('num_experts', 'num_local_experts'),
+    top=keys.size('num_experts_per_tok', default=8),
+    hidden=keys.size('moe_intermediate_size'),
+    renormalise=keys.flag('norm_topk_prob', default=False),
   )
-  return _read(keys, ffn)
+  return _read(keys, ffn, kv_heads=4, width=None)
 
 
 def _write_moe(cfg):
@@ -91,6 +85,8 @@ def _moe_rules(layer):
   )
 
 
+_WINDOWS = {'of use_sliding_window': 'sliding_window max_window_layers'}
+
 DENSE = Family(
   'qwen3',
   ('qwen3',),
@@ -98,6 +94,7 @@ DENSE = Family(
   _write_dense,
   common.top_rules,
   (_dense_rules,),
+  harmless=_WINDOWS,
 )
 MOE = Family(
   'qwen3_moe',
@@ -106,4 +103,6 @@ MOE = Family(
   _write_moe,
   common.top_rules,
   (_moe_rules,),
+  harmless=_WINDOWS
+  | {'of dense layers, and every layer has experts': 'intermediate_size'},
 )

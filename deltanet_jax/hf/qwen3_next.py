@@ -1,7 +1,7 @@
 """Qwen3-Next, and Qwen3.5 dense and mixture of experts (text)."""
 
 from deltanet_jax.experiment import Layer, MLPConfig, MoEConfig
-from deltanet_jax.hf import common
+from deltanet_jax.hf import common, rope
 from deltanet_jax.hf.common import LAYER, Family, Mtp
 from deltanet_jax.hf.layout import Conv, Linear, Same, rule, stacked
 from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
@@ -10,26 +10,28 @@ _DELTA = f'{LAYER}linear_attn.'
 _MLP = f'{LAYER}mlp.'
 
 
-def _read(keys, ffn):
+def _read(keys, ffn, kv_heads=2):
   keys.require('attention_bias', False, default=False)
-  keys.no_scaling()
-  width, eps = common.head_dim(keys), keys.get('rms_norm_eps')
+  keys.require('decoder_sparse_step', 1, default=1)
+  keys.require('mlp_only_layers', [], None, default=[])
+  # released files say these, and the classes compute nothing else
+  keys.require('attn_output_gate', True, default=True)
+  keys.require('output_gate_type', 'swish', 'silu', default='swish')
+  heads = common.heads(keys, kv_heads, width=256)
+  eps = keys.number('rms_norm_eps', default=1e-6)
   attention = AttentionConfig(
-    heads=keys.get('num_attention_heads'),
-    kv_heads=keys.get('num_key_value_heads'),
-    head_dim=width,
-    rotary_dim=keys.rotary_dim(width),
-    rope_theta=keys.theta(),
+    **heads,
+    **rope.read(keys, heads['head_dim'], share=0.25),
     qk_norm=True,
     gate=True,
     norm_eps=eps,
   )
   delta = GatedDeltaNetConfig(
-    key_heads=keys.get('linear_num_key_heads'),
-    value_heads=keys.get('linear_num_value_heads'),
-    key_dim=keys.get('linear_key_head_dim'),
-    value_dim=keys.get('linear_value_head_dim'),
-    conv=keys.get('linear_conv_kernel_dim'),
+    key_heads=keys.size('linear_num_key_heads'),
+    value_heads=keys.size('linear_num_value_heads'),
+    key_dim=keys.size('linear_key_head_dim'),
+    value_dim=keys.size('linear_value_head_dim'),
+    conv=keys.size('linear_conv_kernel_dim', default=4),
     norm_eps=eps,
   )
   layers = [
@@ -38,31 +40,28 @@ def _read(keys, ffn):
   return common.model_config(keys, layers, zero_centred=True)
 
 
-def _moe(keys):
-  # Qwen3.5 has no such key: it always renormalises
-  renormalise = keys.get('norm_topk_prob', default=True)
+def _moe(keys, top):
   return MoEConfig(
-    experts=keys.get('num_experts', 'num_local_experts'),
-    top=keys.get('num_experts_per_tok'),
-    hidden=keys.get('moe_intermediate_size'),
-    renormalise=renormalise,
-    shared=keys.get('shared_expert_intermediate_size'),
+    experts=keys.size('num_experts', 'num_local_experts'),
+    top=keys.size('num_experts_per_tok', default=top),
+    hidden=keys.size('moe_intermediate_size'),
+    # Qwen3.5 has no such key: it always renormalises
+    renormalise=keys.flag('norm_topk_prob', default=True),
+    shared=keys.size('shared_expert_intermediate_size'),
     shared_gate=True,
   )
 
 
 def _read_next(keys):
-  keys.require('decoder_sparse_step', 1, default=1)
-  keys.require('mlp_only_layers', [], None, default=[])
-  return _read(keys, _moe(keys))
+  return _read(keys, _moe(keys, top=10))
 
 
 def _read_dense(keys):
-  return _read(keys, common.mlp(keys))
+  return _read(keys, common.mlp(keys), kv_heads=4)
 
 
 def _read_moe(keys):
-  return _read(keys, _moe(keys))
+  return _read(keys, _moe(keys, top=8))
 
 
 def _write(cfg, model_type, architecture):
@@ -96,9 +95,8 @@ def _write(cfg, model_type, architecture):
 def _write_next(cfg):
   attention = common.of_kind(cfg, AttentionConfig)
   found = _write(cfg, 'qwen3_next', 'Qwen3NextForCausalLM') | {
-    'rope_theta': attention.rope_theta,
+    **rope.write(attention),
     'partial_rotary_factor': attention.rotary_dim / attention.head_dim,
-    'rope_scaling': None,
     'decoder_sparse_step': 1,
     'mlp_only_layers': [],
   }
@@ -113,11 +111,10 @@ def _write_next(cfg):
 def _write_3_5(cfg, model_type, architecture):
   attention = common.of_kind(cfg, AttentionConfig)
   return _write(cfg, model_type, architecture) | {
-    'rope_parameters': {
-      'rope_type': 'default',
-      'rope_theta': attention.rope_theta,
-      'partial_rotary_factor': attention.rotary_dim / attention.head_dim,
-    }
+    'rope_parameters': rope.write_parameters(
+      attention,
+      partial_rotary_factor=attention.rotary_dim / attention.head_dim,
+    )
   }
 
 
@@ -211,6 +208,22 @@ _MTP = Mtp(lambda cfg: 'mtp.fc.weight', _mtp_layer, _mtp_rules, lambda cfg: ())
 
 _OTHERS = (r'mtp\..*', r'model\.visual\..*')
 
+_KINDS = {'layer_types says it, where there is one': 'full_attention_interval'}
+_EXPERTS = {'of dense layers, and every layer has experts': 'intermediate_size'}
+_AROUND = {
+  'of images and videos, beside the text': (
+    'vision_config image_token_id video_token_id vision_start_token_id'
+    ' vision_end_token_id language_model_only'
+  ),
+  'text has one position for all three': (
+    'rope_parameters.mrope_section rope_parameters.mrope_interleaved'
+  ),
+  'this prediction is ignored': (
+    'mtp_num_hidden_layers mtp_use_dedicated_embeddings'
+  ),
+  'states are float32 here': 'mamba_ssm_dtype',
+}
+
 NEXT = Family(
   'qwen3_next',
   ('qwen3_next',),
@@ -219,6 +232,7 @@ NEXT = Family(
   common.top_rules,
   (_next_rules,),
   mtp=_MTP,
+  harmless=_KINDS | _EXPERTS,
 )
 DENSE = Family(
   'qwen3_5',
@@ -228,6 +242,7 @@ DENSE = Family(
   common.top_rules,
   (_dense_rules,),
   ignored=_OTHERS,
+  harmless=_KINDS | _AROUND,
 )
 MOE = Family(
   'qwen3_5_moe',
@@ -237,4 +252,5 @@ MOE = Family(
   common.top_rules,
   (_moe_rules, _moe_rules_single),
   ignored=_OTHERS,
+  harmless=_KINDS | _EXPERTS | _AROUND,
 )

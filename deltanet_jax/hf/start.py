@@ -68,7 +68,8 @@ class Start(NamedTuple):
 
     shapes = sharding.abstract_params(HybridLM(self.model))
     family = families.named(self.released['family'])
-    store.matched(files.Folder(folder), family, self.model, shapes)
+    source = family.source(files.Folder(folder))
+    store.matched(source, family, self.model, shapes)
 
   def require_tokenizer(self):
     """Refuses a folder without the tokenizer that it should bring."""
@@ -223,7 +224,7 @@ def _require_same(model, begun, where):
 def _record(folder):
   """What `hf.convert` keeps of a released folder, from its headers."""
   family, _ = families.read(folder)
-  source = files.Folder(folder)
+  source = family.source(files.Folder(folder))
   needless = Spelling(family, source.names).needless
   return {
     'family': family.name,

@@ -48,7 +48,7 @@ def load(folder, *, dtype=jnp.float32, mesh=None):
       with its file.
   """
   family, cfg = families.read(folder)
-  source = files.Folder(folder)
+  source = family.source(files.Folder(folder))
   cfg = families.with_mtp(family, cfg, source.names)
   model = ReleasedLM(cfg, dtype, family=family.name)
   shapes = sharding.abstract_params(model)
@@ -230,7 +230,7 @@ def save(
     found, other = families.read(like)
     if not families.same(other, cfg):
       raise ConfigError(f'{like} is another model than the one to save')
-    source = files.Folder(like)
+    source = found.source(files.Folder(like))
     entries = sum(matched(source, found, cfg, shapes), [])
     settings = json.loads((pathlib.Path(like) / 'config.json').read_text())
   else:

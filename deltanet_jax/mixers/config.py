@@ -73,6 +73,8 @@ class YarnConfig:
   slow: float = 1.0  # beta_slow
   mscale: float = 0.0  # with mscale_all_dim; 0: not given
   mscale_all_dim: float = 0.0
+  attention_factor: float | None = None  # the length; None: from the above
+  truncate: bool = True  # the ramp's ends are whole pairs
 
   def __post_init__(self):
     _positive(self, 'factor', 'original', 'fast', 'slow')
@@ -80,6 +82,8 @@ class YarnConfig:
   @property
   def length(self):
     """What rotated queries and keys are multiplied by."""
+    if self.attention_factor is not None:
+      return self.attention_factor
     if self.mscale and self.mscale_all_dim:
       return self._m(self.mscale) / self._m(self.mscale_all_dim)
     return self._m(1.0)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 def frequencies(rotary_dim, theta, yarn=None):
   """Radians per position of each pair, [P/2] float32: theta^(-2i/P).
 
-  With `yarn` (factor, original, fast, slow) the pairs that turn fewer than
-  `slow` times in the original context are slowed down by the factor, those
-  that turn more than `fast` times are kept, and a ramp over i joins them
-  (YaRN sec. 3.2).
+  With `yarn` (factor, original, fast, slow, truncate) the pairs that turn
+  fewer than `slow` times in the original context are slowed down by the
+  factor, those that turn more than `fast` times are kept, and a ramp over i
+  joins them (YaRN sec. 3.2), between whole pairs with `truncate`.
   """
   half = rotary_dim // 2
   kept = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -23,9 +23,11 @@ def frequencies(rotary_dim, theta, yarn=None):
       half * math.log(yarn.original / (turns * 2 * math.pi)) / (math.log(theta))
     )
 
-  low = max(math.floor(pair(yarn.fast)), 0)
-  high = min(math.ceil(pair(yarn.slow)), rotary_dim - 1)
-  width = high - low if high > low else 1e-3
+  low, high = pair(yarn.fast), pair(yarn.slow)
+  if yarn.truncate:
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, rotary_dim - 1)
+  width = high - low or 1e-3  # negative as in the released implementations
   ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / width, 0, 1)
   return kept / yarn.factor * ramp + kept * (1 - ramp)
 
