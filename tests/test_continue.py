@@ -47,6 +47,12 @@ def _strict(path):
   ]
 
 
+def test_the_perplexity_of_a_model_that_diverged_is_infinite():
+  assert Score(nats=8e5, tokens=1000, ends=0).perplexity == math.inf
+  assert Score(nats=7e5, tokens=1000, ends=0).perplexity == math.exp(700)
+  assert math.isnan(Score(nats=math.nan, tokens=1, ends=0).perplexity)
+
+
 def _drop(folder, *steps):
   """As if the process had ended after an earlier checkpoint."""
   (folder / 'result.json').unlink()
