@@ -52,8 +52,13 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *unused):
-    self._manager.close()
+  def __exit__(self, kind, *unused):
+    try:
+      self._manager.close()
+    except Exception as error:
+      # after another failure this one, often its fellow, says no more
+      if kind is None:
+        raise self._cannot_save(error) from error
 
   def steps(self):
     """Steps on disk, oldest first."""
