@@ -12,6 +12,7 @@ import pathlib
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.mixers import config as mixers
+from deltanet_jax.ranges import LARGEST_INT
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
@@ -60,10 +61,11 @@ def contexts(texts):
     found = sorted({int(text) for text in texts})
   except ValueError:
     found = []
-  if not found or found[0] < 1:
+  # positions are numbers of a device
+  if not found or found[0] < 1 or found[-1] > LARGEST_INT:
     raise ConfigError(
-      f'--context={",".join(texts)}: give numbers of tokens from 1 on, as'
-      ' 4096 or 4096,32768'
+      f'--context={",".join(texts)}: give numbers of tokens from 1 to'
+      f' {LARGEST_INT:,}, as 4096 or 4096,32768'
     )
   return tuple(found)
 

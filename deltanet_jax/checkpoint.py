@@ -7,6 +7,7 @@ processes write and read the parts that their devices hold; the checksum is a
 sum over elements, so that it does not depend on who holds what.
 """
 
+import itertools
 import logging
 import pathlib
 
@@ -51,8 +52,13 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *unused):
-    self._manager.close()
+  def __exit__(self, kind, *unused):
+    try:
+      self._manager.close()
+    except Exception as error:
+      # after another failure this one, often its fellow, says no more
+      if kind is None:
+        raise self._cannot_save(error) from error
 
   def steps(self):
     """Steps on disk, oldest first."""
@@ -72,7 +78,11 @@ class Checkpoints:
     sums = {name: _fingerprints(arrays) for name, arrays in flat.items()}
     args = {k: ocp.args.StandardSave(arrays) for k, arrays in flat.items()}
     args[_SUMS] = ocp.args.JsonSave(sums)
-    if not self._manager.save(step, args=ocp.args.Composite(**args)):
+    try:
+      taken = self._manager.save(step, args=ocp.args.Composite(**args))
+    except OSError as error:
+      raise self._cannot_save(error) from error
+    if not taken:
       raise CheckpointError(
         f'{self._folder} has step {self._manager.latest_step()} and takes no'
         f' step {step}'
@@ -87,9 +97,10 @@ class Checkpoints:
     try:
       self._manager.wait_until_finished()
     except Exception as error:
-      raise CheckpointError(
-        f'cannot save in {self._folder}: {_line(error)}'
-      ) from error
+      raise self._cannot_save(error) from error
+
+  def _cannot_save(self, error):
+    return CheckpointError(f'cannot save in {self._folder}: {_line(error)}')
 
   def restore(self, abstract):
     """(step, items) of the newest checkpoint that is whole, or None.
@@ -97,7 +108,8 @@ class Checkpoints:
     abstract: dict of items, pytrees of ShapeDtypeStructs with shardings, which
     need not be those of the save. Items left out are not read. A damaged
     checkpoint is reported, and the one before it is taken; the next save puts
-    it aside as `damaged-STEP`.
+    it aside as `damaged-STEP`, or, if there is such a one, `damaged-STEP-2`,
+    then -3.
 
     Raises:
       CheckpointError: there are checkpoints and none is whole, or the arrays
@@ -123,11 +135,20 @@ class Checkpoints:
     if not self._damaged:
       return
     for step in self._damaged if distributed.first() else ():
-      (self._folder / str(step)).rename(self._folder / f'damaged-{step}')
+      (self._folder / str(step)).rename(self._free(f'damaged-{step}'))
     distributed.gather(0)  # the others wait for the first
     self._damaged = []
     self._manager.close()
     self._open()
+
+  def _free(self, name):
+    """A path of that name, or with a number behind it, where nothing is."""
+    names = itertools.chain([name], (f'{name}-{i}' for i in itertools.count(2)))
+    return next(
+      path
+      for path in (self._folder / name for name in names)
+      if not path.exists()
+    )
 
   def _whole(self, step, abstract):
     """The items of a step; what one process cannot read, none takes."""

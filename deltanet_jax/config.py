@@ -61,7 +61,10 @@ def load(path, released=None):
     raise ConfigError(
       f'{path}: get_config() returned {_kind(cfg)}; return an Experiment'
     )
-  _check_types(cfg, str(path), ())
+  try:
+    _check_types(cfg, ())
+  except ConfigError as error:
+    raise ConfigError(f'{path}: {error}') from error
   if released is not None and not takes:
     data = dataclasses.replace(cfg.data, tokenizer=released.tokenizer)
     cfg = dataclasses.replace(cfg, data=data)
@@ -148,21 +151,26 @@ def split_argv(argv):
 
 def to_json(cfg):
   """`cfg` as JSON text; `from_json` gives an equal configuration back."""
-  return json.dumps(_encode(cfg), indent=2)
+  return json.dumps(_encode(cfg), indent=2, allow_nan=False)
 
 
-def from_json(text):
+def from_json(text, kind=None):
   """The configuration that `to_json` wrote.
+
+  kind: its class, if only one will do
 
   Raises:
     ConfigError: no JSON, a type that is no configuration of this package, or
       fields that this version of the type refuses.
   """
   try:
-    tree = json.loads(text)
-  except json.JSONDecodeError as error:
+    found = _decode(json.loads(text))
+  except (json.JSONDecodeError, RecursionError) as error:
     raise ConfigError(f'no JSON configuration: {error}') from error
-  return _decode(tree)
+  if not isinstance(found, kind or object):
+    raise ConfigError(f'no JSON of an {kind.__name__}')
+  _check_types(found, ())
+  return found
 
 
 def difference(a, b):
@@ -318,7 +326,7 @@ def _kind(value):
   return 'None' if value is None else f'a {type(value).__name__}'
 
 
-def _check_types(value, file, path):
+def _check_types(value, path):
   """Every field holds what its annotation says."""
   for name, hint in typing.get_type_hints(type(value)).items():
     if typing.get_origin(hint) is typing.ClassVar:
@@ -326,23 +334,23 @@ def _check_types(value, file, path):
     child, where = getattr(value, name), '.'.join((*path, name))
     if typing.get_origin(hint) is tuple:
       entry = typing.get_args(hint)[0]
-      _check_type(child, tuple, file, where)
+      _check_type(child, tuple, where)
       for i, item in enumerate(child):
-        _check_type(item, entry, file, f'{where}.{i}')
-        _check_types(item, file, (*path, name, str(i)))
+        _check_type(item, entry, f'{where}.{i}')
+        _check_types(item, (*path, name, str(i)))
       continue
-    _check_type(child, hint, file, where)
+    _check_type(child, hint, where)
     if dataclasses.is_dataclass(child):
-      _check_types(child, file, (*path, name))
+      _check_types(child, (*path, name))
 
 
-def _check_type(value, hint, file, where):
+def _check_type(value, hint, where):
   options = _options(hint)
   accepted = (*options, int) if float in options else options
   if isinstance(value, bool) and bool not in options:
     accepted = ()
   if not isinstance(value, accepted):
-    raise ConfigError(f'{file}: {where} is {value!r}; give {_wanted(options)}')
+    raise ConfigError(f'{where} is {value!r}; give {_wanted(options)}')
 
 
 def _encode(value):
@@ -366,7 +374,7 @@ def _decode(tree):
   kind = _known_type(fields.pop('_type', None))
   try:
     return kind(**fields)
-  except (TypeError, ValueError) as error:
+  except (AttributeError, TypeError, ValueError) as error:
     raise ConfigError(f'{kind.__name__}: {error}') from error
 
 

@@ -6,8 +6,25 @@ jax is imported. A file in `configs/` returns one `Experiment`.
 
 import dataclasses
 import math
+from typing import Annotated
 
+from deltanet_jax import ranges
 from deltanet_jax.mixers.config import DSAConfig, MixerConfig
+from deltanet_jax.ranges import (
+  BelowOne,
+  Count,
+  Finite,
+  NotNegative,
+  Positive,
+  Real,
+  Size,
+  Whole,
+)
+
+Devices = Annotated[int, Whole(1, other=-1)]
+Fraction = Annotated[
+  float, Real('a fraction between 0 and 1', 2.0**-64, 1 - 2.0**-53)
+]
 
 
 def _choice(name, value, options):
@@ -15,43 +32,36 @@ def _choice(name, value, options):
     raise ValueError(f'{name} is {value!r}; give one of {", ".join(options)}')
 
 
-def _at_least(name, value, least):
-  if value < least:
-    raise ValueError(f'{name} is {value}; give {least} or more')
-
-
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
   """Gated MLP: (silu(x gate) * (x up)) down."""
 
-  hidden: int
+  hidden: Count
 
   def __post_init__(self):
-    _at_least('MLPConfig.hidden', self.hidden, 1)
+    ranges.check(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
   """Mixture of experts: every token goes to `top` of `experts` gated MLPs."""
 
-  experts: int
-  top: int
-  hidden: int  # width of an expert
+  experts: Count
+  top: Count
+  hidden: Count  # width of an expert
   score: str = 'softmax'  # or 'sigmoid', of the router's logits
   bias: bool = False  # added to the scores for the choice alone
-  groups: int = 1  # equal groups of experts, of which
-  top_groups: int = 1  # these are open to a token
+  groups: Count = 1  # equal groups of experts, of which
+  top_groups: Count = 1  # these are open to a token
   renormalise: bool = True  # weights divided by their sum
-  eps: float = 0.0  # added to that sum
-  scale: float = 1.0  # of the weights
-  shared: int = 0  # width of an expert that takes every token; 0: none
+  eps: NotNegative = 0.0  # added to that sum
+  scale: Positive = 1.0  # of the weights
+  shared: Size = 0  # width of an expert that takes every token; 0: none
   shared_gate: bool = False  # it is multiplied by sigmoid(x w)
 
   def __post_init__(self):
     _choice('MoEConfig.score', self.score, ('softmax', 'sigmoid'))
-    for name in ('experts', 'top', 'hidden', 'groups', 'top_groups'):
-      _at_least(f'MoEConfig.{name}', getattr(self, name), 1)
-    _at_least('MoEConfig.shared', self.shared, 0)
+    ranges.check(self)
     if self.experts % self.groups or self.top_groups > self.groups:
       raise ValueError(
         f'MoEConfig.groups {self.groups} must divide the {self.experts} experts'
@@ -79,11 +89,12 @@ class Residual:
   """
 
   form: str = 'pre'
-  alpha: float = 1.0
-  beta: float = 1.0
+  alpha: Finite = 1.0
+  beta: Finite = 1.0
 
   def __post_init__(self):
     _choice('Residual.form', self.form, ('pre', 'post', 'normed'))
+    ranges.check(self)
     if self.form != 'normed' and (self.alpha, self.beta) != (1, 1):
       raise ValueError(
         f'Residual.alpha {self.alpha} and beta {self.beta} belong to the form'
@@ -104,23 +115,21 @@ class Layer:
 class ModelConfig:
   """prefix, then `period` repeated `repeats` times (scanned), then suffix."""
 
-  vocab: int
-  d_model: int
+  vocab: Annotated[int, Whole(2)]
+  d_model: Count
   period: tuple[Layer, ...]
-  repeats: int
+  repeats: Size
   prefix: tuple[Layer, ...] = ()
   suffix: tuple[Layer, ...] = ()
   tied: bool = False  # the output head is the embedding table
   zero_centred: bool = False  # norm weights are 1 + w
-  norm_eps: float = 1e-6
+  norm_eps: NotNegative = 1e-6
   remat: str = 'none'  # 'none', 'dots' (keep matmul outputs) or 'full'
   mtp: Layer | None = None  # block of the multi-token prediction; None: none
 
   def __post_init__(self):
     _choice('model.remat', self.remat, ('none', 'dots', 'full'))
-    _at_least('model.vocab', self.vocab, 2)
-    _at_least('model.d_model', self.d_model, 1)
-    _at_least('model.repeats', self.repeats, 0)
+    ranges.check(self, 'model')
     if not self.layers:
       raise ValueError('model has no layer; give a period and repeats >= 1')
 
@@ -135,21 +144,15 @@ class DataConfig:
   """Text, packed into rows of `seq_len` tokens."""
 
   path: str  # globs separated by commas; one that begins with '!' excludes
-  seq_len: int
-  batch: int  # rows of one optimiser step, all devices together
+  seq_len: Count
+  batch: Count  # rows of one optimiser step, all devices together
   tokenizer: str = 'bytes'  # or the path of a tokenizer.json
   field: str = 'text'  # the text's field in jsonl and parquet files
-  heldout: float = 0.05  # fraction of the documents never trained on
-  seed: int = 0
+  heldout: Fraction = 0.05  # of the documents, never trained on
+  seed: Annotated[int, Whole(0, None)] = 0
 
   def __post_init__(self):
-    _at_least('data.seq_len', self.seq_len, 1)
-    _at_least('data.batch', self.batch, 1)
-    _at_least('data.seed', self.seed, 0)
-    if not 0 < self.heldout < 1:
-      raise ValueError(
-        f'data.heldout is {self.heldout}; give a fraction between 0 and 1'
-      )
+    ranges.check(self, 'data')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,24 +160,23 @@ class OptimConfig:
   """AdamW, or Muon for hidden matrices with AdamW for everything else."""
 
   name: str = 'adamw'
-  lr: float = 3e-4
-  muon_lr: float = 0.02  # step size of the Muon part
+  lr: Positive = 3e-4
+  muon_lr: Positive = 0.02  # step size of the Muon part
   schedule: str = 'cosine'  # 'cosine', 'wsd' or 'constant', after the warm-up
-  warmup: int = 100  # steps
-  decay: float = 0.2  # wsd: the fraction of the steps that decays
-  final: float = 0.1  # last rate as a fraction of the peak
-  b1: float = 0.9
-  b2: float = 0.95
-  eps: float = 1e-8
-  weight_decay: float = 0.1  # matrices only
-  clip: float = 1.0  # global norm
-  accumulate: int = 1  # micro-batches of one step
+  warmup: Size = 100  # steps
+  decay: NotNegative = 0.2  # wsd: the fraction of the steps that decays
+  final: NotNegative = 0.1  # last rate as a fraction of the peak
+  b1: BelowOne = 0.9
+  b2: BelowOne = 0.95
+  eps: NotNegative = 1e-8
+  weight_decay: NotNegative = 0.1  # matrices only
+  clip: Positive = 1.0  # global norm; a large one, as 1e9, clips nothing
+  accumulate: Count = 1  # micro-batches of one step
 
   def __post_init__(self):
     _choice('optim.name', self.name, ('adamw', 'muon'))
     _choice('optim.schedule', self.schedule, ('cosine', 'wsd', 'constant'))
-    _at_least('optim.accumulate', self.accumulate, 1)
-    _at_least('optim.warmup', self.warmup, 0)
+    ranges.check(self, 'optim')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,40 +184,36 @@ class ObjectiveConfig:
   """What training minimises per token, each with its weight; what it reports
   as the loss is the next token's alone."""
 
-  next: float = 1.0  # nats of the next token; 0 while an indexer warms up
-  further: float = 0.0  # nats of the token after it, by model.mtp
-  balance: float = 0.0  # balance loss of the experts
-  indexer: float = 0.0  # the indexers' divergence, summed over layers
-  bias_rate: float = 0.0  # step of the routers' selection biases
+  next: NotNegative = 1.0  # nats of the next token; 0 while an indexer warms up
+  further: NotNegative = 0.0  # nats of the token after it, by model.mtp
+  balance: NotNegative = 0.0  # balance loss of the experts
+  indexer: NotNegative = 0.0  # the indexers' divergence, summed over layers
+  bias_rate: NotNegative = 0.0  # step of the routers' selection biases
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      _at_least(f'train.objective.{field.name}', getattr(self, field.name), 0)
+    ranges.check(self, 'train.objective')
+    if not (self.next or self.further or self.balance or self.indexer):
+      raise ValueError(
+        'train.objective has next, further, balance and indexer at 0, and'
+        ' nothing to learn; give one of them a weight'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  steps: int
-  seed: int = 0
+  steps: Count
+  seed: Annotated[int, Whole(0, 2**32 - 1)] = 0  # all that a jax key takes
   dtype: str = 'bfloat16'  # of the computation; parameters are float32
-  log_every: int = 10
-  eval_every: int = 500
-  eval_rows: int = 64  # held-out rows of an evaluation during training
-  save_every: int = 500
-  keep: int = 2  # checkpoints
+  log_every: Count = 10
+  eval_every: Count = 500
+  eval_rows: Count = 64  # held-out rows of an evaluation during training
+  save_every: Count = 500
+  keep: Count = 2  # checkpoints
   objective: ObjectiveConfig = ObjectiveConfig()
 
   def __post_init__(self):
     _choice('train.dtype', self.dtype, ('float32', 'bfloat16'))
-    for name in (
-      'steps',
-      'log_every',
-      'eval_every',
-      'eval_rows',
-      'save_every',
-      'keep',
-    ):
-      _at_least(f'train.{name}', getattr(self, name), 1)
+    ranges.check(self, 'train')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,23 +224,21 @@ class MeshConfig:
   devices for, the others given.
   """
 
-  replica: int = 1  # slices or pods
-  data: int = 1
-  fsdp: int = 1
-  expert: int = 1
-  seq: int = 1
-  tensor: int = 1
+  replica: Devices = 1  # slices or pods
+  data: Devices = 1
+  fsdp: Devices = 1
+  expert: Devices = 1
+  seq: Devices = 1
+  tensor: Devices = 1
 
   def __post_init__(self):
+    ranges.check(self, 'mesh')
     sizes = dataclasses.asdict(self)
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
       raise ValueError(
         f'mesh.{" and mesh.".join(open_axes)} are -1; give all but one'
       )
-    for axis, size in sizes.items():
-      if size != -1:
-        _at_least(f'mesh.{axis}', size, 1)
 
   def filled(self, devices):
     """This mesh on so many devices: its -1, if there is one, as a number."""

@@ -4,18 +4,23 @@ Standard library only, so that a folder of another run is refused before jax is
 imported.
 """
 
-import dataclasses
 import fcntl
 import json
+import math
 import os
 import pathlib
+import re
 import time
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
+from deltanet_jax.experiment import Experiment
 
 # what a run may change when it is taken up again: nothing that a step computes
 CADENCE = ('log_every', 'eval_every', 'eval_rows', 'save_every', 'keep')
+FREE = re.compile(rf'mesh\..*|train\.({"|".join(CADENCE)})')
+# and where its text lies, if it is told to go on with another
+TEXT = re.compile(r'data\.(path|field)')
 
 
 class Workdir:
@@ -32,6 +37,7 @@ class Workdir:
     self.tensorboard = self.path / 'tensorboard'
     self.start = self.path / 'start.json'  # of what it began with, if released
     self.text = self.path / 'tokenizer'  # copies: a run needs nothing outside
+    self.corpus = self.path / 'text.json'  # which text it is trained on
     self._lock = None
 
   def read(self):
@@ -46,15 +52,16 @@ class Workdir:
         ' training run'
       )
     try:
-      return config.from_json(self.config.read_text())
+      return config.from_json(_read(self.config), Experiment)
     except ConfigError as error:
       raise ConfigError(f'{self.config}: {error}') from error
 
-  def check(self, experiment):
+  def check(self, experiment, new_text=False):
     """Refuses a folder that another configuration owns.
 
     The mesh and the fields of CADENCE may differ: they change no step beyond
     the order of a sum. `train.steps` may not, as the schedule depends on it.
+    With `new_text` those of TEXT may differ too.
 
     Raises:
       ConfigError: with the fields that differ.
@@ -63,13 +70,11 @@ class Workdir:
       raise ConfigError(f'--workdir={self.path} is a file; give a folder')
     if not self.config.is_file():
       return
-    found = self.read()
-    free = {name: getattr(experiment.train, name) for name in CADENCE}
-    train = dataclasses.replace(found.train, **free)
-    same = dataclasses.replace(
-      experiment, mesh=found.mesh, train=experiment.train
-    )
-    lines = config.difference(dataclasses.replace(found, train=train), same)
+    lines = []
+    for line in config.difference(self.read(), experiment):
+      name = line.split(':')[0]
+      if not FREE.fullmatch(name) and not (new_text and TEXT.fullmatch(name)):
+        lines.append(line)
     if lines:
       raise ConfigError(
         f'{self.path} holds a run of another configuration:'
@@ -101,12 +106,65 @@ class Workdir:
       ) from error
     except OSError as error:
       raise ConfigError(f'--workdir={self.path}: {error.strerror}') from error
-    if not self.config.is_file():
-      for name, text in (kept or {}).items():
-        path = self.path / name
-        path.parent.mkdir(exist_ok=True)
-        write(path, text)
-    write(self.config, config.to_json(experiment) + '\n')
+    try:
+      if not self.config.is_file():
+        for name, text in (kept or {}).items():
+          path = self.path / name
+          path.parent.mkdir(exist_ok=True)
+          write(path, text)
+      write(self.config, config.to_json(experiment) + '\n')
+    except OSError as error:
+      raise ConfigError(f'--workdir={self.path}: {error.strerror}') from error
+
+  def check_text(self, text, new_text=False):
+    """Refuses another text than the run was trained on so far.
+
+    text: {what it is: number}, by which two texts are told apart
+    new_text: the run is to go on with this one
+
+    Raises:
+      ConfigError: with what differs.
+    """
+    before = self._text()
+    if before is None or new_text:
+      return
+    if lines := _changes(before, text):
+      raise ConfigError(
+        f'the text of {self.path} has changed: {"; ".join(lines)}; bring back'
+        ' the text it was, or add --new_text to go on with this one, its rows'
+        ' from the first on in an order of their own'
+      )
+
+  def take_text(self, text, step):
+    """(step since when the run is trained on `text`, what to say of it or
+    None), known from here on, `step` steps being done."""
+    before = self._text()
+    if before is None:
+      since, said = 0, None
+      if step:
+        said = (
+          'stored before texts were known; this one is its text from now on'
+        )
+    elif lines := _changes(before, text):
+      since = step
+      said = f'another text from here on ({"; ".join(lines)})'
+    else:
+      since, said = min(before['since'], step), None
+    found = {**text, 'since': since}
+    if found != before:
+      write(self.corpus, to_json(found))
+    return since, said
+
+  def _text(self):
+    if not self.corpus.is_file():
+      return None
+    found = read_json(self.corpus)
+    if not isinstance(found.get('since'), int) or found['since'] < 0:
+      raise ConfigError(
+        f'{self.corpus}: no "since"; remove the file, and the run takes its'
+        ' text for the one it was trained on'
+      )
+    return found
 
   def require_seen(self, experiment, seconds=60):
     """Waits until the folder shows what another process claimed it with.
@@ -133,14 +191,70 @@ class Workdir:
     """The results of a run that is done, or None."""
     if not self.result.is_file():
       return None
-    return json.loads(self.result.read_text())
+    return read_json(self.result)
+
+
+def _changes(before, text):
+  """Lines 'files: 60 before, 61 now' of what differs."""
+  counts = [
+    f'{name}: {before.get(name)} before, {value} now'
+    for name, value in text.items()
+    if before.get(name) != value and name != 'sums'
+  ]
+  if not counts and before.get('sums') != text['sums']:
+    return ['as many files, documents and bytes, and others among them']
+  return counts
 
 
 def write(path, text):
   """Puts `text` in the file at once: a reader sees all of it or the old."""
   temporary = path.with_name(path.name + '.tmp')
-  with open(temporary, 'w') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  try:
+    with open(temporary, 'w') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError:
+    temporary.unlink(missing_ok=True)  # a full disk has no room for it
+    raise
+
+
+def to_json(tree):
+  """A tree as a text that every reader of JSON takes, see `finite`."""
+  return json.dumps(finite(tree), indent=2, allow_nan=False) + '\n'
+
+
+def finite(tree):
+  """A tree for JSON, which has no inf and no nan: they become None."""
+  if isinstance(tree, dict):
+    return {name: finite(value) for name, value in tree.items()}
+  if isinstance(tree, list | tuple):
+    return [finite(value) for value in tree]
+  if isinstance(tree, float) and not math.isfinite(tree):
+    return None
+  return tree
+
+
+def read_json(path):
+  """The dict in a file.
+
+  Raises:
+    ConfigError: there is something else in it.
+  """
+  try:
+    found = json.loads(_read(path))
+  except (ValueError, RecursionError) as error:
+    raise ConfigError(
+      f'{path}: no JSON: {" ".join(str(error).split())}; remove it'
+    ) from error
+  if not isinstance(found, dict):
+    raise ConfigError(f'{path}: no JSON object; remove it')
+  return found
+
+
+def _read(path):
+  try:
+    return path.read_bytes().decode()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError(f'{path}: cannot be read: {error}') from error

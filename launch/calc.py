@@ -40,7 +40,9 @@ PRESET = flags.DEFINE_list(
 CONTEXT = flags.DEFINE_list(
   'context', ['4096', '32768', '1048576'], 'Tokens of a sequence.'
 )
-BATCH = flags.DEFINE_integer('batch', 1, 'Sequences.', lower_bound=1)
+BATCH = flags.DEFINE_integer(
+  'batch', 1, 'Sequences.', lower_bound=1, upper_bound=calc_args.LARGEST_INT
+)
 DTYPE = flags.DEFINE_enum(
   'dtype', 'bfloat16', list(DTYPES), 'Of the weights and the cache.'
 )

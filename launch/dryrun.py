@@ -96,7 +96,7 @@ def main(experiment):
   )
   print(report.text(record, topology))
   if path:
-    workdir.write(path, json.dumps(record, indent=2) + '\n')
+    workdir.write(path, workdir.to_json(record))
   return 0 if record['fits'] else 1
 
 

@@ -25,14 +25,13 @@ of fixed size shows, whatever the loss over all tokens (the table on stderr).
 """
 
 import contextlib
-import json
 import pathlib
 import sys
 
 from absl import flags
 
 from deltanet_jax.config import ConfigError
-from deltanet_jax.workdir import Workdir, write
+from deltanet_jax.workdir import Workdir, to_json, write
 from launch import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
@@ -74,7 +73,7 @@ def main(taken):
   result = _score(begun, SEQ_LEN.value or seq_len)
   if isinstance(result, int):
     return result
-  text = json.dumps(result, indent=2)
+  text = to_json(result).rstrip('\n')
   if output:
     write(output, text + '\n')
   print(text)

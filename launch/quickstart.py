@@ -5,14 +5,14 @@
 Takes what launch.train takes; --workdir is runs/quickstart unless given.
 """
 
-import json
+import math
 
 from absl import flags
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.infer.settings import Sampling
-from deltanet_jax.workdir import Workdir, write
+from deltanet_jax.workdir import Workdir, read_json, to_json, write
 from launch import cli, processes, train
 
 PROMPT = 'def read_lines('
@@ -45,7 +45,10 @@ def main(experiment):
 def _baselines(experiment, workdir):
   """Bits per byte of the order-2 and order-3 models, computed once."""
   path = workdir.path / 'baselines.json'
-  if not path.is_file():
+  # a run may have gone on with another text
+  told = workdir.corpus
+  old = told.is_file() and path.is_file()
+  if not path.is_file() or old and _time(path) < _time(told):
     from deltanet_jax.data.text import TextData
     from deltanet_jax.evals import ngram
 
@@ -54,19 +57,24 @@ def _baselines(experiment, workdir):
     for order in (2, 3):
       documents = data.train_documents(), data.heldout_documents()
       bits[f'order-{order} n-gram'] = ngram.bits_per_byte(*documents, order)
-    write(path, json.dumps(bits, indent=2) + '\n')
-  return json.loads(path.read_text())
+    write(path, to_json(bits))
+  return read_json(path)
+
+
+def _time(path):
+  return path.stat().st_mtime
 
 
 def _show_bits(result, baselines):
-  model = result['heldout_bits_per_byte']
+  number = lambda name: math.nan if result[name] is None else result[name]
+  model = number('heldout_bits_per_byte')
   print(f'\nBits per byte of {result["heldout_bytes"]:,} bytes never seen')
   print(f'  {"this model":16} {model:.3f}')
   for name, bits in baselines.items():
     print(f'  {name:16} {bits:.3f}   model: {100 * (model / bits - 1):+.0f}%')
   print(
     f'  {result["parameters"]:,} parameters, {result["tokens"]:,} tokens'
-    f' trained on, {result["tokens_per_second"]:,.0f} a second'
+    f' trained on, {number("tokens_per_second"):,.0f} a second'
   )
 
 

@@ -22,7 +22,9 @@ once it has a checkpoint, the folder may go.
 Started again with the same --workdir, the run continues from its newest
 checkpoint; --workdir alone is enough. There only train.log_every, eval_every,
 eval_rows, save_every, keep and the mesh may change. SIGTERM and Ctrl-C save
-after the current step.
+after the current step. A run whose text has changed is refused; --new_text
+goes on with the new one, which --config.data.path may name, from its first row
+on in an order of its own.
 
 Exit status: 0 done; 1 the run failed; 2 bad input, before any device is
 touched; 128 + n stopped and saved after signal n.
@@ -40,7 +42,6 @@ JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 
@@ -48,7 +49,7 @@ from absl import flags
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
-from deltanet_jax.workdir import Workdir
+from deltanet_jax.workdir import Workdir, to_json
 from launch import cli, processes
 
 FINETUNE = pathlib.Path(__file__).parents[1] / 'configs' / 'finetune.py'
@@ -59,6 +60,9 @@ WORKDIR = flags.DEFINE_string(
 RELEASED = flags.DEFINE_string(
   'released', None, 'Weights to begin with: a folder, or ORG/NAME on the hub.'
 )
+NEW_TEXT = flags.DEFINE_bool(
+  'new_text', False, 'Go on although the text of the run has changed.'
+)
 flags.adopt_module_key_flags(processes)
 
 
@@ -68,7 +72,7 @@ def main(taken):
   if isinstance(result, int):
     return 128 + result
   if result is not None:
-    print(json.dumps(result, indent=2))
+    print(to_json(result), end='')
   return 0
 
 
@@ -111,7 +115,7 @@ def _without_start(path, changes, workdir):
 def run(experiment, workdir, begun=None):
   """The results of the run, or the signal that stopped it; of several
   processes only the first has results, the others None."""
-  workdir.check(experiment)
+  workdir.check(experiment, NEW_TEXT.value)
   result = workdir.finished()
   if result is not None:
     print(f'finished before: {workdir.path}', file=sys.stderr)
@@ -152,10 +156,23 @@ def _train(experiment, workdir, data, begun, tokenizer):
 
   kept = start.kept(begun, tokenizer)
   try:
-    return loop.train(experiment, workdir, data, start=begun, kept=kept)
+    return loop.train(
+      experiment,
+      workdir,
+      data,
+      start=begun,
+      kept=kept,
+      new_text=NEW_TEXT.value,
+    )
   except (loop.NonFiniteError, CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
-    sys.exit(1)
+  except OSError as error:
+    print(
+      f'error: {error.filename or workdir.path}: {error.strerror or error};'
+      ' once that is mended, start again to go on from the last checkpoint',
+      file=sys.stderr,
+    )
+  sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -62,6 +63,19 @@ def _data_files(folder, step):
 
 def test_the_newest_checkpoint_comes_back_bit_for_bit(folder):
   assert _restored(folder) == (3, [2, 3])
+
+
+def test_a_save_that_failed_is_told_once(tmp_path, monkeypatch):
+  def full(*unused):
+    raise ValueError('RESOURCE_EXHAUSTED: no space left')
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'close', full)
+  with pytest.raises(OSError, match='of the plot'):
+    with Checkpoints(tmp_path):
+      raise OSError('of the plot')
+  with pytest.raises(CheckpointError, match='cannot save in .*no space left'):
+    with Checkpoints(tmp_path):
+      pass
 
 
 def test_an_empty_folder_gives_none(tmp_path):

@@ -1,14 +1,19 @@
 """Configurations: what is read, what is refused, and in what words."""
 
+import dataclasses
+import math
 import pathlib
 import subprocess
 import sys
+import typing
 
 import pytest
 
-from deltanet_jax import config
+from deltanet_jax import config, experiment
 from deltanet_jax.experiment import MeshConfig
+from deltanet_jax.mixers import config as mixers
 from deltanet_jax.mixers.config import AttentionConfig
+from deltanet_jax.study.config import StudyConfig
 
 SOURCE = """
 from deltanet_jax.experiment import *
@@ -97,7 +102,7 @@ def test_an_override_changes_nothing_else_and_not_the_original(cfg):
     ('model', '1', 'is a group'),
     ('optim.lr.x', '1', "optim.lr is a value and has no 'x'"),
     ('train.steps', '0', 'give 1 or more'),
-    ('model.period.0.mixer.chunk', '10', 'multiple of 16'),
+    ('model.period.0.mixer.chunk', '10', '16, 32, 64 or another 16 * 2^n'),
   ],
 )
 def test_a_wrong_override_is_refused_in_one_line(cfg, name, text, words):
@@ -105,11 +110,11 @@ def test_a_wrong_override_is_refused_in_one_line(cfg, name, text, words):
 
 
 def test_a_command_line_gives_configuration_and_rest(file):
-  argv = ['train', f'--config={file}', '--workdir=w', '--config.optim.lr', '-1']
+  argv = ['train', f'--config={file}', '--workdir=w', '--config.mesh.seq', '-1']
   cfg, rest = config.from_argv([*argv, '--', '--config.x=1'])
   assert rest == ['train', '--workdir=w', '--', '--config.x=1']
   lines = config.difference(config.load(file), cfg)
-  assert lines == ['optim.lr: 0.0003 != -1.0']
+  assert lines == ['mesh.seq: 1 != -1']
 
 
 def test_fields_that_must_fit_each_other_change_together(file):
@@ -246,3 +251,199 @@ def test_reading_a_command_line_imports_nothing_heavy(file):
   root = pathlib.Path(config.__file__).parent.parent
   done = subprocess.run([sys.executable, '-c', code], cwd=root)
   assert done.returncode == 0
+
+
+def _every_kind():
+  """A working configuration of every class that has numbers."""
+  layer = experiment.Layer(AttentionConfig.tiny(), experiment.MLPConfig(8))
+  examples = [
+    experiment.MLPConfig(8),
+    experiment.MoEConfig(4, 2, 8),
+    experiment.Residual('normed'),
+    experiment.ModelConfig(9, 8, (layer,), 1, prefix=(layer,)),
+    experiment.DataConfig('*.txt', 8, 2),
+    experiment.OptimConfig(),
+    experiment.ObjectiveConfig(balance=1.0),
+    experiment.TrainConfig(9),
+    MeshConfig(),
+    mixers.YarnConfig(4.0, 8),
+    StudyConfig(local=2),
+  ]
+  examples += [
+    kind.tiny()
+    for kind in vars(mixers).values()
+    if isinstance(kind, type) and hasattr(kind, 'tiny')
+  ]
+  known = {type(example) for example in examples}
+  for module in (experiment, mixers):
+    for kind in vars(module).values():
+      if dataclasses.is_dataclass(kind) and any(_numbers(kind)):
+        assert kind in known, kind
+  return examples
+
+
+def _numbers(kind):
+  """Names of a dataclass's fields that hold numbers, with their type."""
+  hints = typing.get_type_hints(kind)
+  for field in dataclasses.fields(kind):
+    hint = hints[field.name]
+    several = typing.get_origin(hint) is tuple
+    options = typing.get_args(hint) or (hint,)
+    for number in {int, float} & set(options):
+      yield field.name, number, several
+
+
+# values of fields that look impossible and are not, and why
+MINUS = {
+  **dict.fromkeys(('Residual.alpha', 'Residual.beta'), 'a factor of a sum'),
+  **dict.fromkeys(
+    ('YarnConfig.mscale', 'YarnConfig.mscale_all_dim'), 'a factor of a log'
+  ),
+  'KDAConfig.lower_bound': 'a log-decay is below 0',
+  **{
+    f'MeshConfig.{field.name}': 'as many devices as there are'
+    for field in dataclasses.fields(MeshConfig)
+  },
+}
+ZERO = {
+  'MoEConfig.eps': 'released models add none',
+  'MoEConfig.shared': 'no such expert',
+  'Residual.alpha': 'a layer that forgets its input',
+  'Residual.beta': 'a branch that is left out',
+  'ModelConfig.repeats': 'prefix and suffix alone',
+  'DataConfig.seed': 'a seed',
+  'TrainConfig.seed': 'a seed',
+  'OptimConfig.warmup': 'none',
+  'OptimConfig.decay': 'the last step alone',
+  'OptimConfig.final': 'down to nothing',
+  'OptimConfig.b1': 'no memory',
+  'OptimConfig.b2': 'no memory',
+  'OptimConfig.eps': 'it trains',
+  'OptimConfig.weight_decay': 'none',
+  'YarnConfig.mscale': 'not given',
+  'YarnConfig.mscale_all_dim': 'not given',
+  'AttentionConfig.rotary_dim': 'no positions',
+  'StudyConfig.local': 'no such layer',
+  'StudyConfig.warmup': 'none',
+  'StudyConfig.weight_decay': 'none',
+  **{
+    f'ObjectiveConfig.{field.name}': 'no part of the objective'
+    for field in dataclasses.fields(experiment.ObjectiveConfig)
+  },
+}
+BOUNDED = 'OptimConfig.b1', 'OptimConfig.b2', 'DataConfig.heldout'
+
+
+def _possible(name, number, value):
+  """Why a field takes the value, or None."""
+  field = name.split('.')[1]
+  if value == -1:
+    return MINUS.get(name)
+  if value == 0:
+    conv = 'no short convolution' if field == 'conv' else None
+    eps = 'nothing added' if field == 'norm_eps' else None
+    return ZERO.get(name) or conv or eps
+  if value == 2**70 and number is float:
+    fits = name not in BOUNDED and field != 'lower_bound'
+    return 'a number that float32 holds' if fits else None
+  if value in (2**70, 10**400):
+    return 'a seed of any length' if name == 'DataConfig.seed' else None
+  return None
+
+
+@pytest.mark.parametrize('cfg', _every_kind(), ids=lambda c: type(c).__name__)
+def test_every_number_has_a_range_and_is_refused_by_name_outside_of_it(cfg):
+  impossible = -1, 0, math.nan, math.inf, -math.inf, 2**70, 10**400, True, '3'
+  for field, number, several in _numbers(type(cfg)):
+    name = f'{type(cfg).__name__}.{field}'
+    for value in (*impossible, *([1.5] if number is int else [1e-46, 1e39])):
+      given = (value,) if several else value
+      if _possible(name, number, value):
+        dataclasses.replace(cfg, **{field: given})
+        continue
+      if value == 1e-46 and _possible(name, number, 0):
+        continue  # as good as 0
+      with pytest.raises(ValueError) as error:
+        dataclasses.replace(cfg, **{field: given})
+      message = str(error.value)
+      assert '\n' not in message and 'give' in message, name
+      assert field in message and repr(value) in message, message
+
+
+@pytest.mark.parametrize(
+  'kind, field, value',
+  [
+    # one less is the largest float32 below 1, and one more the smallest above
+    # 0; 2^32 - 1 the largest seed that jax.random.key does not shorten
+    (experiment.OptimConfig(), 'b2', 1 - 2.0**-24),
+    (experiment.OptimConfig(), 'lr', 2.0**-126),
+    (experiment.TrainConfig(1), 'seed', 2**32 - 1),
+    (experiment.DataConfig('x', 1, 1), 'seed', 2**70),
+    (experiment.TrainConfig(1), 'steps', 2**31 - 1),
+  ],
+)
+def test_a_range_ends_where_the_device_does(kind, field, value):
+  assert getattr(dataclasses.replace(kind, **{field: value}), field) == value
+  beyond = value / 2 if field == 'lr' else (value + 1) / 2 + value / 2
+  if isinstance(value, int):
+    beyond = value + 1
+  if value == 2**70:
+    return
+  with pytest.raises(ValueError, match=rf'\.{field} is '):
+    dataclasses.replace(kind, **{field: beyond})
+
+
+def test_a_whole_number_in_the_place_of_another_is_kept_as_such():
+  cfg = experiment.OptimConfig(lr=2**40, clip=1)
+  assert isinstance(cfg.lr, float) and isinstance(cfg.clip, float)
+  assert cfg == experiment.OptimConfig(lr=2.0**40, clip=1.0)
+
+
+CHUNKED = [
+  kind
+  for kind in vars(mixers).values()
+  if isinstance(kind, type) and hasattr(kind, 'chunk')
+]
+
+
+@pytest.mark.parametrize('kind', CHUNKED)
+def test_a_chunk_that_is_not_16_times_a_power_of_two_is_refused(kind):
+  cfg = kind.tiny()
+  for chunk in (16, 32, 64, 128, 256, 1024):
+    assert dataclasses.replace(cfg, chunk=chunk).chunk == chunk
+  for chunk in (-16, 0, 1, 8, 17, 48, 50, 80, 96, 112, 192, 16.0, True):
+    with pytest.raises(ValueError, match=r'16, 32, 64 or another 16 \* 2\^n'):
+      dataclasses.replace(cfg, chunk=chunk)
+
+
+def test_an_objective_of_nothing_is_refused():
+  with pytest.raises(ValueError, match='nothing to learn; give one'):
+    experiment.ObjectiveConfig(next=0.0, bias_rate=0.1)
+
+
+@pytest.mark.parametrize(
+  'old, new, words',
+  [
+    ('"d_model": 32', '"d_model": "32"', "d_model is '32'; give a whole"),
+    ('"lr": 0.0003', '"lr": NaN', 'optim.lr is nan; give more than 0'),
+    ('"path": "*.txt"', '"path": 3', 'data.path is 3; give a text'),
+    ('"tied": false', '"tied": "no"', "model.tied is 'no'; give true or"),
+    ('"prefix": []', '"prefix": [1]', 'model.prefix.0 is 1; give Layer'),
+    ('"prefix": []', '"prefix": {"a": 1}', 'None is no configuration'),
+    ('"prefix": []', '"prefix": null', 'ModelConfig: '),
+    ('"tied": false', '"tied": ' + '[' * 10**5 + ']' * 10**5, 'no JSON'),
+  ],
+)
+def test_json_that_was_changed_by_hand_is_refused_in_one_line(
+  cfg, old, new, words
+):
+  text = config.to_json(cfg)
+  assert text.count(old) == 1
+  changed = text.replace(old, new)
+  assert words in refusal(config.from_json, changed, experiment.Experiment)
+
+
+@pytest.mark.parametrize('text', ['3', 'null', '[]', 'true', '"x"'])
+def test_json_of_no_experiment_is_refused(text):
+  message = refusal(config.from_json, text, experiment.Experiment)
+  assert 'no JSON of an Experiment' in message

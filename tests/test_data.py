@@ -75,6 +75,72 @@ def test_globs_join_and_exclude(folder, monkeypatch):
   assert every == files.find('**/*.txt,!2,!*.txt,!2/*.py,!**/texts')
 
 
+def test_a_folder_without_links_gives_what_glob_gives(folder):
+  import glob
+
+  (folder / '.hidden').mkdir()
+  (folder / '.hidden' / 'a.txt').write_text('a')
+  (folder / '[x]').mkdir()
+  (folder / '[x]' / 'b.txt').write_text('b')
+  for pattern in ('**', '**/*.txt', '*/*.txt', '**/1/*', '*', '**/**/*1*'):
+    matches = glob.glob(f'{folder}/{pattern}', recursive=True)
+    plain = sorted({path for path in matches if pathlib.Path(path).is_file()})
+    if plain:
+      assert files.find(f'{folder}/{pattern}') == plain, pattern
+
+
+def test_links_lead_to_every_file_once(folder):
+  before = files.find(f'{folder}/**/*.txt')
+  fingerprint = make(folder).fingerprint()
+  # of a folder, of a file, and three loops: 2^40 ways to read every file
+  (folder / 'latest').symlink_to('1')
+  (folder / 'again.txt').symlink_to('1/1.txt')
+  for name in ('self', 'loop', '0/up'):
+    (folder / name).symlink_to(folder)
+  assert files.find(f'{folder}/**/*.txt') == before
+  assert files.find(f'{folder}/latest/*.txt,{folder}/**/*.txt') == before
+  assert make(folder).fingerprint() == fingerprint
+  # named alone, a link is the way there
+  latest = files.find(f'{folder}/latest/*.txt')
+  assert [p.replace('/latest/', '/1/') for p in latest] == files.find(
+    f'{folder}/1/*.txt'
+  )
+
+
+def test_links_to_other_folders_are_followed_and_name_the_files(tmp_path):
+  """As the hub's cache does: names with a suffix, contents without."""
+  blob = tmp_path / 'blobs' / 'ab12'
+  blob.parent.mkdir()
+  blob.write_text('{"text": "one"}\n{"text": "two"}\n')
+  (tmp_path / 'texts').mkdir()
+  for name in ('b.jsonl', 'a.jsonl'):
+    (tmp_path / 'texts' / name).symlink_to(blob)
+  (tmp_path / 'all').mkdir()
+  (tmp_path / 'all' / 'x').symlink_to(tmp_path / 'texts')
+  found = files.find(f'{tmp_path}/all/**/*.jsonl')
+  assert found == [f'{tmp_path}/all/x/a.jsonl']
+  assert [d.content for d in files.read(found, 'text')] == [b'one', b'two']
+
+
+def test_exclusions_know_a_link_and_what_it_leads_to(folder):
+  (folder / 'latest').symlink_to('1')
+  every = files.find(f'{folder}/**/*.txt')
+  by_link = f'{folder}/**/*.txt,!**/latest/**'
+  assert files.find(by_link) == every
+  without = [path for path in every if '/1/' not in path]
+  for only in ('', f',{folder}/latest/*.txt'):
+    real = f'{folder}/**/*.txt{only},!{folder}/1/**'
+    assert files.find(real) == without
+
+
+def test_a_link_to_nothing_is_refused_unless_excluded(folder):
+  every = files.find(f'{folder}/**/*.txt')
+  (folder / 'gone.txt').symlink_to('nowhere.txt')
+  message = refusal(files.find, f'{folder}/**/*.txt')
+  assert f'{folder}/gone.txt is a link to nowhere.txt' in message
+  assert files.find(f'{folder}/**/*.txt,!**/gone.txt') == every
+
+
 @pytest.mark.parametrize(
   'pattern',
   ['', '{}/*.no', '{}', '{}/**/*.txt,!{}/**', '{}/**/*.txt,{}/*.no', '!{}/**'],
@@ -118,6 +184,16 @@ def test_every_suffix_gives_its_documents(tmp_path):
     ('a.jsonl', b'{"text": "a"}\n{"body": "b"}\n', 'a.jsonl:2: no field'),
     ('a.jsonl', b'{"text": "a"}\n{"text": \n', 'a.jsonl:2: no JSON'),
     ('a.jsonl', b'{"text": "\xff"}\n', 'a.jsonl:1: no JSON'),
+    (
+      'a.jsonl',
+      b'{}'.replace(b'}', b'"a":' + b'[' * 10**5),
+      'a.jsonl:1: no JSON',
+    ),
+    (
+      'a.jsonl',
+      b'\n{"text": "a", "b": ' + b'[' * 10**5 + b']' * 10**5 + b'}',
+      'a.jsonl:2: no JSON',
+    ),
     ('a.jsonl', b'["text"]\n', "a.jsonl:1: no field 'text'"),
     ('a.jsonl', b'{"text": 3}\n', 'holds int, not text'),
     ('a.jsonl', b'{"text": "\\ud800"}\n', 'a.jsonl:1: no valid text'),

@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import functools
 import io
+import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -418,6 +420,33 @@ def test_many_then_two_then_one_process_equal_one_unbroken_run(
   result = _train_here(experiment, run)
   assert result['step'] == 8
   _assert_same_curve(run, tmp_path / 'whole')
+
+
+@pytest.mark.slow
+def test_several_processes_go_on_with_another_text_when_told(tmp_path, texts):
+  copy = tmp_path / 'texts'
+  shutil.copytree(pathlib.Path(texts).parent, copy)
+  experiment = _experiment(tmp_path, f'{copy}/*.txt')
+  run, mesh = tmp_path / 'run', ('--config.mesh.data=-1',)
+  stop = f'1:{signal.SIGTERM.value}:5:'
+  with Job(tmp_path, 2, *mesh, how=_by_flags(2), spoil=stop) as job:
+    assert job.wait() == [128 + signal.SIGTERM] * 2, job.output(0)
+  (copy / 'new.txt').write_text('zq xj ' * 40)
+  with Job(tmp_path, 2, *mesh, how=_by_flags(2)) as job:
+    assert job.wait() == [2, 2], job.output(0)
+    assert 'files: 40 before, 41 now' in job.output(0)
+    assert 'process 0 failed' in job.output(1)
+  shutil.copytree(run, tmp_path / 'alone')
+  with Job(tmp_path, 2, '--new_text', *mesh, how=_by_flags(2)) as job:
+    assert job.wait() == [0, 0], job.output(0)
+  assert json.loads((run / 'text.json').read_text())['since'] == 5
+  # one process, continuing alone, sees the same rows, on the devices it has
+  workdir = Workdir(tmp_path / 'alone')
+  assert workdir.read().mesh == MeshConfig(data=-1)
+  data = TextData(experiment.data)
+  loop.train(experiment, workdir, data, io.StringIO(), new_text=True)
+  workdir.release()
+  _assert_same_curve(run, tmp_path / 'alone')
 
 
 @pytest.mark.slow

@@ -86,6 +86,12 @@ def _assert_refused(done, *words):
     ([CONFIG, '--config.model.period.3.mixer.heads=5'], ['5', 'kv_heads 2']),
     ([CONFIG, '--config.model.period.0.mixer.chunk=20'], ['20', '16']),
     (
+      [CONFIG, '--config.model.period.0.mixer.chunk=48'],
+      ['chunk is 48; give 16, 32, 64 or another 16 * 2^n'],
+    ),
+    ([CONFIG, '--config.optim.clip=0'], ['optim.clip is 0.0; give more than']),
+    ([CONFIG, f'--config.train.seed={2**40}'], ['train.seed is', '4294967295']),
+    (
       [CONFIG, '--config.optim.accumulate=3'],
       ['accumulate 3', 'multiple of 3'],
     ),

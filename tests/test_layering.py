@@ -8,12 +8,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'deltanet_jax'
-STDLIB_ONLY = ('config', 'experiment', 'mixers.config')
+STDLIB_ONLY = ('config', 'experiment', 'mixers.config', 'ranges')
 
 # what a module may import of the package, by the longest prefix of its name;
 # what is not listed (training, data, inference, evaluation) may import anything
 ALLOWED = {
-  'experiment': ('mixers.config',),
+  'experiment': ('mixers.config', 'ranges'),
   'config': ('experiment', 'mixers.config'),
   'ops': ('ops',),
   'layers': ('layers', 'ops', 'experiment', 'parallel', 'sharding'),
@@ -26,7 +26,8 @@ ALLOWED = {
     'ops',
     'parallel',
   ),
-  'mixers.config': (),
+  'mixers.config': ('ranges',),
+  'ranges': (),
   'model': ('experiment', 'layers', 'mixers.base', 'ops.routing', 'sharding'),
   'sharding': (),
   'flops': (),

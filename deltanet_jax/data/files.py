@@ -23,9 +23,13 @@ def find(patterns):
 
   `**` matches any number of folders. A glob that begins with '!' takes its
   matches out again, '!**/...' wherever they are: 'lib/**/*.py,!**/tests/**'.
+  Symbolic links are followed, and a file that several names lead to is read
+  once: under the name with the fewest links, the first of such. It is taken
+  out by a glob that matches this name or the file that it leads to.
 
   Raises:
-    ConfigError: a glob that no file matches, or no file left.
+    ConfigError: a glob that no file matches, no file left, or a link that
+      leads nowhere.
   """
   globs = [part.strip() for part in patterns.split(',') if part.strip()]
   unwanted = [_parts(p.removeprefix('!')) for p in globs if p.startswith('!')]
@@ -33,8 +37,8 @@ def find(patterns):
   for pattern in globs:
     if pattern.startswith('!'):
       continue
-    matches = glob.iglob(os.path.expanduser(pattern), recursive=True)
-    found = {os.path.abspath(path) for path in matches if os.path.isfile(path)}
+    matches = map(os.path.abspath, _matches(os.path.expanduser(pattern)))
+    found = {path for path in matches if not os.path.isdir(path)}
     if not found:
       raise ConfigError(
         f'data.path={patterns!r}: no file matches {pattern!r}; give globs of'
@@ -42,16 +46,87 @@ def find(patterns):
       )
     wanted |= found
   kept = [
-    path
-    for path in sorted(wanted)
-    if not any(_match(_parts(path), pattern) for pattern in unwanted)
+    name
+    for real, name in _named_once(wanted, unwanted)
+    if real == name or not _excluded(real, unwanted)
   ]
+  for path in kept:
+    if not os.path.exists(path):
+      raise ConfigError(
+        f'data.path={patterns!r}: {path} is a link to {os.readlink(path)},'
+        f" which is not there; mend it, or exclude it by adding '!{path}'"
+      )
+  kept = sorted(filter(os.path.isfile, kept))
   if not kept:
     raise ConfigError(
       f'data.path={patterns!r}: no file matches ({len(wanted)} excluded); give'
       ' a glob that the exclusions leave something of'
     )
   return kept
+
+
+def _matches(pattern):
+  """Paths that a glob matches. `**` enters every folder once, so that links
+  back to one that it came through end."""
+  parts = pattern.split('/')
+  if '**' not in parts:
+    yield from glob.iglob(pattern)
+    return
+  i = parts.index('**')
+  rest = '/'.join(parts[i + 1 :]) or '*'
+  for top in glob.iglob('/'.join(parts[:i]) + '/') if i else ['.']:
+    for folder in _folders(top):
+      yield from _matches(os.path.join(glob.escape(folder), rest))
+
+
+def _folders(top):
+  """`top` and all folders below it, hidden ones left out, each once and by a
+  name without links where it has one."""
+  seen, links = set(), [top]
+  while links:
+    plain = [links.pop(0)]
+    while plain:
+      folder = plain.pop()
+      real = os.path.realpath(folder)
+      if real in seen:
+        continue
+      seen.add(real)
+      yield folder
+      try:
+        inside = sorted(os.scandir(folder), key=lambda entry: entry.name)
+      except OSError:  # as glob does
+        continue
+      for entry in inside:
+        if entry.is_dir() and not entry.name.startswith('.'):
+          (links if entry.is_symlink() else plain).append(entry.path)
+
+
+def _named_once(paths, unwanted):
+  """(the real path, the name that it goes by) of the files behind `paths`,
+  names that match `unwanted` left out."""
+  folders, names = {}, {}
+  for path in paths:
+    if _excluded(path, unwanted):
+      continue
+    folder, name = os.path.split(path)
+    if folder not in folders:
+      folders[folder] = os.path.realpath(folder)
+    real = os.path.join(folders[folder], name)
+    if os.path.islink(path):
+      real = os.path.realpath(path)
+    names.setdefault(real, []).append(path)
+  return [(real, min(found, key=_links)) for real, found in names.items()]
+
+
+def _links(path):
+  """How many links lead to a path; and the path."""
+  parts = path.split('/')
+  above = ('/'.join(parts[:i]) for i in range(2, len(parts) + 1))
+  return sum(map(os.path.islink, above)), path
+
+
+def _excluded(path, unwanted):
+  return any(_match(_parts(path), pattern) for pattern in unwanted)
 
 
 def _parts(path):
@@ -118,7 +193,8 @@ def _read_jsonl(path, field):
       source = f'{path}:{number}'
       try:
         row = json.loads(line)
-      except ValueError as error:  # no JSON, or no UTF-8
+      # no JSON, no UTF-8, or brackets in brackets beyond Python's stack
+      except (ValueError, RecursionError) as error:
         raise ConfigError(f'{source}: no JSON: {error}') from error
       if not isinstance(row, dict) or field not in row:
         names = ', '.join(row) if isinstance(row, dict) else 'no fields'

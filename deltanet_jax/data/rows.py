@@ -33,8 +33,8 @@ class Rows:
     self._eod = eod
 
   def crc(self):
-    """CRC-32 of all tokens, in order."""
-    return zlib.crc32(self._stream)
+    """CRC-32 of all tokens, in order, and of where documents begin."""
+    return zlib.crc32(self._starts, zlib.crc32(self._stream))
 
   @property
   def full(self):

@@ -33,7 +33,8 @@ class TextData:
   """
 
   def __init__(self, cfg):
-    documents = list(files.read(files.find(cfg.path), cfg.field))
+    found = files.find(cfg.path)
+    documents = list(files.read(found, cfg.field))
     # one shuffle for both sides, so that the first held-out rows are a sample
     order = np.random.default_rng(cfg.seed).permutation(len(documents))
     heldout, train = [], []
@@ -53,17 +54,43 @@ class TextData:
         f' batch of {cfg.batch} rows x {cfg.seq_len}; give more text, or lower'
         ' data.batch or data.seq_len'
       )
-    self._cfg = cfg
-    self._batches = _batches(self._train_rows, cfg)
+    self._cfg, self._files = cfg, len(found)
+    self.begin(0)
 
   def _pack(self, documents, cfg):
     ids = self.tokenizer.encode_documents(documents)
     return Rows(ids, self.tokenizer.eod, self.tokenizer.vocab_size, cfg.seq_len)
 
   def fingerprint(self):
-    """A text that differs where rows, order or held-out text differ."""
-    sums = [rows.crc() for rows in (self._train_rows, self._heldout_rows)]
-    return f'{sums} {self._cfg.seed}'
+    """{what it is: number or numbers}, which differ where rows, their order or
+    the held-out text differ; the last, `sums`, are no count."""
+    cfg = self._cfg
+    rows = self._train_rows, self._heldout_rows
+    return {
+      'files': self._files,
+      'documents': len(self._train) + len(self._heldout),
+      'bytes': self.train_bytes + self.heldout_bytes,
+      'held-out documents': len(self._heldout),
+      'tokens': sum(one.tokens for one in rows),
+      'data.seq_len': cfg.seq_len,
+      'data.batch': cfg.batch,
+      'data.seed': cfg.seed,
+      'sums': [one.crc() for one in rows],
+    }
+
+  def begin(self, step):
+    """Makes `step` the first with these rows, those before it having had
+    another text: they are not the next of an order that was its."""
+    self._begun = step
+    self._batches = self._ordered()
+
+  def _ordered(self, only=None):
+    """Random access to all batches from the first on; only: as `iterate`."""
+    seed = self._cfg.seed
+    if self._begun:
+      mixed = np.random.SeedSequence([seed, self._begun])
+      seed = int(mixed.generate_state(1)[0])
+    return _batches(self._train_rows, self._cfg, only, seed)
 
   def train_documents(self):
     """Yields the training documents as bytes."""
@@ -74,8 +101,9 @@ class TextData:
     return (document.content for document in self._heldout)
 
   def batch(self, step):
-    """The batch of `step`: a function of the text, the seed and step alone."""
-    return self._batches[step]
+    """The batch of `step`: a function of the text, the seed, the step that it
+    began at, and the step alone."""
+    return self._batches[step - self._begun]
 
   def iterate(self, start_step=0, rows=None):
     """Endless iterator over batch(start_step), batch(start_step + 1), ...
@@ -86,9 +114,8 @@ class TextData:
     import grain
 
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
-    batches = _batches(self._train_rows, self._cfg, rows)
-    iterator = iter(batches.to_iter_dataset(ahead))
-    iterator.set_state({'next_index': start_step})
+    iterator = iter(self._ordered(rows).to_iter_dataset(ahead))
+    iterator.set_state({'next_index': start_step - self._begun})
     return iterator
 
   def heldout_batches(self, size, rows=None):
@@ -135,11 +162,11 @@ class _SomeRows:
     return f'_SomeRows({list(self._rows)} of {self._size})'
 
 
-def _batches(rows, cfg, only=None):
+def _batches(rows, cfg, only, seed):
   """Random access to the batches of all epochs; only: as for `iterate`."""
   import grain
 
-  epochs = grain.MapDataset.source(_FullRows(rows)).seed(cfg.seed).shuffle()
+  epochs = grain.MapDataset.source(_FullRows(rows)).seed(seed).shuffle()
   only = range(cfg.batch) if only is None else only
   some = _SomeRows(epochs.repeat(None), cfg.batch, only)
   return grain.MapDataset.source(some)

@@ -28,7 +28,11 @@ class Score(NamedTuple):
 
   @property
   def perplexity(self):
-    return math.exp(self.loss)
+    """e^loss; of a model that diverged, inf."""
+    try:
+      return math.exp(self.loss)
+    except OverflowError:
+      return math.inf
 
   def bits_per_byte(self, size):
     """Bits per byte of a text of `size` bytes that these targets spell."""

@@ -9,9 +9,21 @@ width per head, W taps of the short convolution (0: none).
 import dataclasses
 import importlib
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from deltanet_jax import ranges
+from deltanet_jax.ranges import (
+  Count,
+  Doubled,
+  Finite,
+  Negative,
+  NotNegative,
+  Positive,
+  Size,
+)
 
 FORMS = ('recurrent', 'associative', 'chunked')
+Chunk = Annotated[int, Doubled(16)]  # as the inverse in it is merged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +31,9 @@ class MixerConfig:
   """What a layer needs of its mixer: a module and a fresh cache."""
 
   module: ClassVar[str]  # 'package.module:Class' of the Flax module
+
+  def __post_init__(self):
+    ranges.check(self)
 
   def _class(self):
     path, name = self.module.split(':')
@@ -38,27 +53,11 @@ def _require(ok, message):
     raise ValueError(message)
 
 
-def _positive(cfg, *names):
-  for name in names:
-    value = getattr(cfg, name)
-    _require(
-      value > 0, f'{type(cfg).__name__}.{name} is {value}; give 1 or more'
-    )
-
-
 def _check_rule(cfg):
   _require(
     cfg.form in FORMS,
     f'{type(cfg).__name__}.form is {cfg.form!r}; give one of'
     f' {", ".join(FORMS)}',
-  )
-  _require(
-    cfg.conv >= 0,
-    f'{type(cfg).__name__}.conv is {cfg.conv}; give 0 (none) or the taps',
-  )
-  _require(
-    cfg.chunk > 0 and cfg.chunk % 16 == 0,
-    f'{type(cfg).__name__}.chunk is {cfg.chunk}; give a multiple of 16',
   )
 
 
@@ -67,17 +66,17 @@ class YarnConfig:
   """YaRN (arXiv:2309.00071): rotary positions for a context `factor` times as
   long. Released configurations spell the fields as in the comments."""
 
-  factor: float
-  original: int  # original_max_position_embeddings
-  fast: float = 32.0  # beta_fast
-  slow: float = 1.0  # beta_slow
-  mscale: float = 0.0  # with mscale_all_dim; 0: not given
-  mscale_all_dim: float = 0.0
-  attention_factor: float | None = None  # the length; None: from the above
+  factor: Positive
+  original: Count  # original_max_position_embeddings
+  fast: Positive = 32.0  # beta_fast
+  slow: Positive = 1.0  # beta_slow
+  mscale: Finite = 0.0  # with mscale_all_dim; 0: not given
+  mscale_all_dim: Finite = 0.0
+  attention_factor: Finite | None = None  # the length; None: from the above
   truncate: bool = True  # the ramp's ends are whole pairs
 
   def __post_init__(self):
-    _positive(self, 'factor', 'original', 'fast', 'slow')
+    ranges.check(self)
 
   @property
   def length(self):
@@ -113,23 +112,23 @@ def _turn(cfg, rotary_dim, **changes):
 class AttentionConfig(MixerConfig):
   """Softmax attention: grouped queries, optional window, QK-norm, gate."""
 
-  heads: int
-  kv_heads: int
-  head_dim: int
-  window: int | None = None  # keys seen, the current one included
-  rotary_dim: int = 0  # 0: no positions (NoPE)
-  rope_theta: float = 10_000.0
+  heads: Count
+  kv_heads: Count
+  head_dim: Count
+  window: Count | None = None  # keys seen, the current one included
+  rotary_dim: Size = 0  # 0: no positions (NoPE)
+  rope_theta: Positive = 10_000.0
   qk_norm: bool = False  # RMS norm of every query and key head, before rotary
   joint_norm: bool = False  # that norm over all heads at once (MiniMax-M2)
   gate: bool = False  # sigmoid output gate per channel (Qwen3-Next)
-  norm_eps: float = 1e-6
+  norm_eps: NotNegative = 1e-6
   interleaved: bool = False  # rotary pairs (2i, 2i+1), not (i, i + P/2)
   yarn: YarnConfig | None = None
 
   module = 'deltanet_jax.mixers.attention:Attention'
 
   def __post_init__(self):
-    _positive(self, 'heads', 'kv_heads', 'head_dim')
+    super().__post_init__()
     _require(
       self.heads % self.kv_heads == 0,
       f'AttentionConfig.heads {self.heads} is no multiple of kv_heads'
@@ -139,10 +138,6 @@ class AttentionConfig(MixerConfig):
       0 <= self.rotary_dim <= self.head_dim and self.rotary_dim % 2 == 0,
       f'AttentionConfig.rotary_dim is {self.rotary_dim}; give an even number'
       f' from 0 to head_dim {self.head_dim}',
-    )
-    _require(
-      self.window is None or self.window > 0,
-      f'AttentionConfig.window is {self.window}; give 1 or more, or None',
     )
     _require(
       self.qk_norm or not self.joint_norm,
@@ -165,28 +160,24 @@ class AttentionConfig(MixerConfig):
 class MLAConfig(MixerConfig):
   """Multi-head latent attention (DeepSeek-V2, Kimi Linear)."""
 
-  heads: int
-  latent: int  # width of what keys and values are made from, and of the cache
-  key_dim: int  # per head, without positions
-  shared_dim: int  # more key channels, one set for all heads
-  value_dim: int
-  query_latent: int | None = None  # None: queries straight from the input
+  heads: Count
+  latent: Count  # width of what keys and values are made from, and of the cache
+  key_dim: Count  # per head, without positions
+  shared_dim: Count  # more key channels, one set for all heads
+  value_dim: Count
+  query_latent: Count | None = None  # None: queries straight from the input
   rotary: bool = True  # positions in the shared channels; False: none (NoPE)
-  rope_theta: float = 10_000.0
+  rope_theta: Positive = 10_000.0
   interleaved: bool = True
   yarn: YarnConfig | None = None
   gate: str = 'none'  # sigmoid output gate per 'head' or 'channel'
-  norm_eps: float = 1e-6
+  norm_eps: NotNegative = 1e-6
 
   module = 'deltanet_jax.mixers.mla:MLA'
 
   def __post_init__(self):
-    _positive(self, 'heads', 'latent', 'key_dim', 'shared_dim', 'value_dim')
+    super().__post_init__()
     name = type(self).__name__
-    _require(
-      self.query_latent is None or self.query_latent > 0,
-      f'{name}.query_latent is {self.query_latent}; give 1 or more, or None',
-    )
     _require(
       self.shared_dim % 2 == 0 or not self.rotary,
       f'{name}.shared_dim is {self.shared_dim}; rotary pairs need an even one',
@@ -224,16 +215,15 @@ class MLAConfig(MixerConfig):
 class DSAConfig(MLAConfig):
   """DeepSeek sparse attention: MLA over the keys that an indexer chooses."""
 
-  index_heads: int
-  index_dim: int  # the first shared_dim channels are rotated
-  top: int  # keys of a query
+  index_heads: Count
+  index_dim: Count  # the first shared_dim channels are rotated
+  top: Count  # keys of a query
   stage: str = 'sparse'  # 'dense': all keys, while the indexer warms up
 
   module = 'deltanet_jax.mixers.dsa:DSA'
 
   def __post_init__(self):
     super().__post_init__()
-    _positive(self, 'index_heads', 'index_dim', 'top')
     _require(
       self.query_latent is not None,
       'DSAConfig.query_latent is None; the indexer starts from it, give one',
@@ -267,17 +257,17 @@ class DSAConfig(MLAConfig):
 class LinearAttentionConfig(MixerConfig):
   """Classical linear attention with phi = elu + 1 and its normaliser."""
 
-  heads: int
-  key_dim: int
-  value_dim: int
-  conv: int = 0
+  heads: Count
+  key_dim: Count
+  value_dim: Count
+  conv: Size = 0
   form: str = 'chunked'
-  chunk: int = 64  # tokens; the recurrent form has none
+  chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.linear_attention:LinearAttention'
 
   def __post_init__(self):
-    _positive(self, 'heads', 'key_dim', 'value_dim')
+    super().__post_init__()
     _check_rule(self)
 
   @classmethod
@@ -289,17 +279,17 @@ class LinearAttentionConfig(MixerConfig):
 class LightningConfig(MixerConfig):
   """Lightning attention (MiniMax-01): constant decay per head and depth."""
 
-  heads: int
-  head_dim: int
-  conv: int = 0
-  norm_eps: float = 1e-6
+  heads: Count
+  head_dim: Count
+  conv: Size = 0
+  norm_eps: NotNegative = 1e-6
   form: str = 'chunked'
-  chunk: int = 64  # tokens; the recurrent form has none
+  chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.linear_attention:Lightning'
 
   def __post_init__(self):
-    _positive(self, 'heads', 'head_dim')
+    super().__post_init__()
     _check_rule(self)
 
   @classmethod
@@ -311,19 +301,19 @@ class LightningConfig(MixerConfig):
 class DeltaNetConfig(MixerConfig):
   """DeltaNet (arXiv:2406.06484): the delta rule without decay."""
 
-  heads: int
-  key_dim: int
-  value_dim: int
-  conv: int = 4
+  heads: Count
+  key_dim: Count
+  value_dim: Count
+  conv: Size = 4
   negative_eigenvalues: bool = False  # beta in (0, 2) instead of (0, 1)
-  norm_eps: float = 1e-6
+  norm_eps: NotNegative = 1e-6
   form: str = 'chunked'
-  chunk: int = 64  # tokens; the recurrent form has none
+  chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.delta_net:DeltaNet'
 
   def __post_init__(self):
-    _positive(self, 'heads', 'key_dim', 'value_dim')
+    super().__post_init__()
     _check_rule(self)
 
   @classmethod
@@ -335,20 +325,20 @@ class DeltaNetConfig(MixerConfig):
 class GatedDeltaNetConfig(MixerConfig):
   """Gated DeltaNet (arXiv:2412.06464; Qwen3-Next when heads differ)."""
 
-  key_heads: int
-  value_heads: int
-  key_dim: int
-  value_dim: int
-  conv: int = 4
+  key_heads: Count
+  value_heads: Count
+  key_dim: Count
+  value_dim: Count
+  conv: Size = 4
   negative_eigenvalues: bool = False
-  norm_eps: float = 1e-6
+  norm_eps: NotNegative = 1e-6
   form: str = 'chunked'
-  chunk: int = 64  # tokens; the recurrent form has none
+  chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.gated_deltanet:GatedDeltaNet'
 
   def __post_init__(self):
-    _positive(self, 'key_heads', 'value_heads', 'key_dim', 'value_dim')
+    super().__post_init__()
     _require(
       self.value_heads % self.key_heads == 0,
       f'GatedDeltaNetConfig.value_heads {self.value_heads} is no multiple of'
@@ -365,25 +355,22 @@ class GatedDeltaNetConfig(MixerConfig):
 class KDAConfig(MixerConfig):
   """Kimi Delta Attention (Kimi Linear): a decay for every key channel."""
 
-  heads: int
-  key_dim: int
-  value_dim: int
-  conv: int = 4
-  gate_rank: int | None = None  # of the decay and gate maps; None: value_dim
-  lower_bound: float | None = None  # g = lower_bound * sigmoid(.): Kimi K3's -5
+  heads: Count
+  key_dim: Count
+  value_dim: Count
+  conv: Size = 4
+  gate_rank: Count | None = None  # of the decay and gate maps; None: value_dim
+  # g = lower_bound * sigmoid(.): Kimi K3's -5
+  lower_bound: Negative | None = None
   separate_gates: bool = False  # erase and write gates (Gated DeltaNet-2)
-  norm_eps: float = 1e-5
+  norm_eps: NotNegative = 1e-5
   form: str = 'chunked'
-  chunk: int = 64  # tokens; the recurrent form has none
+  chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.kda:KDA'
 
   def __post_init__(self):
-    _positive(self, 'heads', 'key_dim', 'value_dim')
-    _require(
-      self.lower_bound is None or self.lower_bound < 0,
-      f'KDAConfig.lower_bound is {self.lower_bound}; a log-decay is below 0',
-    )
+    super().__post_init__()
     _check_rule(self)
 
   @classmethod

@@ -13,7 +13,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import MeshConfig
 from deltanet_jax.model import HybridLM
 from deltanet_jax.profile import measure, plots, report
-from deltanet_jax.workdir import write
+from deltanet_jax.workdir import finite, write
 
 
 def run(settings, models, folder):
@@ -58,7 +58,7 @@ def _measure(settings, models, folder, records, done):
 
     before = [r for r in records if i and r['context'] == contexts[i - 1]]
     records += measure.measure(subjects, context, before, show)
-    lines = ''.join(json.dumps(r) + '\n' for r in records)
+    lines = ''.join(json.dumps(finite(r)) + '\n' for r in records)
     write(folder / 'results.jsonl', lines)
     progress.clear()
     seconds = time.time() - start

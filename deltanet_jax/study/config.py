@@ -5,8 +5,9 @@ Standard library only, so that a mistake is answered before jax is imported.
 
 import dataclasses
 import re
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from deltanet_jax import ranges
 from deltanet_jax.experiment import Layer, MLPConfig, ModelConfig
 from deltanet_jax.mixers.config import (
   AttentionConfig,
@@ -18,6 +19,7 @@ from deltanet_jax.mixers.config import (
   LinearAttentionConfig,
   MLAConfig,
 )
+from deltanet_jax.ranges import Count, NotNegative, Positive, Size, Whole
 
 # arms without attention, and those that keep something of every token
 RECURRENT = ('linear', 'lightning', 'delta', 'delta-neg', 'gdn', 'kda')
@@ -43,50 +45,46 @@ class StudyConfig:
   """Sizes of a study; every arm has the parameters of `full` within 2 %."""
 
   # model
-  d_model: int = 48
-  layers: int = 2  # after the local one
-  deep: int = 4  # the same, of the tasks that compare ratios
-  heads: int = 1
-  key_dim: int = 8  # of a recurrent head: its state holds key_dim x value_dim
-  value_dim: int = 16
-  hidden: int = 48  # of the MLP of `full`; the others' follows
-  local: int = 2  # tokens of the first layer's window, the same in every arm
-  conv: int = 4  # taps of the recurrent mixers' short convolution
-  window: int = 8  # tokens of the window arm
-  top: int = 8  # keys of a query of the dsa arm
+  d_model: Count = 48
+  layers: Count = 2  # after the local one
+  deep: Count = 4  # the same, of the tasks that compare ratios
+  heads: Count = 1
+  key_dim: Count = 8  # of a recurrent head: its state holds key_dim x value_dim
+  value_dim: Count = 16
+  # of the MLP of `full`; the others' follows
+  hidden: Annotated[int, Whole(8)] = 48
+  local: Size = 2  # tokens of the first layer's window, the same in every arm
+  conv: Size = 4  # taps of the recurrent mixers' short convolution
+  window: Count = 8  # tokens of the window arm
+  top: Count = 8  # keys of a query of the dsa arm
   dtype: str = 'float32'
   # tasks
-  symbols: int = 24  # keys, and as many values
-  length: int = 64  # tokens of a sequence, where the task lets choose
-  pairs: int = 16  # the most that is to be remembered
-  updates: int = 4  # times that a key gets a new value
-  stacks: int = 4
-  lines: int = 12  # of a document that is quoted
-  width: int = 3  # words of a line
+  symbols: Count = 24  # keys, and as many values
+  length: Count = 64  # tokens of a sequence, where the task lets choose
+  pairs: Count = 16  # the most that is to be remembered
+  updates: Count = 4  # times that a key gets a new value
+  stacks: Count = 4
+  lines: Count = 12  # of a document that is quoted
+  width: Count = 3  # words of a line
   # training
-  batch: int = 16
-  steps: int = 800
-  deep_steps: int = 800
-  chunk: int = 50  # steps of one dispatch
-  lrs: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
-  seeds: int = 3  # fresh ones, after the learning rate is chosen on another
-  warmup: int = 20
-  weight_decay: float = 0.0
-  clip: float = 1.0
-  items: int = 256  # sequences of an evaluation, of each seed
-  draws: int = 1000  # of the bootstrap
+  batch: Count = 16
+  steps: Count = 800
+  deep_steps: Count = 800
+  chunk: Count = 50  # steps of one dispatch
+  lrs: tuple[Positive, ...] = (2e-3, 4e-3, 8e-3)
+  seeds: Count = 3  # fresh ones, after the learning rate is chosen on another
+  warmup: Size = 20
+  weight_decay: NotNegative = 0.0
+  clip: Positive = 1.0
+  items: Count = 256  # sequences of an evaluation, of each seed
+  draws: Annotated[int, Whole(100)] = 1000  # of the bootstrap
 
   def __post_init__(self):
-    low = {'local': 0, 'conv': 0, 'hidden': 8, 'warmup': 0, 'draws': 100}
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      least = low.get(field.name, 1)
-      if isinstance(value, int) and value < least:
-        raise ValueError(f'{field.name} is {value}; give {least} or more')
+    ranges.check(self)
     if self.dtype not in ('float32', 'bfloat16'):
       raise ValueError(f'dtype is {self.dtype!r}; give float32 or bfloat16')
-    if not self.lrs or min(self.lrs) <= 0:
-      raise ValueError(f'lrs is {self.lrs}; give rates above 0')
+    if not self.lrs:
+      raise ValueError('lrs is empty; give rates above 0')
     if self.d_model % (2 * self.heads):
       raise ValueError(
         f'd_model {self.d_model} is no multiple of twice the {self.heads} heads'

@@ -1,6 +1,7 @@
 """What a run leaves to read: lines of JSON, TensorBoard, a plot, a terminal."""
 
 import collections
+import contextlib
 import json
 import math
 import os
@@ -35,20 +36,27 @@ class JsonLines:
 
 
 def read(path):
-  """The records of a JsonLines file, without a last line cut short."""
+  """The records of a JsonLines file, without a last line cut short.
+
+  Complete lines that are no records, as a machine that lost its power may
+  leave, are left out, and told on stderr.
+  """
   if not path.is_file():
     return []
-  lines = path.read_text().split('\n')[:-1]
-  return [json.loads(line) for line in lines]
+  records = []
+  for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], 1):
+    try:
+      record = json.loads(line.decode())
+      if not isinstance(record['step'], int):
+        raise TypeError
+      records.append(record)
+    except (ValueError, TypeError, LookupError, RecursionError):
+      print(f'{path}:{number} is no record; left out', file=sys.stderr)
+  return records
 
 
 def _encode(record):
-  # JSON has no nan or inf
-  finite = {
-    key: None if isinstance(x, float) and not math.isfinite(x) else x
-    for key, x in record.items()
-  }
-  return json.dumps(finite, allow_nan=False) + '\n'
+  return json.dumps(files.finite(record), allow_nan=False) + '\n'
 
 
 class Log:
@@ -59,14 +67,9 @@ class Log:
   """
 
   def __init__(self, workdir, step):
-    from tensorboardX import SummaryWriter
-
-    self._workdir = workdir
     self._metrics = JsonLines(workdir.metrics, step)
     self._timing = JsonLines(workdir.timing, step)
-    self._board = SummaryWriter(
-      str(workdir.tensorboard), purge_step=step + 1 if step > 0 else None
-    )
+    self._board = Board(workdir.tensorboard, step)
 
   def metrics(self, record):
     self._metrics.write(record)
@@ -77,9 +80,7 @@ class Log:
     self._to_board(record)
 
   def _to_board(self, record):
-    for name, value in record.items():
-      if name != 'step' and math.isfinite(value):
-        self._board.add_scalar(name, value, record['step'])
+    self._board.write(record)
 
   def sync(self):
     """Returns when all is on disk: before a checkpoint that counts on it."""
@@ -88,9 +89,46 @@ class Log:
     self._board.flush()
 
   def close(self):
-    self._metrics.close()
-    self._timing.close()
-    self._board.close()
+    # all, though one of them fails
+    with contextlib.ExitStack() as stack:
+      for file in (self._metrics, self._timing, self._board):
+        stack.callback(file.close)
+
+
+class Board:
+  """TensorBoard's events, continued after `step`.
+
+  Written where `write` is called: the library's own writer does so in a thread,
+  which a full disk ends without the run's knowing, until it waits for it.
+  """
+
+  def __init__(self, folder, step):
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    folder.mkdir(exist_ok=True)
+    self._events = EventsWriter(str(folder / 'events'))
+    if step > 0:
+      # what an earlier process told of later steps is not shown
+      begun = SessionLog(status=SessionLog.START)
+      self._events.write_event(Event(step=step + 1, session_log=begun))
+
+  def write(self, record):
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
+    for name, value in record.items():
+      if name != 'step' and math.isfinite(value):
+        event = Event(step=record['step'], summary=scalar(name, value))
+        event.wall_time = time.time()
+        self._events.write_event(event)
+    self.flush()
+
+  def flush(self):
+    self._events.flush()
+
+  def close(self):
+    self._events.close()
 
 
 class NoLog:
@@ -207,6 +245,9 @@ def plot(workdir):
   if axes.lines:
     axes.legend(frameon=False)
   temporary = workdir.plot.with_suffix('.tmp.png')
-  figure.savefig(temporary, dpi=130)
-  pyplot.close(figure)
-  os.replace(temporary, workdir.plot)
+  try:
+    figure.savefig(temporary, dpi=130)
+    os.replace(temporary, workdir.plot)
+  finally:
+    pyplot.close(figure)
+    temporary.unlink(missing_ok=True)

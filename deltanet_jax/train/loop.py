@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import os
 import signal
@@ -19,10 +18,13 @@ import jax.numpy as jnp
 from deltanet_jax import config, distributed, sharding, workdir as files
 from deltanet_jax.checkpoint import Checkpoints
 from deltanet_jax.config import ConfigError
+from deltanet_jax.data.tokenizer import ByteTokenizer
 from deltanet_jax.evals.perplexity import evaluate
 from deltanet_jax.model import HybridLM
 from deltanet_jax.train import log, optimizer, state as states, step as steps
 from deltanet_jax.train.auxiliary import make_objective, moves
+
+RATE = 'tokens_per_second'
 
 # what a step takes, all [B,T]
 BATCH = {
@@ -35,7 +37,7 @@ BATCH = {
 
 
 class NonFiniteError(RuntimeError):
-  """Too many steps in a row had no finite loss and gradient."""
+  """Too many steps in a row had no finite loss, gradient and parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ def make_program(experiment, mesh):
   rows = sharding.batch_sharding(mesh)
   whole = homes.step
   seq_len = experiment.data.seq_len
-  step = functools.partial(
+  take = functools.partial(
     steps.train_step,
     objective=make_objective(experiment.model, dtype, train.objective),
     optimizer=optim,
@@ -85,6 +87,13 @@ def make_program(experiment, mesh):
     accumulate=experiment.optim.accumulate,
     bias_rate=train.objective.bias_rate,
   )
+
+  def step(state, batch):
+    state, metrics = take(state, batch)
+    # of a byte text every target but the end of a document is a byte
+    bytes_ = (batch['weights'] > 0) & (batch['targets'] != ByteTokenizer.eod)
+    sizes = {'tokens': batch['weights'].sum(), 'bytes': bytes_.sum()}
+    return state, metrics | sizes
 
   def begin(params):
     # the parameters stay out of the program: it would copy them
@@ -126,12 +135,20 @@ def items(state):
   return {'params': state.params, 'rest': tuple(state[1:])}
 
 
-def train(experiment, workdir, data, stream=None, start=None, kept=None):
+def train(
+  experiment,
+  workdir,
+  data,
+  stream=None,
+  start=None,
+  kept=None,
+  new_text=False,
+):
   """Trains to the end, or up to SIGTERM or SIGINT; then saves.
 
   experiment: Experiment   workdir: Workdir, checked   data: TextData of it
   start: `hf.start.Start` whose weights take the place of fresh ones, or None
-  kept: see `Workdir.claim`.
+  kept: see `Workdir.claim`   new_text: see `Workdir.check_text`
   Returns the results, also in `result.json`, or the signal that stopped it.
   Of several processes all call this; the first alone writes but for the
   checkpoints, and the others return None in the place of results.
@@ -141,10 +158,13 @@ def train(experiment, workdir, data, stream=None, start=None, kept=None):
   Raises:
     ConfigError: the mesh needs more devices, or does not divide the model;
       the folder cannot be written, or another run trains in it; `start`
-      cannot be read; the processes were started differently.
+      cannot be read; the text is not that of the run; the processes were
+      started differently.
     NonFiniteError: MAX_STREAK steps in a row were skipped.
     CheckpointError: no checkpoint can be read or written.
+    OSError: another file of the run cannot be written, as on a full disk.
   """
+  given = experiment  # which is stored: -1 are all devices of whoever goes on
   try:
     filled = experiment.mesh.filled(jax.device_count())
     experiment = dataclasses.replace(experiment, mesh=filled)
@@ -154,7 +174,7 @@ def train(experiment, workdir, data, stream=None, start=None, kept=None):
   distributed.require_part(mesh)
   program = make_program(experiment, mesh)
   # only now: a configuration that cannot run shall not own the folder
-  _claim(experiment, workdir, data, start, kept)
+  _claim(given, workdir, data, start, kept, new_text)
   keep = experiment.train.keep
   with (
     jax.set_mesh(mesh),
@@ -169,19 +189,25 @@ def train(experiment, workdir, data, stream=None, start=None, kept=None):
       return stop or run.finish()
 
 
-def _claim(experiment, workdir, data, start, kept):
+def _claim(experiment, workdir, data, start, kept, new_text):
   """Process 0 claims the folder, once all are known to do the same."""
+  text = data.fingerprint()
   distributed.require_same(
     {
       'a configuration': config.to_json(experiment),
-      'a text': data.fingerprint(),
+      'a text': files.to_json(text),
       'weights to begin with': start.name if start else '',
+      'a flag --new_text': str(new_text),
     }
   )
   first = distributed.first()
-  distributed.together(
-    lambda: workdir.claim(experiment, kept) if first else None
-  )
+
+  def claim():
+    if first:
+      workdir.check_text(text, new_text)
+      workdir.claim(experiment, kept)
+
+  distributed.together(claim)
   distributed.together(lambda: workdir.require_seen(experiment))
 
 
@@ -215,13 +241,14 @@ class _Run:
       ' as parameters'
     )
     found = self._checkpoints.restore(items(self._program.abstract))
+    self._step = found[0] if found else 0
+    self._take_text()
     if found is not None:
-      self._step, kept = found
+      kept = found[1]
       self._state = states.State(kept['params'], *kept['rest'])
       self._progress.say(f'continuing after step {self._step}')
       self._log = self._open_log(self._step)
       return
-    self._step = 0
     if start is None:
       params = self._program.init()
     else:
@@ -231,6 +258,16 @@ class _Run:
     self._log = self._open_log(-1)
     if start is not None:
       self._evaluate_some()
+
+  def _take_text(self):
+    """Tells the data since which step the run has its text."""
+    since = 0
+    if self._first:
+      text = self._data.fingerprint()
+      since, said = self._workdir.take_text(text, self._step)
+      if said:
+        self._progress.say(f'{self._workdir.path}: {said}')
+    self._data.begin(distributed.largest(since))
 
   def _open_log(self, step):
     return log.Log(self._workdir, step) if self._first else log.NoLog()
@@ -281,11 +318,12 @@ class _Run:
     # mesh, and a step is far longer than a dispatch
     metrics = {k: x.item() for k, x in jax.device_get(metrics).items()}
     self._clock.stop()
-    if metrics.pop('streak') >= steps.MAX_STREAK:
+    told = {name: metrics.pop(name) for name in ('streak', 'tokens', 'bytes')}
+    if told['streak'] >= steps.MAX_STREAK:
       raise NonFiniteError(
-        f'steps {step - steps.MAX_STREAK + 1} to {step} had no finite loss and'
-        ' gradient; lower the rate or look at the data (the last checkpoint is'
-        f' in {self._workdir.checkpoints})'
+        f'steps {step - steps.MAX_STREAK + 1} to {step} had no finite loss,'
+        ' gradient and parameters; lower the rate or look at the data (the last'
+        f' checkpoint is in {self._workdir.checkpoints})'
       )
     if step % cfg.log_every == 0 or step == cfg.steps:
       size = self._experiment.data
@@ -293,8 +331,10 @@ class _Run:
       record['tokens'] = step * size.batch * size.seq_len
       self._log.metrics(record)
       rate = self._clock.rate
-      self._log.timing({'step': step, 'tokens_per_second': rate})
-    bits = metrics['loss'] / math.log(2) if self._bytes else None
+      self._log.timing({'step': step, RATE: rate})
+    bits = None
+    if self._bytes and (size := told['bytes']):
+      bits = metrics['loss'] * told['tokens'] / math.log(2) / size
     self._progress.step(step, metrics['loss'], bits, self._clock)
 
   def _score(self, least=None):
@@ -334,11 +374,13 @@ class _Run:
     if not self._first:
       return None
     size = self._experiment.data
-    rates = [r['tokens_per_second'] for r in log.read(self._workdir.timing)]
+    timing = log.read(self._workdir.timing)
+    rates = [r[RATE] for r in timing if r.get(RATE)]
     result = {
       'step': self._step,
       'tokens': self._step * size.batch * size.seq_len,
-      'tokens_per_second': statistics.median(rates),
+      # unknown where timing.jsonl is lost
+      RATE: statistics.median(rates) if rates else None,
       'parameters': sum(x.size for x in jax.tree.leaves(self._state.params)),
       'skipped': skipped,
       'heldout_loss': score.loss,
@@ -347,7 +389,7 @@ class _Run:
       'heldout_bits_per_byte': score.bits_per_byte(self._data.heldout_bytes),
     }
     log.plot(self._workdir)
-    files.write(self._workdir.result, json.dumps(result, indent=2) + '\n')
+    files.write(self._workdir.result, files.to_json(result))
     return result
 
 

@@ -66,6 +66,11 @@ def told_and_grads(objective, params, batch, accumulate):
   return jax.lax.scan(add, zeros, parts)[0]
 
 
+def _finite(tree):
+  """Whether all numbers of all arrays are."""
+  return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
 def train_step(
   state, batch, *, objective, optimizer, rate, accumulate, bias_rate
 ):
@@ -74,8 +79,9 @@ def train_step(
   objective: as `auxiliary.make_objective` makes it   bias_rate: of the routers'
   biases, moved after the optimiser's update; 0 leaves them.
 
-  A batch whose loss or gradient norm is not finite changes neither parameters
-  nor optimiser; it is counted in `skipped` and, until a good one, in `streak`.
+  A batch whose loss, gradient norm or new parameters are not finite changes
+  neither parameters nor optimiser; it is counted in `skipped` and, until a good
+  one, in `streak`.
 
   metrics: loss (next token, nats per token), grad_norm (before clipping), lr,
   skipped, streak, and `auxiliary.load_figures`.
@@ -83,9 +89,10 @@ def train_step(
   told, grads = told_and_grads(objective, state.params, batch, accumulate)
   loss = told.nats
   norm = optax.tree.norm(grads)
-  good = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  # moments of finite gradients are finite
+  good = jnp.isfinite(loss) & jnp.isfinite(norm) & _finite(params)
   if bias_rate:
     params = updated_biases(params, told.reports, bias_rate)
 
