@@ -80,8 +80,6 @@ def main(experiment):
   path = cli.output(JSON)
   _check_libtpu()
   os.environ.update(ENVIRONMENT)
-  import json
-
   from deltanet_jax import workdir
   from deltanet_jax.dryrun import report, run
 

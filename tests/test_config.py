@@ -299,6 +299,7 @@ MINUS = {
   **dict.fromkeys(
     ('YarnConfig.mscale', 'YarnConfig.mscale_all_dim'), 'a factor of a log'
   ),
+  'YarnConfig.attention_factor': 'a length as the file says it',
   'KDAConfig.lower_bound': 'a log-decay is below 0',
   **{
     f'MeshConfig.{field.name}': 'as many devices as there are'
@@ -322,6 +323,7 @@ ZERO = {
   'OptimConfig.weight_decay': 'none',
   'YarnConfig.mscale': 'not given',
   'YarnConfig.mscale_all_dim': 'not given',
+  'YarnConfig.attention_factor': 'a length as the file says it',
   'AttentionConfig.rotary_dim': 'no positions',
   'StudyConfig.local': 'no such layer',
   'StudyConfig.warmup': 'none',

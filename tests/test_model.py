@@ -144,8 +144,9 @@ def test_packed_documents_equal_separate_ones(cfg):
   second = np.roll(tokens, -7, 1)
   first_alone, _ = _apply(cfg)(params, tokens)
   second_alone, _ = _apply(cfg)(params, second)
-  _close(packed[:, :7], first_alone[:, :7])
-  _close(packed[:, 7:], second_alone[:, : T - 7])
+  # two programs: the forms are 2e-4 of 4 apart in float32
+  _close(packed[:, :7], first_alone[:, :7], 1e-4)
+  _close(packed[:, 7:], second_alone[:, : T - 7], 1e-4)
 
 
 def test_given_positions_replace_the_counted_ones():

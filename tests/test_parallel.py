@@ -140,8 +140,9 @@ def test_only_states_travel_and_as_many_however_long_the_row():
   short, long = said(128), said(512)
   # forward and backward: 3 steps with U, 2 of them with A too, then one shift
   steps = 2 * ([4 * B * H * K * V] * (3 + 1) + [4 * B * H * K * K] * 2)
-  ids = 4 * B  # the last document of each row
-  want = sorted(('collective-permute', n) for n in (*steps, ids))
+  want = [('collective-permute', n) for n in steps]
+  # a row's first and last document in each span, and whether it has others
+  want = sorted([*want, ('all-gather', 8 * 3 * 4 * B)])
   assert sorted((c.kind, c.bytes) for c in short) == want
   assert sorted((c.kind, c.bytes) for c in long) == want
 
@@ -403,3 +404,22 @@ def test_a_training_step_on_a_mesh_is_that_of_one_device(name, axes, capfd):
   assert not [s for s in shapes if Z in s and D not in s]
   # XLA's warning that it copies a sharded array whole
   assert 'full rematerialization' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['gated delta', 'kda', 'gated linear'])
+def test_what_is_not_finite_stays_in_its_document_over_split_time(name):
+  rule, inputs, gates = _rule_inputs(name)
+  # row 1 has the documents 0-4, 5-15, 16-34, 35-48, 49-63 in spans of 16
+  bad = list(inputs)
+  bad[2] = inputs[2].at[1, 20].set(jnp.nan)
+  document = np.zeros((B, T), bool)
+  document[1, 16:35] = True
+  f = lambda *inputs: _pull(
+    lambda *args: _run(rule, args, gates, SEGMENTS), *inputs
+  )
+  y, grads = _on(MeshConfig(seq=4), lambda args: f(*args), inputs)
+  spoilt, others = _on(MeshConfig(seq=4), lambda args: f(*args), bad)
+  assert not np.isfinite(spoilt[1, 20:35]).any()
+  for got, want in ((spoilt, y), *zip(others, grads, strict=True)):
+    if want is not None:
+      np.testing.assert_array_equal(got[~document], want[~document])

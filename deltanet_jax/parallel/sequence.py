@@ -169,25 +169,31 @@ def _fold(form, scalar, inputs, how):
 
 
 def _joined(segment_ids):
-  """For each row [B]: does this span go on with the document of the span
-  before it, and is there one document from that span's end to this one's?
+  """For every span and row [P,B]: does it go on with the document of the span
+  before it, and is there one document from that span's end to its own?
   None, None: there is one in every row."""
   if segment_ids is None:
     return None, None
-  before = from_before(segment_ids[:, -1])
-  goes_on = before == segment_ids[:, 0]
-  return goes_on, goes_on & ~starts(segment_ids).any(1)
+  one = ~starts(segment_ids).any(1)
+  edges = jnp.stack([segment_ids[:, 0], segment_ids[:, -1], one])
+  first, last, one = jnp.moveaxis(jax.lax.all_gather(edges, AXIS), 1, 0)
+  # the first span goes on with nothing
+  goes_on = (first == jnp.roll(last, 1, 0)).at[0].set(False)
+  return goes_on, goes_on & (one > 0)
 
 
 def _only(where, x):
-  """x [B,...] in rows `where` [B], else zero, even for what is not finite."""
-  return x if where is None else jnp.where(where[:, None, None, None], x, 0)
+  """x [B,...] of this span in rows that `where` [P,B] names, else zero, even
+  for what is not finite."""
+  if where is None:
+    return x
+  return jnp.where(where[jax.lax.axis_index(AXIS)][:, None, None, None], x, 0)
 
 
 def _prefix(carry, write, through, scalar, reverse=False):
   """What the spans before this one (after it, reversed) make of a zero state.
 
-  through [B]: whether the state passes this span at all, None: it does. A
+  through [P,B]: whether the state passes a span at all, None: it does. A
   device without a sender receives zeros: from the first span on a map is
   complete, and applied to the zero state its A does not matter.
   """
@@ -198,7 +204,8 @@ def _prefix(carry, write, through, scalar, reverse=False):
     write = write + _only(through, apply(carry, before(write)))
     if 2 * distance < P:
       carry = apply(carry, before(carry))
-      through = None if through is None else through & before(through)
+      if through is not None:
+        through &= jnp.roll(through, -distance if reverse else distance, 0)
     distance *= 2
   return from_before(write, 1, reverse)
 
