@@ -218,11 +218,16 @@ def test_a_checkpoint_that_is_damaged_twice_ends_no_run(texts, begun, unbroken):
   'tail',
   [
     b'\0' * 300 + b'\n',
-    b'\0' * 300,
-    b'3\n',
-    b'{"loss": 1}\n',
-    b'\xff\xfe\n',
-    b'[' * 10**5 + b'\n',
+    *(
+      pytest.param(tail, marks=pytest.mark.slow)
+      for tail in (
+        b'\0' * 300,
+        b'3\n',
+        b'{"loss": 1}\n',
+        b'\xff\xfe\n',
+        b'[' * 10**5 + b'\n',
+      )
+    ),
   ],
 )
 def test_lines_that_a_lost_power_left_are_no_lines(
@@ -271,7 +276,14 @@ def _full(*unused, **kwargs):
 
 @pytest.mark.parametrize(
   'where',
-  ['metrics', 'timing', 'board', 'sync', 'plot', 'result', 'save', 'claim'],
+  [
+    'metrics',
+    'save',
+    *(
+      pytest.param(where, marks=pytest.mark.slow)
+      for where in ('timing', 'board', 'sync', 'plot', 'result', 'claim')
+    ),
+  ],
 )
 def test_a_full_disk_is_one_line_and_the_run_goes_on(
   texts, begun, unbroken, monkeypatch, capsys, where

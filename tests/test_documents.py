@@ -125,19 +125,21 @@ def test_an_entry_state_that_is_not_finite_stays_in_the_first_document(
 # ------------------------------------------------------------- hard resets
 
 
-@pytest.mark.parametrize('variant', ['scalar_gated', 'gated_delta', 'kda'])
+@pytest.mark.parametrize(
+  'variant',
+  [
+    pytest.param('scalar_gated', marks=pytest.mark.slow),
+    'gated_delta',
+    pytest.param('kda', marks=pytest.mark.slow),
+    pytest.param('lightning', marks=pytest.mark.slow),
+  ],
+)
 def test_a_gate_of_minus_infinity_is_a_reset(variant):
   rule, inputs, *rest = draw(variant, 40)
   reset = np.random.default_rng(1).random(inputs['g'].shape) < 0.05
+  if variant == 'lightning':  # one slope a head
+    reset = np.arange(H) == 1
   inputs['g'] = np.where(reset, -np.inf, inputs['g'])
-  want = reference(rule, inputs, *rest)
-  for form, op in RULES[rule].FORMS.items():
-    assert_near(outcome(op, inputs, *rest, sizes=sizes(form)), want)
-
-
-def test_lightnings_slope_may_be_minus_infinity():
-  rule, inputs, *rest = draw('lightning', 40)
-  inputs['g'][1] = -np.inf
   want = reference(rule, inputs, *rest)
   for form, op in RULES[rule].FORMS.items():
     assert_near(outcome(op, inputs, *rest, sizes=sizes(form)), want)
@@ -212,9 +214,9 @@ def test_a_model_takes_no_rows_and_no_tokens(mixer, rows, tokens):
 @pytest.mark.parametrize(
   'variant, dtype',
   [
-    ('lightning', 'float32'),
     ('gated_delta', 'float32'),
-    ('gdn2', 'float32'),
+    pytest.param('lightning', 'float32', marks=pytest.mark.slow),
+    pytest.param('gdn2', 'float32', marks=pytest.mark.slow),
     pytest.param('gated_delta', 'bfloat16', marks=pytest.mark.slow),
     pytest.param('gdn2', 'bfloat16', marks=pytest.mark.slow),
     pytest.param('gated_delta', 'float64', marks=pytest.mark.slow),
@@ -271,12 +273,11 @@ def test_mixers_rely_on_no_implicit_promotion_of_ranks(mixer):
       )
 
 
-@pytest.mark.parametrize(
-  'ffn', [MLPConfig(8), MoEConfig(4, 2, 8, bias=True, shared=8)]
-)
-def test_a_model_relies_on_no_implicit_promotion_of_ranks(ffn):
-  layers = [Layer(cls.values[0], ffn) for cls in CONFIGS]
-  model = HybridLM(ModelConfig(16, 16, period=tuple(layers), repeats=2))
+def test_a_model_relies_on_no_implicit_promotion_of_ranks():
+  ffn = MoEConfig(4, 2, 8, bias=True, shared=8, shared_gate=True)
+  layer = Layer(mixer_config.GatedDeltaNetConfig.tiny(), ffn)
+  mtp = Layer(mixer_config.AttentionConfig.tiny(), MLPConfig(8))
+  model = HybridLM(ModelConfig(16, 16, period=(layer,), repeats=2, mtp=mtp))
   ids = jnp.zeros((2, 20), jnp.int32)
   with jax.numpy_rank_promotion('raise'):
     params = jax.eval_shape(

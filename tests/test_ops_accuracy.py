@@ -123,7 +123,6 @@ def low_case(rule, name, seed):
 @pytest.mark.parametrize(
   'rule, form, chunk, seeds',
   [
-    ('delta', 'chunked', 64, 1),
     ('kda', 'chunked', 64, 1),
     *(
       pytest.param(rule, form, chunk, 3, marks=pytest.mark.slow)
