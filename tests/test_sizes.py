@@ -28,9 +28,15 @@ RULES = {
   'gated': delta_rule,
   'kda': kda,
 }
-# batch, tokens = chunk, key width; the first of them in the fast tests
-SIZES = [(64, 64, 32), (256, 64, 32), (256, 16, 64), (32, 128, 128)]
-slow = pytest.mark.slow
+# batch, tokens, key width, chunk
+SIZES = [
+  (64, 64, 32, 64),
+  (256, 16, 64, 16),
+  (4096, 1, 32, 64),
+  pytest.param(16, 512, 32, 64, marks=pytest.mark.long),
+  pytest.param(256, 64, 32, 64, marks=pytest.mark.long),
+  pytest.param(32, 128, 128, 128, marks=pytest.mark.long),
+]
 
 
 def _normal(i, *shape):
@@ -83,29 +89,19 @@ def _same(got, want, bound=1e-4):
   jax.tree.map(check, got, want)
 
 
-@pytest.mark.parametrize(
-  'form', ['chunked', pytest.param('associative', marks=slow)]
-)
-@pytest.mark.parametrize(
-  'B, T, K', [SIZES[0], *(pytest.param(*s, marks=slow) for s in SIZES[1:])]
-)
-@pytest.mark.parametrize(
-  'rule',
-  ['linear', 'gated', *(pytest.param(r, marks=slow) for r in ('delta', 'kda'))],
-)
-def test_rows_of_one_chunk_in_scanned_layers(rule, B, T, K, form):
-  want = _outcome(rule, 'recurrent', B, T, K)
-  _same(_outcome(rule, form, B, T, K, chunk=T), want)
+@pytest.mark.parametrize('rule', ['linear', 'gated'])
+def test_rows_of_one_chunk_in_scanned_layers(rule):
+  want = _outcome(rule, 'recurrent', 64, 64, 32)
+  _same(_outcome(rule, 'chunked', 64, 64, 32, chunk=64), want)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('form', ['chunked', 'associative'])
-@pytest.mark.parametrize('T', [1, 48, 512])
+@pytest.mark.parametrize('B, T, K, chunk', SIZES)
 @pytest.mark.parametrize('rule', RULES)
-def test_rows_of_other_lengths_in_scanned_layers(rule, T, form):
-  B = 4096 if T == 1 else 64
-  want = _outcome(rule, 'recurrent', B, T, 32)
-  _same(_outcome(rule, form, B, T, 32, chunk=64), want)
+def test_rows_of_other_lengths_in_scanned_layers(rule, B, T, K, chunk):
+  want = _outcome(rule, 'recurrent', B, T, K)
+  for form in ('chunked', 'associative'):
+    _same(_outcome(rule, form, B, T, K, chunk=chunk), want)
 
 
 @pytest.mark.slow
@@ -149,10 +145,9 @@ def _params(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('form', ['chunked', 'associative'])
-@pytest.mark.parametrize('B', [64, 256])
+@pytest.mark.parametrize('B', [64, pytest.param(256, marks=pytest.mark.long)])
 @pytest.mark.parametrize('mixer', MIXERS)
-def test_logits_and_gradients_of_scanned_layers(mixer, B, form):
+def test_logits_and_gradients_of_scanned_layers(mixer, B):
   tokens = jax.random.randint(jax.random.key(1), (B, 64), 0, 64)
   params = _params(_model(mixer))
 
@@ -167,7 +162,9 @@ def test_logits_and_gradients_of_scanned_layers(mixer, B, form):
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
-  _same(run(form), run('recurrent'), 2e-4)
+  want = run('recurrent')
+  for form in ('chunked', 'associative'):
+    _same(run(form), want, 2e-4)
 
 
 @pytest.mark.slow
