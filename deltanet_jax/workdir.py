@@ -79,6 +79,7 @@ class Workdir:
       raise ConfigError(
         f'{self.path} holds a run of another configuration:'
         f' {"; ".join(lines)} (there != here); give another --workdir'
+        f'{_or_new_text(lines)}'
       )
 
   def tokenizer(self, experiment):
@@ -191,7 +192,20 @@ class Workdir:
     """The results of a run that is done, or None."""
     if not self.result.is_file():
       return None
-    return read_json(self.result)
+    found = read_json(self.result)
+    if 'step' not in found:
+      raise ConfigError(
+        f'{self.result}: no results of a run; remove it, and the run is scored'
+        ' again'
+      )
+    return found
+
+
+def _or_new_text(lines):
+  """What else to do where nothing but the text's place differs."""
+  if all(TEXT.fullmatch(line.split(':')[0]) for line in lines):
+    return ', or add --new_text to go on with another text'
+  return ''
 
 
 def _changes(before, text):

@@ -118,6 +118,11 @@ def run(experiment, workdir, begun=None):
   workdir.check(experiment, NEW_TEXT.value)
   result = workdir.finished()
   if result is not None:
+    if NEW_TEXT.value:
+      raise ConfigError(
+        f'--new_text: the run in {workdir.path} is finished and goes on with no'
+        ' text; give another --workdir'
+      )
     print(f'finished before: {workdir.path}', file=sys.stderr)
     return result
   with processes.joined():

@@ -125,7 +125,7 @@ def test_a_run_told_so_goes_on_with_another_text_from_its_first_row(
   experiment = make_experiment(texts)
   data = dataclasses.replace(experiment.data, path=f'{other_texts}/*.txt')
   other = dataclasses.replace(experiment, data=data)
-  with pytest.raises(ConfigError, match='data.path'):
+  with pytest.raises(ConfigError, match='data.path.* or add --new_text'):
     Workdir(begun).check(other)
   Workdir(begun).check(other, new_text=True)
   seen, stream = [], io.StringIO()
@@ -343,3 +343,10 @@ def test_files_of_a_run_that_are_no_json_are_refused_by_name(
     workdir.check_text({'sums': 0})
   message = str(error.value)
   assert '\n' not in message and str(tmp_path / name) in message
+
+
+def test_results_of_no_run_are_refused_by_name(texts, tmp_path):
+  workdir = Workdir(tmp_path)
+  (tmp_path / 'result.json').write_text('{}')
+  with pytest.raises(ConfigError, match='result.json: no results of a run'):
+    workdir.finished()

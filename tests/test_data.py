@@ -280,7 +280,7 @@ def test_tokenizers_that_cannot_serve_are_refused(tmp_path, folder, vocabulary):
   assert 'no such file' in refusal(tokenizer.load, str(tmp_path / 'x.json'))
   nothing = tmp_path / 'nothing.json'
   nothing.write_text('{}')
-  assert 'no tokenizer.json' in refusal(tokenizer.load, str(nothing))
+  assert 'holds no tokenizer' in refusal(tokenizer.load, str(nothing))
   endless = write_tokenizer(tmp_path / 'endless.json', ['<|pad|>'])
   assert 'no end-of-text token' in refusal(tokenizer.load, endless)
   (folder / 'odd.txt').write_bytes(b'the\xff')

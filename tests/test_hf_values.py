@@ -284,6 +284,10 @@ BAD_SCALES = {
     {NORM: np.ones(32, FLOAT8), f'{NORM}_scale_inv': np.ones(1, np.float32)},
     (NORM, '(32,)'),
   ),
+  'no float8': (
+    {QUERY + '_scale_inv': np.ones((1, 1), np.float32)},
+    (f'{QUERY}_scale_inv', 'not float8 but F32'),
+  ),
   'E8M0 weights': ({QUERY: float8(ONE)[QUERY].view(E8M0)}, (QUERY, 'F8_E8M0')),
   'U8 weights': ({QUERY: float8(ONE)[QUERY].view(np.uint8)}, (QUERY, 'U8')),
 }

@@ -125,10 +125,19 @@ def low_case(rule, name, seed):
   [
     ('kda', 'chunked', 64, 1),
     *(
-      pytest.param(rule, form, chunk, 3, marks=pytest.mark.slow)
+      pytest.param(rule, form, 64, 1, marks=pytest.mark.slow)
       for rule in LOW
-      for form in ('chunked', 'associative', 'recurrent')
-      for chunk in ((64, 128) if form != 'recurrent' else (None,))
+      for form in ('chunked', 'associative')
+    ),
+    *(
+      pytest.param(rule, *how, marks=[pytest.mark.slow, pytest.mark.long])
+      for rule in LOW
+      for how in (
+        ('chunked', 64, 4),
+        ('chunked', 128, 4),
+        ('associative', 128, 4),
+        ('recurrent', None, 1),
+      )
     ),
   ],
 )

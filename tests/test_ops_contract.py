@@ -227,6 +227,11 @@ def test_what_does_not_fit_is_one_clear_error():
   with pytest.raises(ValueError, match=r'chunk is 48; give 16, 32, 64'):
     kda.chunked(**draw('gdn2', 20)[1], chunk=48)
   q, k, v, beta, g = args
+  for form in ('chunked', 'associative'):
+    with pytest.raises(ValueError, match='chunk is 0; give'):
+      delta_rule.FORMS[form](*args, chunk=0)
+    with pytest.raises(ValueError, match='chunk is -1; give'):
+      linear_attention.FORMS[form](q, k, v, None, chunk=-1)
   with pytest.raises(ValueError, match='3 value heads are no multiple of 2'):
     delta_rule.recurrent(q, k, v[:, :, :3], beta[:, :, :3], g[:, :, :3])
 

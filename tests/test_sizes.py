@@ -28,14 +28,15 @@ RULES = {
   'gated': delta_rule,
   'kda': kda,
 }
+LONG = [pytest.mark.slow, pytest.mark.long]
 # batch, tokens, key width, chunk
 SIZES = [
   (64, 64, 32, 64),
   (256, 16, 64, 16),
   (4096, 1, 32, 64),
-  pytest.param(16, 512, 32, 64, marks=pytest.mark.long),
-  pytest.param(256, 64, 32, 64, marks=pytest.mark.long),
-  pytest.param(32, 128, 128, 128, marks=pytest.mark.long),
+  pytest.param(16, 512, 32, 64, marks=LONG),
+  pytest.param(256, 64, 32, 64, marks=LONG),
+  pytest.param(32, 128, 128, 128, marks=LONG),
 ]
 
 
@@ -145,7 +146,7 @@ def _params(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('B', [64, pytest.param(256, marks=pytest.mark.long)])
+@pytest.mark.parametrize('B', [64, pytest.param(256, marks=LONG)])
 @pytest.mark.parametrize('mixer', MIXERS)
 def test_logits_and_gradients_of_scanned_layers(mixer, B):
   tokens = jax.random.randint(jax.random.key(1), (B, 64), 0, 64)

@@ -102,7 +102,7 @@ class FileTokenizer:
     if not os.path.isfile(path):
       raise ConfigError(f'{path}: no such file; copy it from the release')
     self._tokenizer = _guarded(
-      f'{path}: no tokenizer.json', tokenizers.Tokenizer.from_file, self._path
+      f'{path} holds no tokenizer', tokenizers.Tokenizer.from_file, self._path
     )
     # settings of whoever saved it; a text is taken as long as it is
     self._tokenizer.no_padding()

@@ -139,9 +139,14 @@ class Tensors:
     Raises:
       ConfigError: there are none, or their type or shape is wrong.
     """
-    if self.dtype(name) != FLOAT8:
-      return None
     scale, shape = name + SCALE, self.shape(name)
+    if self.dtype(name) != FLOAT8:
+      if scale in self.names:
+        raise ConfigError(
+          f'{self.where(scale)} scales a tensor that is not float8 but'
+          f' {NAMES[self.dtype(name)]}; one of the two is of another release'
+        )
+      return None
     if len(shape) < 2:
       raise ConfigError(
         f'{self.where(name)} is float8 of shape {shape}; only matrices are,'

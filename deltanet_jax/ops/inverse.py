@@ -11,7 +11,7 @@ BLOCK = 16  # rows solved by substitution; larger triangles merge such blocks
 def check_chunk(C):
   """ValueError unless C tokens can be halved down to blocks of 16."""
   blocks = C // BLOCK
-  if blocks * BLOCK != C or blocks & (blocks - 1):
+  if C < 1 or blocks * BLOCK != C or blocks & (blocks - 1):
     raise ValueError(f'chunk is {C}; give 16, 32, 64, 128 or another 16 * 2^n')
 
 

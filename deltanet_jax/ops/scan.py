@@ -202,6 +202,7 @@ def chunked(rule, inputs, state, segment_ids, chunk, group):
   Backward recomputes one group at a time, so temporaries do not grow with T.
   Returns o [B,T,H,V] (float32) and the last state.
   """
+  _require_positive(chunk)
   T = inputs[0].shape[1]
   group = min(group, -(-T // chunk))
 
@@ -216,6 +217,7 @@ def chunked(rule, inputs, state, segment_ids, chunk, group):
 
 def all_chunks(forward, inputs, state, segment_ids, chunk):
   """`forward(inputs, masks, state)` over all chunks as one group."""
+  _require_positive(chunk)
 
   def run(inputs, state, segment_ids):
     T = inputs[0].shape[1]
@@ -226,6 +228,11 @@ def all_chunks(forward, inputs, state, segment_ids, chunk):
     return _from_chunks(o)[:, :T], state
 
   return _over_documents(run, inputs, state, segment_ids)
+
+
+def _require_positive(chunk):
+  if chunk < 1:
+    raise ValueError(f'chunk is {chunk}; give 1 token or more')
 
 
 def _over_documents(run, inputs, state, segment_ids):
