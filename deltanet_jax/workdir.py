@@ -136,12 +136,12 @@ class Workdir:
         ' from the first on in an order of their own'
       )
 
-  def take_text(self, text, step):
+  def take_text(self, text, step, new_text=False):
     """(step since when the run is trained on `text`, what to say of it or
     None), known from here on, `step` steps being done."""
     before = self._text()
     if before is None:
-      since, said = 0, None
+      since, said = step if new_text else 0, None
       if step:
         said = (
           'stored before texts were known; this one is its text from now on'

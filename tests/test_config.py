@@ -418,6 +418,15 @@ def test_a_chunk_that_is_not_16_times_a_power_of_two_is_refused(kind):
       dataclasses.replace(cfg, chunk=chunk)
 
 
+@pytest.mark.parametrize('kind', ['AttentionConfig', 'MLAConfig'])
+def test_yarn_needs_frequencies_that_differ(kind):
+  cfg = getattr(mixers, kind).tiny()
+  yarn = mixers.YarnConfig(2.0, 16)
+  with pytest.raises(ValueError, match=f'{kind}.rope_theta is 1.0; with yarn'):
+    dataclasses.replace(cfg, yarn=yarn, rope_theta=1.0)
+  dataclasses.replace(cfg, rope_theta=1.0)
+
+
 def test_an_objective_of_nothing_is_refused():
   with pytest.raises(ValueError, match='nothing to learn; give one'):
     experiment.ObjectiveConfig(next=0.0, bias_rate=0.1)

@@ -97,6 +97,14 @@ class YarnConfig:
     return 0.1 * mscale * math.log(max(1.0, self.factor)) + 1
 
 
+def _require_turning(cfg):
+  _require(
+    cfg.yarn is None or cfg.rope_theta > 1,
+    f'{type(cfg).__name__}.rope_theta is {cfg.rope_theta}; with yarn give more'
+    ' than 1',
+  )
+
+
 def _turn(cfg, rotary_dim, **changes):
   """Keywords of `ops.rope.rotate`."""
   return {
@@ -129,6 +137,7 @@ class AttentionConfig(MixerConfig):
 
   def __post_init__(self):
     super().__post_init__()
+    _require_turning(self)
     _require(
       self.heads % self.kv_heads == 0,
       f'AttentionConfig.heads {self.heads} is no multiple of kv_heads'
@@ -178,6 +187,7 @@ class MLAConfig(MixerConfig):
   def __post_init__(self):
     super().__post_init__()
     name = type(self).__name__
+    _require_turning(self)
     _require(
       self.shared_dim % 2 == 0 or not self.rotary,
       f'{name}.shared_dim is {self.shared_dim}; rotary pairs need an even one',

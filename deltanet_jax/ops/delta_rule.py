@@ -109,14 +109,10 @@ class _Chunk(NamedTuple):
     return matmul_parts(spec, x, y, self.q.dtype)
 
   @property
-  def read_k(self):
-    """beta_t e^{g_1 + .. + g_t} k_t: what token t erases of the entry state."""
-    return self.low((self.beta * self.decay.read)[..., None] * self.k)
-
-  @property
-  def write_k(self):
-    """e^{g_{t+1} + .. + g_C} k_t: how token t writes to the exit state."""
-    return self.low(self.decay.write[..., None] * self.k)
+  def erase(self):
+    """beta_t e^{g_1 + .. + g_t}: how much of the entry state token t erases
+    along its key."""
+    return self.beta * self.decay.read
 
 
 def _within(q, k, v, beta, g, masks):
@@ -141,15 +137,17 @@ def _read(c, write, entry):
   """o = (e^G q) S + scores u for writes u and entry states S."""
   o = matmul('...tk,...kv->...tv', c.q, c.low(entry))
   o = c.decay.read[..., None] * o
-  return o + c.whole('...ts,...sv->...tv', c.low(c.scores), write)
+  return o + c.whole('...ts,...sv->...tv', c.scores, write)
 
 
 def _forward_associative(inputs, masks, state):
   # all in float32: JAX's own gradients would round what cancels
   c = _within(*(x.astype(F32) for x in inputs[:3]), *inputs[3:], masks)
   solve = lambda x: matmul('...ts,...sx->...tx', c.inverse, x)
-  erase, fresh = solve(c.read_k), solve(c.beta[..., None] * c.v)
-  onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, x)
+  erase = solve(c.erase[..., None] * c.k)
+  fresh = solve(c.beta[..., None] * c.v)
+  write_k = c.decay.write[..., None] * c.k
+  onto_exit = lambda x: matmul('...tk,...tx->...kx', write_k, x)
   eye = jnp.eye(c.k.shape[-1], dtype=F32)[None, None, None]
   carry = c.decay.carry[..., None, None] * eye
   entry, last = scan.affine_scan(
@@ -166,17 +164,16 @@ def _states(c, state):
   """Entry states [M,...], raw errors v - e^G k S, writes u; the exit state."""
 
   def body(state, xs):
-    k, v, write_k, beta, decay, inverse = xs
-    known = matmul('bhtk,bhkv->bhtv', k, state.astype(k.dtype))
+    k, v, beta, decay, inverse = xs
+    known = c.whole('bhtk,bhkv->bhtv', k, state)
     error = v - decay.read[..., None] * known
-    raw = c.low(beta[..., None] * error)
-    write = c.whole('bhts,bhsv->bhtv', inverse, raw)
+    write = c.whole('bhts,bhsv->bhtv', inverse, beta[..., None] * error)
     exit_state = decay.carry[..., None, None] * state + c.whole(
-      'bhtk,bhtv->bhkv', write_k, write
+      'bhtk,bhtv->bhkv', k, decay.write[..., None] * write
     )
     return exit_state, (state, error, write)
 
-  xs = (c.k, c.v, c.write_k, c.beta, c.decay, c.inverse)
+  xs = (c.k, c.v, c.beta, c.decay, c.inverse)
   return jax.lax.scan(body, state, xs)
 
 
@@ -196,19 +193,19 @@ def _backward(inputs, masks, state, d_o, d_state):
   low = c.low
   # o = reach_v (beta v) + reach_q S: what each output sees of the raw writes
   # and of the entry state once the erasures between are counted
-  reach_v = c.whole('...ts,...sr->...tr', low(c.scores), c.inverse)
-  reach_q = c.decay.read[..., None] * c.q - matmul(
-    '...ts,...sk->...tk', low(reach_v), c.read_k
+  reach_v = c.whole('...ts,...sr->...tr', c.scores, c.inverse)
+  reach_q = c.decay.read[..., None] * c.q - c.whole(
+    '...ts,...sk->...tk', reach_v * c.erase[..., None, :], c.k
   )
 
   def body(d_state, xs):
-    k, read_k, inverse, write_decay, carry, from_reads = xs
-    d_exit = write_decay[..., None] * matmul('bhtk,bhkv->bhtv', k, low(d_state))
+    k, erase, inverse, write_decay, carry, from_reads = xs
+    d_exit = write_decay[..., None] * c.whole('bhtk,bhkv->bhtv', k, d_state)
     from_exit = c.whole('bhts,bhtv->bhsv', inverse, d_exit)
     d_entry = (
       carry[..., None, None] * d_state
       + from_reads
-      - matmul('bhtk,bhtv->bhkv', read_k, low(from_exit))
+      - c.whole('bhtk,bhtv->bhkv', k, erase[..., None] * from_exit)
     )
     return d_entry, (d_state, from_exit)
 
@@ -216,7 +213,7 @@ def _backward(inputs, masks, state, d_o, d_state):
   d_state, (d_exit, from_exit) = jax.lax.scan(
     body,
     d_state,
-    (c.k, c.read_k, c.inverse, c.decay.write, c.decay.carry, from_reads),
+    (c.k, c.erase, c.inverse, c.decay.write, c.decay.carry, from_reads),
     reverse=True,
   )
   # d_rhs: gradient of beta (v - e^G k S), the right-hand side of the solve
@@ -225,7 +222,7 @@ def _backward(inputs, masks, state, d_o, d_state):
   onto_k = lambda a, s: matmul('...tv,...kv->...tk', low(a), low(s))
   d_known = -with_writes(d_rhs)
   d_error = c.beta[..., None] * d_rhs
-  seen = onto_k(d_o, entry)
+  seen = c.whole('...tv,...kv->...tk', d_o, entry)
   d_g = None
   if g is not None:
     d_g = _decay_gradient(
@@ -260,8 +257,9 @@ def _decay_gradient(c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit):
   this one's, which stays at the token scan's own.
   """
   C = reach_v.shape[-1]
-  raw = c.low(c.beta[..., None] * c.v)
-  pairs = jnp.tril(reach_v * matmul('...tv,...sv->...ts', d_o, raw), -1)
+  raw = c.beta[..., None] * c.v
+  seen_v = c.beta[..., None, :] * matmul('...tv,...sv->...ts', d_o, c.v)
+  pairs = jnp.tril(reach_v * seen_v, -1)
   after = scan.triangle(C).T  # [t, i]: i at or after t
   within = matmul('ti,...ij->...tj', after, pairs)
   from_entry = matmul('ti,...i->...t', after, jnp.sum(reach_q * seen, -1))
@@ -272,7 +270,7 @@ def _decay_gradient(c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit):
   )
   erased = matmul('...tv,...kv->...tk', c.low(from_exit), c.low(entry))
   through = c.decay.carry * jnp.sum(d_exit * entry, (-1, -2)) - jnp.sum(
-    c.read_k * erased, (-1, -2)
+    c.erase[..., None] * c.k * erased, (-1, -2)
   )
   return (
     jnp.sum(jnp.tril(within, -1), -1)

@@ -156,9 +156,9 @@ def _within(q, k, v, beta, g, erase, masks):
   return _Chunk(
     read_q=(read * q).astype(dtype),
     read_a=(read * a).astype(dtype),
-    write_k=(write * k).astype(dtype),
+    write_k=write * k,
     carry=carry,
-    scores=scores.astype(dtype),
+    scores=scores,
     links=links,
     raw=raw,
   )
@@ -247,7 +247,7 @@ def _states(c, inverse, state):
   def body(state, xs):
     c, inverse = xs
     known = matmul('bhtk,bhkv->bhtv', c.read_a, c.low(state))
-    write = c.whole('bhts,bhsv->bhtv', inverse, c.low(c.raw - known))
+    write = c.whole('bhts,bhsv->bhtv', inverse, c.raw - known)
     exit_state = c.carry[..., None] * state + c.whole(
       'bhtk,bhtv->bhkv', c.write_k, write
     )
@@ -282,7 +282,7 @@ def _backward(inputs, masks, state, d_o, d_state):
 
   def body(d_state, xs):
     c, inverse, from_reads = xs
-    d_exit = matmul('bhtk,bhkv->bhtv', c.write_k, low(d_state))
+    d_exit = c.whole('bhtk,bhkv->bhtv', c.write_k, low(d_state))
     from_exit = c.whole('bhts,bhtv->bhsv', inverse, d_exit)
     d_entry = (
       c.carry[..., None] * d_state
@@ -302,9 +302,9 @@ def _backward(inputs, masks, state, d_o, d_state):
   d_c = _Chunk(
     read_q=low(onto_k(d_o, entry)),
     read_a=low(-onto_k(d_rhs, entry)),
-    write_k=low(onto_k(write, d_exit)),
+    write_k=onto_k(write, d_exit),
     carry=jnp.sum(d_exit * entry, -1),
-    scores=low(with_writes(d_o)),
+    scores=with_writes(d_o),
     links=-with_writes(d_rhs),
     raw=d_rhs,
   )

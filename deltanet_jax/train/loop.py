@@ -182,7 +182,7 @@ def train(
   ):
     run = _Run(experiment, workdir, data, program, checkpoints, stream)
     with contextlib.closing(run):
-      run.begin(start, mesh)
+      run.begin(start, mesh, new_text)
       with _signals() as caught:
         stop = run.train(caught)
       # all is saved: from here a signal may end the process as usual
@@ -230,7 +230,7 @@ class _Run:
     if self._log is not None:
       self._log.close()
 
-  def begin(self, start, mesh):
+  def begin(self, start, mesh, new_text):
     """Takes up the newest checkpoint; without one, `start`'s weights or fresh
     ones, the former scored as they are."""
     held = lambda tree: f'{sharding.bytes_per_device(tree) / 2**20:,.1f} MiB'
@@ -242,7 +242,7 @@ class _Run:
     )
     found = self._checkpoints.restore(items(self._program.abstract))
     self._step = found[0] if found else 0
-    self._take_text()
+    self._take_text(new_text)
     if found is not None:
       kept = found[1]
       self._state = states.State(kept['params'], *kept['rest'])
@@ -259,12 +259,12 @@ class _Run:
     if start is not None:
       self._evaluate_some()
 
-  def _take_text(self):
+  def _take_text(self, new_text):
     """Tells the data since which step the run has its text."""
     since = 0
     if self._first:
       text = self._data.fingerprint()
-      since, said = self._workdir.take_text(text, self._step)
+      since, said = self._workdir.take_text(text, self._step, new_text)
       if said:
         self._progress.say(f'{self._workdir.path}: {said}')
     self._data.begin(distributed.largest(since))
