@@ -201,15 +201,19 @@ def read_record(folder):
   if not path.is_file():
     raise ConfigError(f'{path}: no such file; give a converted folder')
   record = names.read_json(path)
-  if not isinstance(record, dict) or record.get('format') != FORMAT:
-    found = record.get('format') if isinstance(record, dict) else record
+  if record.get('format') != FORMAT:
+    found = reprlib.repr(record.get('format'))
     raise ConfigError(
-      f'{path}: format {reprlib.repr(found)}, and this version reads {FORMAT};'
-      ' convert the released folder again'
+      f'{path}: format {found}, and this version reads {FORMAT}; convert the'
+      ' released folder again'
     )
   for key in ('config', 'tensors', 'float8'):
     if not isinstance(record.get(key), dict):
       raise ConfigError(f'{path}: {key} is no object; convert again')
+  try:
+    families.named(record.get('family'))
+  except ConfigError as error:
+    raise ConfigError(f'{path}: {error}') from error
   return record
 
 
@@ -282,7 +286,6 @@ def _record(family, source, folder, entries):
   """`tensors` are as a folder without float8 has them, which is what a model
   trained further is written as; `float8` the tensors and scales that differ.
   """
-  config = json.loads((pathlib.Path(source) / 'config.json').read_text())
   found = lambda name: [
     folder.names[name],
     folder.dtype(name).name,
@@ -298,7 +301,7 @@ def _record(family, source, folder, entries):
     'format': FORMAT,
     'family': family.name,
     'source': str(source),
-    'config': config,
+    'config': names.read_json(pathlib.Path(source) / 'config.json'),
     'tensors': tensors,
     'float8': float8,
   }
@@ -312,7 +315,7 @@ def _claim(target, record):
       raise ConfigError(f'{target} holds something else; give another --to')
     target.mkdir(parents=True, exist_ok=True)
     write(target / RECORD, text)
-  elif (target / RECORD).read_text() != text:
+  elif (target / RECORD).read_bytes() != text.encode():
     raise ConfigError(
       f'{target} holds the conversion of another folder; give another --to'
     )

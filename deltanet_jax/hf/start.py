@@ -16,7 +16,7 @@ import numpy as np
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import ModelConfig
-from deltanet_jax.hf import families, files, hub, keys
+from deltanet_jax.hf import families, files, hub, keys, names
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.workdir import Workdir, write
 
@@ -118,24 +118,26 @@ def recorded(workdir):
   """
   if not workdir.start.is_file():
     return None
+  found = names.read_json(workdir.start)
   try:
-    found = json.loads(workdir.start.read_text())
-    found['model'] = config.from_json(json.dumps(found['model']))
+    found['model'] = config.from_json(json.dumps(found['model']), ModelConfig)
     if found['released'] is not None:
       keys.Keys(found['released']['config'])
-      found['released']['family'], found['released']['tensors']
+      families.named(found['released']['family'])
+      found['released']['tensors']
     return Start(**found)
-  except (ValueError, TypeError, KeyError) as error:
-    raise ConfigError(f'{workdir.start}: {error}') from error
+  except KeyError as error:
+    raise ConfigError(f'{workdir.start}: no key {error}') from error
+  except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    raise ConfigError(f'{workdir.start}: {names.line(error)}') from error
 
 
 def is_run(folder):
   """Whether config.json is that of a training run."""
   try:
-    found = json.loads((pathlib.Path(folder) / 'config.json').read_text())
-  except (OSError, ValueError):
-    return False
-  return isinstance(found, dict) and '_type' in found
+    return '_type' in names.read_json(pathlib.Path(folder) / 'config.json')
+  except ConfigError:
+    return False  # who reads it as a release says what is wrong
 
 
 def kept(begun, tokenizer):
@@ -228,7 +230,7 @@ def _record(folder):
   needless = Spelling(family, source.names).needless
   return {
     'family': family.name,
-    'config': json.loads((folder / 'config.json').read_text()),
+    'config': names.read_json(folder / 'config.json'),
     'tensors': {
       name: [file, source.dtype(name).name, list(source.shape(name))]
       for name, file in source.names.items()

@@ -12,7 +12,7 @@ import numpy as np
 
 from deltanet_jax import sharding
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import families, files, plan
+from deltanet_jax.hf import families, files, names, plan
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.model import HybridLM
 
@@ -232,7 +232,7 @@ def save(
       raise ConfigError(f'{like} is another model than the one to save')
     source = found.source(files.Folder(like))
     entries = sum(matched(source, found, cfg, shapes), [])
-    settings = json.loads((pathlib.Path(like) / 'config.json').read_text())
+    settings = names.read_json(pathlib.Path(like) / 'config.json')
   else:
     family = family or getattr(model, 'family', None)
     found = families.named(family) if family else families.of(cfg)
