@@ -118,7 +118,8 @@ def _keep_beside(folder, entries, target):
 
 
 def to_released(source, target):
-  """Converts a converted folder back: the same names, files, types, values.
+  """Converts a converted folder back: the same names, files, types, values; of
+  an Olmo Hybrid that transformers saved, the shapes are those of the release.
 
   A file of the target that holds what it should stays; config.json is written
   last, so that an unfinished folder has none.

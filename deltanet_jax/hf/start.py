@@ -16,7 +16,7 @@ import numpy as np
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import ModelConfig
-from deltanet_jax.hf import families, files, hub, keys, names
+from deltanet_jax.hf import families, files, hub, keys, names, quantised
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.workdir import Workdir, write
 
@@ -253,19 +253,24 @@ class _Released(files.Recorded):
     # values that were trained have no place in another's blocks and scales
     return files.WEIGHTS['BF16'] if found == files.FLOAT8 else found
 
+  def scale_of(self, name):
+    del name  # what the scales of a release belonged to has none any more
+
 
 def release(workdir, target):
   """Writes a run's newest parameters as released weights, with its tokenizer.
 
   A run that began with released weights gives their names, files, types and
   config.json again (float8 becomes bfloat16, rows of embeddings beyond the
-  vocabulary are left out); any other one those of the first family that fits.
+  vocabulary are left out); any other one those of the first family that fits,
+  and in config.json the id that its texts ended with.
 
   Raises:
     ConfigError: no family describes the model, or `target` holds another.
     CheckpointError: no checkpoint is whole.
   """
   from deltanet_jax import hf
+  from deltanet_jax.data.tokenizer import FileTokenizer
   from deltanet_jax.infer import generate
   from deltanet_jax.model import HybridLM
 
@@ -276,6 +281,8 @@ def release(workdir, target):
   like = None if begun is None else begun.released
   if like is None:
     family, wanted = families.of(model.cfg).name, ()
+    copy = workdir.text / 'tokenizer.json'
+    end = FileTokenizer(copy).eod if copy.is_file() else None
   else:
     source = _Released(
       like['tensors'], like['config'], begun.name, workdir.start
@@ -288,7 +295,7 @@ def release(workdir, target):
   for path in sorted(workdir.text.glob('*')):
     write(target / path.name, path.read_text())
   if like is None:
-    hf.save(target, model, params, family=family)
+    hf.save(target, model, params, family=family, end=end)
   else:
     _write_like(source, entries, params, target)
 
@@ -318,6 +325,5 @@ def _write_like(source, entries, params, target):
     print(f'wrote {file} ({i} of {len(groups)})', file=sys.stderr)
   names = [[entry.name for entry in groups[file]] for file in sorted(groups)]
   files.write_index(target, names, sorted(groups), total)
-  settings = dict(source.settings)
-  settings.pop('quantization_config', None)
+  settings = quantised.removed(source.settings)
   write(target / 'config.json', json.dumps(settings, indent=2) + '\n')
