@@ -214,3 +214,48 @@ def test_transformers_says_it_too(tmp_path, name):
     chat, add_generation_prompt=True, return_dict=False
   )
   assert found.prompt(want, special=False) == ids
+
+
+# from apply_chat_template of transformers 5.23.0
+OWN_TOKENS = {
+  'by key': ({'image_token': '<pad>'}, '[<pad>|<s>]'),
+  'extra': ({'extra_special_tokens': {'image_token': '<pad>'}}, '[<pad>|<s>]'),
+  'of the model': (
+    {'model_specific_special_tokens': {'image_token': '<pad>'}},
+    '[<pad>|<s>]',
+  ),
+  'additional': (
+    {'additional_special_tokens': {'image_token': '<pad>'}},
+    '[<pad>|<s>]',
+  ),
+  'both': (
+    {'image_token': '</s>', 'extra_special_tokens': {'image_token': '<pad>'}},
+    '[<pad>|<s>]',
+  ),
+  'a role': ({'extra_special_tokens': {'bos_token': '<pad>'}}, '[|<pad>]'),
+  'a list': ({'extra_special_tokens': ['<pad>']}, '[|<s>]'),
+  'no token': ({'image_token': 5}, '[|<s>]'),
+  'an object': ({'image_token': {'a': 5}}, '[|<s>]'),
+}
+OWN_TEMPLATE = '[{{ image_token }}|{{ bos_token }}]'
+
+
+@pytest.mark.parametrize('name', OWN_TOKENS)
+def test_a_template_has_a_models_own_tokens_by_their_names(tmp_path, name):
+  said, want = OWN_TOKENS[name]
+  said = {'bos_token': '<s>', 'eos_token': '</s>'} | said
+  found = folder(tmp_path, OWN_TEMPLATE, tokenizer_config=said)
+  assert found.chat(MESSAGE) == want
+
+
+@pytest.mark.oracle
+@pytest.mark.slow
+@pytest.mark.parametrize('name', OWN_TOKENS)
+def test_transformers_has_these_tokens_too(tmp_path, name):
+  transformers = pytest.importorskip('transformers')
+  said, want = OWN_TOKENS[name]
+  said = {'bos_token': '<s>', 'eos_token': '</s>'} | said
+  folder(tmp_path, OWN_TEMPLATE, tokenizer_config=said)
+  found = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+  asked = [{'role': 'user', 'content': MESSAGE}]
+  assert found.apply_chat_template(asked, tokenize=False) == want

@@ -18,6 +18,12 @@ NAMED = (
   'cls_token',
   'mask_token',
 )
+# of several tokens: a list, or an object with the names that templates use
+LISTS = (
+  'model_specific_special_tokens',
+  'additional_special_tokens',
+  'extra_special_tokens',
+)
 FLAGS = ('lstrip', 'rstrip', 'single_word', 'normalized')
 # classes that put bos_token before a prompt by add_bos_token, whatever the
 # tokenizer.json does, and whether they do without it (transformers 4.57)
@@ -34,7 +40,8 @@ class TokenFiles:
   """The files of a folder.
 
   Attributes:
-    named: {'bos_token': '<s>', ...}, the special tokens that have a role
+    named: {'bos_token': '<s>', ...}, the special tokens that have a name: those
+      with a role, and a model's own, as image_token
     added: the fields (content, special, FLAGS) of all tokens that a text is
       searched for before it is tokenised
   """
@@ -43,13 +50,15 @@ class TokenFiles:
     self._folder = folder
     self._config_path = os.path.join(folder, 'tokenizer_config.json')
     self._config = read_json(self._config_path)
-    tokens = self._tokens()
-    self.named = {name: tokens[name][0]['content'] for name in NAMED
-                  if tokens[name]}  # fmt: skip
-    self.added = sum(tokens.values(), [])
+    self.named, self.added = {}, []
+    for name, fields in self._tokens():
+      self.added.append(fields)
+      if name is not None:
+        self.named[name] = fields['content']
 
   def _tokens(self):
-    """{key: fields of its tokens} of everything that names tokens."""
+    """[(name or None, fields)] of everything that names tokens; of one name
+    the last one counts."""
     path = os.path.join(self._folder, 'special_tokens_map.json')
     over = {}
     if 'added_tokens_decoder' not in self._config:
@@ -61,18 +70,30 @@ class TokenFiles:
       )
       return file, key, found.get(key)
 
-    found = {key: _fields(*said(key)) for key in NAMED}
-    for key in ('additional_special_tokens', 'extra_special_tokens'):
+    own = {
+      key
+      for key, value in (self._config | over).items()
+      if key.endswith('_token')
+      and (isinstance(value, str) or 'content' in _inner({key: value}, key))
+    }
+    found = []
+    for key in (*NAMED, *sorted(own.difference(NAMED))):
+      found += _named(key, *said(key))
+    for key in LISTS:
       file, key, value = said(key)
-      found[key] = []
-      for i, one in enumerate(_items(file, key, value)):
-        found[key] += _fields(file, f'{key}[{i}]', one)
+      if not isinstance(value, list | dict | None):
+        raise refusal(file, key, value, 'a list of tokens')
+      if isinstance(value, dict):
+        for name, one in value.items():
+          found += _named(name, file, f'{key}.{name}', one)
+        continue
+      for i, one in enumerate(value or ()):
+        found += _named(None, file, f'{key}[{i}]', one)
     file, key, value = said('added_tokens_decoder')
     if not isinstance(value, dict | None):
       raise refusal(file, key, value, 'an object of tokens')
-    found[key] = []
     for i, one in (value or {}).items():
-      found[key] += _fields(file, f'{key}.{i}', one)
+      found += _named(None, file, f'{key}.{i}', one)
     return found
 
   def begins(self):
@@ -197,13 +218,8 @@ def _fields(path, key, value):
   return [known]
 
 
-def _items(path, key, value):
-  """The tokens of a list, or of an object with their names."""
-  if isinstance(value, dict):
-    return value.values()
-  if not isinstance(value, list | None):
-    raise refusal(path, key, value, 'a list of tokens')
-  return value or ()
+def _named(name, path, key, value):
+  return [(name, fields) for fields in _fields(path, key, value)]
 
 
 def _inner(found, key):

@@ -118,7 +118,8 @@ def _keep_beside(folder, entries, target):
 
 
 def to_released(source, target):
-  """Converts a converted folder back: the same names, files, types, values.
+  """Converts a converted folder back: the same names, files, types, values; of
+  an Olmo Hybrid that transformers saved, the shapes are those of the release.
 
   A file of the target that holds what it should stays; config.json is written
   last, so that an unfinished folder has none.
@@ -201,15 +202,19 @@ def read_record(folder):
   if not path.is_file():
     raise ConfigError(f'{path}: no such file; give a converted folder')
   record = names.read_json(path)
-  if not isinstance(record, dict) or record.get('format') != FORMAT:
-    found = record.get('format') if isinstance(record, dict) else record
+  if record.get('format') != FORMAT:
+    found = reprlib.repr(record.get('format'))
     raise ConfigError(
-      f'{path}: format {reprlib.repr(found)}, and this version reads {FORMAT};'
-      ' convert the released folder again'
+      f'{path}: format {found}, and this version reads {FORMAT}; convert the'
+      ' released folder again'
     )
   for key in ('config', 'tensors', 'float8'):
     if not isinstance(record.get(key), dict):
       raise ConfigError(f'{path}: {key} is no object; convert again')
+  try:
+    families.named(record.get('family'))
+  except ConfigError as error:
+    raise ConfigError(f'{path}: {error}') from error
   return record
 
 
@@ -282,7 +287,6 @@ def _record(family, source, folder, entries):
   """`tensors` are as a folder without float8 has them, which is what a model
   trained further is written as; `float8` the tensors and scales that differ.
   """
-  config = json.loads((pathlib.Path(source) / 'config.json').read_text())
   found = lambda name: [
     folder.names[name],
     folder.dtype(name).name,
@@ -298,7 +302,7 @@ def _record(family, source, folder, entries):
     'format': FORMAT,
     'family': family.name,
     'source': str(source),
-    'config': config,
+    'config': names.read_json(pathlib.Path(source) / 'config.json'),
     'tensors': tensors,
     'float8': float8,
   }
@@ -312,7 +316,7 @@ def _claim(target, record):
       raise ConfigError(f'{target} holds something else; give another --to')
     target.mkdir(parents=True, exist_ok=True)
     write(target / RECORD, text)
-  elif (target / RECORD).read_text() != text:
+  elif (target / RECORD).read_bytes() != text.encode():
     raise ConfigError(
       f'{target} holds the conversion of another folder; give another --to'
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import reprlib
 import warnings
 
 from deltanet_jax.config import ConfigError
@@ -109,7 +110,7 @@ def named(name):
     if family.name == name:
       return family
   raise ConfigError(
-    f'family is {name!r}; give one of'
+    f'family is {reprlib.repr(name)}; give one of'
     f' {", ".join(family.name for family in FAMILIES)}'
   )
 

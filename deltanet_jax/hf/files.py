@@ -193,8 +193,6 @@ class Folder(Tensors):
     config = self.path / 'config.json'
     if config.is_file():
       self.settings = names.read_json(config)
-      if not isinstance(self.settings, dict):
-        raise ConfigError(f'{config}: no JSON object')
     for file in names.of_folder(self.path):
       for name in self._open(file):
         if name in self.names:

@@ -4,12 +4,12 @@ A family asks for its keys; a value that cannot be is refused with file, key and
 value. What nobody asked for is in `unread`, and `families.read` decides it.
 """
 
-import json
 import math
 import pathlib
 import sys
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.hf import names
 
 _REQUIRED = object()
 _MOST = sys.float_info.max
@@ -207,14 +207,8 @@ def read(folder):
     ConfigError: no such file, or no JSON object in it.
   """
   path = pathlib.Path(folder) / 'config.json'
-  try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
+  if not path.exists():
     raise ConfigError(
       f'{path}: no such file; give the folder of a released model'
-    ) from None
-  except (OSError, ValueError, RecursionError) as error:
-    raise ConfigError(f'{path}: {error}') from error
-  if not isinstance(found, dict):
-    raise ConfigError(f'{path}: no JSON object')
-  return Keys(found, str(path))
+    )
+  return Keys(names.read_json(path), str(path))

@@ -10,13 +10,20 @@ SUFFIX = '.safetensors'
 
 
 def read_json(path):
-  """Raises:
-  ConfigError: it cannot be read, or is no JSON.
+  """The object in a file.
+
+  Raises:
+    ConfigError: it cannot be read, or is no JSON, or no object.
   """
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError, RecursionError) as error:
-    raise ConfigError(f'{path}: {line(error)}') from error
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except OSError as error:
+    raise ConfigError(f'{path}: {error.strerror}') from error
+  except (ValueError, RecursionError) as error:
+    raise ConfigError(f'{path}: no JSON: {line(error)}') from error
+  if not isinstance(found, dict):
+    raise ConfigError(f'{path}: no JSON object')
+  return found
 
 
 def line(error):
@@ -48,8 +55,7 @@ def listed(path):
   index = path / INDEX
   if not index.is_file():
     return None
-  found = read_json(index)
-  weights = found.get('weight_map') if isinstance(found, dict) else None
+  weights = read_json(index).get('weight_map')
   if not isinstance(weights, dict):
     raise ConfigError(
       f'{index}: no index of safetensors files; expected a weight_map of'

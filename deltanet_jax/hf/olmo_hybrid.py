@@ -123,7 +123,8 @@ class _Recut(files.Tensors):
   """A folder whose convolutions are of q, k and v.
 
   transformers' save_pretrained cuts their taps, one after another, into three
-  equal parts, though v is wider than q and k.
+  parts as torch.chunk does, of as many rows each as a third rounded up and the
+  last of the rest, though v is wider than q and k.
   """
 
   def __init__(self, source):
@@ -142,7 +143,9 @@ class _Recut(files.Tensors):
     if not all(x in self.names for x in parts + rows):
       return None
     rows = [self._source.shape(x)[0] for x in rows]
-    if [self._source.shape(x)[0] for x in parts] != [sum(rows) / 3] * 3:
+    third = -(-sum(rows) // 3)
+    cut = [third, third, sum(rows) - 2 * third]
+    if [self._source.shape(x)[0] for x in parts] != cut:
       return None
     ends = [sum(rows[: i + 1]) for i in range(3)]
     which = 'qkv'.index(own)

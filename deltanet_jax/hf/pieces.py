@@ -56,14 +56,15 @@ def crc(array):
 
 
 def sums(folder):
-  """{name: CRC-32} of finished pieces and scales; half a line is none."""
+  """{name: CRC-32} of finished pieces and scales; half a line is none, nor is
+  any other that `note` does not write."""
   path, found = pathlib.Path(folder) / SUMS, {}
-  for line in path.read_text().splitlines() if path.is_file() else ():
+  for line in path.read_bytes().splitlines() if path.is_file() else ():
     try:
       name, value = json.loads(line)
-    except ValueError:
+      found |= {name: value}
+    except (ValueError, TypeError, RecursionError):
       continue
-    found[name] = value
   return found
 
 

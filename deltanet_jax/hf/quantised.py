@@ -55,6 +55,14 @@ def exponents(settings):
   return isinstance(found, dict) and found.get('scale_fmt') == 'ue8m0'
 
 
+def removed(settings):
+  """A config.json of weights that are not quantised any more."""
+  found = {k: v for k, v in settings.items() if k != 'quantization_config'}
+  if isinstance(text := found.get('text_config'), dict):
+    found['text_config'] = removed(text)
+  return found
+
+
 def _find(settings, key):
   """Of config.json, or of the text model in it."""
   text = settings.get('text_config')

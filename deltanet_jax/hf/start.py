@@ -16,7 +16,7 @@ import numpy as np
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.experiment import ModelConfig
-from deltanet_jax.hf import families, files, hub, keys
+from deltanet_jax.hf import families, files, hub, keys, names, quantised
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.workdir import Workdir, write
 
@@ -118,24 +118,26 @@ def recorded(workdir):
   """
   if not workdir.start.is_file():
     return None
+  found = names.read_json(workdir.start)
   try:
-    found = json.loads(workdir.start.read_text())
-    found['model'] = config.from_json(json.dumps(found['model']))
+    found['model'] = config.from_json(json.dumps(found['model']), ModelConfig)
     if found['released'] is not None:
       keys.Keys(found['released']['config'])
-      found['released']['family'], found['released']['tensors']
+      families.named(found['released']['family'])
+      found['released']['tensors']
     return Start(**found)
-  except (ValueError, TypeError, KeyError) as error:
-    raise ConfigError(f'{workdir.start}: {error}') from error
+  except KeyError as error:
+    raise ConfigError(f'{workdir.start}: no key {error}') from error
+  except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    raise ConfigError(f'{workdir.start}: {names.line(error)}') from error
 
 
 def is_run(folder):
   """Whether config.json is that of a training run."""
   try:
-    found = json.loads((pathlib.Path(folder) / 'config.json').read_text())
-  except (OSError, ValueError):
-    return False
-  return isinstance(found, dict) and '_type' in found
+    return '_type' in names.read_json(pathlib.Path(folder) / 'config.json')
+  except ConfigError:
+    return False  # who reads it as a release says what is wrong
 
 
 def kept(begun, tokenizer):
@@ -228,7 +230,7 @@ def _record(folder):
   needless = Spelling(family, source.names).needless
   return {
     'family': family.name,
-    'config': json.loads((folder / 'config.json').read_text()),
+    'config': names.read_json(folder / 'config.json'),
     'tensors': {
       name: [file, source.dtype(name).name, list(source.shape(name))]
       for name, file in source.names.items()
@@ -251,19 +253,24 @@ class _Released(files.Recorded):
     # values that were trained have no place in another's blocks and scales
     return files.WEIGHTS['BF16'] if found == files.FLOAT8 else found
 
+  def scale_of(self, name):
+    del name  # what the scales of a release belonged to has none any more
+
 
 def release(workdir, target):
   """Writes a run's newest parameters as released weights, with its tokenizer.
 
   A run that began with released weights gives their names, files, types and
   config.json again (float8 becomes bfloat16, rows of embeddings beyond the
-  vocabulary are left out); any other one those of the first family that fits.
+  vocabulary are left out); any other one those of the first family that fits,
+  and in config.json the id that its texts ended with.
 
   Raises:
     ConfigError: no family describes the model, or `target` holds another.
     CheckpointError: no checkpoint is whole.
   """
   from deltanet_jax import hf
+  from deltanet_jax.data.tokenizer import FileTokenizer
   from deltanet_jax.infer import generate
   from deltanet_jax.model import HybridLM
 
@@ -274,6 +281,8 @@ def release(workdir, target):
   like = None if begun is None else begun.released
   if like is None:
     family, wanted = families.of(model.cfg).name, ()
+    copy = workdir.text / 'tokenizer.json'
+    end = FileTokenizer(copy).eod if copy.is_file() else None
   else:
     source = _Released(
       like['tensors'], like['config'], begun.name, workdir.start
@@ -286,7 +295,7 @@ def release(workdir, target):
   for path in sorted(workdir.text.glob('*')):
     write(target / path.name, path.read_text())
   if like is None:
-    hf.save(target, model, params, family=family)
+    hf.save(target, model, params, family=family, end=end)
   else:
     _write_like(source, entries, params, target)
 
@@ -316,6 +325,5 @@ def _write_like(source, entries, params, target):
     print(f'wrote {file} ({i} of {len(groups)})', file=sys.stderr)
   names = [[entry.name for entry in groups[file]] for file in sorted(groups)]
   files.write_index(target, names, sorted(groups), total)
-  settings = dict(source.settings)
-  settings.pop('quantization_config', None)
+  settings = quantised.removed(source.settings)
   write(target / 'config.json', json.dumps(settings, indent=2) + '\n')

@@ -12,7 +12,7 @@ import numpy as np
 
 from deltanet_jax import sharding
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import families, files, plan
+from deltanet_jax.hf import families, files, names, plan, quantised
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.model import HybridLM
 
@@ -207,6 +207,7 @@ def save(
   *,
   family=None,
   like=None,
+  end=None,
   shard_bytes=files.SHARD_BYTES,
 ):
   """Writes a released folder: safetensors, their index and config.json.
@@ -217,7 +218,7 @@ def save(
   are there when every one of them still has its values; when one was trained,
   all become bfloat16, which a warning says. Otherwise the parameters' types,
   and the family named, the one that the model was loaded from, or the first
-  that fits.
+  that fits; config.json then says that a text ends with the id `end`, if given.
 
   Raises:
     ConfigError: no family describes the model, or `like` holds another one.
@@ -232,12 +233,12 @@ def save(
       raise ConfigError(f'{like} is another model than the one to save')
     source = found.source(files.Folder(like))
     entries = sum(matched(source, found, cfg, shapes), [])
-    settings = json.loads((pathlib.Path(like) / 'config.json').read_text())
+    settings = names.read_json(pathlib.Path(like) / 'config.json')
   else:
     family = family or getattr(model, 'family', None)
     found = families.named(family) if family else families.of(cfg)
     entries = plan.build(found, cfg, shapes)
-    settings = found.write(cfg)
+    settings = found.write(cfg) | ({} if end is None else {'eos_token_id': end})
   by_name = {entry.name: entry for entry in entries}
   described = {
     entry.name: (_saved_type(entry, arrays, source), entry.shape)
@@ -247,7 +248,7 @@ def save(
   if source is not None and _float8_is_unchanged(source, entries, arrays):
     described, tensor = _with_float8(source, described, tensor)
   else:
-    settings.pop('quantization_config', None)
+    settings = quantised.removed(settings)
   folder.mkdir(parents=True, exist_ok=True)
   write(folder, described, tensor, shard_bytes)
   for name in TEXT_FILES if like else ():
