@@ -45,9 +45,6 @@ CASES = {
   'softmax, times zeros': lambda x: product(
     jax.nn.softmax(x), jnp.zeros((B, K, K))
   ),
-  'the gradient of the weights of a sum': lambda x: jnp.einsum(
-    'btk,btv->kv', unit(x), jnp.ones((B, T, K))
-  ),
 }
 
 
