@@ -423,6 +423,7 @@ def test_many_then_two_then_one_process_equal_one_unbroken_run(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_several_processes_go_on_with_another_text_when_told(tmp_path, texts):
   copy = tmp_path / 'texts'
   shutil.copytree(pathlib.Path(texts).parent, copy)

@@ -165,7 +165,7 @@ def test_logits_and_gradients_of_scanned_layers(mixer, B):
 
   want = run('recurrent')
   for form in ('chunked', 'associative'):
-    _same(run(form), want, 2e-4)
+    _same(run(form), want, 1e-3)  # gradients of sums over 4,096 tokens
 
 
 @pytest.mark.slow

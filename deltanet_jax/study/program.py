@@ -4,7 +4,6 @@ A member is a learning rate with a seed. Members lie on a leading axis, the
 data are made on the device, and a seed gives every arm the same data.
 """
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -54,9 +53,7 @@ def make(cfg, model_cfg, task, steps):
   )
 
   def optimise(rate):
-    return optimizer.make_optimizer(
-      dataclasses.replace(rules, lr=rate), steps, axes
-    )
+    return optimizer.make_optimizer(rules, steps, axes, lr=rate)
 
   def init(seed):
     boxed = lm.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))

@@ -69,12 +69,13 @@ def _muon(cfg, dims):
   )
 
 
-def make_optimizer(cfg, steps, axes, moved=None):
+def make_optimizer(cfg, steps, axes, moved=None, lr=None):
   """The optax transformation of a run.
 
   cfg: OptimConfig   steps: of the whole run   axes: tree of the parameters
   whose leaves are PartitionSpecs of logical axis names   moved: such a tree of
   bool, False keeps a parameter as it is, without moments; None: all move.
+  lr: in place of `cfg.lr`, where it is an array and not a number.
 
   The gradient is clipped to global norm `cfg.clip`. 'muon' orthogonalises
   every hidden matrix (`matrix_axes`) and leaves the rest to Adam. Weight decay,
@@ -107,6 +108,7 @@ def make_optimizer(cfg, steps, axes, moved=None):
   def rate(peak):
     return optax.scale_by_learning_rate(lambda step: peak * factor(step))
 
+  adam_rate = rate(cfg.lr if lr is None else lr)
   return optax.chain(
     optax.clip_by_global_norm(cfg.clip),
     optax.partition(
@@ -114,6 +116,6 @@ def make_optimizer(cfg, steps, axes, moved=None):
     ),
     optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
     optax.partition(
-      {'muon': rate(cfg.muon_lr), 'adam': rate(cfg.lr), 'fixed': fixed}, labels
+      {'muon': rate(cfg.muon_lr), 'adam': adam_rate, 'fixed': fixed}, labels
     ),
   )
