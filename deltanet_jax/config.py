@@ -6,7 +6,6 @@ before jax is imported. Every failure is a `ConfigError` of one line.
 
 import dataclasses
 import difflib
-import importlib
 import inspect
 import json
 import pathlib
@@ -14,7 +13,9 @@ import traceback
 import types
 import typing
 
+from deltanet_jax import experiment
 from deltanet_jax.experiment import Experiment
+from deltanet_jax.mixers import config as mixers
 
 PACKAGE = 'deltanet_jax'
 
@@ -154,17 +155,19 @@ def to_json(cfg):
   return json.dumps(_encode(cfg), indent=2, allow_nan=False)
 
 
-def from_json(text, kind=None):
+def from_json(text, kind=None, classes=()):
   """The configuration that `to_json` wrote.
 
-  kind: its class, if only one will do
+  kind: its class, if only one will do   classes: those that it may hold beside
+  this package's
 
   Raises:
-    ConfigError: no JSON, a type that is no configuration of this package, or
-      fields that this version of the type refuses.
+    ConfigError: no JSON, a class that is none of these, or fields that this
+      version of the class refuses.
   """
+  known = {_type_name(c): c for c in (*_package_classes(), *classes)}
   try:
-    found = _decode(json.loads(text))
+    found = _decode(json.loads(text), known)
   except (json.JSONDecodeError, RecursionError) as error:
     raise ConfigError(f'no JSON configuration: {error}') from error
   if not isinstance(found, kind or object):
@@ -355,38 +358,55 @@ def _check_type(value, hint, where):
 
 def _encode(value):
   if dataclasses.is_dataclass(value):
-    kind = type(value)
     fields = {
       f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)
     }
-    return {'_type': f'{kind.__module__}:{kind.__qualname__}', **fields}
+    return {'_type': _type_name(type(value)), **fields}
   if isinstance(value, tuple):
     return [_encode(item) for item in value]
   return value
 
 
-def _decode(tree):
+def _type_name(kind):
+  """'Class' of this package's, 'module:Class' of a user's."""
+  module = kind.__module__
+  if module.partition('.')[0] == PACKAGE:
+    return kind.__name__
+  return f'{module}:{kind.__name__}'
+
+
+def _decode(tree, classes):
   if isinstance(tree, list):
-    return tuple(_decode(item) for item in tree)
+    return tuple(_decode(item, classes) for item in tree)
   if not isinstance(tree, dict):
     return tree
-  fields = {name: _decode(value) for name, value in tree.items()}
-  kind = _known_type(fields.pop('_type', None))
+  fields = {name: _decode(value, classes) for name, value in tree.items()}
+  kind = _find_class(fields.pop('_type', None), classes)
   try:
     return kind(**fields)
   except (AttributeError, TypeError, ValueError) as error:
     raise ConfigError(f'{kind.__name__}: {error}') from error
 
 
-def _known_type(name):
-  """The configuration class 'deltanet_jax.module:Class'."""
-  path, _, kind = str(name).partition(':')
-  if path.split('.')[0] != PACKAGE:
-    raise ConfigError(f'{name!r} is no configuration of {PACKAGE}')
-  try:
-    found = getattr(importlib.import_module(path), kind, None)
-  except ImportError as error:
-    raise ConfigError(f'{name!r}: {error}') from error
-  if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-    raise ConfigError(f'{name!r} is no configuration of {PACKAGE}')
-  return found
+def _find_class(name, classes):
+  module, colon, last = str(name).rpartition(':')
+  if module.partition('.')[0] == PACKAGE:
+    name = last  # stored when the module was a part of the name
+  if name in classes:
+    return classes[name]
+  if colon and module.partition('.')[0] != PACKAGE:
+    raise ConfigError(
+      f'{name!r:.80} is a class of a module of your own; give --config=FILE, a'
+      f' configuration file that imports {last:.80} by its name'
+    )
+  raise ConfigError(f'{name!r:.80} is no configuration of {PACKAGE}')
+
+
+def _package_classes():
+  """The configurations of this package."""
+  values = [*vars(experiment).values(), *vars(mixers).values()]
+  return [value for value in values if _is_config(value)]
+
+
+def _is_config(value):
+  return isinstance(value, type) and dataclasses.is_dataclass(value)

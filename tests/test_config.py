@@ -213,10 +213,11 @@ def test_json_gives_an_equal_configuration_back(cfg):
 @pytest.mark.parametrize(
   'old, new, words',
   [
-    ('deltanet_jax.experiment:Data', 'os:path', 'no configuration of'),
-    ('deltanet_jax.experiment:Data', 'deltanet_jaxx:Data', 'no configuration'),
-    ('deltanet_jax.experiment:DataConfig', 'deltanet_jax.config:x', 'no conf'),
-    ('deltanet_jax.experiment:Data', 'deltanet_jax.gone:Data', 'No module'),
+    ('"DataConfig"', '"DataConfigs"', 'no configuration of'),
+    ('"DataConfig"', '"os:path"', 'module of your own; give --config=FILE'),
+    ('"DataConfig"', '"deltanet_jaxx:DataConfig"', 'module of your own'),
+    ('"DataConfig"', '"deltanet_jax.config:x"', 'no configuration of'),
+    ('"DataConfig"', '3', 'no configuration of'),
     ('"seq_len"', '"seqlen"', "'seqlen'"),
     ('"seq_len": 64', '"seq_len": 0', 'give 1 or more'),
     ('{', '[', 'no JSON'),
@@ -226,6 +227,13 @@ def test_json_of_something_else_is_refused(cfg, old, new, words):
   text = config.to_json(cfg)
   assert old in text
   assert words in refusal(config.from_json, text.replace(old, new))
+
+
+def test_json_that_names_modules_is_read_by_the_last_part(cfg):
+  text = config.to_json(cfg)
+  assert '"_type": "ModelConfig"' in text
+  old = text.replace('"_type": "', '"_type": "deltanet_jax.gone.since:')
+  assert config.from_json(old) == cfg
 
 
 def test_a_difference_names_types_and_lengths(cfg):

@@ -41,7 +41,7 @@ class Folder:
       raise ConfigError(f'--workdir={self.path} is a file; give a folder')
     if not self.config.is_file():
       return
-    found = config.from_json(self.config.read_text())
+    found = config.from_json(self.config.read_text(), classes=(type(cfg),))
     if type(found) is not type(cfg):
       raise ConfigError(f'{self.config} is of no study; give another --workdir')
     lines = config.difference(found, cfg)
