@@ -8,7 +8,7 @@ keys that an indexer picks; the block of multi-token prediction (model.mtp) is
 left out.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -19,7 +19,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import DSAConfig, YarnConfig
+from deltanet_jax.config.mixers import DSAConfig, YarnConfig
 
 
 def get_config():

@@ -10,7 +10,7 @@ of 256 and 512, a vocabulary of 32,000 (bring its tokenizer.json), batches of
 128 rows of 4096 tokens; no attention.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -20,7 +20,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import GatedDeltaNetConfig
+from deltanet_jax.config.mixers import GatedDeltaNetConfig
 
 
 def get_config():

@@ -11,7 +11,7 @@ of 256 and 512, a vocabulary of 32,000 (bring its tokenizer.json), batches of
 paper's hybrids have windows.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -21,7 +21,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 
 
 def get_config():

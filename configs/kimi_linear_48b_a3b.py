@@ -7,7 +7,7 @@ r"""Kimi-Linear-48B-A3B: Kimi Delta Attention and latent attention 20:7.
 others 256 experts of which 8 and a shared one are used. No positions anywhere.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -18,7 +18,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import KDAConfig, MLAConfig
+from deltanet_jax.config.mixers import KDAConfig, MLAConfig
 
 
 def get_config():

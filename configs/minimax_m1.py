@@ -8,7 +8,7 @@ used; every branch is added to its own normed input (DeepNorm). The form is that
 of MiniMax-Text-01.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -19,7 +19,7 @@ from deltanet_jax.experiment import (
   Residual,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig, LightningConfig
+from deltanet_jax.config.mixers import AttentionConfig, LightningConfig
 
 
 def get_config():

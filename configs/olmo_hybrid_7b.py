@@ -8,7 +8,7 @@ negative eigenvalues, the attention has no positions and is normed after its
 branch.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -19,7 +19,7 @@ from deltanet_jax.experiment import (
   Residual,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 
 
 def get_config():

@@ -7,7 +7,7 @@ r"""Qwen3-0.6B: attention in every layer.
 embedding.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -17,7 +17,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig
+from deltanet_jax.config.mixers import AttentionConfig
 
 
 def get_config():

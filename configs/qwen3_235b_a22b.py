@@ -6,7 +6,7 @@ r"""Qwen3-235B-A22B: attention in every layer, a mixture of experts.
 235,093,634,560 parameters: 94 layers of 64 heads over 4 keys, width 4096.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -16,7 +16,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig
+from deltanet_jax.config.mixers import AttentionConfig
 
 
 def get_config():

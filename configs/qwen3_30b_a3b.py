@@ -6,7 +6,7 @@ r"""Qwen3-30B-A3B: attention in every layer, a mixture of experts.
 30,532,122,624 parameters: 48 layers of 32 heads over 4 keys, width 2048.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -16,7 +16,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig
+from deltanet_jax.config.mixers import AttentionConfig
 
 
 def get_config():

@@ -6,7 +6,7 @@ r"""Qwen3-32B: attention in every layer.
 32,762,123,264 parameters: 64 layers of 64 heads over 8 keys, width 5120.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -16,7 +16,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig
+from deltanet_jax.config.mixers import AttentionConfig
 
 
 def get_config():

@@ -7,7 +7,7 @@ r"""Qwen3.5-0.8B: Gated DeltaNet and gated attention 3:1.
 1024; the text model.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -17,7 +17,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 
 
 def get_config():

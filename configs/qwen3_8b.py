@@ -6,7 +6,7 @@ r"""Qwen3-8B: attention in every layer.
 8,190,735,360 parameters: 36 layers of 32 heads over 8 keys, width 4096.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -16,7 +16,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig
+from deltanet_jax.config.mixers import AttentionConfig
 
 
 def get_config():

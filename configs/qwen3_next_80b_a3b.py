@@ -8,7 +8,7 @@ shared one are used. With its block of multi-token prediction (model.mtp) it has
 81,324,862,720.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -18,7 +18,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 
 
 def get_config():

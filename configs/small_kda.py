@@ -9,7 +9,7 @@ small_ and hybrid_ presets differ in their mixers only, so their losses compare.
 
 import sysconfig
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -18,7 +18,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import KDAConfig
+from deltanet_jax.config.mixers import KDAConfig
 
 
 def get_config():
