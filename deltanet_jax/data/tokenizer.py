@@ -10,6 +10,7 @@ import numpy as np
 from deltanet_jax.config import ConfigError
 from deltanet_jax.data import chat_template
 from deltanet_jax.data.token_files import FLAGS, TokenFiles
+from deltanet_jax.progress import Progress
 
 # how the common tokenizers name the token between two documents
 EOD_NAMES = (
@@ -20,7 +21,7 @@ EOD_NAMES = (
   '<|eos|>',
   '[EOS]',
 )
-SLICE_BYTES = 8 << 20  # tokenised between two progress lines
+SLICE_BYTES = 8 << 20  # tokenized at once
 
 
 def load(name):
@@ -257,7 +258,8 @@ class FileTokenizer:
       ConfigError: a document that is not UTF-8, or contains `eod`.
     """
     total = sum(len(d.content) for d in documents)
-    arrays, batch, size, done = [], [], 0, 0
+    progress = Progress('tokenized', total, 'MB', 10**6)
+    arrays, batch, size = [], [], 0
     trip = RoundTrip()
     for i, document in enumerate(documents):
       batch.append(document)
@@ -265,12 +267,11 @@ class FileTokenizer:
       if size < SLICE_BYTES and i + 1 < len(documents):
         continue
       arrays += self._encode(batch, trip)
-      done += size
-      batch, size = [], 0
       if total > SLICE_BYTES:
-        end = '\n' if done == total else ''
-        text = f'\rtokenised {done >> 20} of {total >> 20} MiB'
-        print(text, end=end, file=sys.stderr, flush=True)
+        progress.add(size)
+      batch, size = [], 0
+    if total > SLICE_BYTES:
+      progress.end()
     self.altered = trip.documents, trip.bytes
     if trip.documents:
       print(

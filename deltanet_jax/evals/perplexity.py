@@ -1,8 +1,6 @@
 """Loss and bits per byte on held-out text, or on any."""
 
 import math
-import sys
-import time
 from typing import NamedTuple
 
 import jax
@@ -11,7 +9,8 @@ import jax.numpy as jnp
 from deltanet_jax.data.rows import Rows
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
-from deltanet_jax.train import log, step as steps
+from deltanet_jax.progress import Progress
+from deltanet_jax.train import step as steps
 
 
 class Score(NamedTuple):
@@ -109,31 +108,13 @@ def over_documents(
   places = sharding.param_shardings(HybridLM(cfg), mesh)
   home = sharding.batch_sharding(mesh)
   call = jax.jit(make(cfg, jnp.dtype(dtype)), in_shardings=(places, home))
-  for one in _shown(rows, batch, stream or sys.stderr):
+  progress = Progress('scored', rows.tokens, 'tokens', stream=stream)
+  for one in rows.batches(batch):
     with jax.set_mesh(mesh):
       found = jax.device_get(call(params, jax.device_put(one, home)))
     yield one, found
-
-
-def _shown(rows, size, stream):
-  """rows.batches(size), telling after each how much of all it was."""
-  done, live = 0, stream.isatty()
-  told = begun = time.perf_counter()
-  for batch in rows.batches(size):
-    yield batch
-    # the caller has waited for its loss
-    done += int(batch['weights'].sum())
-    now = time.perf_counter()
-    if done < rows.tokens and now - told < 1:
-      continue
-    told, rate = now, done / (now - begun)
-    left = log.span((rows.tokens - done) / rate)
-    text = f'{done:,}/{rows.tokens:,} tokens  {rate:,.0f} tokens/s  {left} left'
-    if live and done < rows.tokens:
-      stream.write('\r' + text.ljust(70))
-    else:
-      stream.write(('\r' if live else '') + text.ljust(70 * live) + '\n')
-    stream.flush()
+    progress.add(int(one['weights'].sum()))
+  progress.end()
 
 
 def make_token_nats(cfg, dtype):

@@ -20,8 +20,6 @@ import math
 import pathlib
 import reprlib
 import shutil
-import sys
-import time
 
 import numpy as np
 
@@ -31,6 +29,7 @@ from deltanet_jax.hf import families, files, keys, names, pieces, plan, store
 from deltanet_jax.hf.pieces import ConversionError
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
+from deltanet_jax.progress import Progress
 
 RECORD, BESIDE = 'converted.json', 'scales.safetensors'
 FORMAT = 2
@@ -84,7 +83,7 @@ def _write_pieces(folder, entries, shapes, target):
   size = lambda entry: (
     math.prod(entry.shape) * folder.dtype(entry.name).itemsize
   )
-  progress = Progress(sum(map(size, entries)))
+  progress = Progress('converted', sum(map(size, entries)), 'MB', 10**6)
   for entry in entries:
     found = places[entry.name]
     if all(place.piece in writer.done for place in found):
@@ -141,7 +140,8 @@ def to_released(source, target):
         f'{target / file} holds other weights; give another --to'
       )
   target.mkdir(parents=True, exist_ok=True)
-  progress = Progress(sum(map(converted.size, converted.names)))
+  total = sum(map(converted.size, converted.names))
+  progress = Progress('converted', total, 'MB', 10**6)
   for file, group in sorted(groups.items()):
     if file in held:
       progress.skip(sum(map(converted.size, group)))
@@ -153,7 +153,6 @@ def to_released(source, target):
       target / file, described, _counted(converted, group, progress)
     )
   progress.end()
-  total = sum(map(converted.size, converted.names))
   files.write_index(
     target, [groups[file] for file in sorted(groups)], sorted(groups), total
   )
@@ -360,40 +359,3 @@ def _write_checked(path, described, tensors):
   finally:
     part.unlink(missing_ok=True)
   return sums.items()
-
-
-class Progress:
-  """A line on stderr: the share that is done, the rate, the time left.
-
-  total: in bytes; skipped ones were done before and count for no rate
-  """
-
-  def __init__(self, total):
-    self._total, self._done, self._skipped = total, 0, 0
-    self._start = self._shown = time.monotonic()
-
-  def skip(self, count):
-    self._skipped += count
-    self._done += count
-
-  def add(self, count):
-    self._done += count
-    now = time.monotonic()
-    if now > self._shown + 1:
-      self._shown = now
-      self._show(now)
-
-  def end(self):
-    self._show(time.monotonic())
-    print(file=sys.stderr)
-
-  def _show(self, now):
-    rate = (self._done - self._skipped) / max(now - self._start, 1e-9)
-    left = (self._total - self._done) / rate if rate else 0
-    print(
-      f'\rconverted {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB,'
-      f' {rate / 1e6:.0f} MB/s, {left / 60:.1f} minutes left  ',
-      end='',
-      file=sys.stderr,
-      flush=True,
-    )

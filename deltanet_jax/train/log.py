@@ -9,6 +9,7 @@ import sys
 import time
 
 from deltanet_jax.config.files import finite, write_text
+from deltanet_jax.progress import Line, span
 
 
 class JsonLines:
@@ -177,49 +178,25 @@ class Clock:
     return (self._total - step) * sum(self._seconds) / len(self._seconds)
 
 
-class Progress:
-  """One line that is written over on a terminal, else a line now and then."""
+class Steps:
+  """The latest step in one line of the terminal, or a line now and then."""
 
   def __init__(self, total, every, stream=None):
     self._total = total
     self._every = every
-    self._stream = stream or sys.stderr
-    self._live = self._stream.isatty()
-    self._width = 0
+    self._line = Line(stream)
+    self.say = self._line.say
 
   def step(self, step, loss, bits, clock):
     """bits: the loss in bits per byte, or None."""
     due = step % self._every == 0 or step == self._total
-    if not (self._live or due):
+    if not (self._line.live or due):
       return
     parts = [f'step {step}/{self._total}', f'loss {loss:.4f}']
     if bits is not None:
       parts.append(f'{bits:.3f} bits/byte')
     parts += [f'{clock.rate:,.0f} tokens/s', f'{span(clock.left(step))} left']
-    line = '  '.join(parts)
-    if self._live:
-      self._write('\r' + line.ljust(self._width))
-      self._width = len(line)
-    else:
-      self._write(line + '\n')
-
-  def say(self, line):
-    """A line that stays."""
-    before = '\r' + ' ' * self._width + '\r' if self._width else ''
-    self._width = 0
-    self._write(before + line + '\n')
-
-  def _write(self, text):
-    self._stream.write(text)
-    self._stream.flush()
-
-
-def span(seconds):
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours}h{minutes:02d}m'
-  return f'{minutes}m{seconds:02d}s'
+    self._line.show('  '.join(parts))
 
 
 def plot(workdir):

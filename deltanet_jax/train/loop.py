@@ -224,7 +224,7 @@ class _Run:
     self._first = processes.first()
     if not self._first:
       stream = open(os.devnull, 'w')
-    self._progress = log.Progress(cfg.steps, cfg.log_every, stream)
+    self._progress = log.Steps(cfg.steps, cfg.log_every, stream)
     self._clock = log.Clock(size.batch * size.seq_len, cfg.steps)
     self._bytes = size.tokenizer == 'bytes'
     self._log = None

@@ -271,7 +271,7 @@ def test_documents_are_encoded_alike_in_slices(vocabulary, monkeypatch, capsys):
   assert capsys.readouterr().err == ''
   monkeypatch.setattr(tokenizer, 'SLICE_BYTES', 35)
   sliced = loaded.encode_documents(documents)
-  assert capsys.readouterr().err.endswith('tokenised 0 of 0 MiB\n')
+  assert 'tokenized 0/0 MB' in capsys.readouterr().err
   for t, a, b in zip(texts, whole, sliced, strict=True):
     assert a.tolist() == b.tolist() == loaded.encode(t).tolist()
 

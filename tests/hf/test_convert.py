@@ -212,18 +212,6 @@ def test_a_conversion_of_an_older_format_is_refused(source, tmp_path):
     hf.load(tmp_path / 'orbax')
 
 
-def test_progress_shows_rate_and_time_left(monkeypatch, capsys):
-  now = iter([0.0, 10.0, 20.0, 20.0])
-  monkeypatch.setattr(convert.time, 'monotonic', lambda: next(now))
-  progress = convert.Progress(4_000_000_000)
-  progress.skip(2_000_000_000)  # by an earlier call: no part of the rate
-  progress.add(500_000_000)
-  shown = capsys.readouterr().err
-  assert 'converted 2.50 of 4.00 GB, 50 MB/s, 0.5 minutes left' in shown
-  progress.add(1_500_000_000)
-  assert 'converted 4.00 of 4.00 GB, 100 MB/s, 0.0' in capsys.readouterr().err
-
-
 EMBED = 'model.embed_tokens.weight'
 
 

@@ -219,7 +219,7 @@ def test_two_processes_do_not_share_a_folder(texts, tmp_path):
 def test_progress_lines_come_now_and_then_when_nobody_watches():
   clock = log.Clock(tokens=100, total=4)
   stream = io.StringIO()
-  progress = log.Progress(4, 2, stream)
+  progress = log.Steps(4, 2, stream)
   for step in range(1, 5):
     clock.start()
     clock.stop()

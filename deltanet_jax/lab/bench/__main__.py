@@ -74,6 +74,8 @@ def _main(taken):
   plot_path = command.output(PLOT, '.png')
   from deltanet_jax.config.files import write_text
   from deltanet_jax.lab.bench import bench, report
+  from deltanet_jax.lab.environment import environment
+  from deltanet_jax.progress import Line
 
   settings = bench.Settings(
     op=OP.value, forms=tuple(FORMS.value), peers=tuple(PEER.value),
@@ -86,8 +88,8 @@ def _main(taken):
     found = bench.functions(settings)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  programs = bench.measure(settings, found, bench.Progress())
-  where = bench.environment()
+  programs = bench.measure(settings, found, Line())
+  where = environment()
   print(report.text(settings, programs, where))
   if json_path:
     write_text(json_path, report.as_json(settings, programs, where))

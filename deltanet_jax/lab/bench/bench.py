@@ -9,13 +9,14 @@ import importlib
 import inspect
 import pathlib
 import statistics
-import sys
 import time
 import types
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from deltanet_jax.progress import span
 
 INPUTS = {
   'linear_attention': ('q', 'k', 'v', 'g'),
@@ -260,42 +261,3 @@ def same(program, settings):
   """False where o differs by more than rounding; a nan differs."""
   difference = program.difference
   return difference is None or difference <= ROUNDING[settings.dtype]
-
-
-# ---------------------------------------------------------------- progress
-
-
-class Progress:
-  """Now, in one line: written over on a terminal, else a line each."""
-
-  def __init__(self, stream=None):
-    self._stream = stream or sys.stderr
-    self._live = self._stream.isatty()
-    self._width = 0
-
-  def show(self, line):
-    if self._live:
-      self._stream.write('\r' + line.ljust(self._width))
-      self._width = len(line)
-    else:
-      self._stream.write(line + '\n')
-    self._stream.flush()
-
-  def clear(self):
-    if self._live:
-      self._stream.write('\r' + ' ' * self._width + '\r')
-      self._stream.flush()
-
-
-def span(seconds):
-  seconds = max(0, round(seconds))
-  return f'{seconds // 60}m{seconds % 60:02d}s'
-
-
-def environment():
-  device = jax.devices()[0]
-  return {
-    'platform': device.platform,
-    'device': device.device_kind,
-    'jax': jax.__version__,
-  }

@@ -120,8 +120,8 @@ And a key that got {TIMES} values in turn gives its newest back with an error of
 
 
 def _trained(out):
-  from deltanet_jax.lab.bench.bench import Progress
   from deltanet_jax.lab.first_steps import first_steps
+  from deltanet_jax.progress import Line
 
   task = first_steps.TASK
   print(f"""
@@ -132,7 +132,7 @@ layer, has to say the second half. Its keys are made of the last tokens, so n
 tokens to copy are n pairs to keep. The layer and its keys are learned; the
 width of the keys is ours. {STEPS.value} steps each.
 """)
-  progress, copiers = Progress(), []
+  progress, copiers = Line(), []
   for width in WIDTHS:
     for rule in first_steps.RULES:
       name = f'{rule}, keys of {width}'

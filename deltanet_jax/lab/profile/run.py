@@ -1,9 +1,6 @@
 """A profile from its settings to the files it leaves, one context at a time."""
 
 import json
-import os
-import platform
-import sys
 import time
 
 import jax
@@ -12,10 +9,11 @@ from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.config.files import finite, write_text
-from deltanet_jax.lab.bench import bench
+from deltanet_jax.lab.environment import environment, machine
 from deltanet_jax.lab.profile import measure, plots, report
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
+from deltanet_jax.progress import Line, span
 
 
 def run(settings, models, folder):
@@ -29,7 +27,7 @@ def run(settings, models, folder):
     ConfigError: the folder holds another profile, or cannot be written.
   """
   cfgs = {name: cfg for name, (cfg, _) in models.items()}
-  where = bench.environment() | {'machine': machine()}
+  where = environment() | {'machine': machine()}
   records = _claim(folder, settings, models, where)
   done = {r['context'] for r in records}
   if done != set(settings.contexts):
@@ -43,7 +41,7 @@ def run(settings, models, folder):
 
 def _measure(settings, models, folder, records, done):
   """Appends what is missing to `records`, and to the file."""
-  progress = bench.Progress()
+  progress = Line()
   subjects = []
   for name, (cfg, params) in models.items():
     progress.show(f'parameters of {name}')
@@ -66,19 +64,19 @@ def _measure(settings, models, folder, records, done):
     seconds = time.time() - start
     more = len([n for n in contexts[i + 1 :] if n not in done])
     # a context takes about twice as long as the one before it
-    left = bench.span(seconds * (2 ** (more + 1) - 2))
-    progress.show(f'{head} took {bench.span(seconds)}; about {left} left')
+    left = span(seconds * (2 ** (more + 1) - 2))
+    progress.show(f'{head} took {span(seconds)}; about {left} left')
 
 
 def _sparsely(progress, head):
   """Shows lines, not all of them: ten a second, in a log six a minute."""
-  shortest = 0.1 if sys.stderr.isatty() else 10.0
+  shortest = 0.1 if progress.live else 10.0
   last = 0.0
 
   def show(line, left):
     nonlocal last
     if time.monotonic() - last >= shortest:
-      tail = '' if left is None else f', {bench.span(left)} left here'
+      tail = '' if left is None else f', {span(left)} left here'
       progress.show(f'{head}, {line}{tail}')
       last = time.monotonic()
 
@@ -119,18 +117,3 @@ def _claim(folder, settings, models, where):
   if not results.is_file():
     return []
   return [json.loads(line) for line in results.read_text().splitlines()]
-
-
-def machine():
-  """What the figures were measured on, in words."""
-  device = jax.devices()[0]
-  if device.platform != 'cpu':
-    return device.device_kind
-  name = platform.processor() or platform.machine()
-  try:
-    with open('/proc/cpuinfo') as file:
-      lines = [line for line in file if line.startswith('model name')]
-    name = lines[0].partition(':')[2].strip()
-  except (OSError, IndexError):
-    pass
-  return f'{len(os.sched_getaffinity(0))} cores of {name}'

@@ -68,6 +68,7 @@ def _study(cfg, cells, folder):
   import jax
 
   from deltanet_jax.lab.study import matrix, report, runner
+  from deltanet_jax.progress import span
 
   cores = os.cpu_count() if jax.default_backend() == 'cpu' else 1
   jobs = JOBS.value or cores
@@ -76,7 +77,7 @@ def _study(cfg, cells, folder):
   print(
     f'{len(cells)} cells, {len(cells) - len(todo)} of them done before,'
     f' {jobs} at a time; on 2 cores of an AMD EPYC the rest would take about'
-    f' {runner.clock(guess)}',
+    f' {span(guess)}',
     file=sys.stderr,
   )
   folder.make(cfg)

@@ -1,58 +1,51 @@
 """Runs the cells that are not done, side by side, and says how it goes."""
 
 import concurrent.futures
-import sys
 import threading
 import time
 import traceback
 
 from deltanet_jax.lab.study import cell as cells_
 from deltanet_jax.lab.study.matrix import make_task, seconds
+from deltanet_jax.progress import Line, span
 
 
-class Progress:
-  """A line on stderr whenever a cell is done, and at least every half minute:
-  what is done, cells a minute, the time left."""
+class Cells:
+  """A line whenever a cell is done, and at least every half minute: what is
+  done, cells a minute, the time left."""
 
-  def __init__(self, costs, stream=sys.stderr, clock=time.monotonic):
-    self._costs, self._parts = costs, dict.fromkeys(costs, 0.0)
-    self._stream, self._clock = stream, clock
-    self._start, self._said = clock(), clock()
+  def __init__(self, costs, stream=None, clock=time.monotonic):
+    self._costs, self._shares = costs, dict.fromkeys(costs, 0.0)
+    self._line, self._clock = Line(stream), clock
+    self._start = self._shown = clock()
     self._lock = threading.Lock()
 
   def part(self, name, share):
     """`share` of a cell is done."""
     with self._lock:
-      self._parts[name] = share
-      if self._clock() - self._said >= 30:
-        self._say(f'in {name}')
+      self._shares[name] = share
+      if self._clock() - self._shown >= 30:
+        self._show(f'in {name}')
 
-  def done(self, name, said):
+  def done(self, name, result):
+    """A cell is done; `result` in words."""
     with self._lock:
-      self._parts[name] = 1.0
-      self._say(f'{name}: {said}')
+      self._shares[name] = 1.0
+      self._show(f'{name}: {result}')
 
-  def _say(self, what):
-    self._said = self._clock()
-    spent = self._said - self._start
+  def _show(self, what):
+    self._shown = self._clock()
+    spent = self._shown - self._start
     cost = lambda share: sum(self._costs[n] * share(n) for n in self._costs)
-    made = cost(lambda n: self._parts[n])
-    left = cost(lambda n: 1 - self._parts[n])
-    finished = sum(x == 1 for x in self._parts.values())
-    rest = f', {clock(spent / made * left)} left' if made else ''
+    made = cost(lambda n: self._shares[n])
+    left = cost(lambda n: 1 - self._shares[n])
+    finished = sum(x == 1 for x in self._shares.values())
+    rest = f', {span(spent / made * left)} left' if made else ''
     rate = f'{60 * finished / spent:.1f} cells a minute' if spent else ''
-    print(
-      f'{finished}/{len(self._parts)} {what} ({clock(spent)} gone, {rate}'
-      f'{rest})',
-      file=self._stream, flush=True,
-    )  # fmt: skip
-
-
-def clock(seconds):
-  """'2:05' of 125 seconds, '1:02:05' of an hour more."""
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02}:{rest:02}' if hours else f'{minutes}:{rest:02}'
+    self._line.say(
+      f'{finished}/{len(self._shares)} {what} ({span(spent)} gone, {rate}'
+      f'{rest})'
+    )
 
 
 def run(cfg, cells, folder, jobs, limit=0.0):
@@ -64,7 +57,7 @@ def run(cfg, cells, folder, jobs, limit=0.0):
   {name: error} of these.
   """
   todo = [cell for cell in cells if not folder.done(cell)]
-  progress = Progress({cell.name: seconds(cfg, cell) for cell in todo})
+  progress = Cells({cell.name: seconds(cfg, cell) for cell in todo})
   errors = {}
   stop, began = threading.Event(), time.monotonic()
 

@@ -1,0 +1,95 @@
+"""How far a long job is. Standard library only."""
+
+import sys
+import time
+from typing import TextIO
+
+TERMINAL_PAUSE, FILE_PAUSE = 1.0, 10.0  # seconds between two lines
+
+
+class Line:
+  """One line that is written over on a terminal, else a line each."""
+
+  def __init__(self, stream: TextIO | None = None):
+    self._stream = stream or sys.stderr
+    self.live = self._stream.isatty()
+    self._width = 0
+
+  def show(self, text: str) -> None:
+    """Puts `text` in the place of what was shown before."""
+    if self.live:
+      self._write('\r' + text.ljust(self._width))
+      self._width = len(text)
+    else:
+      self._write(text + '\n')
+
+  def say(self, text: str) -> None:
+    """A line that stays."""
+    self.clear()
+    self._write(text + '\n')
+
+  def clear(self) -> None:
+    """Takes what is shown off the terminal."""
+    if self._width:
+      self._write('\r' + ' ' * self._width + '\r')
+      self._width = 0
+
+  def _write(self, text: str) -> None:
+    self._stream.write(text)
+    self._stream.flush()
+
+
+class Progress:
+  """What is done of a job, the rate, the time left.
+
+  what: in a word, as 'converted'   total: in `unit`s of `size`
+  """
+
+  def __init__(
+    self,
+    what: str,
+    total: int,
+    unit: str,
+    size: int = 1,
+    stream: TextIO | None = None,
+  ):
+    self._what, self._unit, self._size = what, unit, size
+    self._total, self._done, self._skipped = total, 0, 0
+    self._line = Line(stream)
+    self._start = self._shown = time.monotonic()
+
+  def skip(self, count: int) -> None:
+    """So much was done before, and counts for no rate."""
+    self._skipped += count
+    self._done += count
+
+  def add(self, count: int) -> None:
+    """So much more is done."""
+    self._done += count
+    pause = TERMINAL_PAUSE if self._line.live else FILE_PAUSE
+    if time.monotonic() > self._shown + pause:
+      self._shown = time.monotonic()
+      self._line.show(self._text())
+
+  def end(self) -> None:
+    """Leaves a last line."""
+    self._line.say(self._text())
+
+  def _text(self) -> str:
+    seconds = max(time.monotonic() - self._start, 1e-9)
+    rate = (self._done - self._skipped) / seconds
+    left = (self._total - self._done) / rate if rate else 0
+    done, total = (f'{x / self._size:,.0f}' for x in (self._done, self._total))
+    return (
+      f'{self._what} {done}/{total} {self._unit}'
+      f'  {rate / self._size:,.0f} {self._unit}/s  {span(left)} left'
+    )
+
+
+def span(seconds: float) -> str:
+  """'2m05s' of 125 seconds, '1h02m' of 3,725."""
+  minutes, seconds = divmod(max(0, round(seconds)), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}h{minutes:02d}m'
+  return f'{minutes}m{seconds:02d}s'
