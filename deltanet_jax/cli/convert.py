@@ -41,14 +41,15 @@ def _main(taken):
   if target.resolve() == source.resolve():
     raise ConfigError(f'--to={target} is --from; give another folder')
   from deltanet_jax.hf import convert
-  from deltanet_jax.runs import start
   from deltanet_jax.runs.checkpoint import CheckpointError
+  from deltanet_jax.runs.release import write_release
+  from deltanet_jax.runs.source import is_run
 
   try:
     if convert.is_converted(source):
       convert.to_released(source, target)
-    elif start.is_run(source):
-      start.release(Workdir(source), target)
+    elif is_run(source):
+      write_release(Workdir(source), target)
     else:
       convert.to_orbax(source, target)
   except (convert.ConversionError, CheckpointError) as error:

@@ -30,15 +30,12 @@ import sys
 
 from absl import flags
 
-from deltanet_jax.cli import command
+from deltanet_jax.cli import command, model_flags
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import json_text, write_text
-from deltanet_jax.runs.folder import Workdir
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
-RELEASED = flags.DEFINE_string(
-  'released', None, 'Released weights: a folder, or ORG/NAME on the hub.'
-)
+flags.adopt_module_key_flags(model_flags)
+
 DATA = flags.DEFINE_string('data', None, 'Globs of the text, with commas.')
 FIELD = flags.DEFINE_string(
   'field', 'text', "The text's field in .jsonl and .parquet files."
@@ -64,8 +61,6 @@ def main():
 
 def _main(taken):
   del taken
-  if (WORKDIR.value is None) == (RELEASED.value is None):
-    raise ConfigError('give one of --workdir and --released')
   if DATA.value is None:
     raise ConfigError("no --data=GLOB given, as in --data='texts/**/*.txt'")
   bad = [n for n in REPEATS.value if not n.isdecimal() or int(n) < 1]
@@ -74,9 +69,9 @@ def _main(taken):
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output and not output.parent.is_dir():
     raise ConfigError(f'--output={output}: no folder {output.parent}')
-  begun, seq_len = _model()
-  begun.require_tokenizer()
-  result = _score(begun, SEQ_LEN.value or seq_len)
+  source = model_flags.open_source()
+  source.require_tokenizer()
+  result = _score(source, SEQ_LEN.value or source.seq_len)
   if isinstance(result, int):
     return result
   text = json_text(result).rstrip('\n')
@@ -86,32 +81,21 @@ def _main(taken):
   return 0
 
 
-def _model():
-  """(Start, tokens of a row) of what the flags name."""
-  from deltanet_jax.runs import start
-
-  if RELEASED.value is not None:
-    begun = start.read(RELEASED.value)
-    return begun, 2048
-  workdir = Workdir(WORKDIR.value)
-  seq_len = workdir.read().data.seq_len
-  return start.of_run(workdir), seq_len
-
-
-def _score(begun, seq_len):
-  from deltanet_jax.data import files, tokenizer as tokenizers
+def _score(source, seq_len):
+  from deltanet_jax.data import files
+  from deltanet_jax.data.tokenizer import load_tokenizer
 
   with _named_as_flags():
     documents = list(files.read(files.find(DATA.value), FIELD.value))
   if not documents:
     raise ConfigError(f'--data={DATA.value}: its files hold no text')
-  tokenizer = tokenizers.load(begun.tokenizer)
-  if tokenizer.vocab_size > begun.model.vocab:
+  tokenizer = load_tokenizer(source.tokenizer)
+  if tokenizer.vocab_size > source.model.vocab:
     raise ConfigError(
-      f'{begun.tokenizer} has {tokenizer.vocab_size} ids and the model'
-      f' {begun.model.vocab}; it is the tokenizer of another model'
+      f'{source.tokenizer} has {tokenizer.vocab_size} ids and the model'
+      f' {source.model.vocab}; it is the tokenizer of another model'
     )
-  begun.check()
+  source.check()
   import jax.numpy as jnp
 
   from deltanet_jax.config.experiment import MeshConfig
@@ -120,13 +104,13 @@ def _score(begun, seq_len):
 
   try:
     mesh = sharding.make_mesh(MeshConfig(fsdp=DEVICES.value))
-    params = begun.load(mesh, jnp.dtype(DTYPE.value))
+    params = source.load(mesh, jnp.dtype(DTYPE.value))
   except CheckpointError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  what = begun.model, params, documents, tokenizer
+  what = source.model, params, documents, tokenizer
   how = {
     'dtype': DTYPE.value,
     'mesh': mesh,
@@ -137,7 +121,7 @@ def _score(begun, seq_len):
     score, found = _scored(what, how)
   size = sum(len(document.content) for document in documents)
   return {
-    'model': begun.name,
+    'model': source.name,
     'bits_per_byte': score.bits_per_byte(size),
     'perplexity': score.perplexity,
     'loss': score.loss,

@@ -18,16 +18,13 @@ import sys
 
 from absl import flags
 
-from deltanet_jax.cli import command
+from deltanet_jax.cli import command, model_flags
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.sampling import SEEDS, Sampling
 from deltanet_jax.data.tokenizer import require_utf8
-from deltanet_jax.runs.folder import Workdir
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
-RELEASED = flags.DEFINE_string(
-  'released', None, 'Released weights: a folder, or ORG/NAME on the hub.'
-)
+flags.adopt_module_key_flags(model_flags)
+
 CHAT = flags.DEFINE_bool(
   'chat', False, "Put the prompt into a released model's chat template."
 )
@@ -60,64 +57,26 @@ def main():
 
 def _main(taken):
   del taken
-  if (WORKDIR.value is None) == (RELEASED.value is None):
-    raise ConfigError('give one of --workdir and --released')
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
   try:
     sampling.check()
   except ValueError as error:
     raise ConfigError(str(error)) from error
   require_utf8(PROMPT.value, '--prompt')
-  how = {
-    'max_tokens': MAX_TOKENS.value,
-    'sampling': sampling,
-    'seed': SEED.value,
-  }
-  make = _of_run if RELEASED.value is None else _of_released
-  return _show(make(how))
+  source = model_flags.open_source()
+  source.check()
+  from deltanet_jax.infer import text
 
-
-def _of_run(how):
-  workdir = Workdir(WORKDIR.value)
-  experiment = workdir.read()
-  if not workdir.checkpoints.is_dir():
-    raise ConfigError(f'{workdir.path} has no checkpoint yet; train first')
-  if CHAT.value:
-    return _chat_of_run(workdir, experiment, how)
-  from deltanet_jax.infer import generate
-
-  return generate.continue_text(workdir, experiment, PROMPT.value, **how)
-
-
-def _chat_of_run(workdir, experiment, how):
-  if not workdir.start.is_file():
-    raise ConfigError(
-      f'--chat: {workdir.path} did not begin with released weights and has no'
-      ' chat template; leave it out'
+  return _show(
+    text.continue_text(
+      source,
+      PROMPT.value,
+      chat=CHAT.value,
+      max_tokens=MAX_TOKENS.value,
+      sampling=sampling,
+      seed=SEED.value,
     )
-  from deltanet_jax.hf import text
-  from deltanet_jax.infer import generate
-  from deltanet_jax.model import HybridLM
-
-  def load():
-    params = generate.load_params(workdir, experiment.model)
-    return HybridLM(experiment.model), params
-
-  return text.continue_text(
-    workdir.text, PROMPT.value, chat=True, load=load, **how
   )
-
-
-def _of_released(how):
-  from deltanet_jax.hf import hub
-  from deltanet_jax.runs import start
-
-  folder = hub.find(RELEASED.value)
-  if start.is_run(folder):
-    raise ConfigError(f'{folder} is a training run; give it as --workdir')
-  from deltanet_jax.hf import text
-
-  return text.continue_text(folder, PROMPT.value, chat=CHAT.value, **how)
 
 
 def _show(parts):

@@ -73,8 +73,8 @@ def main():
 
 
 def _main(taken):
-  experiment, begun = asked(*taken)
-  result = run(experiment, Workdir(WORKDIR.value), begun)
+  experiment, source = read_flags(*taken)
+  result = run(experiment, Workdir(WORKDIR.value), source)
   if isinstance(result, int):
     return 128 + result
   if result is not None:
@@ -88,8 +88,8 @@ def take(argv):
   return (path, changes), rest
 
 
-def asked(path, changes):
-  """(Experiment, the Start that it begins with or None) of the command line.
+def read_flags(path, changes):
+  """(Experiment, the Source that it begins with or None) of the command line.
 
   path: of the configuration or None   changes: (name, text) pairs
   """
@@ -101,15 +101,16 @@ def asked(path, changes):
   if RELEASED.value is None and not workdir.start.is_file():
     return experiment, None
   from deltanet_jax.runs import start
+  from deltanet_jax.runs.source import open_model, recorded
 
-  begun = start.recorded(workdir)
+  source = recorded(workdir)
   if RELEASED.value is None:
-    return experiment, begun
+    return experiment, source
   if workdir.config.is_file():
-    start.require_same(workdir, begun, RELEASED.value)
+    start.require_same(workdir, source, RELEASED.value)
   else:
-    begun = start.read(RELEASED.value)
-  return start.experiment(begun, path or FINETUNE, changes), begun
+    source = open_model(RELEASED.value)
+  return start.make_experiment(source, path or FINETUNE, changes), source
 
 
 def _without_start(path, changes, workdir):
@@ -118,7 +119,7 @@ def _without_start(path, changes, workdir):
   return config.read(path, changes)
 
 
-def run(experiment, workdir, begun=None):
+def run(experiment, workdir, source=None):
   """The results of the run, or the signal that stopped it; of several
   processes only the first has results, the others None."""
   workdir.check(experiment, NEW_TEXT.value)
@@ -133,20 +134,20 @@ def run(experiment, workdir, begun=None):
     return result
   with process_flags.joined():
     tokenizer = workdir.tokenizer(experiment)
-    if begun is not None and tokenizer == begun.tokenizer:
-      begun.require_tokenizer()
+    if source is not None and tokenizer == source.tokenizer:
+      source.require_tokenizer()
     data = _read(experiment, tokenizer)
-    if begun is not None and not workdir.config.is_file():
-      begun.check()
-    return _train(experiment, workdir, data, begun, tokenizer)
+    if source is not None and not workdir.config.is_file():
+      source.check()
+    return _train(experiment, workdir, data, source, tokenizer)
 
 
 def _read(experiment, tokenizer):
-  from deltanet_jax.data import tokenizer as tokenizers
   from deltanet_jax.data.text import TextData
+  from deltanet_jax.data.tokenizer import load_tokenizer
 
   # before a long text is tokenised
-  need = tokenizers.load(tokenizer).vocab_size
+  need = load_tokenizer(tokenizer).vocab_size
   have = experiment.model.vocab
   if need > have:
     raise ConfigError(
@@ -160,19 +161,19 @@ def _read(experiment, tokenizer):
   return TextData(dataclasses.replace(experiment.data, tokenizer=tokenizer))
 
 
-def _train(experiment, workdir, data, begun, tokenizer):
+def _train(experiment, workdir, data, source, tokenizer):
   from deltanet_jax.runs import start
   from deltanet_jax.runs.checkpoint import CheckpointError
   from deltanet_jax.train import loop
 
-  kept = start.kept(begun, tokenizer)
+  texts = start.stored_texts(source, tokenizer)
   try:
     return loop.train(
       experiment,
       workdir,
       data,
-      start=begun,
-      kept=kept,
+      source=source,
+      texts=texts,
       new_text=NEW_TEXT.value,
     )
   except (loop.NonFiniteError, CheckpointError) as error:

@@ -42,7 +42,7 @@ class TextData:
       side = heldout if _is_heldout(documents[i].content, cfg) else train
       side.append(documents[i])
     _require_both(train, heldout, cfg)
-    self.tokenizer = tokenizer.load(cfg.tokenizer)
+    self.tokenizer = tokenizer.load_tokenizer(cfg.tokenizer)
     self._train, self._heldout = train, heldout
     self._train_rows = self._pack(train, cfg)
     self._heldout_rows = self._pack(heldout, cfg)

@@ -24,22 +24,25 @@ EOD_NAMES = (
 SLICE_BYTES = 8 << 20  # tokenized at once
 
 
-def load(name):
+def load_tokenizer(name):
   """`ByteTokenizer` for 'bytes', else the `FileTokenizer` of that file.
 
   Raises:
     ConfigError: no such file, no tokenizer in it, or no end-of-text token.
   """
-  if name == 'bytes':
-    return ByteTokenizer()
-  if not os.path.isfile(name):
+  if name != 'bytes' and not os.path.isfile(name):
     raise ConfigError(
       f"data.tokenizer={name!r}: no such file; give 'bytes' or the path of a"
       ' tokenizer.json'
     )
-  found = FileTokenizer(name)
-  found.require_eod()
-  return found
+  tokenizer = open_tokenizer(name)
+  tokenizer.require_eod()
+  return tokenizer
+
+
+def open_tokenizer(name):
+  """As `load_tokenizer`, but without an end-of-text token it will do too."""
+  return ByteTokenizer() if name == 'bytes' else FileTokenizer(name)
 
 
 def require_utf8(text, what):
@@ -69,6 +72,19 @@ class ByteTokenizer:
     """int32 [T]: the UTF-8 bytes of `text`."""
     require_utf8(text, 'the text')
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+  def require_eod(self):
+    """It has one."""
+
+  def prompt(self, text, special=True):
+    """Ids (list) of a prompt: its bytes, and no others."""
+    del special
+    return self.encode(text).tolist()
+
+  def chat(self, message):
+    """Raises ConfigError: there is no chat template."""
+    del message
+    raise ConfigError('a model of bytes has no chat template; leave --chat out')
 
   def decode(self, ids):
     """The text of `ids`, without `eod`; broken UTF-8 becomes U+FFFD."""

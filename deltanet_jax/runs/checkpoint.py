@@ -15,6 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from deltanet_jax.model import HybridLM
+from deltanet_jax.parallel import sharding
 from deltanet_jax.runs import processes
 
 _log = logging.getLogger(__name__)
@@ -267,3 +269,25 @@ def _require_same(sums, arrays, where):
         f'{where} holds {saved} as {path}, the program needs {needed}; use the'
         ' version of the program that wrote it'
       )
+
+
+def load_params(workdir, cfg, mesh=None):
+  """The parameters of the newest whole checkpoint, where `sharding` lays them
+  on the mesh, or on the first device."""
+  model = HybridLM(cfg)
+  shapes = sharding.abstract_params(model)
+  if mesh is None:
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    places = jax.tree.map(lambda x: one, shapes)
+  else:
+    places = sharding.param_shardings(model, mesh)
+  abstract = jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    shapes,
+    places,
+  )
+  with Checkpoints(workdir.checkpoints) as checkpoints:
+    found = checkpoints.restore({'params': abstract})
+  if found is None:
+    raise CheckpointError(f'no checkpoint in {workdir.path} yet; train first')
+  return found[1]['params']

@@ -90,10 +90,10 @@ class Workdir:
     copy = self.text / 'tokenizer.json'
     return str(copy) if copy.is_file() else experiment.data.tokenizer
 
-  def claim(self, experiment, kept=None):
+  def claim(self, experiment, texts=None):
     """Makes the folder this run's own, until `release` or the process's end.
 
-    kept: {relative path: text}, files that a new run is to have from the first.
+    texts: {relative path: text}, files that a new run is to have from the first.
 
     Raises:
       ConfigError: it cannot be written, or another process trains in it.
@@ -112,7 +112,7 @@ class Workdir:
       raise ConfigError(f'--workdir={self.path}: {error.strerror}') from error
     try:
       if not self.config.is_file():
-        for name, text in (kept or {}).items():
+        for name, text in (texts or {}).items():
           path = self.path / name
           path.parent.mkdir(exist_ok=True)
           write_text(path, text)

@@ -143,15 +143,15 @@ def train(
   workdir,
   data,
   stream=None,
-  start=None,
-  kept=None,
+  source=None,
+  texts=None,
   new_text=False,
 ):
   """Trains to the end, or up to SIGTERM or SIGINT; then saves.
 
   experiment: Experiment   workdir: Workdir, checked   data: TextData of it
-  start: `hf.start.Start` whose weights take the place of fresh ones, or None
-  kept: see `Workdir.claim`   new_text: see `Workdir.check_text`
+  source: `runs.source.Source` whose weights take the place of fresh ones, or None
+  texts: see `Workdir.claim`   new_text: see `Workdir.check_text`
   Returns the results, also in `result.json`, or the signal that stopped it.
   Of several processes all call this; the first alone writes but for the
   checkpoints, and the others return None in the place of results.
@@ -160,7 +160,7 @@ def train(
 
   Raises:
     ConfigError: the mesh needs more devices, or does not divide the model;
-      the folder cannot be written, or another run trains in it; `start`
+      the folder cannot be written, or another run trains in it; `source`
       cannot be read; the text is not that of the run; the processes were
       started differently.
     NonFiniteError: MAX_STREAK steps in a row were skipped.
@@ -177,7 +177,7 @@ def train(
   processes.require_part(mesh)
   program = make_program(experiment, mesh)
   # only now: a configuration that cannot run shall not own the folder
-  _claim(given, workdir, data, start, kept, new_text)
+  _claim(given, workdir, data, source, texts, new_text)
   keep = experiment.train.keep
   with (
     jax.set_mesh(mesh),
@@ -185,21 +185,21 @@ def train(
   ):
     run = _Run(experiment, workdir, data, program, checkpoints, stream)
     with contextlib.closing(run):
-      run.begin(start, mesh, new_text)
+      run.begin(source, mesh, new_text)
       with _signals() as caught:
         stop = run.train(caught)
       # all is saved: from here a signal may end the process as usual
       return stop or run.finish()
 
 
-def _claim(experiment, workdir, data, start, kept, new_text):
+def _claim(experiment, workdir, data, source, texts, new_text):
   """Process 0 claims the folder, once all are known to do the same."""
   text = data.fingerprint()
   processes.require_same(
     {
       'a configuration': config.to_json(experiment),
       'a text': json_text(text),
-      'weights to begin with': start.name if start else '',
+      'weights to begin with': source.name if source else '',
       'a flag --new_text': str(new_text),
     }
   )
@@ -208,7 +208,7 @@ def _claim(experiment, workdir, data, start, kept, new_text):
   def claim():
     if first:
       workdir.check_text(text, new_text)
-      workdir.claim(experiment, kept)
+      workdir.claim(experiment, texts)
 
   processes.together(claim)
   processes.together(lambda: workdir.require_seen(experiment))
@@ -233,8 +233,8 @@ class _Run:
     if self._log is not None:
       self._log.close()
 
-  def begin(self, start, mesh, new_text):
-    """Takes up the newest checkpoint; without one, `start`'s weights or fresh
+  def begin(self, source, mesh, new_text):
+    """Takes up the newest checkpoint; without one, `source`'s weights or fresh
     ones, the former scored as they are."""
     held = lambda tree: f'{sharding.bytes_per_device(tree) / 2**20:,.1f} MiB'
     abstract = self._program.abstract
@@ -252,14 +252,14 @@ class _Run:
       self._progress.say(f'continuing after step {self._step}')
       self._log = self._open_log(self._step)
       return
-    if start is None:
+    if source is None:
       params = self._program.init()
     else:
-      self._progress.say(f'reading the weights of {start.name}')
-      params = start.load(mesh)
+      self._progress.say(f'reading the weights of {source.name}')
+      params = source.load(mesh)
     self._state = self._program.begin(params)
     self._log = self._open_log(-1)
-    if start is not None:
+    if source is not None:
       self._evaluate_some()
 
   def _take_text(self, new_text):

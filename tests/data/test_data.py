@@ -219,7 +219,7 @@ def test_a_parquet_file_without_the_field_is_refused(tmp_path):
 
 
 def test_bytes_round_trip_and_eod_is_silent():
-  bytes_ = tokenizer.load('bytes')
+  bytes_ = tokenizer.load_tokenizer('bytes')
   ids = bytes_.encode('é a\n')
   assert ids.dtype == np.int32 and ids.tolist() == [195, 169, 32, 97, 10]
   assert bytes_.decode([EOD, *ids, EOD]) == 'é a\n'
@@ -253,7 +253,7 @@ def write_tokenizer(path, special):
 
 
 def test_a_tokenizer_file_round_trips_and_knows_its_end_of_text(vocabulary):
-  loaded = tokenizer.load(vocabulary)
+  loaded = tokenizer.load_tokenizer(vocabulary)
   written = 'the cat é <|endoftext|> the mat'
   ids = loaded.encode(written)
   assert ids.dtype == np.int32 and ids.max() < loaded.vocab_size
@@ -264,7 +264,7 @@ def test_a_tokenizer_file_round_trips_and_knows_its_end_of_text(vocabulary):
 
 
 def test_documents_are_encoded_alike_in_slices(vocabulary, monkeypatch, capsys):
-  loaded = tokenizer.load(vocabulary)
+  loaded = tokenizer.load_tokenizer(vocabulary)
   texts = [f'the cat {i}' for i in range(20)]
   documents = [files.Document(t, t.encode()) for t in texts]
   whole = loaded.encode_documents(documents)
@@ -277,12 +277,14 @@ def test_documents_are_encoded_alike_in_slices(vocabulary, monkeypatch, capsys):
 
 
 def test_tokenizers_that_cannot_serve_are_refused(tmp_path, folder, vocabulary):
-  assert 'no such file' in refusal(tokenizer.load, str(tmp_path / 'x.json'))
+  assert 'no such file' in refusal(
+    tokenizer.load_tokenizer, str(tmp_path / 'x.json')
+  )
   nothing = tmp_path / 'nothing.json'
   nothing.write_text('{}')
-  assert 'holds no tokenizer' in refusal(tokenizer.load, str(nothing))
+  assert 'holds no tokenizer' in refusal(tokenizer.load_tokenizer, str(nothing))
   endless = write_tokenizer(tmp_path / 'endless.json', ['<|pad|>'])
-  assert 'no end-of-text token' in refusal(tokenizer.load, endless)
+  assert 'no end-of-text token' in refusal(tokenizer.load_tokenizer, endless)
   (folder / 'odd.txt').write_bytes(b'the\xff')
   message = refusal(lambda: make(folder, tokenizer=vocabulary))
   assert f'{folder}/odd.txt: no UTF-8 text (byte 3)' in message
@@ -293,9 +295,9 @@ def test_the_end_of_text_may_be_named_beside_the_tokenizer(tmp_path, token):
   path = write_tokenizer(tmp_path / 'tokenizer.json', ['<pad>', '<end>'])
   settings = tmp_path / 'tokenizer_config.json'
   settings.write_text(json.dumps({'eos_token': token}))
-  assert tokenizer.load(path).eod == 1
+  assert tokenizer.load_tokenizer(path).eod == 1
   settings.write_text(json.dumps({'eos_token': None}))
-  assert 'no end-of-text token' in refusal(tokenizer.load, path)
+  assert 'no end-of-text token' in refusal(tokenizer.load_tokenizer, path)
 
 
 def test_a_tokenizer_file_gives_rows_of_its_ids(folder, vocabulary):

@@ -253,9 +253,9 @@ def test_documents_end_with_the_declared_token_or_a_special_one(
   files = {name: {'eos_token': value} for name, value in said.items()}
   path = write(tmp_path, made, **files)
   if want is None:
-    assert 'no end-of-text token' in refusal(tokenizer.load, path)
+    assert 'no end-of-text token' in refusal(tokenizer.load_tokenizer, path)
     return
-  found = tokenizer.load(path)
+  found = tokenizer.load_tokenizer(path)
   assert found.eod == made.token_to_id(want)
   text = f'<b>{want}</b></s><|endoftext|>'
   assert found.eod not in found.encode_documents(documents(text))[0]
@@ -263,7 +263,7 @@ def test_documents_end_with_the_declared_token_or_a_special_one(
 
 def test_a_declared_end_that_is_no_token_is_refused(tmp_path):
   path = write(tmp_path, tokenizer_config={'eos_token': '<|end|>'})
-  message = refusal(tokenizer.load, path)
+  message = refusal(tokenizer.load_tokenizer, path)
   assert "no token '<|end|>'" in message and 'eos_token' in message
 
 
@@ -271,7 +271,7 @@ def test_a_document_that_spells_its_own_end_is_refused(tmp_path):
   merges = [('<', '/'), ('</', 's'), ('</s', '>')]
   made = byte_level(special=[], merges=merges)
   path = write(tmp_path, made, tokenizer_config={'eos_token': '</s>'})
-  found = tokenizer.load(path)
+  found = tokenizer.load_tokenizer(path)
   assert len(found.encode_documents(documents('<b>old</b>'))) == 1
   bad = documents('<b>old</b>', '<s>old</s>')
   message = refusal(found.encode_documents, bad)
@@ -338,6 +338,6 @@ def test_a_text_that_is_no_utf8_is_refused(tmp_path, text):
 
 
 def test_ids_of_documents_fit_what_holds_them(tmp_path):
-  found = tokenizer.load(write(tmp_path))
+  found = tokenizer.load_tokenizer(write(tmp_path))
   ids = found.encode_documents(documents('Why'))
   assert ids[0].dtype == np.int32 and found.encode('').shape == (0,)

@@ -15,8 +15,8 @@ from deltanet_jax.config.experiment import (
   ModelConfig,
 )
 from deltanet_jax.config.mixers import LinearAttentionConfig
-from deltanet_jax.data import tokenizer as tokenizers
 from deltanet_jax.data.files import Document
+from deltanet_jax.data.tokenizer import load_tokenizer
 from deltanet_jax.evals import perplexity, repeats
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
@@ -125,7 +125,7 @@ def test_documents_are_scored_token_by_token(quick_compile):
   mesh = sharding.make_mesh(MeshConfig())
   how = {'dtype': 'float32', 'mesh': mesh, 'seq_len': 8, 'batch': 2}
   how['stream'] = io.StringIO()
-  tokenizer = tokenizers.load('bytes')
+  tokenizer = load_tokenizer('bytes')
 
   scored = list(
     perplexity.over_documents(

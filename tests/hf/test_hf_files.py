@@ -14,7 +14,8 @@ from deltanet_jax import hf
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import convert, files, hub
 from deltanet_jax.parallel import sharding
-from deltanet_jax.runs import start
+from deltanet_jax.runs.release import _Released
+from deltanet_jax.runs.source import open_model
 from tests import weights
 
 NORM = 'model.norm.weight'
@@ -76,7 +77,7 @@ def test_a_name_that_could_lie_elsewhere_is_refused_before_reading(
   monkeypatch.setattr(files, 'File', None)  # reads nothing
   where = files.INDEX, NORM, repr(file)
   refused(lambda: hf.load(folder), *where)
-  refused(lambda: start.read(str(folder)), *where)
+  refused(lambda: open_model(str(folder)), *where)
   refused(lambda: convert.to_orbax(folder, tmp_path / 'orbax'), *where)
   assert not (tmp_path / 'orbax').exists()
 
@@ -165,7 +166,7 @@ def test_names_that_a_conversion_or_a_run_stored_are_no_more_trusted(
   refused(lambda: convert.to_released(path.parent, back), str(path), NORM)
   assert not back.exists()
   refused(
-    lambda: start._Released(record['tensors'], {}, '/gone', 'start.json'),
+    lambda: _Released(record['tensors'], {}, '/gone', 'start.json'),
     'start.json',
     NORM,
   )
@@ -353,7 +354,7 @@ def test_buffers_that_hold_no_parameter_are_passed_over(buffer, tmp_path):
   more = {buffer: np.ones(8, np.float32)}
   folder = weights.write(tmp_path, 'qwen3', weights.tensors('qwen3') | more)
   assert_loads(folder, 'qwen3')
-  assert buffer not in start.read(str(folder)).released['tensors']
+  assert buffer not in open_model(str(folder)).released['tensors']
 
 
 @pytest.mark.parametrize(

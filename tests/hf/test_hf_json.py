@@ -9,6 +9,7 @@ from deltanet_jax import hf
 from deltanet_jax.hf import convert, pieces
 from deltanet_jax.runs import start
 from deltanet_jax.runs.folder import Workdir
+from deltanet_jax.runs.source import is_run, open_model, recorded
 from tests import weights
 from tests.hf.test_hf_files import refused
 
@@ -22,10 +23,10 @@ def test_a_config_json_that_is_none_is_refused_by_every_reader(
 ):
   folder = weights.write(tmp_path / 'a', 'qwen3')
   (folder / 'config.json').write_bytes(content)
-  assert not start.is_run(folder)
+  assert not is_run(folder)
   for read in (
     lambda: hf.load(folder),
-    lambda: start.read(str(folder)),
+    lambda: open_model(str(folder)),
     lambda: convert.to_orbax(folder, tmp_path / 'orbax'),
   ):
     refused(read, str(folder / 'config.json'))
@@ -38,7 +39,7 @@ def test_a_record_that_is_no_json_is_refused_by_every_reader(content, tmp_path):
   path.write_bytes(content)
   for read in (
     lambda: hf.load(tmp_path),
-    lambda: start.read(str(tmp_path)),
+    lambda: open_model(str(tmp_path)),
     lambda: convert.to_released(tmp_path, tmp_path / 'back'),
   ):
     (tmp_path / 'config.json').write_text('{}')
@@ -53,7 +54,7 @@ def test_a_record_of_no_family_is_refused(family, tmp_path):
   path = tmp_path / 'converted.json'
   path.write_text(json.dumps(record))
   refused(lambda: convert.Converted(tmp_path), str(path), 'family')
-  refused(lambda: start.read(str(tmp_path)), str(path), 'family')
+  refused(lambda: open_model(str(tmp_path)), str(path), 'family')
 
 
 BEGUN = {'name': 'a', 'model': {}, 'tokenizer': 'bytes', 'released': None}
@@ -72,18 +73,18 @@ BEGUN = {'name': 'a', 'model': {}, 'tokenizer': 'bytes', 'released': None}
 def test_a_runs_start_that_is_none_is_refused(content, tmp_path):
   path = tmp_path / 'start.json'
   path.write_bytes(content)
-  refused(lambda: start.recorded(Workdir(tmp_path)), str(path))
+  refused(lambda: recorded(Workdir(tmp_path)), str(path))
 
 
 def test_a_run_that_began_with_no_family_is_refused(tmp_path):
-  begun = start.read(str(weights.write(tmp_path / 'a', 'qwen3')))
+  begun = open_model(str(weights.write(tmp_path / 'a', 'qwen3')))
   path = tmp_path / 'start.json'
-  kept = json.loads(start.kept(begun, 'bytes')['start.json'])
+  kept = json.loads(start.stored_texts(begun, 'bytes')['start.json'])
   path.write_text(json.dumps(kept))
-  assert start.recorded(Workdir(tmp_path)) == begun
+  assert recorded(Workdir(tmp_path)) == begun
   for released in ({}, 3, kept['released'] | {'family': 'gpt'}):
     path.write_text(json.dumps(kept | {'released': released}))
-    refused(lambda: start.recorded(Workdir(tmp_path)), str(path))
+    refused(lambda: recorded(Workdir(tmp_path)), str(path))
 
 
 def test_lines_that_are_no_sums_are_none(tmp_path):

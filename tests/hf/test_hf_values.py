@@ -12,9 +12,10 @@ import pytest
 
 from deltanet_jax import hf
 from deltanet_jax.config.sampling import Sampling
-from deltanet_jax.hf import convert, files, text
+from deltanet_jax.hf import convert, files
+from deltanet_jax.infer import text
 from deltanet_jax.parallel import sharding
-from deltanet_jax.runs import start
+from deltanet_jax.runs.source import open_model
 from tests import released, weights
 from tests.hf.test_hf_files import refused
 
@@ -298,14 +299,16 @@ BAD_SCALES = {
 def readers(folder, tmp_path):
   """Everything that reads weights: hf.load, what train and evaluate do, convert
   and generate."""
-  shown = text.continue_text(
-    folder, 'a', chat=False, max_tokens=1, sampling=Sampling(), seed=0
-  )
+
+  def generate():
+    how = {'max_tokens': 1, 'sampling': Sampling(), 'seed': 0}
+    return list(text.continue_text(open_model(str(folder)), 'a', **how))
+
   return (
     lambda: hf.load(folder),
-    lambda: start.read(str(folder)).check(),
+    lambda: open_model(str(folder)).check(),
     lambda: convert.to_orbax(folder, tmp_path / 'orbax'),
-    lambda: list(shown),
+    generate,
   )
 
 

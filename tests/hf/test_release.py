@@ -9,9 +9,10 @@ import pytest
 
 from deltanet_jax import hf
 from deltanet_jax.data.tokenizer import FileTokenizer
-from deltanet_jax.infer import generate
-from deltanet_jax.runs import start
+from deltanet_jax.runs import checkpoint, start
 from deltanet_jax.runs.folder import Workdir
+from deltanet_jax.runs.release import write_release
+from deltanet_jax.runs.source import open_model
 from tests import token_folders, weights
 from tests.hf.test_hf_values import float8
 from tests.tiny_run import make_experiment, texts
@@ -25,7 +26,7 @@ def run_of(folder, texts, model, begun, tokenizer):
   data = dataclasses.replace(found.data, tokenizer=tokenizer)
   workdir = Workdir(folder)
   workdir.claim(
-    dataclasses.replace(found, data=data), start.kept(begun, tokenizer)
+    dataclasses.replace(found, data=data), start.stored_texts(begun, tokenizer)
   )
   workdir.release()
   return workdir
@@ -39,15 +40,15 @@ def test_a_model_trained_from_nothing_says_how_its_texts_end(
     tmp_path / 'words', tokenizer_config={'eos_token': end}
   )
   model, params = hf.load(weights.write(tmp_path / 'a', 'qwen3'))
-  monkeypatch.setattr(generate, 'load_params', lambda *_: params)
+  monkeypatch.setattr(checkpoint, 'load_params', lambda *_: params)
   run = run_of(tmp_path / 'run', texts, model.cfg, None, path)
-  start.release(run, tmp_path / 'out')
+  write_release(run, tmp_path / 'out')
   assert FileTokenizer(tmp_path / 'out' / 'tokenizer.json').ends == want
   again, found = hf.load(tmp_path / 'out')
   assert again.cfg == model.cfg
   jax.tree.map(np.testing.assert_array_equal, found, params)
   run = run_of(tmp_path / 'bytes', texts, model.cfg, None, 'bytes')
-  start.release(run, tmp_path / 'other')
+  write_release(run, tmp_path / 'other')
   config = json.loads((tmp_path / 'other' / 'config.json').read_text())
   assert 'eos_token_id' not in config
 
@@ -68,11 +69,11 @@ def test_trained_weights_are_not_said_to_be_quantised(
   at['quantization_config'] = {'quant_method': 'fp8'}
   (folder / 'config.json').write_text(json.dumps(config))
   model, params = hf.load(folder)
-  begun = start.read(str(folder))
+  begun = open_model(str(folder))
   params = jax.tree.map(lambda x: x * 1.5, params)
-  monkeypatch.setattr(generate, 'load_params', lambda *_: params)
+  monkeypatch.setattr(checkpoint, 'load_params', lambda *_: params)
   run = run_of(tmp_path / 'run', texts, begun.model, begun, 'bytes')
-  start.release(run, tmp_path / 'released')
+  write_release(run, tmp_path / 'released')
   hf.save(tmp_path / 'saved', model, params, like=folder)
   for name in ('released', 'saved'):
     found = json.loads((tmp_path / name / 'config.json').read_text())

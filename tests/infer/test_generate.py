@@ -17,12 +17,13 @@ from deltanet_jax.config.experiment import (
 from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.data.tokenizer import ByteTokenizer, FileTokenizer
-from deltanet_jax.infer import generate as generating, room
-from deltanet_jax.infer.generate import TextStream, generate
+from deltanet_jax.infer import room, text
+from deltanet_jax.infer.generate import generate
 from deltanet_jax.infer.sampling import keep_likely, sample, seeded
+from deltanet_jax.infer.text import TextStream
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
-from deltanet_jax.runs.folder import Workdir
+from deltanet_jax.runs.source import Source
 from tests import token_folders
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -300,20 +301,21 @@ def test_a_run_ends_texts_as_its_documents_or_as_its_release(
   released = {'config': {'text_config': {'eos_token_id': [7]}}}
   (tmp_path / 'start.json').write_text(json.dumps({'released': released}))
   given = []
+  model = types.SimpleNamespace(vocab=300)
+  source = Source(
+    'run', model, str(tmp_path / 'tokenizer' / 'tokenizer.json'), None,
+    trained=True,
+  )  # fmt: skip
 
   def chosen(params, cfg, prompt, **how):
     given.extend(prompt)
     yield from (54, 71, end, 88)
 
-  monkeypatch.setattr(generating, 'generate', chosen)
-  monkeypatch.setattr(generating, 'load_params', lambda *args: None)
-  experiment = types.SimpleNamespace(
-    model=None, train=types.SimpleNamespace(dtype='float32')
-  )
+  monkeypatch.setattr(text, 'generate', chosen)
+  monkeypatch.setattr(Source, 'load', lambda *args, **kwargs: None)
   how = {'max_tokens': 4, 'sampling': GREEDY, 'seed': 0}
-  run = Workdir(tmp_path), experiment, 'y'
-  text = ''.join(generating.continue_text(*run, **how))
-  assert text == ('Wh' if end < 300 else 'Why')
+  parts = list(text.continue_text(source, 'y', **how))
+  assert ''.join(parts) == ('Wh' if end < 300 else 'Why')
   assert given == [257, 88]
   with pytest.raises(ValueError, match='seed is -1'):
-    next(generating.continue_text(*run, **(how | {'seed': -1})))
+    next(text.continue_text(source, 'y', **(how | {'seed': -1})))

@@ -19,9 +19,10 @@ from deltanet_jax import hf
 from deltanet_jax.config import ConfigError
 from deltanet_jax.data.text import TextData
 from deltanet_jax.hf import families
-from deltanet_jax.infer import generate
-from deltanet_jax.runs import start
+from deltanet_jax.runs import checkpoint, start
 from deltanet_jax.runs.folder import Workdir
+from deltanet_jax.runs.release import write_release
+from deltanet_jax.runs.source import Source, open_model, recorded
 from deltanet_jax.train import loop
 from tests import released
 
@@ -58,7 +59,7 @@ def compiled_once():
 def experiment(begun, texts, **changes):
   changes = {'data.path': texts} | SHORT | changes
   pairs = [(name, str(value)) for name, value in changes.items()]
-  return start.experiment(begun, FINETUNE, pairs)
+  return start.make_experiment(begun, FINETUNE, pairs)
 
 
 def train(begun, asked, folder, wrap=lambda data: data):
@@ -67,10 +68,10 @@ def train(begun, asked, folder, wrap=lambda data: data):
   workdir.check(asked)
   tokenizer = workdir.tokenizer(asked)
   data = TextData(dataclasses.replace(asked.data, tokenizer=tokenizer))
-  kept = start.kept(begun, tokenizer)
+  kept = start.stored_texts(begun, tokenizer)
   try:
     return loop.train(
-      asked, workdir, wrap(data), io.StringIO(), start=begun, kept=kept
+      asked, workdir, wrap(data), io.StringIO(), source=begun, texts=kept
     )
   finally:
     workdir.release()
@@ -103,16 +104,16 @@ class Stopped:
 
 def test_a_released_folder_gives_model_tokenizer_and_objective(tmp_path):
   folder = released.make('qwen3_next', tmp_path, ['model', 'mtp'])
-  begun = start.read(str(folder))
+  begun = open_model(str(folder))
   assert begun.model.mtp is not None
   assert begun.tokenizer == str(folder / 'tokenizer.json')
-  found = start.experiment(begun, FINETUNE, [('train.steps', '7')])
+  found = start.make_experiment(begun, FINETUNE, [('train.steps', '7')])
   assert found.model == dataclasses.replace(begun.model, remat='full')
   assert found.train.steps == 7
   assert found.train.objective.further > 0
   assert found.train.objective.balance > 0
-  sparse = start.read(str(released.make('deepseek_v32', tmp_path / 'sparse')))
-  objective = start.experiment(sparse, FINETUNE, []).train.objective
+  sparse = open_model(str(released.make('deepseek_v32', tmp_path / 'sparse')))
+  objective = start.make_experiment(sparse, FINETUNE, []).train.objective
   assert objective.indexer > 0
   assert (objective.further, objective.bias_rate) == (0, 0)
 
@@ -127,36 +128,36 @@ def test_a_released_folder_gives_model_tokenizer_and_objective(tmp_path):
   ],
 )
 def test_what_the_weights_fix_cannot_be_set(name, value, words, tmp_path):
-  begun = start.read(str(released.make('qwen3_next', tmp_path)))
+  begun = open_model(str(released.make('qwen3_next', tmp_path)))
   with pytest.raises(ConfigError) as caught:
-    start.experiment(begun, FINETUNE, [(name, value)])
+    start.make_experiment(begun, FINETUNE, [(name, value)])
   for word in [str(tmp_path), 'only remat', *words]:
     assert word in str(caught.value)
 
 
 def test_how_the_weights_are_computed_with_can_be_set(tmp_path):
-  begun = start.read(str(released.make('qwen3_next', tmp_path)))
+  begun = open_model(str(released.make('qwen3_next', tmp_path)))
   changes = [
     ('model.remat', 'none'),
     ('model.period.0.mixer.chunk', '32'),
     ('model.period.0.mixer.form', 'recurrent'),
     ('data.tokenizer', 'bytes'),
   ]
-  found = start.experiment(begun, FINETUNE, changes)
+  found = start.make_experiment(begun, FINETUNE, changes)
   assert found.model.remat == 'none'
   assert found.model.period[0].mixer.chunk == 32
   assert found.data.tokenizer == 'bytes'
 
 
 def test_a_preset_of_the_same_model_will_do_and_of_another_not(tmp_path):
-  begun = start.read(str(released.make('qwen3', tmp_path)))
+  begun = open_model(str(released.make('qwen3', tmp_path)))
   file = ROOT / 'configs' / 'qwen3_8b.py'
   with pytest.raises(ConfigError, match='qwen3_8b.py asks for another model'):
-    start.experiment(begun, file, [])
-  big = start.Start(
+    start.make_experiment(begun, file, [])
+  big = Source(
     '/released', families_model(file), '/released/tokenizer.json', None
   )
-  found = start.experiment(big, file, [])
+  found = start.make_experiment(big, file, [])
   assert found.model.remat == 'full' and big.model.remat == 'none'
   assert found.data.tokenizer == '/released/tokenizer.json'
 
@@ -227,20 +228,20 @@ def test_evaluate_refuses_bad_input_before_jax(tmp_path, texts):
 
 
 def test_folders_that_do_not_fit_leave_no_run(tmp_path, texts):
-  begun = start.read(str(released.make('qwen3', tmp_path / 'qwen3')))
+  begun = open_model(str(released.make('qwen3', tmp_path / 'qwen3')))
   begun.check()
   path = tmp_path / 'qwen3' / 'config.json'
   settings = json.loads(path.read_text())
   path.write_text(json.dumps(settings | {'intermediate_size': 40}))
   with pytest.raises(ConfigError, match='has shape'):
-    start.read(str(tmp_path / 'qwen3')).check()
+    open_model(str(tmp_path / 'qwen3')).check()
 
 
 @pytest.fixture(scope='module')
 def tuned(texts, tmp_path_factory):
   """(folder, run, Start, Experiment): Qwen3.5's experts, trained further."""
   folder = released.make('qwen3_5_moe', tmp_path_factory.mktemp('released'))
-  begun = start.read(str(folder))
+  begun = open_model(str(folder))
   run = tmp_path_factory.mktemp('run')
   asked = experiment(begun, texts)
   result = train(begun, asked, run)
@@ -259,12 +260,12 @@ def test_a_run_goes_on_to_the_bit_when_its_folder_is_gone(
   tuned, texts, tmp_path
 ):
   folder, run, *_ = tuned
-  begun = start.read(str(shutil.copytree(folder, tmp_path / 'copy')))
+  begun = open_model(str(shutil.copytree(folder, tmp_path / 'copy')))
   again = tmp_path / 'run'
   asked = experiment(begun, texts)
   signalled = train(begun, asked, again, lambda data: Stopped(data, 3))
   assert signalled == signal.SIGTERM
-  kept = start.recorded(Workdir(again))
+  kept = recorded(Workdir(again))
   assert kept == begun
   shutil.rmtree(tmp_path / 'copy')
   assert train(kept, asked, again)['step'] == 4
@@ -285,7 +286,7 @@ def test_another_start_is_refused(tuned, tmp_path):
 def test_the_result_is_released_under_the_same_names(tuned, tmp_path):
   folder, run, begun, asked = tuned
   target = tmp_path / 'released'
-  start.release(Workdir(run), target)
+  write_release(Workdir(run), target)
   assert {p.name for p in target.iterdir()} == {
     p.name for p in folder.iterdir()
   }
@@ -294,26 +295,26 @@ def test_the_result_is_released_under_the_same_names(tuned, tmp_path):
   assert families.read(target)[0].name == 'qwen3_5_moe'
   text = (target / 'tokenizer.json').read_text()
   assert text == (folder / 'tokenizer.json').read_text()
-  wanted = generate.load_params(Workdir(run), asked.model)
+  wanted = checkpoint.load_params(Workdir(run), asked.model)
   _, found = hf.load(target)
   assert_equal(found, wanted)
-  assert start.read(str(target)).released == begun.released
+  assert open_model(str(target)).released == begun.released
 
 
 @pytest.mark.parametrize(
   'file', ['../out.safetensors', '/out.safetensors', 'a/../../out.safetensors']
 )
 def test_a_run_is_released_inside_its_target_alone(file, texts, tmp_path):
-  begun = start.read(str(released.make('qwen3', tmp_path / 'qwen3')))
+  begun = open_model(str(released.make('qwen3', tmp_path / 'qwen3')))
   begun.released['tensors']['model.norm.weight'][0] = file
   workdir, asked = Workdir(tmp_path / 'run'), experiment(begun, texts)
-  workdir.claim(asked, start.kept(begun, 'bytes'))
+  workdir.claim(asked, start.stored_texts(begun, 'bytes'))
   workdir.release()
   target = tmp_path / 'a' / 'b'
   with pytest.raises(
     ConfigError, match='start.json: model.norm.weight'
   ) as error:
-    start.release(workdir, target)
+    write_release(workdir, target)
   assert repr(file) in str(error.value)
   assert not target.exists() and not list(tmp_path.rglob('out*'))
 
@@ -324,7 +325,7 @@ def test_a_run_is_not_released_over_a_model(tuned, tmp_path):
   target = shutil.copytree(folder, tmp_path / 'other')
   before = (target / 'model.safetensors').read_bytes()
   with pytest.raises(ConfigError, match='holds a model; give another'):
-    start.release(Workdir(run), target)
+    write_release(Workdir(run), target)
   assert (target / 'model.safetensors').read_bytes() == before
 
 
@@ -336,12 +337,12 @@ def test_a_run_can_begin_with_a_run_or_a_converted_folder(
   from deltanet_jax.hf import convert
 
   convert.to_orbax(folder, tmp_path / 'converted')
-  converted = start.read(str(tmp_path / 'converted'))
+  converted = open_model(str(tmp_path / 'converted'))
   assert converted.model == begun.model
   train(converted, experiment(converted, texts), tmp_path / 'first')
   assert records(tmp_path / 'first') == records(run)
 
-  second = start.read(str(run))
+  second = open_model(str(run))
   assert second.released == begun.released
   train(second, experiment(second, texts), tmp_path / 'second')
   before = [r for r in records(run) if 'heldout_loss' in r][-1]
@@ -353,12 +354,12 @@ def test_a_run_can_begin_with_a_run_or_a_converted_folder(
 @pytest.mark.slow
 def test_a_further_token_that_is_not_asked_for_is_carried(texts, tmp_path):
   folder = released.make('qwen3_next', tmp_path / 'r', ['model', 'mtp'])
-  begun = start.read(str(folder))
+  begun = open_model(str(folder))
   _, before = hf.load(folder)
   changes = {'optim.weight_decay': 0.5, 'train.objective.further': 0.0}
   asked = experiment(begun, texts, **changes, **{'train.steps': 1})
   train(begun, asked, tmp_path / 'run')
-  start.release(Workdir(tmp_path / 'run'), tmp_path / 'again')
+  write_release(Workdir(tmp_path / 'run'), tmp_path / 'again')
   _, after = hf.load(tmp_path / 'again')
   assert_equal(after['mtp'], before['mtp'])
   same = jax.tree.map(np.array_equal, after['backbone'], before['backbone'])
@@ -367,7 +368,7 @@ def test_a_further_token_that_is_not_asked_for_is_carried(texts, tmp_path):
 
 @pytest.mark.slow
 def test_weights_lie_on_the_mesh_from_the_start(texts, tmp_path):
-  begun = start.read(str(released.make('kimi_linear', tmp_path / 'r')))
+  begun = open_model(str(released.make('kimi_linear', tmp_path / 'r')))
   asked = experiment(begun, texts, **{'mesh.fsdp': 2, 'mesh.tensor': 2})
   from deltanet_jax.parallel import sharding
 
@@ -413,7 +414,7 @@ def test_a_user_trains_goes_on_and_converts(trained, tmp_path):
   other = released.make('qwen3', tmp_path / 'other')
   again = launch('train', run, f'--released={other}', *flags, imports=['jax'])
   refused(again, 'began with', str(folder), str(other))
-  begun = start.read(str(converted(tmp_path)))
+  begun = open_model(str(converted(tmp_path)))
   assert begun.released['family'] == 'kimi_linear'
 
 

@@ -18,15 +18,15 @@ from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.config.sampling import Sampling
-from deltanet_jax.data import files, tokenizer as tokenizers
+from deltanet_jax.data import files
 from deltanet_jax.data.text import TextData
+from deltanet_jax.data.tokenizer import load_tokenizer
 from deltanet_jax.evals import perplexity
-from deltanet_jax.hf import text
-from deltanet_jax.infer import generate
+from deltanet_jax.infer import text
 from deltanet_jax.lab.study import matrix, results
 from deltanet_jax.parallel.sharding import make_mesh
-from deltanet_jax.runs import start
 from deltanet_jax.runs.folder import Workdir
+from deltanet_jax.runs.source import open_model, recorded
 from deltanet_jax.train import loop
 
 ARCHIVE = pathlib.Path(__file__).parents[1] / 'fixtures' / 'stored.tar.xz'
@@ -71,12 +71,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(folder):
 
 @pytest.mark.parametrize('name', ['run', 'tuned', 'converted'])
 def test_a_stored_model_scores_a_text_as_it_did(folder, name):
-  begun = start.read(name)
+  begun = open_model(name)
   documents = list(files.read(files.find('text/*.txt'), 'text'))
   mesh = make_mesh(MeshConfig())
   params = begun.load(mesh, jnp.float32)
   score = perplexity.score_documents(
-    begun.model, params, documents, tokenizers.load(begun.tokenizer),
+    begun.model, params, documents, load_tokenizer(begun.tokenizer),
     dtype='float32', mesh=mesh, seq_len=32, batch=1,
   )  # fmt: skip
   stored = json.loads(pathlib.Path(f'{name}.score.json').read_text())
@@ -87,17 +87,13 @@ def test_a_stored_model_scores_a_text_as_it_did(folder, name):
 @pytest.mark.parametrize('name', ['run', 'tuned', 'converted'])
 def test_a_stored_model_continues_a_text_as_it_did(folder, name):
   how = {'max_tokens': 12, 'sampling': Sampling(temperature=0), 'seed': 0}
-  if name == 'converted':
-    parts = text.continue_text(name, 'the cat', chat=False, **how)
-  else:
-    workdir = Workdir(name)
-    parts = generate.continue_text(workdir, workdir.read(), 'the cat', **how)
+  parts = text.continue_text(open_model(name), 'the cat', **how)
   stored = pathlib.Path(f'{name}.text').read_text()
   assert 'the cat' + ''.join(parts) + '\n' == stored
 
 
 def test_a_tuned_run_knows_what_it_began_with(folder):
-  begun = start.recorded(Workdir('tuned'))
+  begun = recorded(Workdir('tuned'))
   assert begun.name == 'run' and begun.model == Workdir('run').read().model
 
 

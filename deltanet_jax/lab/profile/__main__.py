@@ -29,10 +29,9 @@ import pathlib
 from absl import flags
 
 from deltanet_jax import config
-from deltanet_jax.cli import command
+from deltanet_jax.cli import command, model_flags
 from deltanet_jax.config import ConfigError
 from deltanet_jax.lab.profile import plan
-from deltanet_jax.runs.folder import Workdir
 
 SIZE = flags.DEFINE_enum(
   'size', 'cpu', list(plan.SIZES), 'Models, contexts and limits.'
@@ -52,8 +51,8 @@ SECONDS = flags.DEFINE_float(
   'seconds', None, 'For all rounds of one model, context and quantity.',
   lower_bound=0.0,
 )  # fmt: skip
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
-RELEASED = flags.DEFINE_string('released', None, 'Folder of released weights.')
+flags.adopt_module_key_flags(model_flags)
+
 TWIN = flags.DEFINE_bool(
   'twin', True, 'Beside one model, the same with attention in every layer.'
 )
@@ -74,13 +73,10 @@ def main():
 
 def _main(experiment):
   settings = _settings()
-  if sum(map(bool, (experiment, WORKDIR.value, RELEASED.value))) > 1:
+  given = model_flags.WORKDIR.value, model_flags.RELEASED.value
+  if sum(map(bool, (experiment, *given))) > 1:
     raise ConfigError('give one of --config, --workdir and --released')
-  if WORKDIR.value:
-    experiment = Workdir(WORKDIR.value).read()
-    if not Workdir(WORKDIR.value).checkpoints.is_dir():
-      raise ConfigError(f'{WORKDIR.value} has no checkpoint yet; train first')
-  if RELEASED.value is None and experiment is None:
+  if not any((experiment, *given)):
     names = _names()
     models = {
       name: (cfg, None)
@@ -127,20 +123,14 @@ def _one(experiment, settings):
   """{name: (ModelConfig, its parameters or None)} of one model and its twin."""
   import jax.numpy as jnp
 
-  from deltanet_jax.infer import generate
   from deltanet_jax.lab.cost import calc
 
-  params = None
-  if RELEASED.value:
-    from deltanet_jax import hf
-
-    dtype = jnp.dtype(settings.dtype)
-    model, params = hf.load(RELEASED.value, dtype=dtype)
-    cfg = model.cfg
+  if experiment is not None:
+    cfg, params = experiment.model, None
   else:
-    cfg = experiment.model
-    if WORKDIR.value:
-      params = generate.load_params(Workdir(WORKDIR.value), cfg)
+    source = model_flags.open_source()
+    source.check()
+    cfg, params = source.model, source.load(dtype=jnp.dtype(settings.dtype))
   models = {'model': (cfg, params)}
   if TWIN.value:
     try:

@@ -1,0 +1,30 @@
+"""The flags that name a trained model, the same for every command."""
+
+from absl import flags
+
+from deltanet_jax.config import ConfigError
+from deltanet_jax.runs.folder import Workdir
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
+RELEASED = flags.DEFINE_string(
+  'released', None, 'Released weights: a folder, or ORG/NAME on the hub.'
+)
+
+
+def open_source():
+  """The `Source` that the flags name.
+
+  Raises:
+    ConfigError: not one of them is given, or nothing is there to be opened.
+  """
+  from deltanet_jax.hf import hub
+  from deltanet_jax.runs import source
+
+  if (WORKDIR.value is None) == (RELEASED.value is None):
+    raise ConfigError('give one of --workdir and --released')
+  if WORKDIR.value is not None:
+    return source.open_run(Workdir(WORKDIR.value))
+  folder = hub.find(RELEASED.value)
+  if source.is_run(folder):
+    raise ConfigError(f'{folder} is a training run; give it as --workdir')
+  return source.open_model(RELEASED.value)

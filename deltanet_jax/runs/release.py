@@ -1,0 +1,95 @@
+"""A run's result written as released weights."""
+
+import json
+import math
+import pathlib
+import sys
+
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.files import write_text
+from deltanet_jax.hf import families, files, quantised
+from deltanet_jax.runs import checkpoint
+from deltanet_jax.runs.source import recorded
+
+
+class _Released(files.Recorded):
+  """The tensors that a trained model is written as."""
+
+  def dtype(self, name):
+    found = super().dtype(name)
+    # values that were trained have no place in another's blocks and scales
+    return files.WEIGHTS['BF16'] if found == files.FLOAT8 else found
+
+  def scale_of(self, name):
+    del name  # what the scales of a release belonged to has none any more
+
+
+def write_release(workdir, target):
+  """Writes a run's newest parameters as released weights, with its tokenizer.
+
+  A run that began with released weights gives their names, files, types and
+  config.json again (float8 becomes bfloat16, rows of embeddings beyond the
+  vocabulary are left out); any other one those of the first family that fits,
+  and in config.json the id that its texts ended with.
+
+  Raises:
+    ConfigError: no family describes the model, or `target` holds another.
+    CheckpointError: no checkpoint is whole.
+  """
+  from deltanet_jax import hf
+  from deltanet_jax.data.tokenizer import FileTokenizer
+  from deltanet_jax.model import HybridLM
+
+  target = pathlib.Path(target)
+  model, begun = HybridLM(workdir.read().model), recorded(workdir)
+  if (target / 'config.json').exists():
+    raise ConfigError(f'{target} holds a model; give another folder')
+  like = None if begun is None else begun.released
+  if like is None:
+    family, wanted = families.of(model.cfg).name, ()
+    copy = workdir.text / 'tokenizer.json'
+    end = FileTokenizer(copy).eod if copy.is_file() else None
+  else:
+    source = _Released(
+      like['tensors'], like['config'], begun.name, workdir.start
+    )
+    entries = _entries(source, like, model)
+    wanted = {source.names[entry.name] for entry in entries}
+  files.held(target, wanted, None)
+  params = checkpoint.load_params(workdir, model.cfg)
+  target.mkdir(parents=True, exist_ok=True)
+  for path in sorted(workdir.text.glob('*')):
+    write_text(target / path.name, path.read_text())
+  if like is None:
+    hf.save(target, model, params, family=family, end=end)
+  else:
+    _write_like(source, entries, params, target)
+
+
+def _entries(source, released, model):
+  from deltanet_jax.hf import store
+  from deltanet_jax.parallel import sharding
+
+  family = families.named(released['family'])
+  shapes = sharding.abstract_params(model)
+  return sum(store.matched(source, family, model.cfg, shapes), [])
+
+
+def _write_like(source, entries, params, target):
+  from deltanet_jax.hf import plan, store
+
+  arrays, groups, total = dict(plan.leaves(params)), {}, 0
+  for entry in entries:
+    groups.setdefault(source.names[entry.name], []).append(entry)
+    total += math.prod(entry.shape) * source.dtype(entry.name).itemsize
+  for i, (file, group) in enumerate(sorted(groups.items()), 1):
+    described = {
+      entry.name: (source.dtype(entry.name), entry.shape) for entry in group
+    }
+    tensors = (store.joined(entry, arrays) for entry in group)
+    files.write_file(target / file, described, tensors)
+    print(f'wrote {file} ({i} of {len(groups)})', file=sys.stderr)
+  names = [[entry.name for entry in groups[file]] for file in sorted(groups)]
+  files.write_index(target, names, sorted(groups), total)
+  settings = quantised.removed(source.settings)
+  write_text(target / 'config.json', json.dumps(settings, indent=2) + '\n')

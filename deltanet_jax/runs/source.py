@@ -1,0 +1,163 @@
+"""What a model is opened from: a run, released weights, or what a conversion
+made of them.
+
+Nothing here needs jax before weights are read.
+"""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from deltanet_jax import config
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.experiment import ModelConfig
+from deltanet_jax.hf import families, files, hub, keys, names
+from deltanet_jax.hf.spelling import Spelling
+from deltanet_jax.runs.folder import Workdir
+
+
+class Source(NamedTuple):
+  """A model that can be opened: a released folder, a converted one, a run."""
+
+  name: str  # the folder's absolute path, or its id on the hub
+  model: ModelConfig
+  tokenizer: str  # 'bytes', or the path of a tokenizer.json
+  released: dict | None  # family, config.json and every tensor's file, type
+  # and shape, as in a converted folder; None for a model trained from nothing
+  dtype: str = 'bfloat16'  # of the computation
+  trained: bool = False  # by a run here, on documents that follow an end
+  seq_len: int = 2048  # tokens of a row that it is scored in
+
+  def load(self, mesh=None, dtype=np.float32):
+    """The parameters on a mesh, or on the first device, weight by weight.
+
+    Raises:
+      ConfigError: the folder is gone, or lacks something.
+      CheckpointError: a run has no whole checkpoint.
+    """
+    folder = hub.find(self.name)
+    if is_run(folder):
+      from deltanet_jax.runs import checkpoint
+
+      return checkpoint.load_params(Workdir(folder), self.model, mesh)
+    from deltanet_jax import hf
+
+    return hf.load(folder, dtype=dtype, mesh=mesh)[1]
+
+  def check(self):
+    """Refuses a released folder whose tensors do not fit its config.json, and
+    a run without a checkpoint."""
+    folder = hub.find(self.name)
+    if is_run(folder):
+      if not Workdir(folder).checkpoints.is_dir():
+        raise ConfigError(f'{folder} has no checkpoint yet; train there first')
+      return
+    if (folder / 'converted.json').is_file():
+      from deltanet_jax.hf import convert
+
+      convert.Converted(folder)
+      return
+    from deltanet_jax.hf import store
+    from deltanet_jax.model import HybridLM
+    from deltanet_jax.parallel import sharding
+
+    shapes = sharding.abstract_params(HybridLM(self.model))
+    family = families.named(self.released['family'])
+    source = family.source(files.Folder(folder))
+    store.matched(source, family, self.model, shapes)
+
+  def require_tokenizer(self):
+    """Refuses a folder without the tokenizer that it should bring."""
+    path = pathlib.Path(self.tokenizer)
+    if self.tokenizer != 'bytes' and not path.is_file():
+      raise ConfigError(f'{path}: no such file; copy it from the release')
+
+
+def open_model(name):
+  """The Source of a folder, or of an id on the hub.
+
+  Raises:
+    ConfigError: nothing there that we can start from.
+  """
+  folder = hub.find(name)
+  if is_run(folder):
+    return open_run(Workdir(folder))
+  if (folder / 'converted.json').is_file():
+    from deltanet_jax.hf import convert
+
+    record = convert.read_record(folder)
+    released = {key: record[key] for key in ('family', 'config', 'tensors')}
+  else:
+    released = _record(folder)
+  tokenizer = str(folder / 'tokenizer.json')
+  return Source(
+    hub.names(name)[0], _model(released, folder), tokenizer, released
+  )
+
+
+def open_run(workdir):
+  """The Source that a run's newest checkpoint is."""
+  experiment, before = workdir.read(), recorded(workdir)
+  return Source(
+    str(workdir.path.resolve()),
+    experiment.model,
+    workdir.tokenizer(experiment),
+    before and before.released,
+    experiment.train.dtype,
+    trained=True,
+    seq_len=experiment.data.seq_len,
+  )
+
+
+def recorded(workdir):
+  """The Source that a run began with, or None.
+
+  Raises:
+    ConfigError: its record cannot be read.
+  """
+  if not workdir.start.is_file():
+    return None
+  record = names.read_json(workdir.start)
+  try:
+    record['model'] = config.from_json(json.dumps(record['model']), ModelConfig)
+    if record['released'] is not None:
+      keys.Keys(record['released']['config'])
+      families.named(record['released']['family'])
+      record['released']['tensors']
+    return Source(**record)
+  except KeyError as error:
+    raise ConfigError(f'{workdir.start}: no key {error}') from error
+  except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    raise ConfigError(f'{workdir.start}: {names.line(error)}') from error
+
+
+def is_run(folder):
+  """Whether config.json is that of a training run."""
+  try:
+    return '_type' in names.read_json(pathlib.Path(folder) / 'config.json')
+  except ConfigError:
+    return False  # who reads it as a release says what is wrong
+
+
+def _record(folder):
+  """What `hf.convert` keeps of a released folder, from its headers."""
+  family, _ = families.read(folder)
+  source = family.source(files.Folder(folder))
+  needless = Spelling(family, source.names).needless
+  return {
+    'family': family.name,
+    'config': names.read_json(folder / 'config.json'),
+    'tensors': {
+      name: [file, source.dtype(name).name, list(source.shape(name))]
+      for name, file in source.names.items()
+      if not needless(name)
+    },
+  }
+
+
+def _model(released, folder):
+  family = families.named(released['family'])
+  cfg = family.read(keys.Keys(released['config'], str(folder / 'config.json')))
+  return families.with_mtp(family, cfg, released['tensors'])
