@@ -12,7 +12,7 @@ import json
 import math
 import pathlib
 
-from deltanet_jax import calc, calc_args
+from deltanet_jax import calc, calc_args, config, preset_names
 
 FOLDER = pathlib.Path(__file__).parent / 'page'
 SCRIPTS = 'model.js', 'controls.js', 'draw.js'  # in this order
@@ -53,6 +53,7 @@ def page(start):
   data = {
     'start': start,
     'presets': presets(),
+    'former': preset_names.list_former(),
     'new': {
       name: describe(calc_args.KINDS[name](**fields))
       for name, fields in NEW.items()
@@ -79,8 +80,8 @@ def presets():
   """Every model of configs/ that the page can show, hybrids first: one kind of
   attention without a window, at most one kind of recurrent layer."""
   found = {}
-  for name in calc_args.presets():
-    cfg = calc_args.preset(name)
+  for name in preset_names.list_presets():
+    cfg = config.load(name).model
     mixers = dict.fromkeys(layer.mixer for layer in cfg.layers)
     attention = calc.first(cfg, recurrent=False)
     recurrent = calc.first(cfg, recurrent=True)
@@ -89,7 +90,7 @@ def presets():
       continue
     attends = sum(layer.mixer == attention for layer in cfg.layers)
     found[name] = {
-      'about': calc_args.about(name),
+      'about': preset_names.describe(name),
       'layers': len(cfg.layers),
       'ratio': _lowest(len(cfg.layers) - attends, attends),
       'attention': describe(attention),

@@ -5,7 +5,7 @@ python -m launch.presets
 
 import os
 
-from deltanet_jax import calc_args
+from deltanet_jax import preset_names
 from launch import cli
 
 
@@ -14,11 +14,11 @@ def main(taken):
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from deltanet_jax import presets_table, workdir
 
-  path = calc_args.CONFIGS / 'README.md'
-  rows = []
-  for name in calc_args.presets():
-    rows.append(presets_table.row(name))
-    print(rows[-1], flush=True)
+  path = preset_names.find_folder() / 'README.md'
+  rows = {}
+  for name in preset_names.list_presets():
+    rows[name] = presets_table.row(name)
+    print(rows[name], flush=True)
   workdir.write(path, presets_table.text(rows))
   print(f'{len(rows)} presets in {path}')
   return 0

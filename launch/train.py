@@ -2,6 +2,10 @@
 
   python -m launch.train --config=configs/quickstart.py --workdir=runs/first
 
+configs/README.md lists the presets; --config=configs/qwen3.py:8b is a size of
+one, --config=qwen3:8b the same by name from any folder, and --config=mine.py a
+file of yours.
+
 Any field of the configuration is set by its name, and tuples by index:
 
   --config.train.steps=100 --config.model.period.0.mixer.chunk=32
@@ -42,7 +46,6 @@ JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:
 """
 
 import dataclasses
-import pathlib
 import sys
 
 from absl import flags
@@ -51,8 +54,6 @@ from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.workdir import Workdir, to_json
 from launch import cli, processes
-
-FINETUNE = pathlib.Path(__file__).parents[1] / 'configs' / 'finetune.py'
 
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run: made, or continued.'
@@ -103,7 +104,7 @@ def asked(path, changes):
     start.require_same(workdir, begun, RELEASED.value)
   else:
     begun = start.read(RELEASED.value)
-  return start.experiment(begun, path or FINETUNE, changes), begun
+  return start.experiment(begun, path or 'finetune', changes), begun
 
 
 def _without_start(path, changes, workdir):

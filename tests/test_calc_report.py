@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from deltanet_jax import calc, calc_args, calc_report
+from deltanet_jax import calc, calc_args, calc_report, config, preset_names
 from deltanet_jax.config import ConfigError
 from deltanet_jax.mixers.config import KDAConfig
 
@@ -17,9 +17,9 @@ SETTINGS = calc_report.Settings((512, 4096), 3, 'bfloat16', 'float32')
 
 @pytest.fixture(scope='module')
 def records():
-  names = 'quickstart', 'small_kda', 'small_attention'
+  names = 'quickstart', 'small:kda', 'small:attention'
   return [
-    calc_report.measure(name, calc_args.preset(name), SETTINGS)
+    calc_report.measure(name, config.load(name).model, SETTINGS)
     for name in names
   ]
 
@@ -40,9 +40,9 @@ def _run(*flags, imports='None'):
 @pytest.mark.parametrize(
   'flags, words',
   [
-    (['--preset=qwen3_nxt'], ["no preset 'qwen3_nxt'", 'qwen3_next_80b_a3b']),
-    (['--preset=xyz'], ["no preset 'xyz'; there is", 'hybrid_gdn']),
-    (['--preset=configs/hybrid_gnd.py'], ['configs/hybrid_gdn.py']),
+    (['--preset=qwen3_nxt'], ['no preset or file', 'mean qwen3_next?']),
+    (['--preset=xyz'], ['no preset or file xyz; there is', 'small']),
+    (['--preset=configs/hybrid_gnd.py'], ['configs/small.py:hybrid_gdn']),
     (['--context=0'], ['--context=0: give numbers of tokens']),
     (['--context=4k'], ['--context=4k: give numbers of tokens']),
     (['--batch=0'], ['--batch=0']),
@@ -70,12 +70,13 @@ def test_bad_input_is_one_line_before_jax(flags, words):
 
 
 def test_presets_make_a_model_of_their_own():
-  assert 'finetune' not in calc_args.presets()
-  assert {'hybrid_gdn', 'qwen3_8b'} <= set(calc_args.presets())
+  names = preset_names.list_presets()
+  assert 'finetune' not in names
+  assert {'small:hybrid_gdn', 'qwen3:8b'} <= set(names)
 
 
 def test_what_a_model_lacks_is_named():
-  cfg = calc_args.preset('small_attention')
+  cfg = config.load('small:attention').model
   with pytest.raises(ConfigError, match='no such layer to change'):
     calc_args.mixer(cfg, ['key_dim=3'], 'recurrent')
   made = calc_args.mixer(
@@ -98,7 +99,7 @@ def test_the_command_prints_and_writes_what_calc_says(tmp_path):
   assert tree['settings']['contexts'] == [512, 4096]
   (record,) = tree['models']
   assert record['layers'] == {'GatedDeltaNet': 14, 'Attention': 2}
-  own = calc_args.preset('quickstart')
+  own = config.load('quickstart').model
   cfg = calc.resized(
     own, 16, (7, 1), recurrent=calc_args.mixer(own, ['key_dim=32'], 'recurrent')
   )
@@ -111,7 +112,7 @@ def test_the_command_prints_and_writes_what_calc_says(tmp_path):
 
 
 def test_record_of_a_hybrid(records):
-  record, cfg = records[0], calc_args.preset('quickstart')
+  record, cfg = records[0], config.load('quickstart').model
   how = SETTINGS.batch, 'bfloat16'
   for key, twin in (
     ('all_attention', calc.all_attention_twin(cfg)),
