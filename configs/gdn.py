@@ -1,7 +1,7 @@
 r"""Gated DeltaNet, alone or 3:1 with gated attention, at research sizes.
 
-  python -m launch.train --config=configs/gdn.py:hybrid_1p3b \
-    --workdir=runs/gdn_hybrid_1p3b --config.data.path='text/*.parquet' \
+  python -m launch.train --config=configs/gdn.py:340m \
+    --workdir=runs/gdn_340m --config.data.path='text/*.parquet' \
     --config.data.tokenizer=tokenizer.json
 
 On eight devices. After the Gated DeltaNet paper (arXiv:2412.06464): 21 layers,

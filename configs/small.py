@@ -1,6 +1,7 @@
 r"""One mixer, or three to one with gated attention: 8 layers of width 256.
 
-  python -m launch.train --config=configs/small.py:kda --workdir=runs/small_kda
+  python -m launch.train --config=configs/small.py:gated_deltanet \
+    --workdir=runs/small_gated_deltanet
 
 Reads the Python standard library's sources as bytes; the sizes differ in their
 mixers only, so their losses compare.

@@ -117,8 +117,8 @@ def test_a_family_alone_is_the_size_in_its_command(family):
   path, size = preset_names.locate(str(FOLDER.parent / place))
   assert path == FOLDER / f'{family}.py'
   label = preset_names.label(family)
-  assert config.load(label) == config.load(family)
-  assert label in NAMES and (size is None) == (label == family)
+  assert label == (f'{family}:{size}' if size else family)
+  assert label in NAMES and config.load(label) == config.load(family)
 
 
 @every_preset

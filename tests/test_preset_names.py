@@ -88,7 +88,9 @@ def test_a_name_answers_from_any_folder_and_a_file_there_comes_first(
   file.parent.joinpath('configs').mkdir()
   file.rename('configs/qwen3_8b.py')
   assert config.load('configs/qwen3_8b.py:b').train.steps == 2
-  assert 'qwen3' in refusal('configs/qwen3_4b.py')  # no preset's folder
+  # another folder's qwen3.py is not the preset that qwen3_4b.py was
+  file.with_name('configs').joinpath('qwen3.py').write_text(SIZED)
+  assert 'no preset or file' in refusal('configs/qwen3_4b.py')
   with pytest.warns(UserWarning, match='qwen3_4b is now qwen3:4b'):
     assert config.load('qwen3_4b').model.d_model == 2560
 
