@@ -1,4 +1,4 @@
-"""What `launch.calc` is given: presets, ratios, mixers. Standard library only,
+"""What `launch.calc` is given: contexts, ratios, mixers. Standard library only,
 so that a mistake is answered before jax is imported.
 
 Every failure is a ConfigError of one line.
@@ -101,7 +101,7 @@ def _new(kind, fields, flag):
 
 
 def _nearest(name, names):
-  # by its beginning: preset names end in sizes that one may not remember
+  # by its beginning: 'Gated' is enough for GatedDeltaNet
   like = lambda x: difflib.SequenceMatcher(
     None, name, x[: len(name) + 1]
   ).ratio()
