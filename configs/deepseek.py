@@ -8,15 +8,15 @@ one. v3 is V3.1 too. v32 attends to 2048 keys that an indexer picks. The block
 of multi-token prediction (model.mtp) is left out.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   Experiment,
   Layer,
   MLPConfig,
   ModelConfig,
   MoEConfig,
 )
-from deltanet_jax.mixers.config import DSAConfig, MLAConfig, YarnConfig
-from deltanet_jax.presets import train_released
+from deltanet_jax.config.mixers import DSAConfig, MLAConfig, YarnConfig
+from deltanet_jax.config.presets import train_released
 
 LATENT = {
   'heads': 128,

@@ -10,7 +10,7 @@ moments are float32: 16 bytes a parameter, divided by mesh.fsdp devices.
 
 import dataclasses
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   MoEConfig,

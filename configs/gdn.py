@@ -11,7 +11,7 @@ tokens in all for the small ones and 100B for the large. Gated attention is in
 every fourth layer of a hybrid, where the paper's have windows.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -21,7 +21,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 
 # width, hidden, remat, steps, warm-up, micro-batches of a step
 SMALL = (1024, 2816, 'dots', 28_610, 1024, 2)

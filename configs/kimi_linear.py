@@ -7,15 +7,15 @@ r"""Kimi Linear: Kimi Delta Attention and latent attention, with experts.
 token uses 8 of 256 experts and a shared one. No positions anywhere.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   Experiment,
   Layer,
   MLPConfig,
   ModelConfig,
   MoEConfig,
 )
-from deltanet_jax.mixers.config import KDAConfig, MLAConfig
-from deltanet_jax.presets import train_released
+from deltanet_jax.config.mixers import KDAConfig, MLAConfig
+from deltanet_jax.config.presets import train_released
 
 # width, heads, experts                                              parameters
 SIZES = {

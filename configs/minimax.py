@@ -8,15 +8,15 @@ The weights of Text-01 and M1 have one form: every branch is added to its own
 normed input (DeepNorm). M2 normalises queries and keys over all heads together.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   Experiment,
   Layer,
   ModelConfig,
   MoEConfig,
   Residual,
 )
-from deltanet_jax.mixers.config import AttentionConfig, LightningConfig
-from deltanet_jax.presets import train_released
+from deltanet_jax.config.mixers import AttentionConfig, LightningConfig
+from deltanet_jax.config.presets import train_released
 
 
 def _lightning():

@@ -7,15 +7,15 @@ The recurrences may have negative eigenvalues; the attention has no positions
 and is normed after its branch.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   Experiment,
   Layer,
   MLPConfig,
   ModelConfig,
   Residual,
 )
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
-from deltanet_jax.presets import train_released
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.presets import train_released
 
 # width, layers, heads, hidden                                       parameters
 SIZES = {

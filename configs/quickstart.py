@@ -14,7 +14,7 @@ model and under the order-3 one too.
 
 import sysconfig
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -23,7 +23,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 
 
 def get_config():

@@ -4,15 +4,15 @@ r"""Qwen3 (arXiv:2505.09388): attention in every layer, dense or with experts.
     --workdir=runs/qwen3_8b --config.data.path='text/*.parquet'
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   Experiment,
   Layer,
   MLPConfig,
   ModelConfig,
   MoEConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig
-from deltanet_jax.presets import train_released
+from deltanet_jax.config.mixers import AttentionConfig
+from deltanet_jax.config.presets import train_released
 
 # width, layers, heads, key heads, ffn, tied                         parameters
 SIZES = {

@@ -6,15 +6,15 @@ r"""Qwen3.5: Gated DeltaNet and gated attention 3:1, dense or with experts.
 The text models; every fourth layer is attention.
 """
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   Experiment,
   Layer,
   MLPConfig,
   ModelConfig,
   MoEConfig,
 )
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
-from deltanet_jax.presets import train_released
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.presets import train_released
 
 
 def _experts(experts, top, hidden):

@@ -7,9 +7,14 @@ Every token uses 10 of 512 experts and a shared one. With its block of
 multi-token prediction (model.mtp) it has 81,324,862,720 parameters.
 """
 
-from deltanet_jax.experiment import Experiment, Layer, ModelConfig, MoEConfig
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
-from deltanet_jax.presets import train_released
+from deltanet_jax.config.experiment import (
+  Experiment,
+  Layer,
+  ModelConfig,
+  MoEConfig,
+)
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.presets import train_released
 
 # width, layers, experts                                             parameters
 SIZES = {

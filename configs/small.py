@@ -9,7 +9,7 @@ mixers only, so their losses compare.
 
 import dataclasses
 
-from deltanet_jax.experiment import (
+from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   Layer,
@@ -18,7 +18,7 @@ from deltanet_jax.experiment import (
   OptimConfig,
   TrainConfig,
 )
-from deltanet_jax.mixers.config import (
+from deltanet_jax.config.mixers import (
   AttentionConfig,
   DeltaNetConfig,
   GatedDeltaNetConfig,
@@ -26,7 +26,7 @@ from deltanet_jax.mixers.config import (
   LightningConfig,
   LinearAttentionConfig,
 )
-from deltanet_jax.presets import python_sources
+from deltanet_jax.config.presets import python_sources
 
 LIGHTNING = LightningConfig(4, 64)
 GATED_DELTANET = GatedDeltaNetConfig(4, 4, 64, 64)

@@ -6,14 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.experiment import Layer, ModelConfig, MoEConfig
+from deltanet_jax.config.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.layers.mlp import MLP
 from deltanet_jax.layers.moe import MoE
 from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.layers.proj import Proj, named, scaled_normal
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.ops.routing import Load
-from deltanet_jax.sharding import constrain, in_use
+from deltanet_jax.parallel.sharding import constrain, in_use
 
 EMBED_STD = 0.02
 

@@ -23,9 +23,9 @@ import time
 import ml_dtypes
 import numpy as np
 
-from deltanet_jax import sharding
 from deltanet_jax.hf import families, keys, plan, store
 from deltanet_jax.model import HybridLM
+from deltanet_jax.parallel import sharding
 
 LAYER_BYTES = 256 * 3 * 1024 * 512 * 2
 CONFIG = {

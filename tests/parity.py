@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from deltanet_jax import hf, sharding
+from deltanet_jax import hf
 from deltanet_jax.hf import families, plan, store
 from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import Block, HybridLM
+from deltanet_jax.parallel import sharding
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 SYSTEMS = [family.name for family in families.FAMILIES]

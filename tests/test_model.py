@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltanet_jax import sharding
-from deltanet_jax.experiment import Layer, MeshConfig, MLPConfig, ModelConfig
-from deltanet_jax.mixers.config import (
+from deltanet_jax.config.experiment import (
+  Layer,
+  MeshConfig,
+  MLPConfig,
+  ModelConfig,
+)
+from deltanet_jax.config.mixers import (
   AttentionConfig,
   GatedDeltaNetConfig,
   LightningConfig,
@@ -23,6 +27,7 @@ from deltanet_jax.model import (
   head_weight,
   init_cache,
 )
+from deltanet_jax.parallel import sharding
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 

@@ -8,10 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltanet_jax.experiment import Layer, MLPConfig, ModelConfig, Residual
+from deltanet_jax.config.experiment import (
+  Layer,
+  MLPConfig,
+  ModelConfig,
+  Residual,
+)
+from deltanet_jax.config.mixers import LinearAttentionConfig
 from deltanet_jax.layers.mlp import MLP
 from deltanet_jax.mixers.base import Context
-from deltanet_jax.mixers.config import LinearAttentionConfig
 from deltanet_jax.model import Backbone, Block
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax import sharding
 from deltanet_jax.data.rows import Rows
 from deltanet_jax.model import HybridLM
+from deltanet_jax.parallel import sharding
 from deltanet_jax.train import log, step as steps
 
 

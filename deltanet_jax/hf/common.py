@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from deltanet_jax.config import ConfigError
-from deltanet_jax.experiment import MLPConfig, ModelConfig
-from deltanet_jax.hf import pattern
+from deltanet_jax.config import ConfigError, pattern
+from deltanet_jax.config.experiment import MLPConfig, ModelConfig
 from deltanet_jax.hf.keys import Keys, agreed
 from deltanet_jax.hf.layout import Flat, Linear, Same, rule
 

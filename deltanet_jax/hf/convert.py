@@ -25,12 +25,12 @@ import time
 
 import numpy as np
 
-from deltanet_jax import sharding
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.files import write_text
 from deltanet_jax.hf import families, files, keys, names, pieces, plan, store
 from deltanet_jax.hf.pieces import ConversionError
 from deltanet_jax.model import HybridLM
-from deltanet_jax.workdir import write
+from deltanet_jax.parallel import sharding
 
 RECORD, BESIDE = 'converted.json', 'scales.safetensors'
 FORMAT = 2
@@ -159,7 +159,7 @@ def to_released(source, target):
   )
   _copy_text(source, target)
   text = json.dumps(settings, indent=2) + '\n'
-  write(target / 'config.json', text)
+  write_text(target / 'config.json', text)
 
 
 def _holds(path, converted, group):
@@ -315,7 +315,7 @@ def _claim(target, record):
     if target.exists() and not (target.is_dir() and _is_empty(target)):
       raise ConfigError(f'{target} holds something else; give another --to')
     target.mkdir(parents=True, exist_ok=True)
-    write(target / RECORD, text)
+    write_text(target / RECORD, text)
   elif (target / RECORD).read_bytes() != text.encode():
     raise ConfigError(
       f'{target} holds the conversion of another folder; give another --to'

@@ -10,8 +10,8 @@ places that say different things are refused.
 import math
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.mixers import YarnConfig
 from deltanet_jax.hf.keys import Keys, agreed
-from deltanet_jax.mixers.config import YarnConfig
 
 
 def read(keys, width, *, theta=1e4, share=None, rotary_dim=False, nope=False):

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltanet_jax import sharding
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import families, files, names, plan, quantised
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.model import HybridLM
+from deltanet_jax.parallel import sharding
 
 TEXT_FILES = (
   'tokenizer.json',

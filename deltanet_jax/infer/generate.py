@@ -5,12 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax import sharding
-from deltanet_jax.checkpoint import CheckpointError, Checkpoints
 from deltanet_jax.data import tokenizer as tokenizers
 from deltanet_jax.infer import room
 from deltanet_jax.infer.sampling import sample, seeded
 from deltanet_jax.model import Backbone, HybridLM, head_weight, init_cache
+from deltanet_jax.parallel import sharding
+from deltanet_jax.runs.checkpoint import CheckpointError, Checkpoints
 
 
 def continue_text(workdir, experiment, prompt, *, max_tokens, sampling, seed):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltanet_jax.infer.settings import SEEDS
+from deltanet_jax.config.sampling import SEEDS
 
 # what is less is 0 on some devices
 LEAST = float(np.finfo(np.float32).tiny)

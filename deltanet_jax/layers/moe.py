@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.experiment import MoEConfig
+from deltanet_jax.config.experiment import MoEConfig
 from deltanet_jax.layers.mlp import MLP
 from deltanet_jax.layers.proj import Proj, named, scaled_normal
 from deltanet_jax.ops import routing

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.sharding import in_use
+from deltanet_jax.parallel.sharding import in_use
 
 # the logical axes of weights; sharding.py maps each to the mesh
 AXES = (

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax.config.mixers import MixerConfig
 from deltanet_jax.layers import conv
-from deltanet_jax.mixers.config import MixerConfig
 from deltanet_jax.parallel import sequence
 
 # the position of a slot not yet written: later than any query, so never seen

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax import sharding
 from deltanet_jax.flops import RARE
 from deltanet_jax.ops import routing
+from deltanet_jax.parallel import sharding
 
 (AXIS,) = sharding.over('experts')
 (HIDDEN,) = sharding.over('mlp')

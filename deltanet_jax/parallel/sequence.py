@@ -18,10 +18,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax import sharding
 from deltanet_jax.ops import linear_attention
 from deltanet_jax.ops.documents import starts
 from deltanet_jax.ops.scan import matmul
+from deltanet_jax.parallel import sharding
 
 (AXIS,) = sharding.over('time')
 

@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from deltanet_jax import sharding
 from deltanet_jax.ops import attention
 from deltanet_jax.ops.attention import Place
 from deltanet_jax.ops.compiler import tied
+from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.sequence import AXIS, divisible, from_before, split
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from deltanet_jax import workdir as files
+from deltanet_jax.config.files import finite, write_text
 
 
 class JsonLines:
@@ -20,7 +20,7 @@ class JsonLines:
 
   def __init__(self, path, step):
     kept = [line for line in read(path) if line['step'] <= step]
-    files.write(path, ''.join(map(_encode, kept)))
+    write_text(path, ''.join(map(_encode, kept)))
     self._file = open(path, 'a')
 
   def write(self, record):
@@ -56,7 +56,7 @@ def read(path):
 
 
 def _encode(record):
-  return json.dumps(files.finite(record), allow_nan=False) + '\n'
+  return json.dumps(finite(record), allow_nan=False) + '\n'
 
 
 class Log:

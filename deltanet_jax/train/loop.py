@@ -15,14 +15,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax import config, distributed, sharding, workdir as files
-from deltanet_jax.checkpoint import Checkpoints
+from deltanet_jax import config
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.files import json_text, write_text
 from deltanet_jax.data.tokenizer import ByteTokenizer
 from deltanet_jax.evals.perplexity import evaluate
 from deltanet_jax.model import HybridLM
+from deltanet_jax.objectives.auxiliary import make_objective, moves
+from deltanet_jax.parallel import sharding
+from deltanet_jax.runs import processes
+from deltanet_jax.runs.checkpoint import Checkpoints
 from deltanet_jax.train import log, optimizer, state as states, step as steps
-from deltanet_jax.train.auxiliary import make_objective, moves
 
 RATE = 'tokens_per_second'
 
@@ -49,7 +52,7 @@ class Program:
   begin: Callable[[Any], states.State]  # with parameters that it takes over
   step: Callable[..., Any]  # state (donated), batch -> state, metrics
   loss: Callable[..., Any]  # params, batch -> nats
-  share: Callable[..., Any]  # rows of a batch -> distributed.Share
+  share: Callable[..., Any]  # rows of a batch -> processes.Share
   batch: dict[str, Any]  # ShapeDtypeStructs with shardings, what `step` takes
 
 
@@ -116,7 +119,7 @@ def make_program(experiment, mesh):
     loss=jax.jit(
       total_loss, in_shardings=(homes.params, rows), out_shardings=whole
     ),
-    share=lambda count: distributed.share(rows, (count, seq_len)),
+    share=lambda count: processes.share(rows, (count, seq_len)),
     batch={
       name: jax.ShapeDtypeStruct(
         (experiment.data.batch, seq_len), dtype, sharding=rows
@@ -171,7 +174,7 @@ def train(
     mesh = sharding.make_mesh(filled)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  distributed.require_part(mesh)
+  processes.require_part(mesh)
   program = make_program(experiment, mesh)
   # only now: a configuration that cannot run shall not own the folder
   _claim(given, workdir, data, start, kept, new_text)
@@ -192,23 +195,23 @@ def train(
 def _claim(experiment, workdir, data, start, kept, new_text):
   """Process 0 claims the folder, once all are known to do the same."""
   text = data.fingerprint()
-  distributed.require_same(
+  processes.require_same(
     {
       'a configuration': config.to_json(experiment),
-      'a text': files.to_json(text),
+      'a text': json_text(text),
       'weights to begin with': start.name if start else '',
       'a flag --new_text': str(new_text),
     }
   )
-  first = distributed.first()
+  first = processes.first()
 
   def claim():
     if first:
       workdir.check_text(text, new_text)
       workdir.claim(experiment, kept)
 
-  distributed.together(claim)
-  distributed.together(lambda: workdir.require_seen(experiment))
+  processes.together(claim)
+  processes.together(lambda: workdir.require_seen(experiment))
 
 
 class _Run:
@@ -218,7 +221,7 @@ class _Run:
     self._experiment, self._workdir, self._data = experiment, workdir, data
     self._program, self._checkpoints = program, checkpoints
     cfg, size = experiment.train, experiment.data
-    self._first = distributed.first()
+    self._first = processes.first()
     if not self._first:
       stream = open(os.devnull, 'w')
     self._progress = log.Progress(cfg.steps, cfg.log_every, stream)
@@ -267,7 +270,7 @@ class _Run:
       since, said = self._workdir.take_text(text, self._step, new_text)
       if said:
         self._progress.say(f'{self._workdir.path}: {said}')
-    self._data.begin(distributed.largest(since))
+    self._data.begin(processes.largest(since))
 
   def _open_log(self, step):
     return log.Log(self._workdir, step) if self._first else log.NoLog()
@@ -287,7 +290,7 @@ class _Run:
       if self._step % cfg.eval_every == 0 or last:
         self._evaluate_some()
       # whichever process was told to stop, all do so after the same step
-      stop = distributed.largest(caught[0] if caught else 0)
+      stop = processes.largest(caught[0] if caught else 0)
       if self._step % cfg.save_every == 0 or last or stop:
         self._save()
       if stop:
@@ -298,7 +301,7 @@ class _Run:
       if last or stop:
         break
     self._checkpoints.wait()
-    return distributed.largest(caught[0] if caught else 0)
+    return processes.largest(caught[0] if caught else 0)
 
   def _compile(self):
     """Before the first step, which finds the program compiled."""
@@ -389,7 +392,7 @@ class _Run:
       'heldout_bits_per_byte': score.bits_per_byte(self._data.heldout_bytes),
     }
     log.plot(self._workdir)
-    files.write(self._workdir.result, files.to_json(result))
+    write_text(self._workdir.result, json_text(result))
     return result
 
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deltanet_jax.experiment import ObjectiveConfig
-from deltanet_jax.train.auxiliary import (
+from deltanet_jax.config.experiment import ObjectiveConfig
+from deltanet_jax.objectives.auxiliary import (
   Told,
   load_figures,
   make_objective,

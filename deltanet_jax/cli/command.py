@@ -1,0 +1,107 @@
+"""What the mains share: flags by absl; bad input is one line and status 2."""
+
+import errno
+import os
+import pathlib
+import sys
+import warnings
+
+from absl import app, flags, logging
+
+from deltanet_jax.config import ConfigError
+
+FLAGS = flags.FLAGS
+CLOSED_PIPE = 141  # what a shell says of a command that SIGPIPE ended
+
+
+def run(main, take=lambda argv: (None, argv)):
+  """Runs `main(taken)` as an absl app and exits with the status it returns.
+
+  take: argv -> (what it took, the other arguments), before absl reads them.
+  --help shows the docstring and the flags of the module of `main`.
+  """
+  # a character that the terminal has not shows as its number
+  sys.stdout.reconfigure(errors='backslashreplace')
+  try:
+    status = _run(main, take)
+    sys.stdout.flush()
+  except OSError as error:
+    if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
+      raise
+    if error.errno == errno.EPIPE:  # who read the output has seen enough
+      status = CLOSED_PIPE
+    else:
+      print(f'error: {error.filename or "output"}: {error.strerror}',
+            file=sys.stderr)  # fmt: skip
+      status = 1
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in sys.stdout, sys.stderr:
+      os.dup2(nothing, stream.fileno())  # what is still held back goes there
+  sys.exit(status)
+
+
+def _run(main, take):
+  """The exit status of an absl app."""
+  argv = sys.argv
+  warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
+  if {'--help', '-help', '-h', '--helpfull'} & set(argv):
+    module = sys.modules[main.__module__]
+    print(module.__doc__)
+    name = sys.argv[0] if module.__name__ == '__main__' else module.__name__
+    print(FLAGS.module_help(name))
+    return 0
+
+  try:
+    taken, argv = take(argv)
+  except ConfigError as error:
+    refuse(error)
+
+  def parse(argv):
+    try:
+      rest = FLAGS(argv)
+    except flags.Error as error:
+      refuse(' '.join(str(error).split()))
+    if FLAGS['verbosity'].using_default_value:
+      logging.set_verbosity(logging.WARNING)  # the libraries tell a lot
+    if rest[1:]:
+      refuse(f'unexpected argument {rest[1]!r}; --help shows the flags')
+    return rest
+
+  def guarded(argv):
+    del argv
+    try:
+      return main(taken)
+    except ConfigError as error:
+      refuse(error)
+    except KeyboardInterrupt:
+      return 130
+
+  try:
+    app.run(guarded, argv, parse)
+  except SystemExit as end:
+    return end.code
+
+
+def refuse(message):
+  """Ends the process as bad input does."""
+  line = ' '.join(str(message).splitlines())
+  print(f'error: {line}', file=sys.stderr)
+  sys.exit(2)
+
+
+def output(flag, suffix=None):
+  """The path that a flag names, or None: known to be writable before the work.
+
+  suffix: of the file; the flag's own name unless given
+
+  Raises:
+    ConfigError: another suffix, or no such folder.
+  """
+  if flag.value is None:
+    return None
+  path, suffix = pathlib.Path(flag.value), suffix or f'.{flag.name}'
+  if path.suffix != suffix or not path.parent.is_dir():
+    raise ConfigError(
+      f'--{flag.name}={path}: give a {suffix} file in an existing folder'
+    )
+  return path

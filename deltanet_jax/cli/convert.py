@@ -1,0 +1,63 @@
+r"""Converts released weights to Orbax, and back.
+
+  python -m launch.convert --from=Kimi-Linear-48B-A3B --to=weights/kimi
+  python -m launch.convert --from=weights/kimi --to=released/kimi
+
+--from is a released folder (config.json and *.safetensors) or ORG/NAME on the
+Hugging Face hub, a folder that this command made, or the --workdir of a
+training run, whose newest checkpoint is written as released weights: under the
+names of those it began with, if it did. Memory stays at a few weights of one
+layer (for a training run: the whole model). Started again, it goes on where it
+was stopped; every piece is read back and compared. Nothing is written outside
+--to, which must hold nothing else; released weights that have no config.json
+there are not finished.
+
+Exit status: 0 done; 1 what was written does not read back; 2 bad input.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from deltanet_jax.cli import command
+from deltanet_jax.config import ConfigError
+from deltanet_jax.runs.folder import Workdir
+
+FROM = flags.DEFINE_string('from', None, 'Folder to read.', required=True)
+TO = flags.DEFINE_string('to', None, 'Folder to write.', required=True)
+
+
+def main():
+  """The command."""
+  command.run(_main)
+
+
+def _main(taken):
+  del taken
+  from deltanet_jax.hf import hub
+
+  source, target = hub.find(FROM.value), pathlib.Path(TO.value)
+  if target.resolve() == source.resolve():
+    raise ConfigError(f'--to={target} is --from; give another folder')
+  from deltanet_jax.hf import convert
+  from deltanet_jax.runs import start
+  from deltanet_jax.runs.checkpoint import CheckpointError
+
+  try:
+    if convert.is_converted(source):
+      convert.to_released(source, target)
+    elif start.is_run(source):
+      start.release(Workdir(source), target)
+    else:
+      convert.to_orbax(source, target)
+  except (convert.ConversionError, CheckpointError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  except OSError as error:
+    raise ConfigError(str(error)) from error
+  return 0
+
+
+if __name__ == '__main__':
+  main()

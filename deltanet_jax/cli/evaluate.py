@@ -1,0 +1,178 @@
+r"""Scores text with the model of a training run, or a released one.
+
+  python -m launch.evaluate --workdir=runs/first --data='texts/**/*.txt'
+
+  python -m launch.evaluate --released=Qwen3-0.6B --data=texts.jsonl \
+    --seq_len=4096 --output=score.json
+
+Prints, as JSON, bits per byte, perplexity and loss (nats per token) of all the
+text. Documents are packed into rows as in training: a token is predicted from
+those before it in its document and row, the first of a document from the end
+of another one. Bits per byte counts the end of every document in the sum, and
+the bytes of the documents alone. Where a tokenizer cannot spell a document (an
+unknown character, no capital letters, white space made one), bits per byte
+leaves out what that costs: a line says how much text it is, and the JSON as
+altered_documents and altered_bytes.
+
+--data is globs separated by commas, '!' before one excludes: plain text, .jsonl
+and .parquet. --released is a folder, what launch.convert made of one, or
+ORG/NAME on the Hugging Face hub. With --devices the weights and rows are laid
+over so many.
+
+--repeats=4,16 also tells what tokens cost that end 4 or 16 tokens which stood
+in their document before, by how far back, and what new ones do: where a memory
+of fixed size shows, whatever the loss over all tokens (the table on stderr).
+"""
+
+import contextlib
+import pathlib
+import sys
+
+from absl import flags
+
+from deltanet_jax.cli import command
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.files import json_text, write_text
+from deltanet_jax.runs.folder import Workdir
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
+RELEASED = flags.DEFINE_string(
+  'released', None, 'Released weights: a folder, or ORG/NAME on the hub.'
+)
+DATA = flags.DEFINE_string('data', None, 'Globs of the text, with commas.')
+FIELD = flags.DEFINE_string(
+  'field', 'text', "The text's field in .jsonl and .parquet files."
+)
+SEQ_LEN = flags.DEFINE_integer(
+  'seq_len', None, "Tokens of a row; a run's own, or 2048.", lower_bound=1
+)
+BATCH = flags.DEFINE_integer('batch', 1, 'Rows on a device.', lower_bound=1)
+DTYPE = flags.DEFINE_enum(
+  'dtype', 'bfloat16', ['bfloat16', 'float32'], 'Of the computation.'
+)
+DEVICES = flags.DEFINE_integer('devices', 1, 'How many to use.', lower_bound=1)
+REPEATS = flags.DEFINE_list(
+  'repeats', [], 'Lengths of repeats to tell apart, as 4,16; none: no table.'
+)
+OUTPUT = flags.DEFINE_string('output', None, 'File to keep the JSON in.')
+
+
+def main():
+  """The command."""
+  command.run(_main)
+
+
+def _main(taken):
+  del taken
+  if (WORKDIR.value is None) == (RELEASED.value is None):
+    raise ConfigError('give one of --workdir and --released')
+  if DATA.value is None:
+    raise ConfigError("no --data=GLOB given, as in --data='texts/**/*.txt'")
+  bad = [n for n in REPEATS.value if not n.isdecimal() or int(n) < 1]
+  if bad:
+    raise ConfigError(f'--repeats has {bad[0]!r}; give lengths from 1, as 4,16')
+  output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
+  if output and not output.parent.is_dir():
+    raise ConfigError(f'--output={output}: no folder {output.parent}')
+  begun, seq_len = _model()
+  begun.require_tokenizer()
+  result = _score(begun, SEQ_LEN.value or seq_len)
+  if isinstance(result, int):
+    return result
+  text = json_text(result).rstrip('\n')
+  if output:
+    write_text(output, text + '\n')
+  print(text)
+  return 0
+
+
+def _model():
+  """(Start, tokens of a row) of what the flags name."""
+  from deltanet_jax.runs import start
+
+  if RELEASED.value is not None:
+    begun = start.read(RELEASED.value)
+    return begun, 2048
+  workdir = Workdir(WORKDIR.value)
+  seq_len = workdir.read().data.seq_len
+  return start.of_run(workdir), seq_len
+
+
+def _score(begun, seq_len):
+  from deltanet_jax.data import files, tokenizer as tokenizers
+
+  with _named_as_flags():
+    documents = list(files.read(files.find(DATA.value), FIELD.value))
+  if not documents:
+    raise ConfigError(f'--data={DATA.value}: its files hold no text')
+  tokenizer = tokenizers.load(begun.tokenizer)
+  if tokenizer.vocab_size > begun.model.vocab:
+    raise ConfigError(
+      f'{begun.tokenizer} has {tokenizer.vocab_size} ids and the model'
+      f' {begun.model.vocab}; it is the tokenizer of another model'
+    )
+  begun.check()
+  import jax.numpy as jnp
+
+  from deltanet_jax.config.experiment import MeshConfig
+  from deltanet_jax.parallel import sharding
+  from deltanet_jax.runs.checkpoint import CheckpointError
+
+  try:
+    mesh = sharding.make_mesh(MeshConfig(fsdp=DEVICES.value))
+    params = begun.load(mesh, jnp.dtype(DTYPE.value))
+  except CheckpointError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  what = begun.model, params, documents, tokenizer
+  how = {
+    'dtype': DTYPE.value,
+    'mesh': mesh,
+    'seq_len': seq_len,
+    'batch': BATCH.value * DEVICES.value,
+  }
+  with _named_as_flags():
+    score, found = _scored(what, how)
+  size = sum(len(document.content) for document in documents)
+  return {
+    'model': begun.name,
+    'bits_per_byte': score.bits_per_byte(size),
+    'perplexity': score.perplexity,
+    'loss': score.loss,
+    'tokens': score.tokens,
+    'bytes': size,
+    'documents': len(documents),
+    'altered_documents': tokenizer.altered[0],
+    'altered_bytes': tokenizer.altered[1],
+    'seq_len': seq_len,
+    'dtype': DTYPE.value,
+    **found,
+  }
+
+
+def _scored(what, how):
+  """(Score, the part of the result that --repeats asks for)."""
+  from deltanet_jax.evals import perplexity, repeats
+
+  if not REPEATS.value:
+    return perplexity.score_documents(*what, **how), {}
+  lengths = sorted({int(n) for n in REPEATS.value})
+  score, shares = repeats.score_documents(*what, lengths, **how)
+  print(repeats.text(shares), file=sys.stderr)
+  return score, {'repeats': [share._asdict() for share in shares]}
+
+
+@contextlib.contextmanager
+def _named_as_flags():
+  """What reads text knows the names of a configuration."""
+  try:
+    yield
+  except ConfigError as error:
+    text = str(error).replace('data.path', '--data')
+    raise ConfigError(text.replace('data.field', '--field')) from error
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,191 @@
+"""Trains a model, or continues where a killed run stopped.
+
+  python -m launch.train --config=configs/quickstart.py --workdir=runs/first
+
+configs/README.md lists the presets; --config=configs/qwen3.py:8b is a size of
+one, --config=qwen3:8b the same by name from any folder, and --config=mine.py a
+file of yours.
+
+Any field of the configuration is set by its name, and tuples by index:
+
+  --config.train.steps=100 --config.model.period.0.mixer.chunk=32
+
+The fields, with their meaning, are in deltanet_jax/config/experiment.py and
+deltanet_jax/config/mixers.py; a misspelt one is answered with the nearest.
+
+  python -m launch.train --released=Qwen3-0.6B --workdir=runs/mine \\
+    --config.data.path='texts/*.jsonl' --config.train.steps=500
+
+trains released weights further: a folder with its tokenizer.json, what
+launch.convert made of one, ORG/NAME on the Hugging Face hub (ORG/NAME@REVISION;
+needs huggingface_hub) or the --workdir of another run. Model and tokenizer are
+theirs, everything else is --config, configs/finetune.py unless given; of the
+model only remat, form, chunk and stage may be set. The run keeps what it needs:
+once it has a checkpoint, the folder may go.
+
+Started again with the same --workdir, the run continues from its newest
+checkpoint; --workdir alone is enough. There only train.log_every, eval_every,
+eval_rows, save_every, keep and the mesh may change. SIGTERM and Ctrl-C save
+after the current step. A run whose text has changed is refused; --new_text
+goes on with the new one, which --config.data.path may name, from its first row
+on in an order of its own.
+
+Exit status: 0 done; 1 the run failed; 2 bad input, before any device is
+touched; 128 + n stopped and saved after signal n.
+
+Several processes, on one machine or many, train together; each is started with
+the same command and the same files, --workdir on a disk that all share:
+
+  python -m launch.train ... --coordinator=HOST:PORT --processes=2 --process=0
+
+or with --distributed under SLURM, Open MPI, GKE or on TPU VMs. A run may go on
+with another number of process_flags.
+
+JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:
+  JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8
+"""
+
+import dataclasses
+import sys
+
+from absl import flags
+
+from deltanet_jax import config
+from deltanet_jax.cli import command, process_flags
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.files import json_text
+from deltanet_jax.runs.folder import Workdir
+
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run: made, or continued.'
+)
+RELEASED = flags.DEFINE_string(
+  'released', None, 'Weights to begin with: a folder, or ORG/NAME on the hub.'
+)
+NEW_TEXT = flags.DEFINE_bool(
+  'new_text', False, 'Go on although the text of the run has changed.'
+)
+flags.adopt_module_key_flags(process_flags)
+
+
+def main():
+  """The command."""
+  command.run(_main, take)
+
+
+def _main(taken):
+  experiment, begun = asked(*taken)
+  result = run(experiment, Workdir(WORKDIR.value), begun)
+  if isinstance(result, int):
+    return 128 + result
+  if result is not None:
+    print(json_text(result), end='')
+  return 0
+
+
+def take(argv):
+  """((file or None, changes), the other arguments) of a command line."""
+  path, changes, rest = config.split_argv(argv)
+  return (path, changes), rest
+
+
+def asked(path, changes):
+  """(Experiment, the Start that it begins with or None) of the command line.
+
+  path: of the configuration or None   changes: (name, text) pairs
+  """
+  workdir = Workdir(WORKDIR.value) if WORKDIR.value else None
+  if RELEASED.value is None:
+    experiment = _without_start(path, changes, workdir)
+  if workdir is None:
+    raise ConfigError('no --workdir=DIR given, the folder of the run')
+  if RELEASED.value is None and not workdir.start.is_file():
+    return experiment, None
+  from deltanet_jax.runs import start
+
+  begun = start.recorded(workdir)
+  if RELEASED.value is None:
+    return experiment, begun
+  if workdir.config.is_file():
+    start.require_same(workdir, begun, RELEASED.value)
+  else:
+    begun = start.read(RELEASED.value)
+  return start.experiment(begun, path or 'finetune', changes), begun
+
+
+def _without_start(path, changes, workdir):
+  if path is None and workdir is not None and workdir.config.is_file():
+    return config.override_all(workdir.read(), changes)
+  return config.read(path, changes)
+
+
+def run(experiment, workdir, begun=None):
+  """The results of the run, or the signal that stopped it; of several
+  processes only the first has results, the others None."""
+  workdir.check(experiment, NEW_TEXT.value)
+  result = workdir.finished()
+  if result is not None:
+    if NEW_TEXT.value:
+      raise ConfigError(
+        f'--new_text: the run in {workdir.path} is finished and goes on with no'
+        ' text; give another --workdir'
+      )
+    print(f'finished before: {workdir.path}', file=sys.stderr)
+    return result
+  with process_flags.joined():
+    tokenizer = workdir.tokenizer(experiment)
+    if begun is not None and tokenizer == begun.tokenizer:
+      begun.require_tokenizer()
+    data = _read(experiment, tokenizer)
+    if begun is not None and not workdir.config.is_file():
+      begun.check()
+    return _train(experiment, workdir, data, begun, tokenizer)
+
+
+def _read(experiment, tokenizer):
+  from deltanet_jax.data import tokenizer as tokenizers
+  from deltanet_jax.data.text import TextData
+
+  # before a long text is tokenised
+  need = tokenizers.load(tokenizer).vocab_size
+  have = experiment.model.vocab
+  if need > have:
+    raise ConfigError(
+      f'the tokenizer has {need} ids and model.vocab is {have};'
+      + (
+        " give this model's tokenizer as --config.data.tokenizer"
+        if RELEASED.value
+        else ' raise model.vocab'
+      )
+    )
+  return TextData(dataclasses.replace(experiment.data, tokenizer=tokenizer))
+
+
+def _train(experiment, workdir, data, begun, tokenizer):
+  from deltanet_jax.runs import start
+  from deltanet_jax.runs.checkpoint import CheckpointError
+  from deltanet_jax.train import loop
+
+  kept = start.kept(begun, tokenizer)
+  try:
+    return loop.train(
+      experiment,
+      workdir,
+      data,
+      start=begun,
+      kept=kept,
+      new_text=NEW_TEXT.value,
+    )
+  except (loop.NonFiniteError, CheckpointError) as error:
+    print(f'error: {error}', file=sys.stderr)
+  except OSError as error:
+    print(
+      f'error: {error.filename or workdir.path}: {error.strerror or error};'
+      ' once that is mended, start again to go on from the last checkpoint',
+      file=sys.stderr,
+    )
+  sys.exit(1)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,153 @@
+"""Configurations from Python files and command lines.
+
+Standard library only, so that a mistake on the command line is answered
+before jax is imported. Every failure is a `ConfigError` of one line.
+"""
+
+import dataclasses
+import inspect
+import pathlib
+import runpy
+import traceback
+import warnings
+
+from deltanet_jax.config import preset_names
+from deltanet_jax.config.error import ConfigError
+from deltanet_jax.config.experiment import Experiment
+from deltanet_jax.config.overrides import check_types, override_all
+
+
+def load(name, released=None):
+  """The `Experiment` of a preset, as 'qwen3:8b', or of a Python file.
+
+  It is what the file's get_config() returns; a parameter `size` of that
+  function takes what follows a colon in `name`.
+
+  released: what a run starts from, with a `model` and a `tokenizer`. A file
+  for such runs has get_config(released); of any other one the tokenizer is
+  replaced.
+  """
+  name = str(name)
+  path, size = preset_names.locate(name)
+  if (spelling := preset_names.respell(name)) is not None:
+    warnings.warn(f'{name} is now {spelling}', stacklevel=2)
+    name = spelling
+  try:
+    # an import would leave a cached copy beside the file
+    module = runpy.run_path(str(path))
+    name = name.removesuffix(f':{size}')
+    cfg, trains_further = _call(name, module, size, released)
+  except ConfigError:
+    raise
+  except SyntaxError as error:
+    where = f'{error.filename or path}:{error.lineno or 1}'
+    raise ConfigError(f'{where}: SyntaxError: {error.msg}') from error
+  except Exception as error:
+    raise ConfigError(_blame(path, error)) from error
+  if not isinstance(cfg, Experiment):
+    raise ConfigError(
+      f'{path}: get_config() returned {_kind(cfg)}; return an Experiment'
+    )
+  try:
+    check_types(cfg, ())
+  except ConfigError as error:
+    raise ConfigError(f'{path}: {error}') from error
+  if released is not None and not trains_further:
+    data = dataclasses.replace(cfg.data, tokenizer=released.tokenizer)
+    cfg = dataclasses.replace(cfg, data=data)
+  return cfg
+
+
+def _call(name, module, size, released):
+  """(what get_config of a file returns, whether it takes a released model).
+
+  name: of the file, as it was given   module: its globals
+  """
+  get_config = module.get('get_config')
+  if not callable(get_config):
+    raise ConfigError(
+      f'{name} has no function get_config(); add one that returns an Experiment'
+    )
+  takes = dict(inspect.signature(get_config).parameters)
+  sized = takes.pop('size', None)
+  sizes = module.get('SIZES', ())
+  there = f'; there is {", ".join(sizes)}' if sizes else ''
+  if size is not None and sized is None:
+    raise ConfigError(f'{name} has no sizes; leave out :{size}')
+  if size is not None and sizes and size not in sizes:
+    raise ConfigError(f'{name} has no size {size!r}{there}')
+  if sized and size is None and sized.default is sized.empty:
+    raise ConfigError(f'no size given; write {name}:SIZE{there}')
+  if takes and released is None:
+    raise ConfigError(
+      f'{name} trains a released model further; give its folder as'
+      ' --released=DIR'
+    )
+  sizing = {} if size is None else {'size': size}
+  return get_config(*([released] if takes else []), **sizing), bool(takes)
+
+
+def read(path, changes):
+  """The `Experiment` of a preset or file, see `load`, and (name, text) pairs.
+
+  Raises:
+    ConfigError: none is given, or it or a change is wrong.
+  """
+  if not path:
+    files = sorted(map(str, pathlib.Path('configs').glob('*.py')))
+    there = ', '.join(files or preset_names.list_families())
+    raise ConfigError(f'no --config=FILE given; there is {there}')
+  return override_all(load(path), changes)
+
+
+def from_argv(argv):
+  """(Experiment, the other arguments) of a command line, see `split_argv`."""
+  path, changes, rest = split_argv(argv)
+  return read(path, changes), rest
+
+
+def split_argv(argv):
+  """(FILE or None, the (name, text) changes, the other arguments) of a command
+  line.
+
+  Takes `--config=FILE` and every `--config.NAME=VALUE` out of `argv`; a value
+  may also be the next argument. What follows a bare `--` is left alone.
+  """
+  path, changes, rest = None, [], []
+  argv = list(argv)
+  while argv:
+    arg = argv.pop(0)
+    if arg == '--':
+      rest += [arg, *argv]
+      break
+    flag, equals, value = arg.partition('=')
+    if flag != '--config' and not flag.startswith('--config.'):
+      rest.append(arg)
+      continue
+    if not equals:
+      if not argv or argv[0].startswith('--'):
+        raise ConfigError(f'{flag} has no value; write {flag}=VALUE')
+      value = argv.pop(0)
+    if flag == '--config':
+      path = value
+    else:
+      changes.append((flag.removeprefix('--config.'), value))
+  return path, changes, rest
+
+
+def _blame(path, error):
+  """'file:line: Kind: message' for the last line of the file that ran."""
+  lines = [
+    frame.lineno
+    for frame in traceback.extract_tb(error.__traceback__)
+    if frame.filename == str(path)
+  ]
+  line = f':{lines[-1]}' if lines else ''
+  message = ' '.join(str(error).split())
+  if type(error) is ValueError:
+    return f'{path}{line}: {message}'
+  return f'{path}{line}: {type(error).__name__}: {message}'
+
+
+def _kind(value):
+  return 'None' if value is None else f'a {type(value).__name__}'

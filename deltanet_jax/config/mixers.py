@@ -1,0 +1,392 @@
+"""The token mixers' configurations. Standard library only, so that a command
+line is checked before jax is imported; each class names the module that
+implements it.
+
+Sizes: H value heads, J key heads (H a multiple of J), K and V key and value
+width per head, W taps of the short convolution (0: none).
+"""
+
+import dataclasses
+import importlib
+import math
+from typing import Annotated, ClassVar
+
+from deltanet_jax.config import ranges
+from deltanet_jax.config.ranges import (
+  Count,
+  Doubled,
+  Finite,
+  Negative,
+  NotNegative,
+  Positive,
+  Size,
+)
+
+FORMS = ('recurrent', 'associative', 'chunked')
+Chunk = Annotated[int, Doubled(16)]  # as the inverse in it is merged
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerConfig:
+  """What a layer needs of its mixer: a module and a fresh cache."""
+
+  module: ClassVar[str]  # 'package.module:Class' of the Flax module
+
+  def __post_init__(self):
+    ranges.check(self)
+
+  def _class(self):
+    path, name = self.module.split(':')
+    return getattr(importlib.import_module(path), name)
+
+  def make(self, **kwargs):
+    """The Flax module; `kwargs`: name and the fields of `mixers.base:Mixer`."""
+    return self._class()(self, **kwargs)
+
+  def init_cache(self, batch, max_len, dtype):
+    """A fresh cache; shapes only under `jax.eval_shape`."""
+    return self._class().init_cache(self, batch, max_len, dtype)
+
+
+def _require(ok, message):
+  if not ok:
+    raise ValueError(message)
+
+
+def _check_rule(cfg):
+  _require(
+    cfg.form in FORMS,
+    f'{type(cfg).__name__}.form is {cfg.form!r}; give one of'
+    f' {", ".join(FORMS)}',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnConfig:
+  """YaRN (arXiv:2309.00071): rotary positions for a context `factor` times as
+  long. Released configurations spell the fields as in the comments."""
+
+  factor: Positive
+  original: Count  # original_max_position_embeddings
+  fast: Positive = 32.0  # beta_fast
+  slow: Positive = 1.0  # beta_slow
+  mscale: Finite = 0.0  # with mscale_all_dim; 0: not given
+  mscale_all_dim: Finite = 0.0
+  attention_factor: Finite | None = None  # the length; None: from the above
+  truncate: bool = True  # the ramp's ends are whole pairs
+
+  def __post_init__(self):
+    ranges.check(self)
+
+  @property
+  def length(self):
+    """What rotated queries and keys are multiplied by."""
+    if self.attention_factor is not None:
+      return self.attention_factor
+    if self.mscale and self.mscale_all_dim:
+      return self._m(self.mscale) / self._m(self.mscale_all_dim)
+    return self._m(1.0)
+
+  @property
+  def softmax_scale(self):
+    """m^2 of DeepSeek's latent attention, which multiplies the softmax scale;
+    1 without mscale_all_dim."""
+    return self._m(self.mscale_all_dim) ** 2
+
+  def _m(self, mscale):
+    return 0.1 * mscale * math.log(max(1.0, self.factor)) + 1
+
+
+def _require_turning(cfg):
+  _require(
+    cfg.yarn is None or cfg.rope_theta > 1,
+    f'{type(cfg).__name__}.rope_theta is {cfg.rope_theta}; with yarn give more'
+    ' than 1',
+  )
+
+
+def _turn(cfg, rotary_dim, **changes):
+  """Keywords of `ops.rope.rotate`."""
+  return {
+    'rotary_dim': rotary_dim,
+    'theta': cfg.rope_theta,
+    'yarn': cfg.yarn,
+    'interleaved': cfg.interleaved,
+    'length': cfg.yarn.length if cfg.yarn else 1.0,
+  } | changes
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig(MixerConfig):
+  """Softmax attention: grouped queries, optional window, QK-norm, gate."""
+
+  heads: Count
+  kv_heads: Count
+  head_dim: Count
+  window: Count | None = None  # keys seen, the current one included
+  rotary_dim: Size = 0  # 0: no positions (NoPE)
+  rope_theta: Positive = 10_000.0
+  qk_norm: bool = False  # RMS norm of every query and key head, before rotary
+  joint_norm: bool = False  # that norm over all heads at once (MiniMax-M2)
+  gate: bool = False  # sigmoid output gate per channel (Qwen3-Next)
+  norm_eps: NotNegative = 1e-6
+  interleaved: bool = False  # rotary pairs (2i, 2i+1), not (i, i + P/2)
+  yarn: YarnConfig | None = None
+
+  module = 'deltanet_jax.mixers.attention:Attention'
+
+  def __post_init__(self):
+    super().__post_init__()
+    _require_turning(self)
+    _require(
+      self.heads % self.kv_heads == 0,
+      f'AttentionConfig.heads {self.heads} is no multiple of kv_heads'
+      f' {self.kv_heads}; change one of them',
+    )
+    _require(
+      0 <= self.rotary_dim <= self.head_dim and self.rotary_dim % 2 == 0,
+      f'AttentionConfig.rotary_dim is {self.rotary_dim}; give an even number'
+      f' from 0 to head_dim {self.head_dim}',
+    )
+    _require(
+      self.qk_norm or not self.joint_norm,
+      'AttentionConfig.joint_norm without qk_norm; set qk_norm too',
+    )
+
+  @property
+  def turn(self):
+    """Keywords of `ops.rope.rotate`."""
+    return _turn(self, self.rotary_dim)
+
+  @classmethod
+  def tiny(cls):
+    return cls(
+      heads=4, kv_heads=2, head_dim=8, rotary_dim=4, qk_norm=True, gate=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MLAConfig(MixerConfig):
+  """Multi-head latent attention (DeepSeek-V2, Kimi Linear)."""
+
+  heads: Count
+  latent: Count  # width of what keys and values are made from, and of the cache
+  key_dim: Count  # per head, without positions
+  shared_dim: Count  # more key channels, one set for all heads
+  value_dim: Count
+  query_latent: Count | None = None  # None: queries straight from the input
+  rotary: bool = True  # positions in the shared channels; False: none (NoPE)
+  rope_theta: Positive = 10_000.0
+  interleaved: bool = True
+  yarn: YarnConfig | None = None
+  gate: str = 'none'  # sigmoid output gate per 'head' or 'channel'
+  norm_eps: NotNegative = 1e-6
+
+  module = 'deltanet_jax.mixers.mla:MLA'
+
+  def __post_init__(self):
+    super().__post_init__()
+    name = type(self).__name__
+    _require_turning(self)
+    _require(
+      self.shared_dim % 2 == 0 or not self.rotary,
+      f'{name}.shared_dim is {self.shared_dim}; rotary pairs need an even one',
+    )
+    _require(
+      self.gate in ('none', 'head', 'channel'),
+      f'{name}.gate is {self.gate!r}; give one of none, head, channel',
+    )
+
+  @property
+  def turn(self):
+    """Keywords of `ops.rope.rotate`."""
+    return _turn(self, self.shared_dim)
+
+  @property
+  def scale(self):
+    """Of the scores before the softmax."""
+    m2 = self.yarn.softmax_scale if self.yarn else 1.0
+    return (self.key_dim + self.shared_dim) ** -0.5 * m2
+
+  @classmethod
+  def tiny(cls):
+    return cls(
+      heads=4,
+      latent=12,
+      key_dim=8,
+      shared_dim=4,
+      value_dim=6,
+      query_latent=10,
+      gate='channel',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DSAConfig(MLAConfig):
+  """DeepSeek sparse attention: MLA over the keys that an indexer chooses."""
+
+  index_heads: Count
+  index_dim: Count  # the first shared_dim channels are rotated
+  top: Count  # keys of a query
+  stage: str = 'sparse'  # 'dense': all keys, while the indexer warms up
+
+  module = 'deltanet_jax.mixers.dsa:DSA'
+
+  def __post_init__(self):
+    super().__post_init__()
+    _require(
+      self.query_latent is not None,
+      'DSAConfig.query_latent is None; the indexer starts from it, give one',
+    )
+    _require(
+      self.index_dim >= self.shared_dim or not self.rotary,
+      f'DSAConfig.index_dim is {self.index_dim} and its first shared_dim'
+      f' {self.shared_dim} channels are rotated; make it as wide',
+    )
+    _require(
+      self.stage in ('sparse', 'dense'),
+      f'DSAConfig.stage is {self.stage!r}; give one of sparse, dense',
+    )
+
+  @classmethod
+  def tiny(cls):
+    return cls(
+      heads=4,
+      latent=12,
+      key_dim=8,
+      shared_dim=4,
+      value_dim=6,
+      query_latent=10,
+      index_heads=2,
+      index_dim=6,
+      top=8,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearAttentionConfig(MixerConfig):
+  """Classical linear attention with phi = elu + 1 and its normaliser."""
+
+  heads: Count
+  key_dim: Count
+  value_dim: Count
+  conv: Size = 0
+  form: str = 'chunked'
+  chunk: Chunk = 64  # tokens; the recurrent form has none
+
+  module = 'deltanet_jax.mixers.linear_attention:LinearAttention'
+
+  def __post_init__(self):
+    super().__post_init__()
+    _check_rule(self)
+
+  @classmethod
+  def tiny(cls):
+    return cls(heads=2, key_dim=8, value_dim=8)
+
+
+@dataclasses.dataclass(frozen=True)
+class LightningConfig(MixerConfig):
+  """Lightning attention (MiniMax-01): constant decay per head and depth."""
+
+  heads: Count
+  head_dim: Count
+  conv: Size = 0
+  norm_eps: NotNegative = 1e-6
+  form: str = 'chunked'
+  chunk: Chunk = 64  # tokens; the recurrent form has none
+
+  module = 'deltanet_jax.mixers.linear_attention:Lightning'
+
+  def __post_init__(self):
+    super().__post_init__()
+    _check_rule(self)
+
+  @classmethod
+  def tiny(cls):
+    return cls(heads=4, head_dim=8)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaNetConfig(MixerConfig):
+  """DeltaNet (arXiv:2406.06484): the delta rule without decay."""
+
+  heads: Count
+  key_dim: Count
+  value_dim: Count
+  conv: Size = 4
+  negative_eigenvalues: bool = False  # beta in (0, 2) instead of (0, 1)
+  norm_eps: NotNegative = 1e-6
+  form: str = 'chunked'
+  chunk: Chunk = 64  # tokens; the recurrent form has none
+
+  module = 'deltanet_jax.mixers.delta_net:DeltaNet'
+
+  def __post_init__(self):
+    super().__post_init__()
+    _check_rule(self)
+
+  @classmethod
+  def tiny(cls):
+    return cls(heads=2, key_dim=8, value_dim=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedDeltaNetConfig(MixerConfig):
+  """Gated DeltaNet (arXiv:2412.06464; Qwen3-Next when heads differ)."""
+
+  key_heads: Count
+  value_heads: Count
+  key_dim: Count
+  value_dim: Count
+  conv: Size = 4
+  negative_eigenvalues: bool = False
+  norm_eps: NotNegative = 1e-6
+  form: str = 'chunked'
+  chunk: Chunk = 64  # tokens; the recurrent form has none
+
+  module = 'deltanet_jax.mixers.gated_deltanet:GatedDeltaNet'
+
+  def __post_init__(self):
+    super().__post_init__()
+    _require(
+      self.value_heads % self.key_heads == 0,
+      f'GatedDeltaNetConfig.value_heads {self.value_heads} is no multiple of'
+      f' key_heads {self.key_heads}; change one of them',
+    )
+    _check_rule(self)
+
+  @classmethod
+  def tiny(cls):
+    return cls(key_heads=2, value_heads=4, key_dim=8, value_dim=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class KDAConfig(MixerConfig):
+  """Kimi Delta Attention (Kimi Linear): a decay for every key channel."""
+
+  heads: Count
+  key_dim: Count
+  value_dim: Count
+  conv: Size = 4
+  gate_rank: Count | None = None  # of the decay and gate maps; None: value_dim
+  # g = lower_bound * sigmoid(.): Kimi K3's -5
+  lower_bound: Negative | None = None
+  separate_gates: bool = False  # erase and write gates (Gated DeltaNet-2)
+  norm_eps: NotNegative = 1e-5
+  form: str = 'chunked'
+  chunk: Chunk = 64  # tokens; the recurrent form has none
+
+  module = 'deltanet_jax.mixers.kda:KDA'
+
+  def __post_init__(self):
+    super().__post_init__()
+    _check_rule(self)
+
+  @classmethod
+  def tiny(cls):
+    return cls(heads=2, key_dim=8, value_dim=16, gate_rank=4)
+
+
+# mixers that keep something of every token
+ATTENTION = AttentionConfig, MLAConfig

@@ -1,0 +1,164 @@
+"""Fields of a configuration replaced by name, and held to their annotations."""
+
+import dataclasses
+import difflib
+import types
+import typing
+
+from deltanet_jax.config.error import ConfigError
+
+
+def override(cfg, name, text):
+  """`cfg` with one field replaced: override(cfg, 'optim.lr', '3e-4').
+
+  Names join fields by dots, and index tuples: 'model.period.0.mixer.chunk'.
+  The text is read as the field's annotation says: int, float, bool, str, or
+  None where the field allows it.
+
+  Raises:
+    ConfigError: an unknown name, a text of another type, or a value that the
+      configuration itself refuses.
+  """
+  return override_all(cfg, [(name, text)])
+
+
+def override_all(cfg, changes):
+  """`override` for many (name, text) pairs; the last of a name counts.
+
+  All are set at once, so that two fields that must fit each other can change
+  together.
+  """
+  tree = {}
+  for name, text in changes:
+    parts = name.split('.')
+    value = _read_leaf(cfg, parts, text)
+    node = tree
+    for part in parts[:-1]:
+      node = node.setdefault(part, {})
+    node[parts[-1]] = value
+  return _rebuild(cfg, tree)
+
+
+def check_types(value, path):
+  """Every field holds what its annotation says."""
+  for name, hint in typing.get_type_hints(type(value)).items():
+    if typing.get_origin(hint) is typing.ClassVar:
+      continue
+    child, where = getattr(value, name), '.'.join((*path, name))
+    if typing.get_origin(hint) is tuple:
+      entry = typing.get_args(hint)[0]
+      _check_type(child, tuple, where)
+      for i, item in enumerate(child):
+        _check_type(item, entry, f'{where}.{i}')
+        check_types(item, (*path, name, str(i)))
+      continue
+    _check_type(child, hint, where)
+    if dataclasses.is_dataclass(child):
+      check_types(child, (*path, name))
+
+
+def _read_leaf(cfg, parts, text):
+  node, hint, flag = cfg, type(cfg), '--config.' + '.'.join(parts)
+  for i, part in enumerate(parts):
+    node, hint = _child(node, part, '.'.join(parts[:i]), flag)
+  if dataclasses.is_dataclass(node):
+    names = ', '.join(f.name for f in dataclasses.fields(node))
+    raise ConfigError(f'{flag} is a group; set one of its fields: {names}')
+  if isinstance(node, tuple):
+    raise ConfigError(
+      f'{flag} is a tuple of {len(node)}; set a field of one entry, as in'
+      f' {flag}.0.NAME=VALUE'
+    )
+  return _parse(hint, text, flag)
+
+
+def _child(node, part, parent, flag):
+  """The value and annotation of the field or entry `part` of `node`."""
+  inside = f' in {parent}' if parent else ''
+  if dataclasses.is_dataclass(node):
+    names = [f.name for f in dataclasses.fields(node)]
+    if part not in names:
+      raise ConfigError(f'{flag}: no {part!r}{inside}{_suggest(part, names)}')
+    return getattr(node, part), typing.get_type_hints(type(node))[part]
+  if isinstance(node, tuple):
+    if not node:
+      raise ConfigError(f'{flag}: {parent} is empty')
+    if not part.isdecimal() or int(part) >= len(node):
+      raise ConfigError(
+        f'{flag}: no entry {part!r}{inside}; give 0 to {len(node) - 1}'
+      )
+    return node[int(part)], type(node[int(part)])
+  raise ConfigError(f'{flag}: {parent} is a value and has no {part!r}')
+
+
+def _suggest(word, names):
+  close = difflib.get_close_matches(word, names, n=1)
+  if close:
+    return f'; did you mean {close[0]!r}?'
+  return f'; there is {", ".join(names)}'
+
+
+def _parse(hint, text, flag):
+  options = _options(hint)
+  if text == 'None' and types.NoneType in options:
+    return None
+  for option in options:
+    if option is str:
+      return text
+    if option is bool and text.lower() in ('true', 'false'):
+      return text.lower() == 'true'
+    if option in (int, float):
+      try:
+        value = option(text)
+      except ValueError:
+        continue
+      if value == value:  # nan would be no setting, and equal no other
+        return value
+  raise ConfigError(f'{flag}={text}: give {_wanted(options)}')
+
+
+def _rebuild(node, tree):
+  """`node` with the leaves of `tree`, inner fields first."""
+  if isinstance(node, tuple):
+    entries = list(node)
+    for index, below in tree.items():
+      entries[int(index)] = _rebuild(entries[int(index)], below)
+    return tuple(entries)
+  if not isinstance(tree, dict):
+    return tree
+  changes = {
+    name: _rebuild(getattr(node, name), below) for name, below in tree.items()
+  }
+  try:
+    return dataclasses.replace(node, **changes)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+def _check_type(value, hint, where):
+  options = _options(hint)
+  accepted = (*options, int) if float in options else options
+  if isinstance(value, bool) and bool not in options:
+    accepted = ()
+  if not isinstance(value, accepted):
+    raise ConfigError(f'{where} is {value!r}; give {_wanted(options)}')
+
+
+def _options(hint):
+  """The plain types that an annotation allows, as in int | None."""
+  if typing.get_origin(hint) in (types.UnionType, typing.Union):
+    return typing.get_args(hint)
+  return (hint,)
+
+
+_WORDS = {
+  bool: 'true or false',
+  int: 'a whole number',
+  float: 'a number',
+  str: 'a text',
+  types.NoneType: 'None',
+}
+
+
+def _wanted(options):
+  return ' or '.join(_WORDS.get(o, o.__name__) for o in options)

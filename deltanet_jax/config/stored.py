@@ -1,0 +1,121 @@
+"""Configurations as JSON, and what two of them do not share.
+
+A class is stored by its name; one of a user's own module as 'module:Class'.
+"""
+
+import dataclasses
+import json
+
+from deltanet_jax.config import experiment, mixers
+from deltanet_jax.config.error import ConfigError
+from deltanet_jax.config.overrides import check_types
+
+PACKAGE = 'deltanet_jax'
+
+
+def to_json(cfg):
+  """`cfg` as JSON text; `from_json` gives an equal configuration back."""
+  return json.dumps(_encode(cfg), indent=2, allow_nan=False)
+
+
+def from_json(text, kind=None, classes=()):
+  """The configuration that `to_json` wrote.
+
+  kind: its class, if only one will do   classes: those that it may hold beside
+  this package's
+
+  Raises:
+    ConfigError: no JSON, a class that is none of these, or fields that this
+      version of the class refuses.
+  """
+  known = {_type_name(c): c for c in (*_package_classes(), *classes)}
+  try:
+    found = _decode(json.loads(text), known)
+  except (json.JSONDecodeError, RecursionError) as error:
+    raise ConfigError(f'no JSON configuration: {error}') from error
+  if not isinstance(found, kind or object):
+    raise ConfigError(f'no JSON of an {kind.__name__}')
+  check_types(found, ())
+  return found
+
+
+def difference(a, b):
+  """Lines 'optim.lr: 0.001 != 0.002', one for each value not shared."""
+  return list(_differences(a, b, ()))
+
+
+def _differences(a, b, path):
+  name = '.'.join(path) or 'config'
+  if type(a) is type(b) and dataclasses.is_dataclass(a):
+    for field in dataclasses.fields(a):
+      pair = getattr(a, field.name), getattr(b, field.name)
+      yield from _differences(*pair, (*path, field.name))
+  elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+    for i, pair in enumerate(zip(a, b, strict=True)):
+      yield from _differences(*pair, (*path, str(i)))
+  elif a != b:
+    yield f'{name}: {_brief(a)} != {_brief(b)}'
+
+
+def _brief(value):
+  if dataclasses.is_dataclass(value):
+    return type(value).__name__
+  if isinstance(value, tuple):
+    return f'{len(value)} entries'
+  return repr(value)
+
+
+def _encode(value):
+  if dataclasses.is_dataclass(value):
+    fields = {
+      f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)
+    }
+    return {'_type': _type_name(type(value)), **fields}
+  if isinstance(value, tuple):
+    return [_encode(item) for item in value]
+  return value
+
+
+def _type_name(kind):
+  """'Class' of this package's, 'module:Class' of a user's."""
+  module = kind.__module__
+  if module.partition('.')[0] == PACKAGE:
+    return kind.__name__
+  return f'{module}:{kind.__name__}'
+
+
+def _decode(tree, classes):
+  if isinstance(tree, list):
+    return tuple(_decode(item, classes) for item in tree)
+  if not isinstance(tree, dict):
+    return tree
+  fields = {name: _decode(value, classes) for name, value in tree.items()}
+  kind = _find_class(fields.pop('_type', None), classes)
+  try:
+    return kind(**fields)
+  except (AttributeError, TypeError, ValueError) as error:
+    raise ConfigError(f'{kind.__name__}: {error}') from error
+
+
+def _find_class(name, classes):
+  module, colon, last = str(name).rpartition(':')
+  if module.partition('.')[0] == PACKAGE:
+    name = last  # stored when the module was a part of the name
+  if name in classes:
+    return classes[name]
+  if colon and module.partition('.')[0] != PACKAGE:
+    raise ConfigError(
+      f'{name!r:.80} is a class of a module of your own; give --config=FILE, a'
+      f' configuration file that imports {last:.80} by its name'
+    )
+  raise ConfigError(f'{name!r:.80} is no configuration of {PACKAGE}')
+
+
+def _package_classes():
+  """The configurations of this package."""
+  values = [*vars(experiment).values(), *vars(mixers).values()]
+  return [value for value in values if _is_config(value)]
+
+
+def _is_config(value):
+  return isinstance(value, type) and dataclasses.is_dataclass(value)

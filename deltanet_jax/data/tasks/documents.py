@@ -1,0 +1,187 @@
+"""Tasks of long texts: what did it say, what was it about, what holds now?"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.data.tasks.synthetic import (
+  I32,
+  ask,
+  check_least,
+  check_sizes,
+  choose,
+  place,
+  powers,
+  shuffled,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuoteGist:
+  """One document, two questions: a line of it word by word, and its topic.
+
+  L lines of a line number and `width` words, then GIST, where the topic is
+  asked, and `quotes` times QUOTE and the number of a line, where its first
+  word is asked, and the others at the words before them. The lines quoted
+  differ. With chance `topical` a word is one of its topic's, else any; word w
+  is of topic w mod `topics`. Shorter rows are filled up with PAD.
+
+  The topic is drawn, not counted: few lines may point to another one. The
+  quote alone needs a memory that grows with the document.
+
+  Slices: kind (0 gist, 1 quote), lines (L), line (quoted, from 0) and word
+  (of the quote, from 0), both -1 for the gist.
+  """
+
+  lines: tuple[int, ...] = (8, 16, 32)
+  width: int = 6
+  words: int = 64
+  topics: int = 8
+  topical: float = 0.5
+  quotes: int = 1
+
+  def __post_init__(self):
+    check_least(self, width=1, topics=2, topical=0, quotes=1)
+    check_sizes('lines', self.lines, self.quotes, 1 << 20)
+    if self.words % self.topics or self.topical > 1:
+      raise ValueError(
+        f'words is {self.words}, topics {self.topics}, topical {self.topical};'
+        ' give as many words to every topic, and topical up to 1'
+      )
+
+  @property
+  def vocab(self):
+    # GIST, QUOTE and PAD
+    return self.words + max(self.lines) + self.topics + 3
+
+  @property
+  def length(self):
+    return (max(self.lines) + self.quotes) * (self.width + 1) + 1
+
+  @property
+  def levels(self):
+    return {
+      'kind': (0, 1),
+      'lines': tuple(sorted(self.lines)),
+      'line': tuple(range(max(self.lines))),
+      'word': tuple(range(self.width)),
+    }
+
+  def sample(self, key, batch):
+    T, L, W = self.length, max(self.lines), self.width + 1
+    Q, B = self.quotes, batch
+    rngs = jax.random.split(key, 6)
+    n = choose(rngs[0], B, self.lines)[:, None]
+    topic = jax.random.randint(rngs[1], (B, 1), 0, self.topics)
+    any_word = jax.random.randint(rngs[2], (B, L, W - 1), 0, self.words)
+    own = any_word - any_word % self.topics + topic[..., None]
+    topical = jax.random.bernoulli(rngs[3], self.topical, own.shape)
+    words = jnp.where(topical, own, any_word)
+    i = jnp.arange(L)
+    number = jnp.broadcast_to(self.words + i[:, None], (B, L, 1))
+    lines = jnp.concatenate([number, words], -1)
+    gist = self.words + L + self.topics  # then QUOTE and PAD
+    tokens = jnp.full((B, T), gist + 2, I32)
+    at = jnp.where(jnp.arange(L * W) < n * W, jnp.arange(L * W), T)
+    tokens = place(tokens, at, lines.reshape(B, -1))
+    tokens = place(tokens, n * W, jnp.full_like(n, gist))
+    line = shuffled(rngs[4], jnp.broadcast_to(i < n, (B, L)))[:, :Q]
+    quoted = jnp.take_along_axis(lines, line[..., None], axis=1)  # [B,Q,W]
+    start = n * W + 1 + jnp.arange(Q) * W
+    tokens = place(tokens, start, jnp.full((B, Q), gist + 1))
+    told = start[..., None] + 1 + jnp.arange(W - 1)  # number, words but one
+    flat = lambda x: jnp.broadcast_to(x, (B, Q, W - 1)).reshape(B, -1)
+    tokens = place(tokens, flat(told), flat(quoted[..., :-1]))
+    join = lambda one, rest: jnp.concatenate(
+      [jnp.broadcast_to(one, (B, 1)), flat(rest)], 1
+    )
+    slices = {
+      'kind': join(0, 1),
+      'lines': n,
+      'line': join(-1, line[..., None]),
+      'word': join(-1, jnp.arange(W - 1)),
+    }
+    answers = join(self.words + L + topic, quoted[..., 1:])
+    return ask(tokens, join(n * W, told), answers, slices)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiTurn:
+  """A conversation: SET s x, CHAT c c and ASK s DONE; asked for s's latest x.
+
+  Turns of three tokens, as many as `length` holds. ASK is about one of the
+  slots set before, its answer due at s and never shown; a slot set again gets
+  another value than it had. chat: share of turns that are chit-chat out of
+  `noise` tokens; the others set or ask with equal chance.
+
+  Slices: age (turns since s was set), updates (times it was set again), live
+  (slots set so far).
+  """
+
+  length: int = 192
+  slots: int = 16
+  values: int = 32
+  noise: int = 16
+  chat: float = 0.4
+
+  def __post_init__(self):
+    check_least(self, length=6, slots=1, values=2, noise=1, chat=0)
+    if self.chat >= 1:
+      raise ValueError(f'chat is {self.chat}; give a share below 1')
+
+  @property
+  def vocab(self):
+    return 4 + self.slots + self.values + self.noise
+
+  @property
+  def levels(self):
+    turns = powers(self.length // 3)
+    return {
+      'age': turns,
+      'updates': (0, *turns),
+      'live': powers(self.slots),
+    }
+
+  def sample(self, key, batch):
+    N, S = self.length // 3, self.slots
+    rngs = jax.random.split(key, 5)
+    chat = jax.random.bernoulli(rngs[0], self.chat, (N, batch))
+    asks = jax.random.bernoulli(rngs[1], 0.5, (N, batch))
+    order = jax.random.uniform(rngs[2], (N, batch, S))
+    # how far a new value is from the one before, around the circle
+    step = jax.random.randint(rngs[3], (N, batch), 1, self.values)
+    noise = jax.random.randint(rngs[4], (N, batch, 2), 0, self.noise)
+    row = jnp.arange(batch)
+
+    def turn(memory, xs):
+      value, when, times = memory
+      t, chat, asks, order, step = xs
+      live = times > 0
+      asks = asks & live.any(-1) & ~chat
+      sets = ~asks & ~chat
+      # the first in a random order, for a question of those set
+      slot = jnp.argmax(jnp.where(live | sets[:, None], order, -1), -1)
+      old = value[row, slot], when[row, slot], times[row, slot]
+      new = (old[0] + step) % self.values, t, old[2] + 1
+      keep = lambda x, a, b: x.at[row, slot].set(jnp.where(sets, b, a))
+      memory = jax.tree.map(keep, memory, old, new)
+      said = jnp.where(sets, new[0], old[0])
+      told = t - old[1], old[2] - 1, live.sum(-1)
+      return memory, (asks, slot, said, *told)
+
+    empty = jnp.zeros((batch, S), I32)
+    turns = jnp.arange(N), chat, asks, order, step
+    found = jax.lax.scan(turn, (empty, empty, empty), turns)[1]
+    chat, asks, slot, said, age, updates, live = (x.T for x in (chat, *found))
+    kind = jnp.where(chat, 1, jnp.where(asks, 2, 0))
+    c = 4 + S + self.values + noise.transpose(1, 0, 2)
+    second = jnp.where(chat, c[..., 0], 4 + slot)
+    third = jnp.where(asks, 3, 4 + S + said)
+    third = jnp.where(chat, c[..., 1], third)
+    triples = jnp.stack([kind, second, third], -1).reshape(batch, -1)
+    tokens = jnp.full((batch, self.length), 3, I32)
+    tokens = tokens.at[:, : 3 * N].set(triples)
+    asked = jnp.where(asks, 3 * jnp.arange(N) + 1, self.length)
+    slices = {'age': age, 'updates': updates, 'live': live}
+    return ask(tokens, asked, 4 + S + said, slices)

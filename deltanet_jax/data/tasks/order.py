@@ -1,0 +1,177 @@
+"""Tasks of order: which came when? Lists, backwards lists and stacks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.data.tasks.synthetic import (
+  I32,
+  ask,
+  check_least,
+  check_sizes,
+  choose,
+  place,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectiveCopy:
+  """Symbols among blanks, then COPY and as many blanks: asked for the symbols.
+
+  n symbols at random places of the first T - n - 1 tokens, in MAD's layout
+  (arXiv:2403.17844): the j-th of the last n tokens is a blank, and symbol j is
+  asked there. Answers are not shown.
+
+  Slices: size (n), position (j).
+  """
+
+  length: int = 128
+  sizes: tuple[int, ...] = (16,)
+  symbols: int = 14
+
+  def __post_init__(self):
+    check_least(self, symbols=2)
+    check_sizes('sizes', self.sizes, 1, (self.length - 1) // 2)
+
+  @property
+  def vocab(self):
+    return self.symbols + 2  # COPY and blank
+
+  @property
+  def levels(self):
+    return _list_levels(self.sizes)
+
+  def sample(self, key, batch):
+    T, N = self.length, max(self.sizes)
+    rngs = jax.random.split(key, 3)
+    n = choose(rngs[0], batch, self.sizes)[:, None]
+    symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
+    i = jnp.arange(N)
+    where = jax.random.uniform(rngs[2], (batch, T))
+    where = jnp.where(jnp.arange(T) < T - n - 1, where, -1)
+    slots = jax.lax.top_k(where, N)[1]
+    slots = jnp.sort(jnp.where(i < n, slots, T), -1)
+    tokens = jnp.full((batch, T), self.symbols + 1, I32)
+    tokens = place(tokens, slots, symbols)
+    tokens = place(tokens, T - n - 1, jnp.full_like(n, self.symbols))
+    asked = jnp.where(i < n, T - n + i, T)
+    return ask(tokens, asked, symbols, {'size': n, 'position': i})
+
+
+@dataclasses.dataclass(frozen=True)
+class Palindrome:
+  """x_1 ... x_L SEP x_L ... x_2: asked for x_{j-1} at x_j after SEP.
+
+  Teacher-forced and with the first symbol of the reversal given, as in the
+  Kimi Linear report (arXiv:2510.26692): L - 1 answers. Shorter rows are filled
+  up with PAD.
+
+  Slices: size (L), position (of the answer in the reversal, from 1).
+  """
+
+  sizes: tuple[int, ...] = (8, 16, 32)
+  symbols: int = 16
+
+  def __post_init__(self):
+    check_least(self, symbols=2)
+    check_sizes('sizes', self.sizes, 2, 1 << 20)
+
+  @property
+  def vocab(self):
+    return self.symbols + 2  # SEP and PAD
+
+  @property
+  def length(self):
+    return 2 * max(self.sizes)
+
+  @property
+  def levels(self):
+    return _list_levels(self.sizes, first=1)
+
+  def sample(self, key, batch):
+    T, N = self.length, max(self.sizes)
+    rngs = jax.random.split(key, 2)
+    n = choose(rngs[0], batch, self.sizes)[:, None]
+    symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
+    i = jnp.arange(N)
+    at = lambda where, count: jnp.where(i < count, where, T)
+    tokens = jnp.full((batch, T), self.symbols + 1, I32)
+    tokens = place(tokens, at(i, n), symbols)
+    tokens = place(tokens, n, jnp.full_like(n, self.symbols))
+    # symbol i of the list is number n - 1 - i of the reversal
+    back = jnp.where((0 < i) & (i < n), 2 * n - i, T)
+    tokens = place(tokens, back, symbols)
+    answer = n - 1 - i
+    asked = jnp.where((0 < answer) & (i < n), n + answer, T)
+    return ask(tokens, asked, symbols, {'size': n, 'position': answer})
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """PUSH s x and POP s x on several stacks; at a popped s, x is asked.
+
+  The task of the Kimi Linear report (arXiv:2510.26692), of `stacks` stacks:
+  three tokens an operation, as many operations as fit, the stack s random, a
+  push or a pop with equal chance, but never a pop of an empty stack. x is shown
+  after it is asked, as there.
+
+  Slices: age (operations since x was pushed), depth (of its stack, from 1).
+  """
+
+  length: int = 256
+  stacks: int = 16
+  symbols: int = 16
+
+  def __post_init__(self):
+    # a push, and what may be a pop
+    check_least(self, length=6, stacks=1, symbols=2)
+
+  @property
+  def vocab(self):
+    return 2 + self.stacks + self.symbols
+
+  @property
+  def levels(self):
+    most = self.length // 3
+    powers = tuple(2**i for i in range(most.bit_length()))
+    return {'age': powers, 'depth': powers}
+
+  def sample(self, key, batch):
+    N, S = self.length // 3, self.stacks
+    rngs = jax.random.split(key, 3)
+    pop = jax.random.bernoulli(rngs[0], 0.5, (N, batch))
+    stack = jax.random.randint(rngs[1], (N, batch), 0, S)
+    symbol = jax.random.randint(rngs[2], (N, batch), 0, self.symbols)
+    row = jnp.arange(batch)
+
+    def operate(memory, xs):
+      # stacks as linked lists: the operation that pushed each one's top, and
+      # the operation that pushed what lies below it
+      top, below, depth = memory
+      t, pop, s, x = xs
+      pushed, height = top[row, s], depth[row, s]
+      pop = pop & (height > 0)
+      x = jnp.where(pop, symbol[pushed, row], x)
+      below = below.at[row, t].set(pushed)
+      top = top.at[row, s].set(jnp.where(pop, below[row, pushed], t))
+      depth = depth.at[row, s].add(jnp.where(pop, -1, 1))
+      return (top, below, depth), (pop, x, t - pushed, height)
+
+    empty = jnp.zeros((batch, S), I32)
+    memory = empty, jnp.zeros((batch, N), I32), empty
+    turns = jnp.arange(N), pop, stack, symbol
+    _, (pop, x, age, depth) = jax.lax.scan(operate, memory, turns)
+    pop, x, age, depth, stack = (a.T for a in (pop, x, age, depth, stack))
+    triples = jnp.stack([pop, 2 + stack, 2 + S + x], -1).reshape(batch, -1)
+    tokens = jnp.zeros((batch, self.length), I32)
+    tokens = tokens.at[:, : 3 * N].set(triples)
+    asked = jnp.where(pop, 3 * jnp.arange(N) + 1, self.length)
+    return ask(tokens, asked, 2 + S + x, {'age': age, 'depth': depth})
+
+
+def _list_levels(sizes, first=0):
+  return {
+    'size': tuple(sorted(sizes)),
+    'position': tuple(range(first, max(sizes))),
+  }

@@ -1,0 +1,92 @@
+"""Tasks of state: what has everything so far come to? Nothing is looked up."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltanet_jax.data.tasks.synthetic import I32, ask, check_least, powers
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+  """Random bits; asked at each whether the ones so far are odd.
+
+  Train at one `length`, test at longer ones (arXiv:2411.12537). Chance is 1/2.
+
+  Slice: position.
+  """
+
+  length: int = 64
+
+  def __post_init__(self):
+    check_least(self, length=1)
+
+  vocab = 2
+
+  @property
+  def levels(self):
+    return {'position': (0, *powers(self.length - 1))}
+
+  def sample(self, key, batch):
+    bits = jax.random.randint(key, (batch, self.length), 0, 2)
+    at = jnp.broadcast_to(jnp.arange(self.length), bits.shape)
+    return ask(bits, at, jnp.cumsum(bits, 1) % 2, {'position': at})
+
+
+@dataclasses.dataclass(frozen=True)
+class S5Word:
+  """Permutations of five objects; asked at each for the product so far.
+
+  A token is one of the 120 permutations p, in lexicographic order of
+  (p(0), ..., p(4)); the answer, out of the same, is p_t after ... after p_1.
+  moves: the most objects that a permutation moves. 2: identity and swaps, 5:
+  all (arXiv:2411.12537, section 5). steps: tokens for each permutation; it and
+  then WAIT, with the answer due at the last.
+
+  Slice: position (which permutation, from 0).
+  """
+
+  length: int = 32
+  moves: int = 5
+  steps: int = 1
+
+  def __post_init__(self):
+    check_least(self, moves=2, steps=1)
+    if self.moves > 5:
+      raise ValueError(f'moves is {self.moves}; there are 5 objects')
+    if self.length < self.steps:
+      raise ValueError(
+        f'length {self.length} holds no permutation of {self.steps} steps'
+      )
+
+  vocab = 121  # WAIT is the last
+
+  @property
+  def levels(self):
+    return {'position': (0, *powers(self.length // self.steps - 1))}
+
+  def sample(self, key, batch):
+    N = self.length // self.steps
+    moved = (PERMUTATIONS != np.arange(5)).sum(-1)
+    allowed = jnp.array(np.flatnonzero(moved <= self.moves), I32)
+    word = jax.random.choice(key, allowed, (batch, N))
+    table = jnp.array(PRODUCTS, I32)
+    product = jax.lax.associative_scan(lambda p, q: table[p, q], word, axis=1)
+    tokens = jnp.full((batch, self.length), 120, I32)
+    i = jnp.arange(N)
+    tokens = tokens.at[:, i * self.steps].set(word)
+    at = jnp.broadcast_to(i * self.steps + self.steps - 1, word.shape)
+    return ask(tokens, at, product, {'position': i})
+
+
+# int [120,5]: row p lists p(0) ... p(4);  [120,120]: which one is q after p
+PERMUTATIONS = np.array(list(itertools.permutations(range(5))))
+_PLACES = 5 ** np.arange(5)[::-1]  # lexicographic order is that of the digits
+PRODUCTS = np.searchsorted(
+  PERMUTATIONS @ _PLACES,
+  # (q after p)(x) = q(p(x)): row [p, q]
+  PERMUTATIONS[:, PERMUTATIONS].transpose(1, 0, 2) @ _PLACES,
+)

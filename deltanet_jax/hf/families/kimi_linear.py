@@ -1,0 +1,209 @@
+"""Kimi Linear.
+
+The experts' weights are the sigmoid scores without the bias that chooses them,
+as in transformers and in arXiv:2408.15664. The modeling_kimi.py beside the
+released weights adds the bias to the scores in place before it gathers them, so
+that its weights contain the bias: an alias rather than a method, absent from
+Kimi K3's file. Its outputs differ from these by that.
+"""
+
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.experiment import Layer, MLPConfig, MoEConfig
+from deltanet_jax.config.mixers import KDAConfig, MLAConfig
+from deltanet_jax.hf import common
+from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.families import latent
+from deltanet_jax.hf.keys import KINDS, Keys, agreed
+from deltanet_jax.hf.layout import Conv, Flat, Linear, Same, rule
+
+_AT = latent.ATTENTION
+_EPS = 1e-5  # where the file has none
+
+
+def _moe(keys):
+  keys.require('moe_router_activation_func', 'sigmoid', default='sigmoid')
+  keys.require('moe_layer_freq', 1, default=1)
+  width = keys.size('moe_intermediate_size')
+  groups = keys.size('num_expert_group', 'n_group', default=1)
+  if groups > 1:
+    keys.require('use_grouped_topk', True, default=True)
+  shared = keys.size(
+    'num_shared_experts', 'n_shared_experts', default=1, least=0
+  )
+  return MoEConfig(
+    experts=keys.size('num_experts', 'num_local_experts'),
+    top=keys.size('num_experts_per_token', 'num_experts_per_tok', default=8),
+    hidden=width,
+    score='sigmoid',
+    bias=True,
+    groups=groups,
+    top_groups=keys.size('topk_group', default=1),
+    renormalise=keys.flag('moe_renormalize', 'norm_topk_prob', default=True),
+    eps=1e-20,
+    scale=keys.number('routed_scaling_factor', default=2.446),
+    shared=width * shared,
+  )
+
+
+def _full(keys, linear):
+  """For each layer, whether it is latent attention.
+
+  The released lists count layers from one; transformers reads its own
+  layer_types before them.
+  """
+  kinds, count = keys.kinds('layer_types', KINDS), keys.layers()
+  names = ('full_attn_layers', 'kda_layers')
+  if not any(name in linear for name in names):
+    return kinds or [i > 0 and i % 4 == 0 for i in range(count)]
+  full, delta = lists = [linear.get(name) for name in names]
+  for name, found in zip(names, lists, strict=True):
+    if not (isinstance(found, list) and all(type(i) is int for i in found)):
+      linear.refuse(name, found, 'a list of layers, counted from 1')
+  if sorted(full + delta) != list(range(1, count + 1)):
+    raise ConfigError(
+      f'{keys.where}: full_attn_layers and kda_layers do not name each layer'
+      f' from 1 to num_hidden_layers {count} once'
+    )
+  listed = [i + 1 in full for i in range(count)]
+  if kinds not in (None, listed):
+    raise ConfigError(
+      f'{keys.where}: layer_types and full_attn_layers, kda_layers of'
+      ' linear_attn_config name different layers; make them the same'
+    )
+  return listed
+
+
+def _read(keys):
+  keys.require('mla_use_nope', True, default=True)
+  # of Kimi K3, whose files say the same model_type
+  keys.without('mla_use_output_gate', 'attn_res_block_size')
+  keys.without('routed_expert_hidden_size')
+  linear = keys.table('linear_attn_config')
+  linear.without('gate_lower_bound', 'use_full_rank_gate')
+  size = lambda name, ours, default: agreed(
+    Keys.size, [(linear, name), (keys, ours)], default
+  )
+  width = size('head_dim', 'linear_head_dim', 128)
+  kda = KDAConfig(
+    heads=size('num_heads', 'linear_num_heads', 32),
+    key_dim=width,
+    value_dim=width,
+    conv=size('short_conv_kernel_size', 'linear_conv_kernel_dim', 4),
+    norm_eps=keys.number('rms_norm_eps', default=_EPS),
+  )
+  mla = MLAConfig(**latent.read(keys, query_latent=None), rotary=False)
+  dense, moe = common.mlp(keys), _moe(keys)
+  layers = [
+    Layer(mla if is_full else kda, dense if is_dense else moe)
+    for is_full, is_dense in zip(
+      _full(keys, linear), common.dense_layers(keys, default=1), strict=True
+    )
+  ]
+  return common.model_config(keys, layers, eps=_EPS)
+
+
+def _write(cfg):
+  mla = common.of_kind(cfg, MLAConfig)
+  kda = common.of_kind(cfg, KDAConfig)
+  dense = common.ffn_of_kind(cfg, MLPConfig)
+  moe = common.ffn_of_kind(cfg, MoEConfig)
+  at = lambda kind: [
+    i + 1 for i, layer in enumerate(cfg.layers) if isinstance(layer.mixer, kind)
+  ]
+  found = common.top_keys(cfg, 'kimi_linear', 'KimiLinearForCausalLM')
+  return (
+    found
+    | latent.write(mla)
+    | {
+      'mla_use_nope': not mla.rotary,
+      'linear_attn_config': {
+        'full_attn_layers': at(MLAConfig),
+        'kda_layers': at(KDAConfig),
+        'head_dim': kda.key_dim,
+        'num_heads': kda.heads,
+        'short_conv_kernel_size': kda.conv,
+      },
+      'intermediate_size': dense.hidden,
+      'first_k_dense_replace': sum(
+        isinstance(layer.ffn, MLPConfig) for layer in cfg.layers
+      ),
+      'num_experts': moe.experts,
+      'num_experts_per_token': moe.top,
+      'moe_intermediate_size': moe.hidden,
+      'num_shared_experts': moe.shared // moe.hidden,
+      'num_expert_group': moe.groups,
+      'topk_group': moe.top_groups,
+      'moe_renormalize': moe.renormalise,
+      'routed_scaling_factor': moe.scale,
+      'moe_router_activation_func': 'sigmoid',
+      'moe_layer_freq': 1,
+    }
+  )
+
+
+def _delta_rules():
+  linear = {
+    'q_proj': 'q',
+    'k_proj': 'k',
+    'v_proj': 'v',
+    'b_proj': 'b',
+    'f_a_proj': 'f_a',
+    'f_b_proj': 'f_b',
+    'g_a_proj': 'gate_a',
+    'g_b_proj': 'gate_b',
+  }
+  return (
+    *(
+      rule(f'{_AT}{released}.weight', f'mixer.{ours}.w', Linear())
+      for released, ours in linear.items()
+    ),
+    *(
+      rule(f'{_AT}{x}_conv1d.weight', f'mixer.{x}_conv.taps', Conv())
+      for x in 'qkv'
+    ),
+    rule(f'{_AT}A_log', 'mixer.A_log', Flat(before=2, after=1)),
+    rule(f'{_AT}dt_bias', 'mixer.dt_bias', Flat()),
+    rule(f'{_AT}o_norm.weight', 'mixer.norm.scale', Same()),
+    rule(f'{_AT}o_proj.weight', 'mixer.o.w', Linear(inward=2)),
+  )
+
+
+def _rules(layer):
+  mixer, ffn = layer.mixer, layer.ffn
+  if isinstance(ffn, MoEConfig):
+    of_ffn = common.moe_rules(
+      ffn,
+      f'{LAYER}block_sparse_moe.',
+      common.NUMBERED,
+      bias='gate.e_score_correction_bias',
+      shared='shared_experts',
+    )
+  else:
+    of_ffn = common.mlp_rules()
+  of_mixer = (
+    latent.rules(mixer) if isinstance(mixer, MLAConfig) else _delta_rules()
+  )
+  return *common.NORMS, *of_mixer, *of_ffn
+
+
+FAMILY = Family(
+  'kimi_linear',
+  ('kimi_linear',),
+  _read,
+  _write,
+  common.top_rules,
+  (_rules,),
+  # what transformers' save_pretrained makes of the dense layers
+  spellings=((r'\.mlp\.', '.block_sparse_moe.'),),
+  harmless={
+    'there are no positions': (
+      'rope_theta rope_scaling rope_parameters partial_rotary_factor'
+      ' rope_interleave'
+    ),
+    'no context is refused': 'model_max_length',
+    'sums of other widths, whatever they say': 'qk_head_dim head_dim',
+    'the class has no such prediction': 'num_nextn_predict_layers',
+    'every router is of this kind': 'topk_method',
+    'of several groups': 'use_grouped_topk',
+  },
+)

@@ -1,0 +1,92 @@
+"""MiniMax-M2."""
+
+from deltanet_jax.config.experiment import Layer, MoEConfig
+from deltanet_jax.config.mixers import AttentionConfig
+from deltanet_jax.hf import common, rope
+from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.keys import ATTENTION
+
+_MOE = f'{LAYER}block_sparse_moe.'
+
+
+def _read(keys):
+  keys.require('use_qk_norm', True, default=True)
+  keys.require('qk_norm_type', 'per_layer', default='per_layer')
+  keys.require('scoring_func', 'sigmoid', default='sigmoid')
+  keys.require('use_routing_bias', True, default=True)
+  keys.require('shared_intermediate_size', 0, default=0)
+  keys.without('sliding_window', 'attn_window_size', 'attention_bias')
+  keys.kinds('attn_type_list', {1: True})
+  keys.kinds('layer_types', ATTENTION)
+  heads = common.heads(keys, kv_heads=8, width=128)
+  attention = AttentionConfig(
+    **heads,
+    **rope.read(keys, heads['head_dim'], theta=5e6, share=1.0, rotary_dim=True),
+    qk_norm=True,
+    joint_norm=True,
+    norm_eps=keys.number('rms_norm_eps', default=1e-6),
+  )
+  ffn = MoEConfig(
+    experts=keys.size('num_local_experts', 'num_experts'),
+    top=keys.size('num_experts_per_tok', default=8),
+    hidden=keys.size('intermediate_size'),
+    score='sigmoid',
+    bias=True,
+  )
+  layers = (Layer(attention, ffn),) * keys.layers()
+  return common.model_config(keys, layers)
+
+
+def _write(cfg):
+  attention = common.of_kind(cfg, AttentionConfig)
+  ffn = common.ffn_of_kind(cfg, MoEConfig)
+  return common.top_keys(cfg, 'minimax_m2', 'MiniMaxM2ForCausalLM') | {
+    'num_attention_heads': attention.heads,
+    'num_key_value_heads': attention.kv_heads,
+    'head_dim': attention.head_dim,
+    'rotary_dim': attention.rotary_dim,
+    **rope.write(attention),
+    'use_qk_norm': True,
+    'qk_norm_type': 'per_layer',
+    'num_local_experts': ffn.experts,
+    'num_experts_per_tok': ffn.top,
+    'intermediate_size': ffn.hidden,
+    'scoring_func': 'sigmoid',
+    'use_routing_bias': True,
+    'shared_intermediate_size': 0,
+  }
+
+
+def _rules(layer):
+  return (
+    *common.NORMS,
+    *common.attention_rules(layer.mixer),
+    *common.moe_rules(
+      layer.ffn, _MOE, common.NUMBERED, bias='e_score_correction_bias'
+    ),
+  )
+
+
+FAMILY = Family(
+  'minimax_m2',
+  ('minimax_m2',),
+  _read,
+  _write,
+  common.top_rules,
+  (_rules,),
+  ignored=(r'mtp\..*',),
+  harmless={
+    'this prediction is ignored': (
+      'use_mtp num_mtp_modules mtp_transformer_layers'
+    ),
+    'of dense layers and shared experts, and there are none': (
+      'mlp_intermediate_size shared_moe_mode'
+    ),
+    'of MiniMax-M1; the class does not read them': (
+      'layernorm_full_attention_beta layernorm_linear_attention_beta'
+      ' layernorm_mlp_beta'
+    ),
+    'of windows, and there are none': 'swa_rope_theta',
+    'no context is refused': 'max_model_len',
+  },
+)

@@ -1,0 +1,141 @@
+"""Times the forms of a rule, forward and with backward, side by side.
+
+  python -m launch.bench --op=delta_rule --forms=chunked,recurrent --length=4096
+
+All are compiled first, run once, then take turns in one process; the ratios
+are over the first form. Temporary bytes are those of the compiled program. A
+program that needs more of them than --memory_limit is not run.
+
+  --peer=FILE.py:NAME
+
+adds a function of your own, as often as given: NAME(q, k, v, beta, g,
+state=None) -> (o, last state), for linear_attention without beta; q and k
+[B,T,J,K], v [B,T,H,V], beta and g [B,T,H], for kda g [B,T,H,K]; the shapes
+are those of deltanet_jax/ops. Its o is compared with the first form's.
+
+Several lengths (--length=4096,8192,16384) show how time and temporary bytes
+grow; --plot draws it.
+"""
+
+import pathlib
+
+from absl import flags
+
+from deltanet_jax.cli import command
+from deltanet_jax.config import ConfigError
+
+OP = flags.DEFINE_enum(
+  'op', 'delta_rule', ['linear_attention', 'delta_rule', 'kda'], 'The rule.'
+)
+FORMS = flags.DEFINE_list(
+  'forms', ['chunked', 'associative', 'recurrent'],
+  'Its forms; ratios are over the first.',
+)  # fmt: skip
+PEER = flags.DEFINE_multi_string(
+  'peer', [], 'FILE.py:NAME of a function to time too; repeatable.'
+)
+LENGTH = flags.DEFINE_list('length', ['4096'], 'Tokens; one number or more.')
+BATCH = flags.DEFINE_integer('batch', 1, 'Sequences.', lower_bound=1)
+HEADS = flags.DEFINE_integer('heads', 16, 'Value heads.', lower_bound=1)
+KEY_HEADS = flags.DEFINE_integer(
+  'key_heads', 0, 'Key heads; 0: as many as --heads.', lower_bound=0
+)
+DIM = flags.DEFINE_integer(
+  'dim', 128, 'Width of a key and of a value.', lower_bound=1
+)
+CHUNK = flags.DEFINE_integer('chunk', 64, 'Tokens of a chunk, 16 * 2^n.')
+DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', ['float32', 'bfloat16'], 'Of all but g and the state.'
+)
+ROUNDS = flags.DEFINE_integer(
+  'rounds', 5, 'Timed runs of each program.', lower_bound=1
+)
+MEMORY_LIMIT = flags.DEFINE_float(
+  'memory_limit', 8.0, 'GB of temporaries above which nothing is run.',
+  lower_bound=0.0,
+)  # fmt: skip
+JSON = flags.DEFINE_string('json', None, 'File for everything measured.')
+PLOT = flags.DEFINE_string('plot', None, 'PNG of time and memory by length.')
+
+
+def main():
+  """The command."""
+  command.run(_main)
+
+
+def _main(taken):
+  del taken
+  lengths = _lengths()
+  _check_sizes()
+  _check_forms()
+  for peer in PEER.value:
+    _check_peer(peer)
+  json_path = command.output(JSON)
+  plot_path = command.output(PLOT, '.png')
+  from deltanet_jax.config.files import write_text
+  from deltanet_jax.lab.bench import bench, report
+
+  settings = bench.Settings(
+    op=OP.value, forms=tuple(FORMS.value), peers=tuple(PEER.value),
+    lengths=lengths, batch=BATCH.value, heads=HEADS.value,
+    key_heads=KEY_HEADS.value or HEADS.value, dim=DIM.value,
+    chunk=CHUNK.value, dtype=DTYPE.value, rounds=ROUNDS.value,
+    memory_limit=MEMORY_LIMIT.value,
+  )  # fmt: skip
+  try:
+    found = bench.functions(settings)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  programs = bench.measure(settings, found, bench.Progress())
+  where = bench.environment()
+  print(report.text(settings, programs, where))
+  if json_path:
+    write_text(json_path, report.as_json(settings, programs, where))
+  if plot_path:
+    report.plot(settings, programs, where, plot_path)
+  return 0
+
+
+def _lengths():
+  try:
+    lengths = tuple(int(length) for length in LENGTH.value)
+  except ValueError:
+    lengths = ()
+  if not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
+    raise ConfigError(
+      f'--length={",".join(LENGTH.value)}: give different numbers of tokens,'
+      ' as 4096 or 4096,8192'
+    )
+  return tuple(sorted(lengths))
+
+
+def _check_sizes():
+  if KEY_HEADS.value and HEADS.value % KEY_HEADS.value:
+    raise ConfigError(
+      f'{HEADS.value} heads are no multiple of {KEY_HEADS.value} key heads'
+    )
+  blocks = CHUNK.value // 16
+  if CHUNK.value % 16 or blocks < 1 or blocks & (blocks - 1):
+    raise ConfigError(
+      f'chunk is {CHUNK.value}; give 16, 32, 64, 128 or another 16 * 2^n'
+    )
+
+
+def _check_forms():
+  # which forms there are, only the op can say
+  if not FORMS.value or len(set(FORMS.value)) < len(FORMS.value):
+    raise ConfigError(
+      f'--forms={",".join(FORMS.value)}: name at least one, none twice'
+    )
+
+
+def _check_peer(peer):
+  path, _, name = peer.rpartition(':')
+  if not (path and name.isidentifier()):
+    raise ConfigError(f'--peer={peer}: give FILE.py:NAME')
+  if not pathlib.Path(path).is_file():
+    raise ConfigError(f'--peer={peer}: no file {path}')
+
+
+if __name__ == '__main__':
+  main()

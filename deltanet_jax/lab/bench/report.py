@@ -1,0 +1,214 @@
+"""What was measured, as tables, as JSON and as a plot."""
+
+import json
+import math
+import statistics
+
+from deltanet_jax.lab.bench.bench import PASSES, same
+
+
+def growth(programs):
+  """How time and temporary bytes grow with the length, a row per function
+  and pass: {name, pass, lengths, time, temporary: [per token, over that of
+  the first length], time_slope, temporary_slope}; slopes are least squares
+  on logarithms, 1 is linear; only lengths that ran count for time."""
+  rows = {}
+  for program in programs:
+    rows.setdefault((program.name, program.way), []).append(program)
+  out = []
+  for (name, way), row in rows.items():
+    time_ = [min(p.seconds) if p.seconds else None for p in row]
+    bytes_ = [p.temporary_bytes for p in row]
+    lengths = [p.length for p in row]
+    out.append(
+      {
+        'name': name,
+        'pass': way,
+        'lengths': lengths,
+        'time': _per_token(lengths, time_),
+        'time_slope': _slope(lengths, time_),
+        'temporary': _per_token(lengths, bytes_),
+        'temporary_slope': _slope(lengths, bytes_),
+      }
+    )
+  return out
+
+
+def _per_token(lengths, values):
+  if not values[0]:
+    return [None] * len(values)
+  first = values[0] / lengths[0]
+  return [
+    None if x is None else x / length / first
+    for length, x in zip(lengths, values, strict=True)
+  ]
+
+
+def _slope(lengths, values):
+  points = [
+    (math.log(length), math.log(x))
+    for length, x in zip(lengths, values, strict=True)
+    if x
+  ]
+  if len(points) < 2:
+    return None
+  return statistics.linear_regression(*zip(*points, strict=True)).slope
+
+
+def text(settings, programs, where):
+  """The tables to read. where: of `environment`."""
+  first = programs[0].name
+  sizes = (
+    f'{settings.op}: {settings.dtype}, batch {settings.batch},'
+    f' {settings.heads} heads ({settings.key_heads} key heads) of'
+    f' {settings.dim}, chunk {settings.chunk}, {settings.rounds} rounds'
+  )
+  machine = f'{where["device"]} ({where["platform"]}), jax {where["jax"]}'
+  lines = [sizes, machine]
+  if where['platform'] == 'cpu':
+    lines.append('On a CPU only the ratios count.')
+  for length in settings.lengths:
+    for way in PASSES:
+      rows = [p for p in programs if (p.length, p.way) == (length, way)]
+      lines += ['', f'T = {length}, {way}; "x" is over {first}']
+      lines += _table(rows, settings)
+  if len(settings.lengths) > 1:
+    lines += ['', *_growth_table(growth(programs))]
+  return '\n'.join(lines)
+
+
+def _table(rows, settings):
+  width = max(len(p.name) for p in rows)
+  head = ('median ms', 'x', 'minimum ms', 'x', 'temp MB', 'x', 'compile s')
+  widths = (10, 7, 11, 7, 10, 7, 10)
+  cells = lambda values: ''.join(
+    f'{value:>{w}}' for value, w in zip(values, widths, strict=True)
+  )
+  lines = [f'{"":{width}}{cells(head)}  o differs by']
+  one = rows[0].record()
+  for program in rows:
+    record = program.record()
+    values = []
+    for key, scale in (
+      ('median', 1e3), ('minimum', 1e3), ('temporary_bytes', 1e-6)
+    ):  # fmt: skip
+      value, base = record[key], one[key]
+      values.append('-' if value is None else f'{value * scale:.2f}')
+      values.append(f'{value / base:.2f}' if value and base else '-')
+    values.append(f'{program.compile_seconds:.1f}')
+    lines.append(
+      f'{program.name:{width}}{cells(values)}  {_remark(program, settings)}'
+    )
+  return lines
+
+
+def _remark(program, settings):
+  if not program.seconds:
+    return f'NOT RUN: temporaries above {settings.memory_limit:g} GB'
+  if program.difference is None:
+    return '-'
+  remark = f'{program.difference:.1e}'
+  if not same(program, settings):
+    remark += ' COMPUTES SOMETHING ELSE'
+  return remark
+
+
+def _growth_table(rows):
+  lines = [
+    'Growth: per token, over that of the first length; slope 1 is linear',
+    '(minimum time; least squares of the logarithms)',
+  ]
+  show = lambda x: '-' if x is None else f'{x:.2f}'
+  width = max(len(f'{row["name"]} {row["pass"]}') for row in rows) + 2
+  lengths = ''.join(f'{length:>9}' for length in rows[0]['lengths'])
+  lines.append(f'{"":{width}}{"":10}{lengths}    slope')
+  for row in rows:
+    label = f'{row["name"]} {row["pass"]}'
+    for what in ('time', 'temporary'):
+      values = [*row[what], row[f'{what}_slope']]
+      cells = ''.join(f'{show(value):>9}' for value in values)
+      lines.append(f'{label:{width}}{what:10}{cells}')
+      label = ''
+  return lines
+
+
+def as_json(settings, programs, where):
+  """Everything measured, as JSON; a number that is not finite is null."""
+  finite = lambda x: x if x is None or math.isfinite(x) else None
+  tree = {
+    'settings': settings._asdict(),
+    **where,
+    'programs': [
+      program.record()
+      | {
+        'ran': bool(program.seconds),
+        'difference': finite(program.difference),
+        'same': same(program, settings),
+      }
+      for program in programs
+    ],
+    'growth': growth(programs) if len(settings.lengths) > 1 else None,
+  }
+  return json.dumps(tree, indent=2, allow_nan=False) + '\n'
+
+
+def plot(settings, programs, where, path):
+  """Draws time and temporary bytes against the length, both logarithmic."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+  from matplotlib.ticker import NullLocator
+
+  figure, (left, right) = pyplot.subplots(
+    1, 2, figsize=(12, 4.8), layout='constrained'
+  )
+  names = list(dict.fromkeys(p.name for p in programs))
+  for name in names:
+    for way, style in zip(PASSES, ('o--', 's-'), strict=True):
+      row = [p for p in programs if (p.name, p.way) == (name, way)]
+      how = {
+        'color': f'C{names.index(name)}', 'label': f'{name}, {way}'
+      }  # fmt: skip
+      times = [(p.length, min(p.seconds) * 1e3) for p in row if p.seconds]
+      sizes = [
+        (p.length, p.temporary_bytes / 1e6) for p in row if p.temporary_bytes
+      ]
+      for axes, points in ((left, times), (right, sizes)):
+        if points:
+          axes.plot(*zip(*points, strict=True), style, **how)
+  for axes, label in (
+    (left, 'time of a call, minimum (ms)'), (right, 'temporary memory (MB)')
+  ):  # fmt: skip
+    axes.set(xscale='log', yscale='log', xlabel='tokens', ylabel=label)
+    axes.set_xticks(settings.lengths, [str(n) for n in settings.lengths])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+    if axes.lines:
+      _proportional(axes)
+  if right.lines:
+    figure.legend(
+      handles=list(right.lines), loc='outside right upper',
+      frameon=False, fontsize=8,
+    )  # fmt: skip
+  figure.suptitle(
+    f'{settings.op}, {settings.dtype}, batch {settings.batch}, '
+    f'{settings.heads} heads of {settings.dim} on {where["device"]}',
+    fontsize=11,
+  )
+  figure.savefig(path, dpi=130)
+  pyplot.close(figure)
+
+
+def _proportional(axes):
+  """A line of slope 1 from the highest first point."""
+  lengths = max((line.get_xdata() for line in axes.lines), key=len)
+  if len(lengths) < 2:
+    return
+  start = max(
+    line.get_ydata()[0] for line in axes.lines
+    if line.get_xdata()[0] == lengths[0]
+  )  # fmt: skip
+  heights = [2 * start * length / lengths[0] for length in lengths]
+  axes.plot(lengths, heights, ':', color='0.5', label='proportional')

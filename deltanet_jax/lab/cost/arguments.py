@@ -1,0 +1,110 @@
+"""What `launch.calc` is given: contexts, ratios, mixers. Standard library only,
+so that a mistake is answered before jax is imported.
+
+Every failure is a ConfigError of one line.
+"""
+
+import dataclasses
+import difflib
+
+from deltanet_jax import config
+from deltanet_jax.config import ConfigError, mixers
+from deltanet_jax.config.ranges import LARGEST_INT
+
+KINDS = {
+  name.removesuffix('Config'): found
+  for name, found in vars(mixers).items()
+  if isinstance(found, type)
+  and issubclass(found, mixers.MixerConfig)
+  and found is not mixers.MixerConfig
+}
+
+
+def contexts(texts):
+  """Different numbers of tokens, ascending."""
+  try:
+    found = sorted({int(text) for text in texts})
+  except ValueError:
+    found = []
+  # positions are numbers of a device
+  if not found or found[0] < 1 or found[-1] > LARGEST_INT:
+    raise ConfigError(
+      f'--context={",".join(texts)}: give numbers of tokens from 1 to'
+      f' {LARGEST_INT:,}, as 4096 or 4096,32768'
+    )
+  return tuple(found)
+
+
+def ratio(text):
+  """(recurrent, attention) of '3' or '20:7'; None of None."""
+  if text is None:
+    return None
+  first, _, second = text.partition(':')
+  found = [int(x) if x.isdecimal() else -1 for x in (first, second or '1')]
+  if min(found) < 0 or not any(found):
+    raise ConfigError(
+      f'--ratio={text}: give recurrent layers to one of attention, as 3, or'
+      ' 20:7'
+    )
+  return tuple(found)
+
+
+def mixer(cfg, items, flag):
+  """The model's first mixer of a sort with other fields, or a new one.
+
+  flag: 'attention' or 'recurrent', which sort; items: 'name=value', and to
+  have a new one the name of its kind. None without items.
+  """
+  if not items:
+    return None
+  kinds = [x for x in items if '=' not in x]
+  fields = dict(x.split('=', 1) for x in items if '=' in x)
+  attends = lambda kind: issubclass(kind, mixers.ATTENTION)
+  wanted = flag == 'attention'
+  if kinds:
+    names = [x for x, kind in KINDS.items() if attends(kind) == wanted]
+    if len(kinds) > 1 or kinds[0] not in names:
+      raise ConfigError(
+        f'--{flag}: no kind {" ".join(kinds)!r}{_nearest(kinds[0], names)}'
+      )
+    base, fields = _new(KINDS[kinds[0]], fields, flag)
+  else:
+    own = (layer.mixer for layer in cfg.layers)
+    base = next((x for x in own if attends(type(x)) == wanted), None)
+    if base is None:
+      raise ConfigError(
+        f'--{flag}: the model has no such layer to change; name a kind first,'
+        ' as --recurrent=KDA,heads=32,key_dim=128,value_dim=128'
+      )
+  try:
+    return config.override_all(base, fields.items())
+  except ConfigError as error:
+    text = str(error).replace('--config.', f'--{flag}: ')
+    raise ConfigError(text) from error
+
+
+def _new(kind, fields, flag):
+  """A mixer of its needed fields, and the other fields."""
+  needed = [
+    field.name
+    for field in dataclasses.fields(kind)
+    if field.default is dataclasses.MISSING
+  ]
+  if missing := [name for name in needed if name not in fields]:
+    raise ConfigError(f'--{flag}: a new {kind.__name__} needs {missing[0]}=')
+  try:
+    base = kind(**{name: int(fields[name]) for name in needed})
+  except ValueError as error:
+    raise ConfigError(f'--{flag}: {error}') from error
+  return base, {x: y for x, y in fields.items() if x not in needed}
+
+
+def _nearest(name, names):
+  # by its beginning: 'Gated' is enough for GatedDeltaNet
+  like = lambda x: difflib.SequenceMatcher(
+    None, name, x[: len(name) + 1]
+  ).ratio()
+  best = max(names, key=like)
+  if like(best) > 0.6:
+    return f'; did you mean {best!r}?'
+  return f'; there is {", ".join(names)}'

@@ -1,0 +1,186 @@
+"""The calculator as one HTML file: no network, no library.
+
+Its script multiplies and adds; what it multiplies comes from here: for every
+mixer the arrays of its cache, each axis traced to a field of the
+configuration, to the batch or to the context by giving those distinct values
+and looking at the shapes.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+
+from deltanet_jax import config
+from deltanet_jax.config import preset_names
+from deltanet_jax.lab.cost import arguments, calc
+
+FOLDER = pathlib.Path(__file__).parent / 'page'
+SCRIPTS = 'model.js', 'controls.js', 'draw.js'  # in this order
+
+# fields that sizes depend on: what the page calls them, the largest it takes,
+# and a value that no other axis has
+FIELDS = {
+  'heads': ('Heads', 256, 6000),
+  'kv_heads': ('Key-value heads', 256, 3000),
+  'head_dim': ('Head width', 512, 1000),
+  'key_heads': ('Key heads', 256, 1500),
+  'value_heads': ('Value heads', 256, 4500),
+  'key_dim': ('Key width', 512, 2000),
+  'value_dim': ('Value width', 512, 2500),
+  'latent': ('Latent width', 2048, 3500),
+  'shared_dim': ('Shared key width', 256, 400),
+  'index_dim': ('Indexer key width', 512, 700),
+}
+CONTEXT, BATCH = 100_000, 17
+
+# the first must divide the second
+DIVIDES = {'kv_heads': 'heads', 'key_heads': 'value_heads'}
+
+# what a recurrent layer is made of when the model has none of the kind
+NEW = {
+  'GatedDeltaNet': {
+    'key_heads': 16, 'value_heads': 32, 'key_dim': 128, 'value_dim': 128
+  },
+  'KDA': {'heads': 32, 'key_dim': 128, 'value_dim': 128},
+  'DeltaNet': {'heads': 32, 'key_dim': 128, 'value_dim': 128},
+  'Lightning': {'heads': 32, 'head_dim': 128},
+  'LinearAttention': {'heads': 32, 'key_dim': 128, 'value_dim': 128},
+}  # fmt: skip
+
+
+def page(start):
+  """The page's text, opened at the preset `start` if it can show that."""
+  data = {
+    'start': start,
+    'presets': presets(),
+    'former': preset_names.list_former(),
+    'new': {
+      name: describe(arguments.KINDS[name](**fields))
+      for name, fields in NEW.items()
+    },
+    'fields': {
+      name: {'label': label, 'divides': DIVIDES.get(name)}
+      for name, (label, _, _) in FIELDS.items()
+    },
+  }
+  if start not in data['presets']:
+    data['start'] = next(iter(data['presets']))
+  read = lambda name: (FOLDER / name).read_text()
+  text = read('page.html')
+  for mark, content in (
+    ('/* style */', read('style.css')),
+    ('/* data */', json.dumps(data, separators=(',', ':'))),
+    ('/* script */', '\n'.join(map(read, SCRIPTS))),
+  ):
+    text = text.replace(mark, content, 1)
+  return text
+
+
+def presets():
+  """Every model of configs/ that the page can show, hybrids first: one kind of
+  attention without a window, at most one kind of recurrent layer."""
+  found = {}
+  for name in preset_names.list_presets():
+    cfg = config.load(name).model
+    mixers = dict.fromkeys(layer.mixer for layer in cfg.layers)
+    attention = calc.first(cfg, recurrent=False)
+    recurrent = calc.first(cfg, recurrent=True)
+    known = {attention, recurrent}
+    if attention is None or set(mixers) - known or _window(attention):
+      continue
+    attends = sum(layer.mixer == attention for layer in cfg.layers)
+    found[name] = {
+      'about': preset_names.describe(name),
+      'layers': len(cfg.layers),
+      'ratio': _lowest(len(cfg.layers) - attends, attends),
+      'attention': describe(attention),
+      'recurrent': recurrent and describe(recurrent),
+    }
+  hybrid = lambda name: found[name]['recurrent'] is None
+  return {name: found[name] for name in sorted(found, key=hybrid)}
+
+
+def _window(attention):
+  return getattr(attention, 'window', None)
+
+
+def _lowest(R, A):
+  return [R // math.gcd(R, A), A // math.gcd(R, A)]
+
+
+def describe(mixer):
+  """A mixer's kind, the arrays of its cache, and the fields they depend on.
+
+  An array: what it holds (`calc.cache_parts`) and its axes, each a number or
+  [name, number to add]. A field: its value, and the range that the
+  configuration takes.
+  """
+  arrays = [
+    {'part': part, 'axes': axes}
+    for part, axes in zip(calc.cache_arrays(mixer), _axes(mixer), strict=True)
+  ]
+  _check(mixer, arrays)
+  used = {x[0] for array in arrays for x in array['axes'] if type(x) is list}
+  used |= {DIVIDES[name] for name in used if name in DIVIDES}
+  fields = {name: getattr(mixer, name) for name in FIELDS if name in used}
+  return {
+    'kind': calc.kind(mixer),
+    'fields': fields,
+    'ranges': _ranges(mixer, fields),
+    'arrays': arrays,
+  }
+
+
+def _ranges(mixer, fields):
+  """[least, most, step] of each field: what the configuration takes, whatever
+  the other fields are; those of DIVIDES keep each other in step."""
+  ranges, free = {}, {*DIVIDES, *DIVIDES.values()}
+  for name in fields:
+    values = range(1, FIELDS[name][1] + 1)
+    if name not in free:
+      values = [x for x in values if _takes(mixer, **{name: x})]
+    ranges[name] = [values[0], values[-1], values[1] - values[0]]
+  for low, high in itertools.permutations(fields.keys() - free, 2):
+    ends = {low: ranges[low][0], high: ranges[high][1]}
+    if not _takes(mixer, **ends):
+      ranges[high][1] = fields[high]
+  return ranges
+
+
+def _takes(mixer, **changes):
+  try:
+    dataclasses.replace(mixer, **changes)
+  except ValueError:
+    return False
+  return True
+
+
+def _axes(mixer):
+  probes = {name: FIELDS[name][2] for name in FIELDS if hasattr(mixer, name)}
+  probe = dataclasses.replace(mixer, **probes)
+  probes |= {'context': CONTEXT, 'batch': BATCH}
+
+  def name(size):
+    close = [x for x, value in probes.items() if abs(value - size) <= 1]
+    return [close[0], size - probes[close[0]]] if close else size
+
+  shapes = calc.cache_shapes(probe, CONTEXT, BATCH)
+  return [[name(size) for size in x.shape] for x in shapes]
+
+
+def _check(mixer, arrays):
+  """The axes give the mixer's own shapes."""
+  values = {name: getattr(mixer, name, None) for name in FIELDS}
+  values |= {'context': 4099, 'batch': 5}
+  size = lambda axis: (
+    axis if isinstance(axis, int) else values[axis[0]] + axis[1]
+  )
+  shapes = calc.cache_shapes(mixer, values['context'], values['batch'])
+  for array, x in zip(arrays, shapes, strict=True):
+    if tuple(map(size, array['axes'])) != x.shape:
+      raise ValueError(
+        f'{calc.kind(mixer)}: the axes {array["axes"]} are not those of its'
+        f' cache {x.shape}; add the field that they depend on to FIELDS'
+      )

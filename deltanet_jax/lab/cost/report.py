@@ -1,0 +1,274 @@
+"""What `launch.calc` answers: records of models, as text, JSON and a plot."""
+
+import collections
+import json
+import math
+from typing import NamedTuple
+
+from deltanet_jax.lab.cost import calc
+
+TWINS = {
+  'all_attention': 'all attention',
+  'all_recurrent': 'all recurrent',
+}
+BITS = {'float32': 32, 'bfloat16': 16, 'float8_e4m3fn': 8}
+
+
+class Settings(NamedTuple):
+  contexts: tuple[int, ...]  # tokens
+  batch: int
+  dtype: str  # of keys, values, latents, convolution inputs and weights
+  state_dtype: str
+
+
+def measure(name, cfg, settings):
+  """Everything about a model, ready for JSON; bytes, operations, tokens.
+
+  A twin that is not defined (no attention, or no recurrent layer) is null, and
+  so is what is compared with it.
+  """
+  parameters, width = calc.parameters(cfg), BITS[settings.dtype] // 8
+  record = {
+    'name': name,
+    'layers': kinds(cfg),
+    'd_model': cfg.d_model,
+    'parameters': parameters,
+    'active_parameters': calc.active_parameters(cfg),
+    'weight_bytes': parameters * width,
+    'cache': cache(cfg, settings),
+    'flops_per_token': flops(cfg, settings),
+    'all_attention': _twin(cfg, calc.all_attention_twin, settings),
+    'all_recurrent': _twin(cfg, calc.recurrent_twin, settings),
+    'saved': None,
+    'saved_in_the_limit': None,
+    'break_even': None,
+  }
+  if record['all_attention']:
+    how = settings.batch, settings.dtype, settings.state_dtype
+    record |= {
+      'saved': [calc.saved(cfg, n, *how) for n in settings.contexts],
+      'saved_in_the_limit': calc.saved(cfg, None, *how),
+      'break_even': calc.break_even(cfg, *how),
+    }
+  return record
+
+
+def _twin(cfg, make, settings):
+  try:
+    twin = make(cfg)
+  except ValueError:
+    return None
+  return {
+    'cache': cache(twin, settings), 'flops_per_token': flops(twin, settings)
+  }  # fmt: skip
+
+
+def cache(cfg, settings):
+  """Bytes of the cache: by mixer and part, and in all. Of each: what a token
+  more adds beyond the longest context, what no token takes, the sum at every
+  context."""
+  last = max(settings.contexts)
+  places = (0, *settings.contexts, last, last + 1)
+  at = [
+    calc.cache_parts(cfg, n, settings.batch, settings.dtype,
+                     settings.state_dtype)
+    for n in places
+  ]  # fmt: skip
+
+  def row(of):
+    constant, *sums, before, after = (of(sizes) for sizes in at)
+    return {
+      'per_token': after - before, 'constant': constant, 'at': sums
+    }  # fmt: skip
+
+  every = lambda sizes: sum(sum(parts.values()) for parts in sizes.values())
+  return {
+    'total': row(every),
+    'parts': {
+      name: {part: row(lambda x, n=name, p=part: x[n][p]) for part in parts}
+      for name, parts in at[0].items()
+    },
+  }
+
+
+def flops(cfg, settings):
+  """Operations of one token at every context."""
+  return {
+    'forward': [calc.flops_per_token(cfg, n) for n in settings.contexts],
+    'decode': [calc.decode_flops_per_token(cfg, n) for n in settings.contexts],
+  }
+
+
+def as_json(records, settings):
+  tree = {'settings': settings._asdict(), 'models': records}
+  return json.dumps(tree, indent=2, allow_nan=False) + '\n'
+
+
+def text(records, settings):
+  """The tables of every model, and of several side by side."""
+  parts = [_model(record, settings) for record in records]
+  if len(records) > 1:
+    parts.append(_beside(records, settings))
+  return '\n\n'.join(parts)
+
+
+def size(n):
+  """'842.0 MiB'"""
+  power = min(4, max(0, (max(n, 1).bit_length() - 1) // 10))
+  if not power:
+    return f'{n} B'
+  unit = 1024**power
+  tenths = (20 * n + unit) // (2 * unit)  # half up, as the page rounds
+  return f'{tenths / 10:.1f} {("KiB", "MiB", "GiB", "TiB")[power - 1]}'
+
+
+def kinds(cfg):
+  """{'GatedDeltaNet': 36, 'Attention': 12}"""
+  return dict(collections.Counter(calc.kind(x.mixer) for x in cfg.layers))
+
+
+def pattern(layers):
+  """'36 GatedDeltaNet + 12 Attention' of what `kinds` returns."""
+  return ' + '.join(f'{n} {kind}' for kind, n in layers.items())
+
+
+def verdict(record):
+  """In words what the model saves against all attention."""
+  if record['all_attention'] is None:
+    return 'No attention layer: the cache does not grow with the context.'
+  if record['all_recurrent'] is None:
+    return 'No recurrent layer: every layer keeps something of every token.'
+  if record['break_even'] is None:
+    return 'Never smaller than with attention in every layer.'
+  return (
+    f'Smaller than all attention from {record["break_even"]:,} tokens on;'
+    f' {record["saved_in_the_limit"]:.1%} saved in the limit.'
+  )
+
+
+def _model(record, settings):
+  contexts = settings.contexts
+  cells = lambda values: ''.join(f'{value:>11}' for value in values)
+  line = lambda label, a, b, rest: f'  {label:28}{a:>10}{b:>13}{cells(rest)}'
+  count = lambda n: f'{n:,}'
+  batch = '1 sequence' if settings.batch == 1 else f'{settings.batch} sequences'
+  active = ''
+  if record['active_parameters'] != record['parameters']:
+    active = f', {record["active_parameters"]:,} of them work on a token'
+  lines = [
+    f'{record["name"]}: {pattern(record["layers"])}',
+    f'  {record["parameters"]:,} parameters{active}',
+    f'  {size(record["weight_bytes"])} of weights in {settings.dtype}',
+    '',
+    f'  Cache of {batch} in {settings.dtype}, states in {settings.state_dtype}',
+    line('', 'B / token', 'constant', map(count, contexts)),
+  ]  # fmt: skip
+  row = lambda label, x: lines.append(
+    line(label, count(x['per_token']), count(x['constant']), map(size, x['at']))
+  )
+  for kind, parts in record['cache']['parts'].items():
+    for part, x in parts.items():
+      row(f'{kind}: {part}', x)
+  row('together', record['cache']['total'])
+  twins = TWINS if all(record[key] for key in TWINS) else {}
+  for key, label in twins.items():
+    row(label, record[key]['cache']['total'])
+  if twins:
+    share = [f'{x:.1%}' for x in record['saved']]
+    lines.append(line('saved', '', '', share))
+  lines += ['', f'  {verdict(record)}', '', '  GFLOP of a token']
+  for way, name in (('forward', 'prefill'), ('decode', 'decoding')):
+    for label, found in (
+      ('', record), *((f', {x}', record[key]) for key, x in twins.items())
+    ):  # fmt: skip
+      values = (f'{x / 1e9:,.2f}' for x in found['flops_per_token'][way])
+      lines.append(line(name + label, '', '', values))
+  return '\n'.join(x.rstrip() for x in lines)
+
+
+def _beside(records, settings):
+  width = max(18, *(len(record['name']) + 2 for record in records))
+  line = lambda label, values: (
+    f'  {label:30}' + ''.join(f'{value:>{width}}' for value in values)
+  )
+  number = lambda x: '-' if x is None else f'{x:,}'
+  share = lambda x: '-' if x is None else f'{x:.1%}'
+  lines = ['Side by side', line('', (x['name'] for x in records))]
+  add = lambda label, of: lines.append(line(label, map(of, records)))
+  add('layers', lambda x: number(sum(x['layers'].values())))
+  add('parameters', lambda x: number(x['parameters']))
+  add('  for a token', lambda x: number(x['active_parameters']))
+  total = lambda x: x['cache']['total']
+  add('cache, B / token', lambda x: number(total(x)['per_token']))
+  add('cache, constant B', lambda x: number(total(x)['constant']))
+  for i, n in enumerate(settings.contexts):
+    add(f'cache at {n:,}', lambda x, i=i: size(total(x)['at'][i]))
+  for i, n in enumerate(settings.contexts):
+    of = lambda x, i=i: share(x['saved'] and x['saved'][i])
+    add(f'saved at {n:,}', of)
+  add('saved in the limit', lambda x: share(x['saved_in_the_limit']))
+  add('smaller from, tokens', lambda x: number(x['break_even']))
+  for way, name in (('forward', 'prefill'), ('decode', 'decode')):
+    for i, n in enumerate(settings.contexts):
+      of = lambda x, i=i, way=way: f'{x["flops_per_token"][way][i] / 1e9:,.2f}'
+      add(f'{name} GFLOP at {n:,}', of)
+  return '\n'.join(lines)
+
+
+def plot(cfgs, settings, path):
+  """Draws cache against context for every (name, ModelConfig): all attention,
+  the model, all recurrent; the break-even marked."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  figure, panels = pyplot.subplots(
+    1, len(cfgs), figsize=(1 + 5.2 * len(cfgs), 4.8), sharey=True,
+    layout='constrained', squeeze=False,
+  )  # fmt: skip
+  how = settings.batch, settings.dtype, settings.state_dtype
+  top = max(2**20, *settings.contexts)
+  steps = 4 * int(math.log2(top / 64))
+  contexts = [round(64 * 2 ** (i / 4)) for i in range(steps + 1)]
+  for axes, (name, cfg) in zip(panels[0], cfgs, strict=True):
+    for label, colour, model in lines(cfg):
+      sizes = [calc.total_bytes(model, n, *how) for n in contexts]
+      axes.plot(
+        contexts, sizes, color=colour, lw=2 if label == 'model' else 1.3
+      )
+      axes.annotate(
+        label, (contexts[-1], sizes[-1]), (6, 0), textcoords='offset points',
+        color=colour, va='center', fontsize=9,
+      )  # fmt: skip
+    both = calc.first(cfg, recurrent=True) and calc.first(cfg, recurrent=False)
+    cross = calc.break_even(cfg, *how) if both else None
+    if cross:
+      there = cross, calc.total_bytes(cfg, cross, *how)
+      axes.plot(*there, 'o', color='0.2', ms=5)
+      axes.annotate(
+        f'{cross:,} tokens', there, (8, -10), textcoords='offset points',
+        fontsize=9,
+      )  # fmt: skip
+    axes.set(title=name, xscale='log', yscale='log', xlabel='tokens')
+    axes.set_xlim(contexts[0], contexts[-1])
+    axes.grid(alpha=0.25)
+    axes.spines[['top', 'right']].set_visible(False)
+  panels[0][0].set_ylabel('bytes of cache')
+  figure.suptitle(
+    f'batch {settings.batch}, {settings.dtype}, states {settings.state_dtype}',
+    fontsize=10,
+  )
+  figure.savefig(path, dpi=130)
+  pyplot.close(figure)
+
+
+def lines(cfg):
+  """(label, colour, ModelConfig) of the lines of a plot."""
+  attention = calc.first(cfg, recurrent=False)
+  recurrent = calc.first(cfg, recurrent=True)
+  if attention and recurrent:
+    yield 'all attention', '#b3541e', calc.all_attention_twin(cfg)
+  yield 'model', '#1f6f78', cfg
+  if attention and recurrent:
+    yield 'all recurrent', '0.45', calc.recurrent_twin(cfg)

@@ -1,0 +1,137 @@
+"""Compiles a program for a topology and measures what came out."""
+
+import importlib.metadata
+import re
+import time
+
+import jax
+from jax.experimental import topologies
+
+from deltanet_jax.config import ConfigError
+from deltanet_jax.lab.dryrun import advice, bound, hlo, programs, traffic
+from deltanet_jax.parallel import sharding
+
+OF = 'train', 'prefill', 'decode'
+
+
+def run(experiment, topology, of, context, batch, weights, say):
+  """What `launch.dryrun` prints, as a dict for JSON.
+
+  of: one of OF   context, batch, weights: of prefill and decode
+  say: takes lines of progress
+
+  Raises:
+    ConfigError: the mesh does not fit the topology or the model.
+  """
+  devices = topologies.get_topology_desc(
+    platform='tpu', topology_name=topology.name, num_slices=topology.slices
+  ).devices
+  try:
+    mesh = sharding.make_mesh(experiment.mesh, devices)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  clock = time.monotonic()
+  if of == 'train':
+    lowered = programs.train(experiment, mesh)
+  else:
+    make = {'prefill': programs.prefill, 'decode': programs.decode}[of]
+    lowered = make(experiment, mesh, context, batch, weights)
+  lower = time.monotonic() - clock
+  say(f'{lowered.what}: lowered in {lower:.1f} s, compiling for {topology}')
+  clock = time.monotonic()
+  compiled, refused = _compile(lowered.lowered)
+  seconds = {'lower': lower, 'compile': time.monotonic() - clock}
+  say(f'compiled in {seconds["compile"]:.1f} s')
+  record = {
+    'program': lowered.what,
+    'of': of,
+    'weights': None if of == 'train' else weights,
+    'topology': topology.name,
+    'slices': topology.slices,
+    'chips': topology.chips,
+    'devices': topology.devices,
+    'mesh': {axis: size for axis, size in mesh.shape.items() if size > 1},
+    'jax': jax.__version__,
+    'libtpu': importlib.metadata.version('libtpu'),
+    'seconds': seconds,
+    'memory': _memory(compiled, refused, lowered, topology),
+    'collectives': None,
+    'bound': None,
+  }
+  if compiled is not None:
+    _work(record, compiled, lowered, topology, mesh)
+  record['fits'] = record['memory']['total'] <= record['memory']['available']
+  record['advice'] = [] if record['fits'] else advice.advice(experiment, record)
+  return record
+
+
+def _compile(lowered):
+  """(the program, None), or (None, why its memory was refused)."""
+  try:
+    return lowered.compile(), None
+  except jax.errors.JaxRuntimeError as error:
+    if not str(error).startswith('RESOURCE_EXHAUSTED'):
+      raise
+    return None, str(error)
+
+
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+def refused_bytes(text, arguments):
+  """The bytes that the compiler asks for in the message by which it refuses: it
+  names those of temporaries alone, or those of all."""
+  size = r'([\d.]+)([KMGT]?)'
+  of = lambda x: int(float(x[1]) * _UNITS[x[2]])
+  if found := re.search(rf'temporaries \({size}\)', text):
+    return arguments + of(found)
+  if found := re.search(rf'(?:Used|hbm requirement) {size}', text):
+    return max(arguments, of(found))
+  raise ValueError(f'no size in {text!r}')
+
+
+def _memory(compiled, refused, lowered, topology):
+  """Bytes on one device."""
+  chip = topology.chip
+  found = {'available': chip.hbm / chip.devices, 'held': lowered.held}
+  if compiled is None:
+    arguments = sum(lowered.held.values())
+    total = refused_bytes(refused, arguments)
+    return found | {
+      'arguments': arguments,
+      'temporaries': total - arguments,
+      'total': total,
+      'refused': refused.splitlines()[0],
+    }
+  m = compiled.memory_analysis()
+  return found | {
+    'arguments': m.argument_size_in_bytes,
+    'outputs': m.output_size_in_bytes,
+    'aliased': m.alias_size_in_bytes,
+    'temporaries': m.temp_size_in_bytes,
+    'program': m.generated_code_size_in_bytes,
+    'total': m.argument_size_in_bytes
+    + m.output_size_in_bytes
+    - m.alias_size_in_bytes
+    + m.temp_size_in_bytes
+    + m.generated_code_size_in_bytes,
+  }
+
+
+def _work(record, compiled, lowered, topology, mesh):
+  text = compiled.as_text()
+  per_slice = topology.devices // topology.slices
+  places = [tuple(d.coords) for d in mesh.devices.flat][:per_slice]
+  networks = bound.network(hlo.collectives(text), topology, places)
+  moved = traffic.of(text, lowered.filled)
+  found = bound.bound(topology, lowered.flops, moved, networks)
+  peak = topology.chips * topology.chip.flops
+  record['collectives'] = [vars(x) for x in networks]
+  record['flops'] = {'model': lowered.model_flops, 'program': lowered.flops}
+  record['hbm_bytes'] = moved
+  record['unknown_loops'] = hlo.unknown_loops(text)
+  record['runs'] = lowered.runs
+  record['tokens'] = lowered.tokens
+  record['bound'] = vars(found) | {'limit': found.limit}
+  record['step_seconds'] = found.seconds
+  record['mfu'] = lowered.model_flops / (peak * found.seconds)

@@ -1,0 +1,261 @@
+"""A state that fills up: pairs written into it one by one, then a trained layer
+that has to copy more tokens than its keys are wide."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from deltanet_jax.config.experiment import (
+  Layer,
+  MeshConfig,
+  MLPConfig,
+  ModelConfig,
+)
+from deltanet_jax.config.mixers import DeltaNetConfig, LinearAttentionConfig
+from deltanet_jax.data.tasks.synthetic import Copy
+from deltanet_jax.model import HybridLM
+from deltanet_jax.ops import delta_rule, linear_attention
+from deltanet_jax.parallel import sharding
+
+WIDTH = 16  # of the keys and values that are written by hand
+PAIRS = 48
+DRAWS = 100
+
+
+# ------------------------------------------------------------ without training
+
+
+def _add(k, v, state):
+  """S + k v': linear attention writes without looking."""
+  return linear_attention.step(k, k, v, None, state)[1]
+
+
+def _correct(k, v, state):
+  """S + k (v - S'k)': the delta rule writes what is not yet there."""
+  beta = jnp.ones(k.shape[:2])
+  return delta_rule.step(k, k, v, beta, None, state)[1]
+
+
+RULES = {'delta': _correct, 'linear': _add}
+
+
+def write_one_by_one(rule, keys, values):
+  """What is read back of every pair after each write.
+
+  rule: of RULES   keys [B,N,K], values [B,N,V]: B draws of N pairs
+
+  Returns (error, right), [B,N,N] each, by (writes done - 1, pair): the error
+  |S'k - v| / |v|, and whether v is the value nearest to S'k of those written
+  so far. Pairs not yet written are nan.
+  """
+  B, N, K = keys.shape
+
+  def write(state, kv):
+    k, v = (x[:, None] for x in kv)
+    state = RULES[rule](k, v, state)
+    return state, state[:, 0]
+
+  empty = jnp.zeros((B, 1, K, values.shape[-1]))
+  by_time = (jnp.moveaxis(x, 1, 0) for x in (keys, values))
+  states = jax.lax.scan(write, empty, tuple(by_time))[1]  # [N,B,K,V]
+  read = jnp.einsum('NBKV,BIK->BNIV', states, keys)
+  written = jnp.arange(N)[:, None] >= jnp.arange(N)  # [writes, pair]
+  # |read - v|^2 but for |read|^2, which is the same for every v
+  far = jnp.sum(values**2, -1)[:, None, None] - 2 * jnp.einsum(
+    'BNIV,BJV->BNIJ', read, values
+  )
+  nearest = jnp.argmin(jnp.where(written[:, None], far, jnp.inf), -1)
+  own = jnp.linalg.norm(read - values[:, None], axis=-1)
+  size = jnp.linalg.norm(values, axis=-1)[:, None]
+  known = lambda x: jnp.where(written, x, jnp.nan)
+  return known(own / size), known(1.0 * (nearest == jnp.arange(N)))
+
+
+def random_pairs(key, draws, pairs, width):
+  """Keys of length 1 and values, [draws,pairs,width] each."""
+  k, v = jax.random.normal(key, (2, draws, pairs, width))
+  return k / jnp.linalg.norm(k, axis=-1, keepdims=True), v
+
+
+class Overload(NamedTuple):
+  """Means over draws, [N,N] by (writes done - 1, pair), nan: not written."""
+
+  error: np.ndarray
+  right: np.ndarray
+
+  def share(self, written, part='all'):
+    """Of `written` pairs, the fraction read back rightly: of all, or of the
+    oldest or newest quarter of them."""
+    row, quarter = self.right[written - 1, :written], max(1, written // 4)
+    cut = {'all': row, 'oldest': row[:quarter], 'newest': row[-quarter:]}
+    return float(cut[part].mean())
+
+
+def overload(key):
+  """{rule: Overload} of the same random pairs."""
+  keys, values = random_pairs(key, DRAWS, PAIRS, WIDTH)
+  out = {}
+  for rule in RULES:
+    found = jax.jit(functools.partial(write_one_by_one, rule))(keys, values)
+    out[rule] = Overload(*(np.asarray(x.mean(0)) for x in found))
+  return out
+
+
+def orthogonal_error(key):
+  """{rule: largest error} with as many pairs as the keys are wide, their keys
+  at right angles."""
+  keys, values = random_pairs(key, DRAWS, WIDTH, WIDTH)
+  keys = jnp.linalg.qr(keys)[0]
+  return {
+    rule: float(write_one_by_one(rule, keys, values)[0][:, -1].max())
+    for rule in RULES
+  }
+
+
+def overwrite_error(key, times):
+  """{rule: mean error} of a key's newest value, after `times` values of it."""
+  keys, values = random_pairs(key, DRAWS, times, WIDTH)
+  keys = jnp.broadcast_to(keys[:, :1], keys.shape)
+  return {
+    rule: float(write_one_by_one(rule, keys, values)[0][:, -1, -1].mean())
+    for rule in RULES
+  }
+
+
+# -------------------------------------------------------------- a trained layer
+
+
+class Copier(NamedTuple):
+  """One layer, trained to copy, and how well it does."""
+
+  rule: str
+  width: int  # of its keys
+  by_size: dict  # number of tokens to copy: accuracy
+  by_position: np.ndarray  # accuracy of each token of the longest copy
+
+  @property
+  def name(self):
+    return f'{self.rule}, keys of {self.width}'
+
+
+def layer(rule, width, task, d_model):
+  """The model: an embedding, one mixer with one head, an MLP, a head."""
+  kind = {'delta': DeltaNetConfig, 'linear': LinearAttentionConfig}[rule]
+  # both with a short convolution, by which a token knows the ones before it;
+  # token by token, as the equation is written
+  mixer = kind(1, width, d_model, conv=4, form='recurrent')
+  return ModelConfig(
+    task.vocab, d_model, (Layer(mixer, MLPConfig(2 * d_model)),), repeats=1
+  )
+
+
+def train_copier(
+  rule, width, task, *, steps, seed, show, d_model=64, batch=32, lr=1e-2
+):
+  """A `Copier`.   show: takes (steps done, loss), about ten times."""
+  model = HybridLM(layer(rule, width, task, d_model))
+  data, test, start = jax.random.split(jax.random.key(seed), 3)
+  params = sharding.init_params(model, start, sharding.make_mesh(MeshConfig()))
+  rate = optax.warmup_cosine_decay_schedule(0, lr, steps // 10, steps, lr / 20)
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+  def loss(params, example):
+    logits, _ = model.apply({'params': params}, example.tokens)
+    nats = optax.softmax_cross_entropy_with_integer_labels(
+      logits, example.targets
+    )
+    return jnp.sum(nats * example.weights) / jnp.sum(example.weights)
+
+  def step(carry, i):
+    params, state = carry
+    example = task.sample(jax.random.fold_in(data, i), batch)
+    value, slope = jax.value_and_grad(loss)(params, example)
+    updates, state = optimizer.update(slope, state, params)
+    return (optax.apply_updates(params, updates), state), value
+
+  several = jax.jit(lambda carry, ids: jax.lax.scan(step, carry, ids))
+  carry = params, optimizer.init(params)
+  for ids in jnp.split(jnp.arange(steps), max(1, steps // 30)):
+    carry, values = several(carry, ids)
+    show(int(ids[-1]) + 1, float(values[-1]))
+  return Copier(rule, width, *_judge(model, carry[0], task, test))
+
+
+def _judge(model, params, task, key, rows=1024):
+  """(accuracy by size, by position of the largest size) on new rows."""
+  example = task.sample(key, rows)
+  logits, _ = jax.jit(model.apply)({'params': params}, example.tokens)
+  right = np.asarray(jnp.argmax(logits, -1) == example.targets)
+  asked = np.asarray(example.weights) > 0
+  size, place = (np.asarray(example.slices[n]) for n in ('size', 'position'))
+  mean = lambda where: float(right[asked & where].mean())
+  sizes = sorted(task.sizes)
+  last = size == sizes[-1]
+  return (
+    {n: mean(size == n) for n in sizes},
+    np.array([mean(last & (place == i)) for i in range(sizes[-1])]),
+  )
+
+
+# ----------------------------------------------------------------------- plots
+
+
+def draw_state(found, path):
+  """Error of every pair after every write, a panel a rule."""
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(
+    1, len(found), figsize=(10, 5), layout='constrained', sharey=True
+  )
+  for panel, (rule, overload) in zip(axes, found.items(), strict=True):
+    image = panel.imshow(
+      overload.error.T, origin='lower', vmin=0, vmax=1.5, cmap='viridis',
+      extent=(0.5, PAIRS + 0.5, 0.5, PAIRS + 0.5),
+    )  # fmt: skip
+    panel.axvline(WIDTH + 0.5, color='0.3', lw=1, ls='--')
+    panel.text(WIDTH + 1, PAIRS - 1, f'width of a key: {WIDTH}', va='top')
+    panel.set(title=rule, xlabel='pairs written')
+  axes[0].set(ylabel='pair, in the order of writing')
+  figure.colorbar(
+    image, ax=axes, label="error of what is read, |S'k - v| / |v|"
+  )
+  figure.savefig(path, dpi=130)
+  pyplot.close(figure)
+
+
+def draw_copiers(copiers, path):
+  """Accuracy by the tokens to copy, and by position of the longest copy."""
+  from matplotlib import pyplot
+
+  figure, (left, right) = pyplot.subplots(
+    1, 2, figsize=(11, 4.4), layout='constrained', sharey=True
+  )
+  widths = sorted({c.width for c in copiers})
+  for c in copiers:
+    style = {
+      'color': f'C{widths.index(c.width)}', 'label': c.name,
+      'ls': '-' if c.rule == 'delta' else ':',
+    }  # fmt: skip
+    left.plot(*zip(*c.by_size.items(), strict=True), marker='o', ms=4, **style)
+    right.plot(np.arange(1, len(c.by_position) + 1), c.by_position, **style)
+  for i, width in enumerate(widths):
+    left.axvline(width, color=f'C{i}', lw=1, ls='--', alpha=0.5)
+  sizes = list(copiers[0].by_size)
+  left.set(xlabel='tokens to copy (dashed: width of the keys)', ylim=(0, 1.03))
+  left.set_xscale('log', base=2)
+  left.set_xticks(sizes, [str(n) for n in sizes])
+  left.set(ylabel='tokens copied rightly')
+  right.set(xlabel=f'position among the {sizes[-1]} tokens to copy')
+  right.legend(frameon=False)
+  for axes in (left, right):
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+  figure.savefig(path, dpi=130)
+  pyplot.close(figure)
+
+
+TASK = Copy(sizes=(4, 8, 16, 24, 32), symbols=16)

@@ -1,0 +1,61 @@
+"""What can each recurrence hold? Seconds, no training.
+
+  python -m launch.probes --json=probes.json --png=probes.png
+
+writes random pairs into the states of the rules (16 wide), reads them back and
+prints how many come out right: keys written again, more pairs than the state
+is wide, by age; the parity of 4096 bits and products of 2000 permutations by
+hand-set weights, at several beta; rules that must agree; bytes of the caches.
+"""
+
+import sys
+import time
+
+from absl import flags
+
+from deltanet_jax.cli import command
+from deltanet_jax.config.mixers import FORMS
+
+FORM = flags.DEFINE_enum(
+  'form', 'recurrent', FORMS, 'Of the rules: the step, or what trains.'
+)
+JSON = flags.DEFINE_string('json', None, 'File for all the numbers.')
+PNG = flags.DEFINE_string('png', None, 'Plot of capacity and recency.')
+
+
+def main():
+  """The command."""
+  command.run(_main)
+
+
+def _main(taken):
+  del taken
+  paths = {flag.name: command.output(flag) for flag in (JSON, PNG)}
+  import jax
+
+  from deltanet_jax.config.files import write_text
+  from deltanet_jax.lab.probes import probes, report
+
+  start = time.monotonic()
+
+  def tell(name):
+    spent = time.monotonic() - start
+    print(f'{spent:5.1f} s  {name}', file=sys.stderr, flush=True)
+
+  found = probes.find(FORM.value, tell)
+  tell('done')
+  print(report.text(found))
+  if paths['json']:
+    where = {
+      'form': FORM.value,
+      'jax': jax.__version__,
+      'device': jax.devices()[0].device_kind,
+    }
+    write_text(paths['json'], report.as_json(found, where))
+  if paths['png']:
+    report.plot(found, paths['png'])
+  return 0
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,165 @@
+"""Measures prefill, decoding and memory from short contexts to long ones.
+
+  python -m launch.profile --size=cpu --out=runs/profile
+
+compares models of one width and depth: attention (full), latent attention
+(mla), that with chosen keys (dsa), 3:1 hybrids (gdn3, kda3) and recurrent ones
+(gdn, kda). --size=smoke takes seconds, --size=gpu goes to 1,048,576 tokens. Or
+a model of your own, beside the same with attention in every layer:
+
+  python -m launch.profile --config=configs/small.py:hybrid_gdn   random weights
+  python -m launch.profile --workdir=runs/quickstart        a training run's
+  python -m launch.profile --released=Qwen3-0.6B            released ones
+
+For each context: the time to the first token, the time of a token (64 steps at
+the end of the context, in a cache that is just full), both for one sequence;
+decoding with as many sequences as --budget_gib holds with the parameters; the
+time to put a saved cache back; the cache's bytes, which must equal what the
+calculator says; and the peak memory of each program by XLA's plan. Compiling is
+not timed. What would take longer than --seconds, or more memory than there is,
+is left out and named.
+
+--out gets results.jsonl, summary.md, summary.csv and plots. A profile that was
+stopped continues with the next context.
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from deltanet_jax import config
+from deltanet_jax.cli import command
+from deltanet_jax.config import ConfigError
+from deltanet_jax.lab.profile import plan
+from deltanet_jax.runs.folder import Workdir
+
+SIZE = flags.DEFINE_enum(
+  'size', 'cpu', list(plan.SIZES), 'Models, contexts and limits.'
+)
+MODELS = flags.DEFINE_list(
+  'models', None,
+  f"Some of {','.join(plan.MODELS)}, in place of the size's; ratios are over"
+  ' the first.',
+)  # fmt: skip
+CONTEXTS = flags.DEFINE_list(
+  'contexts', None, "Tokens; in place of the size's."
+)
+BUDGET = flags.DEFINE_float(
+  'budget_gib', None, 'Memory for the largest batch.', lower_bound=0.0
+)
+SECONDS = flags.DEFINE_float(
+  'seconds', None, 'For all rounds of one model, context and quantity.',
+  lower_bound=0.0,
+)  # fmt: skip
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
+RELEASED = flags.DEFINE_string('released', None, 'Folder of released weights.')
+TWIN = flags.DEFINE_bool(
+  'twin', True, 'Beside one model, the same with attention in every layer.'
+)
+OUT = flags.DEFINE_string('out', 'runs/profile', 'Folder of the results.')
+
+
+def take(argv):
+  """(Experiment or None, the other arguments)."""
+  if any(arg.split('=')[0].split('.')[0] == '--config' for arg in argv):
+    return config.from_argv(argv)
+  return None, argv
+
+
+def main():
+  """The command."""
+  command.run(_main, take)
+
+
+def _main(experiment):
+  settings = _settings()
+  if sum(map(bool, (experiment, WORKDIR.value, RELEASED.value))) > 1:
+    raise ConfigError('give one of --config, --workdir and --released')
+  if WORKDIR.value:
+    experiment = Workdir(WORKDIR.value).read()
+    if not Workdir(WORKDIR.value).checkpoints.is_dir():
+      raise ConfigError(f'{WORKDIR.value} has no checkpoint yet; train first')
+  if RELEASED.value is None and experiment is None:
+    names = _names()
+    models = {
+      name: (cfg, None)
+      for name, cfg in plan.models(plan.SIZES[SIZE.value], names).items()
+    }
+  else:
+    models = _one(experiment, settings)
+  return _profile(settings, models)
+
+
+def _settings():
+  settings = plan.SIZES[SIZE.value].settings
+  changes = {'budget_gib': BUDGET.value, 'seconds': SECONDS.value}
+  changes = {name: x for name, x in changes.items() if x is not None}
+  if CONTEXTS.value is not None:
+    changes['contexts'] = _contexts(CONTEXTS.value)
+  return dataclasses.replace(settings, **changes)
+
+
+def _contexts(texts):
+  try:
+    contexts = tuple(sorted({int(text) for text in texts}))
+  except ValueError:
+    contexts = ()
+  if not contexts or contexts[0] < plan.SHORTEST:
+    raise ConfigError(
+      f'--contexts={",".join(texts)}: give numbers of tokens, from'
+      f' {plan.SHORTEST} on, as 1024,4096'
+    )
+  return contexts
+
+
+def _names():
+  if MODELS.value is None:
+    return plan.SIZES[SIZE.value].models
+  if not MODELS.value or set(MODELS.value) - set(plan.MODELS):
+    raise ConfigError(
+      f'--models={",".join(MODELS.value)}: give some of {",".join(plan.MODELS)}'
+    )
+  return list(dict.fromkeys(MODELS.value))
+
+
+def _one(experiment, settings):
+  """{name: (ModelConfig, its parameters or None)} of one model and its twin."""
+  import jax.numpy as jnp
+
+  from deltanet_jax.infer import generate
+  from deltanet_jax.lab.cost import calc
+
+  params = None
+  if RELEASED.value:
+    from deltanet_jax import hf
+
+    dtype = jnp.dtype(settings.dtype)
+    model, params = hf.load(RELEASED.value, dtype=dtype)
+    cfg = model.cfg
+  else:
+    cfg = experiment.model
+    if WORKDIR.value:
+      params = generate.load_params(Workdir(WORKDIR.value), cfg)
+  models = {'model': (cfg, params)}
+  if TWIN.value:
+    try:
+      twin = calc.all_attention_twin(cfg)
+    except ValueError:
+      twin = cfg
+    if twin.layers != cfg.layers:
+      models = {'all attention': (twin, None), **models}
+  return models
+
+
+def _profile(settings, models):
+  from deltanet_jax.lab.profile import run
+
+  out = pathlib.Path(OUT.value)
+  print(run.run(settings, models, out), end='')
+  print(f'\nFiles in {out}: results.jsonl, summary.md, summary.csv, plots')
+  return 0
+
+
+if __name__ == '__main__':
+  main()

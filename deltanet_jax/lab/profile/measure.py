@@ -1,0 +1,336 @@
+"""Time and memory of prefill and decoding against the context.
+
+At every context all models are compiled first and run once; then they take
+turns, round by round, so that whatever slows the machine slows each of them.
+"""
+
+import functools
+import os
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltanet_jax.config.mixers import ATTENTION
+from deltanet_jax.config.sampling import Sampling
+from deltanet_jax.infer import room
+from deltanet_jax.infer.generate import make_advance
+from deltanet_jax.lab.cost import calc
+from deltanet_jax.lab.profile.plan import STEPS, WARM
+from deltanet_jax.mixers.base import UNWRITTEN
+from deltanet_jax.model import init_cache
+
+GREEDY = Sampling(temperature=0.0)
+# what is timed, in the order of a turn
+WHATS = 'prefill', 'decode', 'largest', 'restore'
+
+
+class Skip(Exception):
+  """A cell that is not run, and why."""
+
+
+class Subject:
+  """A model under measurement: its programs, compiled once for each shape."""
+
+  def __init__(self, name, cfg, params, settings):
+    self.name = name
+    self.cfg = cfg
+    self.settings = settings
+    self.dtype = jnp.dtype(settings.dtype)
+    self.params = params
+    self.parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
+    self._programs = {}
+    self._makers = {}
+
+  def shapes(self, batch, slots):
+    return jax.eval_shape(
+      lambda: init_cache(self.cfg, batch, slots, self.dtype)
+    )
+
+  def program(self, batch, tokens, slots):
+    """(params, cache (donated), tokens, key) -> (token, cache), compiled."""
+    cache = self.shapes(batch, slots)
+    key = batch, tokens, *(x.shape for x in jax.tree.leaves(cache))
+    if key not in self._programs:
+      advance = make_advance(self.cfg, self.dtype, GREEDY, self.cfg.vocab)
+      ids = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
+      self._programs[key] = advance.lower(
+        self.params, cache, ids, jax.random.key(0)
+      ).compile()
+    return self._programs[key]
+
+  def make(self, function, batch, slots):
+    """The cache of `function`, which is compiled for its shape."""
+    key = function, batch, slots
+    if key not in self._makers:
+      self._makers[key] = jax.jit(lambda: function(self, batch, slots))
+    return self._makers[key]()
+
+  def largest_batch(self, context):
+    """How many sequences' caches fit beside the parameters, and whether it is
+    max_batch that limits them."""
+    one, two = (
+      calc.total_bytes(self.cfg, context, n, self.dtype) for n in (1, 2)
+    )
+    each = two - one  # positions and lengths are shared by the batch
+    left = self.settings.budget_gib * 2**30 - self.parameter_bytes - one + each
+    fits = int(max(0, left // each))
+    return min(fits, self.settings.max_batch), fits > self.settings.max_batch
+
+
+def fresh(subject, batch, slots):
+  """An empty cache."""
+  return init_cache(subject.cfg, batch, slots, subject.dtype)
+
+
+def nearly_full(subject, batch, slots):
+  """A cache that STEPS + WARM tokens fill up. Its values are noise between -1
+  and 1, the same for every sequence: no time depends on them but that of
+  the choice of keys, which should not find them in order."""
+  length = slots - STEPS - WARM
+
+  def fill(path, one, all_):
+    name = getattr(path[-1], 'name', None)
+    if name == 'length':
+      return jnp.full(all_.shape, length, all_.dtype)
+    index = jax.lax.broadcasted_iota(jnp.int32, one.shape, max(0, one.ndim - 1))
+    if name == 'positions':
+      size = one.shape[-1]
+      # the newest position that is written to this slot, if there is one
+      newest = index + size * ((length - 1 - index) // size)
+      return jnp.where(newest < 0, UNWRITTEN, newest)
+    bits = jax.lax.iota(jnp.uint32, one.size) * jnp.uint32(2654435769)
+    noise = (bits >> 8).astype(jnp.float32) * 2.0**-23 - 1
+    noise = noise.reshape(one.shape).astype(one.dtype)
+    return jnp.broadcast_to(noise, all_.shape)
+
+  return jax.tree_util.tree_map_with_path(
+    fill, subject.shapes(1, slots), subject.shapes(batch, slots)
+  )
+
+
+class Cell:
+  """One model, context and quantity: `run` measures it once.
+
+  prefill: a prompt of `context` tokens to the first token. decode: a token,
+  the mean of the last STEPS of the context, from a cache of `context` slots.
+  largest: the same with as many sequences as fit the budget. restore: the
+  cache of the context from the host's memory back to the device.
+  """
+
+  def __init__(self, subject, what, context):
+    self.subject = subject
+    self.what = what
+    self.context = context
+    self.batch, self.capped = 1, None
+    if what == 'largest':
+      self.batch, self.capped = subject.largest_batch(context)
+    self.program_bytes = None
+    self.cache_bytes = None
+    self.device_peak_bytes = None
+    self.once = None  # seconds of a turn, with what is not timed
+    self.rounds = 0
+    self.seconds = []
+    self.skipped = None
+    self._programs = []
+
+  def __str__(self):
+    return f'{self.subject.name} {self.what}'
+
+  def attempt(self, action):
+    """Runs it; what does not fit becomes the reason this cell is skipped."""
+    if self.skipped:
+      return
+    try:
+      action()
+    except Skip as skip:
+      self.skipped = str(skip)
+    except jax.errors.JaxRuntimeError as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      self.skipped = 'out of memory'
+
+  def compile(self):
+    if not self.batch:
+      raise Skip(
+        f'one sequence does not fit in {self.subject.settings.budget_gib:g} GiB'
+      )
+    if self.what == 'restore':
+      return
+    tokens = jnp.zeros((self.batch, 1), jnp.int32)
+    if self.what == 'prefill':
+      tokens = jnp.zeros((1, self.context), jnp.int32)
+    self._programs = [
+      (part, self.subject.program(self.batch, part.shape[1], self.context))
+      for part in room.pieces(tokens)
+    ]
+    self.program_bytes = max(_peak(p) for _, p in self._programs)
+    limit = memory_limit()
+    if self.program_bytes > limit:
+      raise Skip(
+        f'needs {self.program_bytes / 2**30:.1f} GiB of {limit / 2**30:.1f} GiB'
+      )
+
+  def expect(self, before):
+    """Refuses what would take too long; before: None, or the record of the
+    same at a shorter context."""
+    if before is None or not before['seconds']:
+      # a batch gets smaller with the context, a prompt does not
+      if before is not None and self.what != 'largest':
+        raise Skip(f'not at {before["context"]}: {before["skipped"]}')
+      return
+    grows = self.context / before['context']
+    seconds = statistics.median(before['seconds'])
+    seconds *= self.batch / before['batch']
+    attention = any(
+      isinstance(x.mixer, ATTENTION) for x in self.subject.cfg.layers
+    )
+    if self.what == 'prefill':
+      seconds *= grows ** (2 if attention else 1)
+    else:
+      seconds *= grows if attention else 1
+    self._check(seconds)
+
+  def _check(self, seconds):
+    """seconds: of one timing, as recorded."""
+    seconds *= STEPS if self.what in ('decode', 'largest') else 1
+    limit = self.subject.settings.seconds
+    if seconds > limit:
+      raise Skip(f'would take about {seconds:.0f} s; the limit is {limit:g}')
+
+  def warm_up(self):
+    start = time.perf_counter()
+    self.run(first=True)
+    self.once = time.perf_counter() - start
+    self.rounds = int(self.subject.settings.seconds / self.once)
+    self.rounds = min(self.subject.settings.rounds, max(1, self.rounds))
+    if self.rounds > 1:
+      self.seconds = []  # the first is slower; of one alone it is little
+
+  def run(self, first=False):
+    getattr(self, f'_{self.what}')(first)
+
+  def _prefill(self, first):
+    del first
+    subject, key = self.subject, jax.random.key(0)
+    start = time.perf_counter()
+    cache = subject.make(fresh, 1, self.context)
+    for tokens, program in self._programs:
+      token, cache = program(subject.params, cache, tokens, key)
+    int(token[0])
+    self._measured(time.perf_counter() - start, cache)
+
+  def _decode(self, first):
+    cache = self.subject.make(nearly_full, self.batch, self.context)
+    ((tokens, program),) = self._programs
+    key = jax.random.key(0)
+
+    def advance(cache, tokens, steps):
+      start = time.perf_counter()
+      for _ in range(steps):
+        token, cache = program(self.subject.params, cache, tokens, key)
+        tokens = token[:, None]
+      jax.block_until_ready(tokens)
+      return (time.perf_counter() - start) / steps, cache, tokens
+
+    seconds, cache, tokens = advance(cache, tokens, WARM)
+    if first:
+      self._check(seconds)
+    seconds, cache, _ = advance(cache, tokens, STEPS)
+    self._measured(seconds, cache)
+
+  _largest = _decode
+
+  def _restore(self, first):
+    del first
+    cache = self.subject.make(nearly_full, 1, self.context)
+    saved = jax.tree.map(lambda x: np.array(x), cache)
+    del cache
+    start = time.perf_counter()
+    cache = jax.device_put(saved, jax.devices()[0], may_alias=False)
+    jax.block_until_ready(cache)
+    self._measured(time.perf_counter() - start, cache)
+
+  def _measured(self, seconds, cache):
+    """Keeps the time, and the bytes of the cache as it lies in memory."""
+    layers = cache.prefix, cache.period, cache.suffix
+    self.cache_bytes = sum(x.nbytes for x in jax.tree.leaves(layers))
+    calculated = calc.total_bytes(
+      self.subject.cfg, self.context, self.batch, self.subject.dtype
+    )
+    if self.cache_bytes != calculated:
+      raise AssertionError(
+        f'{self}: the cache of {self.context} tokens takes {self.cache_bytes}'
+        f' bytes and the calculator says {calculated}'
+      )
+    stats = jax.devices()[0].memory_stats()
+    if stats:
+      self.device_peak_bytes = stats['peak_bytes_in_use']
+    self.seconds.append(seconds)
+
+  def record(self):
+    """All of it, for JSON; seconds are of the prompt, token or copy."""
+    return {
+      'model': self.subject.name,
+      'what': self.what,
+      'context': self.context,
+      'batch': self.batch,
+      'capped': self.capped,
+      'skipped': self.skipped,
+      'seconds': self.seconds,
+      'cache_bytes': self.cache_bytes,
+      'program_bytes': self.program_bytes,
+      'device_peak_bytes': self.device_peak_bytes,
+    }
+
+
+def _peak(program):
+  """Bytes that the program holds at most by XLA's own plan: arguments (with
+  the parameters and the cache), results and temporaries."""
+  m = program.memory_analysis()
+  return (
+    m.argument_size_in_bytes
+    + m.output_size_in_bytes
+    + m.temp_size_in_bytes
+    - m.alias_size_in_bytes
+  )
+
+
+def memory_limit():
+  """Bytes there are for a program: the device's, or the free ones of a CPU."""
+  stats = jax.devices()[0].memory_stats()
+  if stats:
+    return stats['bytes_limit']
+  return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+
+
+def measure(subjects, context, before, show):
+  """The records of every subject at a context.
+
+  before: the records of the context before it, or an empty list
+  show: takes a line of progress and the seconds left here, or None
+  """
+  cells = [Cell(s, what, context) for what in WHATS for s in subjects]
+  before = {(r['model'], r['what']): r for r in before}
+  for i, cell in enumerate(cells):
+    show(f'compiling {i + 1}/{len(cells)}: {cell}', None)
+    past = before.get((cell.subject.name, cell.what))
+    cell.attempt(functools.partial(cell.expect, past))
+    cell.attempt(cell.compile)
+  for i, cell in enumerate(cells):
+    show(f'first run {i + 1}/{len(cells)}: {cell}', None)
+    cell.attempt(cell.warm_up)
+  turns = [
+    (i, cell)
+    for i in range(subjects[0].settings.rounds)
+    for cell in cells
+    if not cell.skipped and len(cell.seconds) + i < cell.rounds
+  ]
+  left = sum(cell.once for _, cell in turns)
+  for i, cell in turns:
+    show(f'round {i + 1}: {cell}', left)
+    cell.attempt(cell.run)
+    left -= cell.once
+  return [cell.record() for cell in cells]

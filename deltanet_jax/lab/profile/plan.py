@@ -1,0 +1,119 @@
+"""What a profile measures: sizes, models, settings. Standard library only."""
+
+import dataclasses
+
+from deltanet_jax.config.experiment import Layer, MLPConfig, ModelConfig
+from deltanet_jax.config.mixers import (
+  AttentionConfig,
+  DSAConfig,
+  GatedDeltaNetConfig,
+  KDAConfig,
+  MLAConfig,
+)
+
+STEPS = 64  # timed tokens of one decoding turn
+WARM = 2  # tokens before them
+# the shortest context: the timed tokens and a prompt before them
+SHORTEST = 2 * STEPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Everything a result depends on beside the models and the machine."""
+
+  contexts: tuple[int, ...]  # tokens, ascending
+  dtype: str  # of the computation and of the caches
+  budget_gib: float  # for parameters and caches at the largest batch
+  max_batch: int  # never more sequences than these
+  seconds: float  # for all rounds of one model, context and quantity
+  rounds: int = 6  # the range of 6 holds the median at 97%
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """Of the models that are compared, and where they are measured."""
+
+  d_model: int
+  layers: int  # a multiple of 4
+  heads: int
+  models: tuple[str, ...]  # of MODELS, the first is what others are held to
+  settings: Settings
+
+
+def _doubling(first, last):
+  return tuple(1 << n for n in range(first.bit_length() - 1, last.bit_length()))
+
+
+def _mixers(d_model, heads):
+  """name -> (the mixer of three layers of four, of the fourth)."""
+  width = d_model // heads
+  latent = {
+    'heads': heads,
+    'latent': d_model // 2,
+    'key_dim': width,
+    'shared_dim': width // 2,
+    'value_dim': width,
+  }
+  full = AttentionConfig(heads, heads, width, rotary_dim=width // 2)
+  mla = MLAConfig(**latent)
+  dsa = DSAConfig(
+    **latent,
+    query_latent=d_model // 2,
+    index_heads=max(1, heads // 2),
+    index_dim=width,
+    top=4 * d_model,
+  )
+  gdn = GatedDeltaNetConfig(heads, heads, width, width)
+  kda = KDAConfig(heads, width, width)
+  return {
+    'full': (full, full),
+    'mla': (mla, mla),
+    'dsa': (dsa, dsa),
+    'gdn3': (gdn, full),  # as Qwen3-Next
+    'kda3': (kda, mla),  # as Kimi Linear
+    'gdn': (gdn, gdn),
+    'kda': (kda, kda),
+  }
+
+
+MODELS = {
+  'full': 'attention in every layer, a key and a value for every head',
+  'mla': 'multi-head latent attention in every layer',
+  'dsa': 'that with an indexer that chooses the keys, in every layer',
+  'gdn3': 'Gated DeltaNet and that attention, 3:1',
+  'kda3': 'Kimi Delta Attention and that latent attention, 3:1',
+  'gdn': 'Gated DeltaNet alone',
+  'kda': 'Kimi Delta Attention alone',
+}
+
+
+def models(size, names):
+  """{name: ModelConfig} of the same width and depth."""
+  ffn = MLPConfig(size.d_model * 11 // 4)
+  out = {}
+  for name in names:
+    most, fourth = _mixers(size.d_model, size.heads)[name]
+    period = (Layer(most, ffn),) * 3 + (Layer(fourth, ffn),)
+    if most == fourth:
+      period = period[:1]
+    out[name] = ModelConfig(
+      264, size.d_model, period, size.layers // len(period), tied=True
+    )
+  return out
+
+
+ALL = tuple(MODELS)
+SIZES = {
+  'smoke': Size(
+    32, 4, 2, ('full', 'gdn3', 'gdn'),
+    Settings((256, 1024), 'float32', 0.004, 16, 5.0, rounds=3),
+  ),
+  'cpu': Size(
+    128, 8, 4, ALL,
+    Settings(_doubling(1024, 32_768), 'float32', 0.25, 16, 30.0),
+  ),
+  'gpu': Size(
+    1024, 16, 16, ALL,
+    Settings(_doubling(1024, 1 << 20), 'bfloat16', 64.0, 1024, 60.0),
+  ),
+}  # fmt: skip

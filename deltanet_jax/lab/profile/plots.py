@@ -1,0 +1,80 @@
+"""Cost against context, drawn: both axes logarithmic, a label at each line."""
+
+import math
+
+from deltanet_jax.lab.profile.report import MIB, Table, _seconds, _throughput
+
+PANELS = {
+  'ttft.png': ('Prefill to the first token, ms', 'prefill', _seconds),
+  'tpot.png': ('Decoding at batch 1, ms a token', 'decode', _seconds),
+  'throughput.png': (
+    'Decoding at the largest batch, tokens a second', 'largest', _throughput,
+  ),
+  'cache.png': (
+    'Cache of one sequence, MiB', 'restore', lambda r: r['cache_bytes'] / MIB,
+  ),
+  'memory.png': (
+    'Peak of the decoding program, MiB', 'decode',
+    lambda r: r['program_bytes'] / MIB,
+  ),
+}  # fmt: skip
+
+
+def draw(settings, records, where, folder):
+  """Writes each of PANELS into the folder; returns their paths."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+  from matplotlib.ticker import LogLocator, NullLocator
+
+  table, paths = Table(records), []
+  for file, (title, what, value) in PANELS.items():
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.8), layout='constrained')
+    ends = {}
+    for i, model in enumerate(table.models):
+      rows = [table[model, what, n] for n in table.contexts]
+      points = [(r['context'], value(r)) for r in rows if r]
+      if points:
+        axes.plot(*zip(*points, strict=True), 'o-', color=f'C{i}', ms=4)
+        ends[model] = (*points[-1], f'C{i}')
+    axes.set(xscale='log', yscale='log', xlabel='context, tokens')
+    axes.set_xticks(table.contexts, [_short(n) for n in table.contexts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda y, _: f'{y:,g}')
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+    _label(axes, ends)
+    axes.set_title(title, loc='left', fontsize=11)
+    figure.text(
+      1, 0, f'{where["machine"]}, {settings.dtype} ', ha='right', va='bottom',
+      fontsize=7, color='0.4',
+    )  # fmt: skip
+    path = folder / file
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    paths.append(path)
+  return paths
+
+
+def _short(n):
+  for size, unit in ((1 << 20, 'M'), (1 << 10, 'k')):
+    if n >= size and n % size == 0:
+      return f'{n // size}{unit}'
+  return str(n)
+
+
+def _label(axes, ends):
+  """Names the lines at their ends, no name upon another."""
+  low, high = axes.get_ylim()
+  step = math.log(high / low) / 22
+  height = -math.inf
+  for model, (x, y, color) in sorted(ends.items(), key=lambda e: e[1][1]):
+    height = max(math.log(y), height + step)
+    axes.annotate(
+      model, (x, y), (x * 1.12, math.exp(height)), color=color,
+      va='center', fontsize=9,
+      arrowprops={'arrowstyle': '-', 'color': color, 'lw': 0.5, 'alpha': 0.5},
+    )  # fmt: skip

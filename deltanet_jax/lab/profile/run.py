@@ -1,0 +1,136 @@
+"""A profile from its settings to the files it leaves, one context at a time."""
+
+import json
+import os
+import platform
+import sys
+import time
+
+import jax
+
+from deltanet_jax import config
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.experiment import MeshConfig
+from deltanet_jax.config.files import finite, write_text
+from deltanet_jax.lab.bench import bench
+from deltanet_jax.lab.profile import measure, plots, report
+from deltanet_jax.model import HybridLM
+from deltanet_jax.parallel import sharding
+
+
+def run(settings, models, folder):
+  """The text of the report; everything else is written into `folder`.
+
+  models: {name: (ModelConfig, its parameters, or None for random ones)}
+
+  Contexts that the folder already holds are not measured again.
+
+  Raises:
+    ConfigError: the folder holds another profile, or cannot be written.
+  """
+  cfgs = {name: cfg for name, (cfg, _) in models.items()}
+  where = bench.environment() | {'machine': machine()}
+  records = _claim(folder, settings, models, where)
+  done = {r['context'] for r in records}
+  if done != set(settings.contexts):
+    _measure(settings, models, folder, records, done)
+  text = report.text(settings, cfgs, records, where)
+  write_text(folder / 'summary.md', text)
+  write_text(folder / 'summary.csv', report.as_csv(records))
+  plots.draw(settings, records, where, folder)
+  return text
+
+
+def _measure(settings, models, folder, records, done):
+  """Appends what is missing to `records`, and to the file."""
+  progress = bench.Progress()
+  subjects = []
+  for name, (cfg, params) in models.items():
+    progress.show(f'parameters of {name}')
+    subjects.append(
+      measure.Subject(name, cfg, params or random_params(cfg), settings)
+    )
+  contexts = settings.contexts
+  for i, context in enumerate(contexts):
+    if context in done:
+      continue
+    head, start = f'context {context:,} ({i + 1}/{len(contexts)})', time.time()
+
+    show = _sparsely(progress, head)
+
+    before = [r for r in records if i and r['context'] == contexts[i - 1]]
+    records += measure.measure(subjects, context, before, show)
+    lines = ''.join(json.dumps(finite(r)) + '\n' for r in records)
+    write_text(folder / 'results.jsonl', lines)
+    progress.clear()
+    seconds = time.time() - start
+    more = len([n for n in contexts[i + 1 :] if n not in done])
+    # a context takes about twice as long as the one before it
+    left = bench.span(seconds * (2 ** (more + 1) - 2))
+    progress.show(f'{head} took {bench.span(seconds)}; about {left} left')
+
+
+def _sparsely(progress, head):
+  """Shows lines, not all of them: ten a second, in a log six a minute."""
+  shortest = 0.1 if sys.stderr.isatty() else 10.0
+  last = 0.0
+
+  def show(line, left):
+    nonlocal last
+    if time.monotonic() - last >= shortest:
+      tail = '' if left is None else f', {bench.span(left)} left here'
+      progress.show(f'{head}, {line}{tail}')
+      last = time.monotonic()
+
+  return show
+
+
+def random_params(cfg):
+  mesh = sharding.make_mesh(MeshConfig())
+  return sharding.init_params(HybridLM(cfg), jax.random.key(0), mesh)
+
+
+def _claim(folder, settings, models, where):
+  """The records that the folder holds already."""
+  tree = {
+    'settings': json.loads(config.to_json(settings)),
+    'models': {
+      name: {'given': params is not None, **json.loads(config.to_json(cfg))}
+      for name, (cfg, params) in models.items()
+    },
+    'where': where,
+  }
+  path, results = folder / 'settings.json', folder / 'results.jsonl'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    found = json.loads(path.read_text()) if path.is_file() else None
+    if found is None:
+      write_text(path, json.dumps(tree, indent=2) + '\n')
+  except OSError as error:
+    raise ConfigError(f'--out={folder}: {error.strerror}') from error
+  if found is None:
+    return []
+  if found != tree:
+    names = [name for name in tree if found.get(name) != tree[name]]
+    raise ConfigError(
+      f'--out={folder} holds a profile of other {", ".join(names)}; give'
+      ' another folder'
+    )
+  if not results.is_file():
+    return []
+  return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+def machine():
+  """What the figures were measured on, in words."""
+  device = jax.devices()[0]
+  if device.platform != 'cpu':
+    return device.device_kind
+  name = platform.processor() or platform.machine()
+  try:
+    with open('/proc/cpuinfo') as file:
+      lines = [line for line in file if line.startswith('model name')]
+    name = lines[0].partition(':')[2].strip()
+  except (OSError, IndexError):
+    pass
+  return f'{len(os.sched_getaffinity(0))} cores of {name}'

@@ -1,0 +1,111 @@
+"""Trains the quickstart model and shows what came of it.
+
+  bash launch/quickstart.sh
+
+Takes what launch.train takes; --workdir is runs/quickstart unless given.
+"""
+
+import math
+
+from absl import flags
+
+from deltanet_jax import config
+from deltanet_jax.cli import command, process_flags, train
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.files import json_text, read_json, write_text
+from deltanet_jax.config.sampling import Sampling
+from deltanet_jax.runs.folder import Workdir
+
+PROMPT = 'def read_lines('
+SAMPLING = Sampling(temperature=0.7, top_p=0.95)
+CONTEXTS = (1024, 32768, 262144)
+
+flags.set_default(train.WORKDIR, 'runs/quickstart')
+flags.adopt_module_key_flags(train)
+
+
+def main():
+  """The command."""
+  command.run(_main, config.from_argv)
+
+
+def _main(experiment):
+  if train.RELEASED.value is not None:
+    raise ConfigError('--released is a flag of launch.train')
+  if process_flags.asked():
+    raise ConfigError('the quickstart is one process; use launch.train')
+  workdir = Workdir(train.WORKDIR.value)
+  result = train.run(experiment, workdir)
+  if isinstance(result, int):
+    return 128 + result
+  _show_bits(result, _baselines(experiment, workdir))
+  _show_text(experiment, workdir)
+  _show_cache(experiment)
+  print(f'\nFiles in {workdir.path}')
+  for path in (workdir.plot, workdir.metrics, workdir.checkpoints):
+    print(f'  {path}')
+  print(f'  {workdir.tensorboard} (tensorboard --logdir)')
+  return 0
+
+
+def _baselines(experiment, workdir):
+  """Bits per byte of the order-2 and order-3 models, computed once."""
+  path = workdir.path / 'baselines.json'
+  # a run may have gone on with another text
+  told = workdir.corpus
+  old = told.is_file() and path.is_file()
+  if not path.is_file() or old and _time(path) < _time(told):
+    from deltanet_jax.data.text import TextData
+    from deltanet_jax.lab.quickstart import ngram
+
+    data = TextData(experiment.data)
+    bits = {}
+    for order in (2, 3):
+      documents = data.train_documents(), data.heldout_documents()
+      bits[f'order-{order} n-gram'] = ngram.bits_per_byte(*documents, order)
+    write_text(path, json_text(bits))
+  return read_json(path)
+
+
+def _time(path):
+  return path.stat().st_mtime
+
+
+def _show_bits(result, baselines):
+  number = lambda name: math.nan if result[name] is None else result[name]
+  model = number('heldout_bits_per_byte')
+  print(f'\nBits per byte of {result["heldout_bytes"]:,} bytes never seen')
+  print(f'  {"this model":16} {model:.3f}')
+  for name, bits in baselines.items():
+    print(f'  {name:16} {bits:.3f}   model: {100 * (model / bits - 1):+.0f}%')
+  print(
+    f'  {result["parameters"]:,} parameters, {result["tokens"]:,} tokens'
+    f' trained on, {number("tokens_per_second"):,.0f} a second'
+  )
+
+
+def _show_text(experiment, workdir):
+  from deltanet_jax.infer.generate import continue_text
+
+  print('\nA continuation\n' + '-' * 72 + f'\n{PROMPT}', end='')
+  for part in continue_text(
+    workdir, experiment, PROMPT, max_tokens=300, sampling=SAMPLING, seed=0
+  ):
+    print(part, end='', flush=True)
+  print('\n' + '-' * 72)
+
+
+def _show_cache(experiment):
+  from deltanet_jax.lab.cost import calc
+
+  models = [('this model', experiment.model)]
+  models.append(('all attention', calc.all_attention_twin(experiment.model)))
+  print('\nCache of one sequence in bfloat16, MiB')
+  print(f'  {"tokens":16}' + ''.join(f'{n:>12,}' for n in CONTEXTS))
+  for name, model in models:
+    sizes = [calc.total_bytes(model, n, 1, 'bfloat16') for n in CONTEXTS]
+    print(f'  {name:16}' + ''.join(f'{s / 2**20:12.2f}' for s in sizes))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,201 @@
+"""One cell of a study: one arm on one task, from the choice of the learning
+rate to the scores of the fresh seeds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltanet_jax.config.mixers import GatedDeltaNetConfig, KDAConfig
+from deltanet_jax.lab.cost import calc
+from deltanet_jax.lab.study import config, program
+
+VALIDATION = 1000  # the seed that chooses the learning rate
+TIE = 0.02  # of accuracy
+FRESH = 2000  # the first of those that are scored
+DECAYS = (0.0, 0.5, 0.8, 1.0, 1.25, 2.0)  # factors of a learned log-decay
+BUDGETS = 0.25, 0.5, 1.0  # parts of the steps at which every slice is scored
+
+
+class Stopped(Exception):
+  """The study was asked to end."""
+
+
+def fit(cfg, cell, vocab):
+  """(ModelConfig, parameters) of the cell's arm, its MLP as wide as makes the
+  parameters those of `full`."""
+  build = functools.partial(config.model, cfg, vocab=vocab, layers=cell.layers)
+  count = lambda arm, hidden: calc.parameters(build(arm=arm, hidden=hidden))
+  goal = count('full', cfg.hidden)
+  low, high = count(cell.arm, 1), count(cell.arm, 2)
+  hidden = 1 + round((goal - low) / (high - low))  # an affine function
+  if hidden < 1:
+    raise ValueError(
+      f'{cell.arm} without an MLP has {low} parameters and full has {goal};'
+      ' raise hidden'
+    )
+  return build(arm=cell.arm, hidden=hidden), low + (hidden - 1) * (high - low)
+
+
+def run(cfg, cell, task, tell=lambda done: None):
+  """(rows, arrays) of the cell.
+
+  rows: dicts of results.jsonl   arrays: of the fresh seeds' last scores, for
+  the bootstrap; empty when no learning rate stayed finite   tell: called with
+  the share of the work that is done; may raise Stopped
+  """
+  model_cfg, parameters = fit(cfg, cell, task.vocab)
+  facts = {
+    'task': cell.task, 'model': cell.arm, 'layers': cell.layers,
+    'parameters': parameters,
+    'cache_floats': cache_floats(model_cfg, task.length),
+    'vocab': task.vocab, 'length': task.length,
+  }  # fmt: skip
+  trainer = _Trainer(cfg, cell, program.make(cfg, model_cfg, task, cell.steps))
+  phases = 2.0
+  grid = list(cfg.lrs) + [cfg.lrs[-1]] * (trainer.members - len(cfg.lrs))
+  rows, best = [], None
+  told = lambda share: tell(share / phases)
+  for _, step, scores in trainer.train(grid, [VALIDATION], told):
+    found = [row(scores, i) for i in range(len(cfg.lrs))]
+    for lr, one in zip(cfg.lrs, found, strict=True):
+      rows.append(facts | _at('grid', lr, VALIDATION, step, cell) | one)
+  lr = best_rate(cfg.lrs, found)
+  if lr is None:
+    return rows, {}
+  seeds = list(range(FRESH, FRESH + cfg.seeds))
+  told = lambda share: tell((1 + share) / phases)
+  for state, step, scores in trainer.train([lr], seeds, told):
+    best = state
+    full = step in [round(part * cell.steps) for part in BUDGETS]
+    for i, seed in enumerate(seeds):
+      head = facts | _at('fresh', lr, seed, step, cell)
+      rows += [head | x for x in slices(scores, i, task.levels if full else {})]
+  arrays = last_scores(scores, cfg.seeds)
+  rows += _decays(trainer, best, lr, seeds, facts, cell, model_cfg)
+  return rows, arrays
+
+
+def _at(phase, lr, seed, step, cell):
+  return {
+    'phase': phase, 'lr': lr, 'seed': seed, 'step': step, 'steps': cell.steps,
+    'slice': 'all',
+  }  # fmt: skip
+
+
+class _Trainer:
+  """A compiled program and how it is driven."""
+
+  def __init__(self, cfg, cell, made):
+    self.cfg, self.cell, self.program = cfg, cell, made
+    self.members = max(len(cfg.lrs), cfg.seeds)
+    self.advance = None
+
+  def call(self, state, rates, seeds, start, stop):
+    args = (state, *self._lanes(rates, seeds), jnp.int32(start))
+    args = (*args, jnp.int32(stop))
+    if self.advance is None:
+      self.advance = self.program.advance.lower(*args).compile()
+    state, scores = self.advance(*args)
+    return state, jax.device_get(scores)
+
+  def _lanes(self, rates, seeds):
+    """Arrays [M] of both; the last of a list fills the lanes left over."""
+    fill = lambda x: list(x) + [x[-1]] * (self.members - len(x))
+    return jnp.float32(fill(rates)), jnp.int32(fill(seeds))
+
+  def train(self, rates, seeds, tell):
+    """Yields (state, step, scores) after each dispatch."""
+    state = self.program.init(self._lanes(rates, seeds)[1])
+    for start in range(0, self.cell.steps, self.cfg.chunk):
+      stop = start + self.cfg.chunk
+      state, scores = self.call(state, rates, seeds, start, stop)
+      tell(stop / self.cell.steps)
+      yield state, stop, scores
+
+
+def _decays(trainer, state, lr, seeds, facts, cell, model_cfg):
+  """Rows of the trained models with every learned log-decay scaled."""
+  learned = GatedDeltaNetConfig, KDAConfig
+  if cell.task not in ('mqar', 'deep') or not any(
+    isinstance(layer.mixer, learned) for layer in model_cfg.layers
+  ):
+    return []
+  rows = []
+  for scale in DECAYS:
+    # a copy: the call gives its state's memory away
+    params, moments = jax.tree.map(jnp.copy, state)
+    changed = program.scale_decay(params, scale), moments
+    _, scores = trainer.call(changed, [lr], seeds, cell.steps, cell.steps)
+    for i, seed in enumerate(seeds):
+      head = _at('decay', lr, seed, cell.steps, cell)
+      rows.append(facts | head | {'scale': scale} | row(scores, i))
+  return rows
+
+
+def cache_floats(model_cfg, context):
+  """Numbers that decoding keeps of one sequence of `context` tokens; the
+  local layer, the same in every arm, included."""
+  sizes = calc.cache_bytes(model_cfg, context, 1, jnp.float32)
+  return sum(sizes.values()) // 4
+
+
+def row(scores, member, chosen=None):
+  """What member `member` scored over all targets, or those `chosen` [I,T]:
+  accuracy, sequences without a mistake, nats a target, and their number.
+  A model that is not finite has no accuracy."""
+  weights = np.asarray(scores.weights[member], np.float64)
+  if chosen is not None:
+    weights = weights * chosen
+  nats = np.asarray(scores.nats[member], np.float64)
+  count = weights.sum()
+  some = weights.sum(1) > 0
+  wrong = (weights * ~scores.correct[member]).sum(1)
+  mean = (weights * nats).sum() / count if count else np.nan
+  finite = bool(np.isfinite(nats).all())
+  return {
+    'accuracy': float(1 - wrong.sum() / count) if finite and count else None,
+    'exact': float((wrong[some] == 0).mean()) if finite and count else None,
+    'nats': float(mean) if finite and count else None,
+    'targets': int(count),
+    'finite': finite,
+  }
+
+
+def slices(scores, member, levels):
+  """The row over all targets, and one for each level of each slice in
+  `levels` {name: values}: 'pairs=8'. A number between two levels counts for
+  the lower one."""
+  out = [row(scores, member)]
+  asked = scores.weights[member] > 0
+  for name, values in levels.items():
+    values = np.asarray(values)
+    labels = scores.slices[name][member]
+    below = np.searchsorted(values, labels, 'right') - 1
+    for i in np.unique(below[asked & (labels >= values[0])]):
+      one = row(scores, member, below == i)
+      out.append(one | {'slice': f'{name}={values[i]}'})
+  return out
+
+
+def best_rate(rates, rows):
+  """The smallest rate within TIE of the best accuracy: what is gained beyond
+  on one seed is chance, and a smaller rate fails on fewer others. None when no
+  member stayed finite."""
+  good = [(r, one) for r, one in zip(rates, rows, strict=True) if one['finite']]
+  if not good:
+    return None
+  best = max(one['accuracy'] for _, one in good)
+  return min(rate for rate, one in good if one['accuracy'] >= best - TIE)
+
+
+def last_scores(scores, seeds):
+  """What the bootstrap needs, of the first `seeds` members, small."""
+  one = {
+    'correct': scores.correct[:seeds],
+    'nats': scores.nats[:seeds].astype(np.float32),
+    'weights': scores.weights[:seeds].astype(np.float32),
+    'tokens': scores.tokens[:seeds].astype(np.int32),
+  }
+  return one | {f'slice.{k}': v[:seeds] for k, v in scores.slices.items()}

@@ -1,0 +1,202 @@
+"""What is expected of the arms, and whether the data bear it out."""
+
+from typing import NamedTuple
+
+from deltanet_jax.lab.study import stats
+from deltanet_jax.lab.study.config import parse_arm
+
+MARGIN = 0.05  # of accuracy: less counts as equal
+
+
+class Term(NamedTuple):
+  """sign times an arm's accuracy on a task, over questions in limits."""
+
+  sign: float
+  task: str
+  arm: str
+  limits: dict = {}
+
+
+class Expectation(NamedTuple):
+  """'above': the sum of the terms is above bound; 'equal': it is 0 up to
+  bound; 'below': it is below bound."""
+
+  claim: str
+  terms: tuple
+  kind: str = 'above'
+  bound: float = 0.0
+  gate: bool = False  # an exit status hangs on its value
+
+
+class Finding(NamedTuple):
+  claim: str
+  kind: str
+  bound: float
+  estimate: stats.Estimate
+  verdict: str
+  gate: bool
+
+  @property
+  def failed(self):
+    """A gate whose value lies on the wrong side."""
+    value = self.estimate.value
+    good = {
+      'above': value > self.bound,
+      'below': value < self.bound,
+      'equal': abs(value) <= self.bound,
+    }[self.kind]
+    return self.gate and not good
+
+
+def judge(expectations, arrays, draws):
+  """The Findings of those whose cells are in `arrays` {(task, arm): arrays}."""
+  found = []
+  for one in expectations:
+    if any((t.task, t.arm) not in arrays for t in one.terms):
+      continue
+    parts = []
+    for term in one.terms:
+      data = arrays[term.task, term.arm]
+      chosen = stats.choose(data, term.limits)
+      parts.append(stats.part(term.sign, term.task, data, chosen))
+    value = stats.estimate(parts, draws)
+    if one.kind == 'equal':
+      verdict = value.within(one.bound)
+    elif one.kind == 'above':
+      verdict = value.above(one.bound)
+    else:
+      turned = stats.Estimate(-value.value, -value.high, -value.low)
+      verdict = turned.above(-one.bound)
+    found.append(
+      Finding(one.claim, one.kind, one.bound, value, verdict, one.gate)
+    )
+  return found
+
+
+def smoke(cfg):
+  """Orderings that continuous integration hangs on."""
+  full = {'pairs': (cfg.pairs, cfg.pairs)}
+  one = lambda arm: (Term(1, 'mqar', arm, full),)
+  n = f'MQAR with {cfg.pairs} pairs'
+  gate = lambda claim, arm, kind, bound: Expectation(
+    f'{claim} {n}', one(arm), kind, bound, True
+  )
+  return [
+    gate('attention masters', 'full-nope', 'above', 0.97),
+    gate('linear does not master', 'linear', 'below', 0.85),
+    gate('delta does not master', 'delta', 'below', 0.85),
+    gate('delta and attention 1:1 master', 'delta-1:1', 'above', 0.9),
+  ]
+
+
+def study(cfg, arms):
+  """What the literature lets expect. arms: {task: names that ran}."""
+  return [
+    *_recall(cfg, arms), *_recency(cfg, arms), *_rebinding(cfg, arms),
+    *_tracking(arms), *_hops(arms), *_document(cfg, arms),
+  ]  # fmt: skip
+
+
+def _pure(names):
+  return [
+    n for n in names
+    if n in ('linear', 'lightning', 'delta', 'gdn', 'kda')
+  ]  # fmt: skip
+
+
+def _hybrids(names):
+  return [n for n in names if parse_arm(n)[1]]
+
+
+def _less(claim, task, high, low, limits):
+  return Expectation(
+    claim, (Term(1, task, high, limits), Term(-1, task, low, limits))
+  )
+
+
+def _same(claim, task, a, b, limits, margin=MARGIN):
+  terms = Term(1, task, a, limits), Term(-1, task, b, limits)
+  return Expectation(claim, terms, 'equal', margin)
+
+
+# the hardest questions of each task of recall: {slice: field of the sizes}
+def hardest(cfg, task):
+  """Limits that leave a task's largest size."""
+  if task in ('mqar', 'deep'):
+    return {'pairs': (cfg.pairs, cfg.pairs)}
+  if task in ('copy', 'palindrome'):
+    return {'size': (cfg.length // 2, cfg.length // 2)}
+  if task == 'quote':
+    return {'kind': (1, 1), 'lines': (cfg.lines, cfg.lines)}
+  if task == 'two-hop':
+    return {'hop': (2, 2)}
+  if task == 'rebinding':
+    return {'updates': (cfg.updates, cfg.updates)}
+  return {}
+
+
+def _recall(cfg, arms):
+  for task in ('mqar', 'deep', 'copy', 'selective-copy', 'palindrome', 'quote'):
+    names, limits = arms.get(task, ()), hardest(cfg, task)
+    where = f'{task}, hardest size' if limits else task
+    for name in _pure(names):
+      yield _less(f'full > {name} ({where})', task, 'full', name, limits)
+    for name in _hybrids(names):
+      pure = parse_arm(name)[0]
+      yield _less(f'{name} > {pure} ({where})', task, name, pure, limits)
+      yield _same(f'{name} = full ({where})', task, name, 'full', limits)
+
+
+def _recency(cfg, arms):
+  """Old pairs against new ones, of lists longer than a head is wide."""
+  N = cfg.pairs
+  quarter = max(1, N // 4)
+  last = {'pairs': (N, N), 'position': (N - quarter, N - 1)}
+  first = {'pairs': (N, N), 'position': (0, quarter - 1)}
+  for name in _pure(arms.get('mqar', ())):
+    terms = Term(1, 'mqar', name, last), Term(-1, 'mqar', name, first)
+    if name == 'linear':
+      yield Expectation(
+        'linear forgets old and new pairs alike', terms, 'equal', 0.1
+      )
+    else:
+      yield Expectation(f'{name} forgets old pairs first', terms)
+
+
+def _rebinding(cfg, arms):
+  names = arms.get('rebinding', ())
+  for name in ('delta', 'gdn', 'kda'):
+    for other in ('linear', 'lightning'):
+      if name in names and other in names:
+        yield _less(
+          f'{name} > {other} on keys bound anew',
+          'rebinding',
+          name,
+          other,
+          hardest(cfg, 'rebinding'),
+        )
+
+
+def _tracking(arms):
+  for task in ('parity', 's5'):
+    for other in ('delta', 'gdn', 'linear', 'lightning', 'full'):
+      yield _less(
+        f'beta up to 2 > {other} ({task})', task, 'delta-neg', other, {}
+      )
+
+
+def _hops(arms):
+  one, two = {'hop': (1, 1)}, {'hop': (2, 2)}
+  for name in _hybrids(arms.get('two-hop', ())):
+    terms = (
+      Term(1, 'two-hop', 'full', two), Term(-1, 'two-hop', name, two),
+      Term(-1, 'two-hop', 'full', one), Term(1, 'two-hop', name, one),
+    )  # fmt: skip
+    yield Expectation(f'{name} gives up more on two hops than on one', terms)
+
+
+def _document(cfg, arms):
+  gist = {'kind': (0, 0)}
+  for name in arms.get('quote', ()):
+    if name != 'full':
+      yield _same(f'{name} = full (gist)', 'quote', name, 'full', gist)

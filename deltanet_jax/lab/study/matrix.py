@@ -1,0 +1,137 @@
+"""What a study of each size trains: cells of arm and task."""
+
+from deltanet_jax.lab.study.config import (
+  DEEP,
+  TASKS,
+  Cell,
+  StudyConfig,
+  model,
+  parse_arm,
+)
+
+SIZES = {
+  # continuous integration: minutes
+  'smoke': StudyConfig(
+    key_dim=4, value_dim=8, length=32, pairs=8, batch=32, steps=400,
+    lrs=(2e-3, 4e-3), seeds=2, items=128,
+  ),
+  'study': StudyConfig(),
+  # one H200: the widths and the length of Kimi Linear's figure 4
+  'gpu': StudyConfig(
+    d_model=256, layers=2, deep=8, heads=2, key_dim=128, value_dim=128,
+    hidden=256, local=0, conv=4, symbols=512, length=1024, pairs=128,
+    window=64, top=64, stacks=64, lines=32, width=6, batch=32, steps=2000,
+    deep_steps=2000, chunk=100, lrs=(1e-4, 5e-4, 1e-3), warmup=100, items=128,
+    dtype='bfloat16',
+  ),
+}  # fmt: skip
+
+# (task, arms), in the order of what is to be known first; a line is only
+# begun when those above it are
+ORDER = {
+  'smoke': [('mqar', ('full-nope', 'linear', 'delta', 'delta-1:1'))],
+  'study': [
+    ('deep', ('full', 'delta-3:1', 'delta', 'kda-3:1')),
+    ('mqar', ('full', 'linear', 'lightning', 'delta', 'kda', 'gdn')),
+    ('quote', ('full', 'delta-3:1', 'delta')),
+    ('parity', ('full', 'delta', 'delta-neg')),
+    ('rebinding', ('linear', 'lightning', 'delta')),
+    ('mqar', ('window', 'mla', 'dsa', 'delta-1:1')),
+    ('deep', ('lightning-3:1', 'lightning', 'gdn-3:1')),
+    ('copy', ('full', 'delta-3:1', 'delta')),
+    ('two-hop', ('full', 'delta-3:1')),
+  ],
+  'gpu': [
+    ('mqar', ('kda', 'gdn', 'full', 'lightning', 'delta')),
+    ('palindrome', ('kda', 'gdn')),
+    ('stack', ('kda', 'gdn')),
+  ],
+}  # fmt: skip
+
+
+def cells(cfg, size, models, tasks):
+  """The Cells of a size; `tasks`, where given, choose, and `models` too: every
+  model then runs on every task.
+
+  Raises:
+    ValueError: an unknown name, or layers that a ratio does not divide.
+  """
+  for name in tasks:
+    if name not in TASKS:
+      raise ValueError(f'no task {name!r}; there is {", ".join(TASKS)}')
+  for name in models:
+    parse_arm(name)
+  wanted = ORDER[size]
+  if models:
+    names = tasks or dict.fromkeys(task for task, _ in wanted)
+    wanted = [(task, models) for task in names]
+  elif tasks:
+    arms = {task: row for task, row in reversed(wanted)}
+    wanted = [x for x in wanted if x[0] in tasks]
+    wanted += [(t, arms[wanted_task(size)]) for t in tasks if t not in arms]
+  found = []
+  for task, arms in wanted:
+    for arm in arms:
+      deep = task in DEEP
+      layers = cfg.deep if deep else cfg.layers
+      steps = cfg.deep_steps if deep else cfg.steps
+      model(cfg, arm, cfg.symbols, layers, cfg.hidden)  # or it says what is odd
+      found.append(Cell(task, arm, layers, steps))
+  return list(dict.fromkeys(found))
+
+
+def wanted_task(size):
+  """The first task of a size: its arms go for a task that has none."""
+  return ORDER[size][0][0]
+
+
+def make_task(cfg, name):
+  """The task `name`, in the sizes of `cfg`."""
+  from deltanet_jax.data.tasks import documents, order, synthetic, tracking
+
+  N, T = cfg.pairs, cfg.length
+  # short lists too: on them the lookup is learned, the long ones need it
+  levels = tuple(sorted({min(N, max(2, N // part)) for part in (8, 4, 2, 1)}))
+  sizes = tuple(sorted({T // 8, T // 4, T // 2}))
+  pool = {'keys': cfg.symbols, 'values': cfg.symbols}
+  mqar = lambda: synthetic.MQAR(length=T, pairs=levels, **pool)
+  make = {
+    'mqar': mqar,
+    'deep': mqar,
+    'rebinding': lambda: synthetic.Rebinding(
+      length=max(T, 16 + 4 * cfg.updates), pairs=(4,),
+      updates=tuple(sorted({1, max(1, cfg.updates // 2), cfg.updates})),
+      **pool,
+    ),
+    'copy': lambda: synthetic.Copy(sizes=sizes),
+    'selective-copy': lambda: order.SelectiveCopy(
+      length=T, sizes=(max(1, T // 4),)
+    ),
+    'palindrome': lambda: order.Palindrome(sizes=sizes),
+    'stack': lambda: order.Stack(length=T, stacks=cfg.stacks),
+    'two-hop': lambda: synthetic.TwoHop(
+      pairs=tuple(sorted({max(1, N // 8), max(1, N // 4)})),
+      symbols=max(cfg.symbols, N),
+    ),
+    'parity': lambda: tracking.Parity(length=T),
+    's5': lambda: tracking.S5Word(length=T, moves=2),
+    'quote': lambda: documents.QuoteGist(
+      lines=tuple(sorted({max(1, cfg.lines // 2), cfg.lines})),
+      width=cfg.width, words=32, topics=4, quotes=max(1, cfg.lines // 4),
+    ),
+    'multi-turn': lambda: documents.MultiTurn(
+      length=T // 3 * 3, slots=N, values=cfg.symbols
+    ),
+  }  # fmt: skip
+  return make[name]()
+
+
+def seconds(cfg, cell):
+  """About how long a core works at a cell: measured on 2 cores of an AMD
+  EPYC, linear in tokens and layers."""
+  name, ratio = parse_arm(cell.arm)
+  heavy = {'kda': 5.0, 'gdn': 2.2, 'delta': 2.0, 'delta-neg': 2.0, 'dsa': 2.0}
+  one = heavy.get(name, 1.2)
+  per_layer = (one * ratio + 1) / (ratio + 1) if ratio else one
+  work = cfg.batch * cfg.length * cell.steps * 2 * max(len(cfg.lrs), cfg.seeds)
+  return 30 + 2.9e-6 * work * cfg.d_model / 48 * (cell.layers * per_layer + 1)

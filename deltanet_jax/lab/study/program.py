@@ -1,0 +1,129 @@
+"""The one compiled program of a cell: trains and scores all members at once.
+
+A member is a learning rate with a seed. Members lie on a leading axis, the
+data are made on the device, and a seed gives every arm the same data.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from deltanet_jax import model
+from deltanet_jax.config.experiment import ObjectiveConfig, OptimConfig
+from deltanet_jax.config.mixers import DSAConfig
+from deltanet_jax.objectives import auxiliary
+from deltanet_jax.parallel import sharding
+from deltanet_jax.train import optimizer
+
+EVALUATION = 2**31 - 1  # the step whose data are never trained on
+
+
+class Scores(NamedTuple):
+  """What a member scored, for each target; M members, I sequences."""
+
+  correct: Any  # [M,I,T] bool
+  nats: Any  # [M,I,T] float32
+  weights: Any  # [M,I,T]; 0: no target
+  slices: dict  # name -> [M,I,T] int32
+  tokens: Any  # [M,I,T] int32, what the model read
+
+
+class Program(NamedTuple):
+  """init: seeds [M] -> state
+  advance: (state, rates [M], seeds [M], start, stop) -> (state, Scores), the
+  scores after the steps start, ..., stop - 1; start == stop only scores
+  """
+
+  init: Any
+  advance: Any
+
+
+def make(cfg, model_cfg, task, steps):
+  """The Program that trains `model_cfg` on `task` for `steps` in all."""
+  lm = model.HybridLM(model_cfg, jnp.dtype(cfg.dtype))
+  sparse = any(isinstance(x.mixer, DSAConfig) for x in model_cfg.layers)
+  # the choice of keys has no gradient of the loss: the indexer has its own
+  weights = ObjectiveConfig(indexer=float(sparse))
+  objective = auxiliary.make_objective(model_cfg, jnp.dtype(cfg.dtype), weights)
+  axes = sharding.logical_axes(lm)
+  plain = jax.tree.structure(sharding.abstract_params(lm))
+  rules = OptimConfig(
+    warmup=cfg.warmup, weight_decay=cfg.weight_decay, clip=cfg.clip, final=0.0
+  )
+
+  def optimise(rate):
+    return optimizer.make_optimizer(rules, steps, axes, lr=rate)
+
+  def init(seed):
+    boxed = lm.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))
+    # without the names of the axes
+    params = jax.tree.unflatten(plain, jax.tree.leaves(boxed['params']))
+    # tokens enter as large as what a layer adds to them: smaller, they drown
+    # in it, and small models learn no lookup in some hundred steps
+    params['backbone']['embed'] /= model.EMBED_STD
+    return params, optimise(1.0).init(params)
+
+  def loss(params, example):
+    total, _ = objective(params, _batch(example))
+    return total / example.weights.sum()
+
+  def train(state, rate, data, start, stop):
+    adam = optimise(rate)
+
+    def step(i, state):
+      params, moments = state
+      example = task.sample(jax.random.fold_in(data, i), cfg.batch)
+      grads = jax.grad(loss)(params, example)
+      updates, moments = adam.update(grads, moments, params)
+      return optax.apply_updates(params, updates), moments
+
+    return jax.lax.fori_loop(start, stop, step, state)
+
+  def score(params, data):
+    example = task.sample(jax.random.fold_in(data, EVALUATION), cfg.items)
+    logits, _ = lm.apply({'params': params}, example.tokens)
+    nats = optax.softmax_cross_entropy_with_integer_labels(
+      logits, example.targets
+    )
+    correct = logits.argmax(-1) == example.targets
+    return Scores(
+      correct, nats, example.weights, example.slices, example.tokens
+    )
+
+  def member(state, rate, seed, start, stop):
+    data = jax.random.fold_in(jax.random.key(seed), 1)
+    state = train(state, rate, data, start, stop)
+    return state, score(state[0], data)
+
+  one = jax.jit(init)  # compiled sooner than for all seeds at once
+
+  def begin(seeds):
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(one, seeds))
+
+  advance = jax.vmap(member, in_axes=(0, 0, 0, None, None))
+  return Program(begin, jax.jit(advance, donate_argnums=(0,)))
+
+
+def _batch(example):
+  return {
+    'tokens': example.tokens,
+    'targets': example.targets,
+    'weights': example.weights,
+    'positions': None,
+    'segment_ids': None,
+  }
+
+
+def scale_decay(params, scale):
+  """`params` whose mixers decay at e^(scale g) where they did at e^g: the
+  logarithm of every decay is -exp(A_log) softplus(.), so A_log moves."""
+
+  def shift(path, x):
+    if path[-1].key != 'A_log':
+      return x
+    return x + (math.log(scale) if scale else -math.inf)
+
+  return jax.tree_util.tree_map_with_path(shift, params)

@@ -1,0 +1,267 @@
+"""What a study found: findings, a verdict in words, summary.md, report.html."""
+
+import dataclasses
+import html
+from typing import NamedTuple
+
+from deltanet_jax.config.files import write_text
+from deltanet_jax.lab.cost import calc
+from deltanet_jax.lab.study import expect, plots, stats
+from deltanet_jax.lab.study.config import ARMS, parse_arm
+from deltanet_jax.lab.study.page import PAGE
+
+LONG = 131_072  # tokens at which memory is compared too
+
+
+class Report(NamedTuple):
+  text: str  # to print
+  status: int  # 1: a gate failed
+
+
+def write(cfg, size, cells, folder, rows):
+  """Draws, judges and writes everything; the cells that `folder` lacks are
+  named as missing."""
+  done = [cell for cell in cells if folder.done(cell)]
+  arrays = {(c.task, c.arm): folder.arrays(c) for c in done}
+  failed = [f'{t} {a}' for (t, a), found in arrays.items() if not found]
+  arrays = {key: found for key, found in arrays.items() if found}
+  view = plots.View(cfg, rows, arrays)
+  arms = {task: view.arms(task) for task, _ in arrays}
+  wanted = expect.smoke(cfg) if size == 'smoke' else expect.study(cfg, arms)
+  findings = expect.judge(wanted, arrays, cfg.draws)
+  verdict = words(cfg, view, findings)
+  missing = [cell.name for cell in cells if cell not in done]
+  remarks = unlearned(view)
+  if failed:
+    remarks.append(f'Not finite at any learning rate: {", ".join(failed)}.')
+  if missing:
+    remarks.append(f'Not trained yet: {", ".join(missing)}.')
+  text = markdown(cfg, view, findings, [*verdict, *remarks])
+  write_text(folder.text, text)
+  images = plots.draw(view, folder.plots)
+  page = _page(cfg, size, view, findings, verdict, remarks, images)
+  write_text(folder.report, page)
+  gates = [f for f in findings if f.failed]
+  lines = [*verdict, *remarks, *_counts(findings)]
+  lines += [f'FAILED: {f.claim}: {show(f.estimate)}' for f in gates]
+  lost = size == 'smoke' and len(findings) < len(wanted) and not missing
+  if lost:
+    lines.append('FAILED: a model of the gates was not finite')
+  lines.append(str(folder.report))
+  return Report('\n'.join(lines), int(bool(gates) or lost))
+
+
+def show(e):
+  """'0.512 [0.480, 0.541]'."""
+  return f'{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]'
+
+
+def _counts(findings):
+  kinds = stats.HOLDS, stats.VIOLATED, stats.OPEN
+  number = lambda kind: sum(f.verdict == kind for f in findings)
+  told = ', '.join(f'{number(kind)} {kind}' for kind in kinds)
+  return [f'Expectations: {told}.'] if findings else []
+
+
+def words(cfg, view, findings):
+  """Sentences on what each hybrid gave up and saved against full attention."""
+  out = []
+  names = {a for _, a in view.arrays if parse_arm(a)[1]}
+  for arm in sorted(names, key=ARMS.index):
+    tasks = [t for t, a in view.arrays if a == arm and _base(view, t)]
+    if tasks:
+      out.append(_sentence(cfg, view, arm, tasks))
+  return out or ['No hybrid ran beside full attention.']
+
+
+def unlearned(view):
+  """Sentences on the arms that are not shown to bind values to keys, not even
+  in the shortest lists: to pick any of the n values shown is right in 1/n."""
+  out = []
+  for task in ('mqar', 'deep'):
+    names = []
+    for arm in view.arms(task):
+      n = int(view.levels(task, 'pairs').min())
+      found = view.accuracy(task, arm, {'pairs': (n, n)})
+      if found.low < 1 / n + expect.MARGIN:
+        names.append(arm)
+    if names:
+      out.append(
+        f'Not shown to have learned {task} within the steps, where any of the'
+        f' values shown would do as well: {", ".join(names)}. There the numbers'
+        ' speak of the training, not of the memory.'
+      )
+  return out
+
+
+def _base(view, task):
+  """The attention that a task's arms are compared with, or None."""
+  names = 'full', 'full-nope'
+  return next((a for a in names if (task, a) in view.arrays), None)
+
+
+def _sentence(cfg, view, arm, tasks):
+  lost, equal, gained, open_ = [], [], [], []
+  for task in tasks:
+    limits = expect.hardest(cfg, task)
+    parts = []
+    for sign, name in ((1, arm), (-1, _base(view, task))):
+      data = view.arrays[task, name]
+      chosen = stats.choose(data, limits)
+      parts.append(stats.part(sign, task, data, chosen))
+    e = stats.estimate(parts, cfg.draws)
+    base = parts[1].right.sum() / parts[1].asked.sum()
+    told = f'{task} {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]'
+    told += f' of {base:.2f}'
+    if e.within(expect.MARGIN) == stats.HOLDS:
+      equal.append(told)
+    elif e.above(0) == stats.HOLDS:
+      gained.append(told)
+    elif e.above(0) == stats.VIOLATED:
+      lost.append(told)
+    else:
+      open_.append(told)
+  kinds = (
+    ('gave up', lost), ('gained', gained),
+    (f'was equal within {expect.MARGIN:g} on', equal),
+    ('is not resolved on', open_),
+  )  # fmt: skip
+  told = '; '.join(f'{k} {", ".join(x)}' for k, x in kinds if x)
+  return (
+    f'Against full attention, {arm} {told}. {_saved(cfg, view, arm, tasks[0])}'
+  )
+
+
+def _saved(cfg, view, arm, task):
+  """What decoding keeps, at the length trained on and at LONG tokens."""
+  cell = next(
+    {'layers': r['layers'], 'vocab': r['vocab'], 'length': r['length']}
+    for r in view.rows
+    if (r['task'], r['model']) == (task, arm)
+  )
+  kept = lambda name, n: kept_floats(cfg, name, cell, n)
+  told = []
+  for n in (cell['length'], LONG):
+    mine, full = kept(arm, n), kept('full', n)
+    less = f'{mine / full - 1:+.0%}'
+    told.append(f'{mine:,} numbers of {n:,} tokens, full {full:,} ({less})')
+  meet = break_even(lambda n: kept(arm, n) - kept('full', n))
+  least = f' It saves from {meet:,} tokens on.' if meet else ''
+  return f'It keeps {"; ".join(told)}.{least}'
+
+
+def kept_floats(cfg, arm, cell, context):
+  """Numbers that decoding keeps of `context` tokens."""
+  from deltanet_jax.lab.study import config
+
+  built = config.model(cfg, arm, cell['vocab'], cell['layers'], cfg.hidden)
+  return sum(calc.cache_bytes(built, context, 1, 'float32').values()) // 4
+
+
+def break_even(difference, most=1 << 20):
+  """The least context at which difference(context) <= 0; None above most."""
+  low, high = 0, 1
+  while difference(high) > 0:
+    low, high = high, high * 2
+    if high > most:
+      return None
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if difference(middle) > 0 else (low, middle)
+  return high
+
+
+def task_table(cfg, view, task):
+  """[(model, parameters, numbers kept, Estimate all, Estimate hardest, its
+  accuracy by seed)]."""
+  limits = expect.hardest(cfg, task)
+  return [
+    (
+      arm, view.fact(task, arm, 'parameters'),
+      view.fact(task, arm, 'cache_floats'),
+      view.accuracy(task, arm, {}), view.accuracy(task, arm, limits),
+      view.seeds(task, arm, limits),
+    )
+    for arm in view.arms(task)
+  ]  # fmt: skip
+
+
+HEAD = (
+  'model', 'parameters', 'numbers kept', 'accuracy', 'hardest size', 'by seed'
+)  # fmt: skip
+
+
+def _cells(one):
+  by_seed = ' '.join(f'{x:.2f}' for x in one[5])
+  told = show(one[3]), show(one[4]), by_seed
+  return one[0], f'{one[1]:,}', f'{one[2]:,}', *told
+
+
+def markdown(cfg, view, findings, sentences):
+  """summary.md."""
+  lines = ['# Recall against memory', '']
+  lines += [f'{s}\n' for s in sentences] + _counts(findings)
+  lines += ['', '| expectation | value [95 %] | verdict |', '|---|---|---|']
+  lines += [
+    f'| {f.claim} | {show(f.estimate)} | {f.verdict} |' for f in findings
+  ]
+  for task in dict.fromkeys(t for t, _ in view.arrays):
+    lines += [
+      '',
+      f'## {task}',
+      '',
+      f'| {" | ".join(HEAD)} |',
+      '|---' * len(HEAD) + '|',
+    ]
+    table = task_table(cfg, view, task)
+    lines += [f'| {" | ".join(_cells(one))} |' for one in table]
+  return '\n'.join(lines) + '\n'
+
+
+def _page(cfg, size, view, findings, verdict, remarks, images):
+  esc = html.escape
+  paragraphs = ''.join(
+    f'<p>{esc(s)}</p>' for s in [*verdict, *_counts(findings)]
+  )
+  paragraphs += ''.join(f'<p class="remark">{esc(s)}</p>' for s in remarks)
+  found = ''.join(
+    f'<tr><td>{esc(f.claim)}</td><td>{_rule(f)}</td>'
+    f'<td class="n">{show(f.estimate)}</td>'
+    f'<td class="{f.verdict.split()[0]}">{f.verdict}</td></tr>'
+    for f in findings
+  )
+  figures = ''.join(
+    f'<figure><figcaption>{esc(title)}</figcaption>'
+    f'<div class="light">{svg["light"]}</div>'
+    f'<div class="dark">{svg["dark"]}</div></figure>'
+    for _, title, svg in images
+  )
+  tables = ''
+  for task in dict.fromkeys(t for t, _ in view.arrays):
+    body = ''.join(
+      '<tr>' + ''.join(f'<td>{esc(x)}</td>' for x in _cells(one)) + '</tr>'
+      for one in task_table(cfg, view, task)
+    )
+    head = ''.join(f'<th>{x}</th>' for x in HEAD)
+    tables += (
+      f'<h3>{esc(task)}</h3><div class="wide"><table><tr>{head}</tr>{body}'
+      '</table></div>'
+    )
+  sizes = ', '.join(
+    f'{f.name} {getattr(cfg, f.name)}' for f in dataclasses.fields(cfg)
+  )
+  parts = {
+    'SIZE': size, 'VERDICT': paragraphs, 'FINDINGS': found,
+    'FIGURES': figures, 'TABLES': tables, 'SIZES': esc(sizes),
+    'SEEDS': str(cfg.seeds), 'RATES': str(len(cfg.lrs)),
+    'ITEMS': str(cfg.items), 'MARGIN': f'{expect.MARGIN:g}',
+  }  # fmt: skip
+  page = PAGE
+  for name, text in parts.items():
+    page = page.replace(f'@{name}@', text)
+  return page
+
+
+def _rule(f):
+  sign = {'above': '&gt;', 'below': '&lt;', 'equal': '= 0 &plusmn;'}[f.kind]
+  return f'{sign} {f.bound:g}'

@@ -1,0 +1,141 @@
+"""The files of a study: a cell is kept whole or not at all."""
+
+import csv
+import io
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from deltanet_jax import config
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.files import write_text
+
+COLUMNS = (
+  'task', 'model', 'layers', 'parameters', 'cache_floats', 'slice', 'lr',
+  'seeds', 'accuracy', 'lowest', 'highest', 'exact', 'nats', 'targets',
+)  # fmt: skip
+
+
+class Folder:
+  """Paths of a study's files."""
+
+  def __init__(self, path):
+    self.path = pathlib.Path(path)
+    self.config = self.path / 'study.json'
+    self.cells = self.path / 'cells'
+    self.results = self.path / 'results.jsonl'
+    self.summary = self.path / 'summary.csv'
+    self.text = self.path / 'summary.md'
+    self.plots = self.path / 'plots'
+    self.report = self.path / 'report.html'
+    self.timing = self.path / 'timing.jsonl'
+
+  def check(self, cfg):
+    """Refuses a folder that a study of other sizes owns.
+
+    Raises:
+      ConfigError: with the fields that differ.
+    """
+    if self.path.exists() and not self.path.is_dir():
+      raise ConfigError(f'--workdir={self.path} is a file; give a folder')
+    if not self.config.is_file():
+      return
+    found = config.from_json(self.config.read_text(), classes=(type(cfg),))
+    if type(found) is not type(cfg):
+      raise ConfigError(f'{self.config} is of no study; give another --workdir')
+    lines = config.difference(found, cfg)
+    if lines:
+      raise ConfigError(
+        f'{self.path} holds a study of other sizes: {"; ".join(lines)} (there'
+        ' != here); give another --workdir'
+      )
+
+  def make(self, cfg):
+    """Makes the folder.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    try:
+      self.cells.mkdir(parents=True, exist_ok=True)
+      self.plots.mkdir(exist_ok=True)
+      write_text(self.config, config.to_json(cfg) + '\n')
+    except OSError as error:
+      raise ConfigError(f'--workdir={self.path}: {error.strerror}') from error
+
+  def done(self, cell):
+    """Whether the cell's rows are kept."""
+    return (self.cells / f'{cell.name}.json').is_file()
+
+  def keep(self, cell, rows, arrays, seconds):
+    """Keeps a cell; its rows come last and make it count."""
+    path = self.cells / f'{cell.name}.npz'
+    temporary = path.with_suffix('.tmp')
+    with open(temporary, 'wb') as file:
+      np.savez_compressed(file, **arrays)
+    os.replace(temporary, path)
+    lines = ''.join(json.dumps(one, allow_nan=False) + '\n' for one in rows)
+    write_text(self.cells / f'{cell.name}.json', lines)
+    with open(self.timing, 'a') as file:
+      note = {'cell': cell.name, 'seconds': round(seconds, 1)}
+      file.write(json.dumps(note) + '\n')
+
+  def rows(self, cell):
+    """The cell's rows."""
+    lines = (self.cells / f'{cell.name}.json').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+  def arrays(self, cell):
+    """The cell's last scores, or {} when no learning rate stayed finite."""
+    with np.load(self.cells / f'{cell.name}.npz') as found:
+      return dict(found)
+
+  def collect(self, cells):
+    """Writes results.jsonl and summary.csv of what is done; returns the
+    rows."""
+    done = [cell for cell in cells if self.done(cell)]
+    rows = [row for cell in done for row in self.rows(cell)]
+    lines = ''.join(json.dumps(row) + '\n' for row in rows)
+    write_text(self.results, lines)
+    write_text(self.summary, table(summarise(rows)))
+    return rows
+
+
+def summarise(rows):
+  """A dict of COLUMNS for each task, model and slice: the mean over the fresh
+  seeds after the last step, with the lowest and highest seed."""
+  groups = {}
+  for row in rows:
+    if row['phase'] == 'fresh' and row['step'] == row['steps']:
+      key = row['task'], row['model'], row['slice']
+      groups.setdefault(key, []).append(row)
+  out = []
+  for group in groups.values():
+    one = {name: group[0].get(name) for name in COLUMNS}
+    accuracy = [row['accuracy'] for row in group]
+    one |= {'seeds': len(group), 'targets': sum(r['targets'] for r in group)}
+    if None in accuracy:
+      one |= dict.fromkeys(('accuracy', 'lowest', 'highest', 'exact', 'nats'))
+    else:
+      mean = lambda name, g=group: sum(row[name] for row in g) / len(g)
+      one |= {name: mean(name) for name in ('accuracy', 'exact', 'nats')}
+      one |= {'lowest': min(accuracy), 'highest': max(accuracy)}
+    out.append(one)
+  return out
+
+
+def table(summary):
+  """The summary as CSV; what was not finite is empty."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+  writer.writeheader()
+  for one in summary:
+    writer.writerow(
+      {
+        k: round(v, 6) if isinstance(v, float) and k != 'lr' else v
+        for k, v in one.items()
+      }
+    )
+  return text.getvalue()

@@ -1,0 +1,146 @@
+"""What training minimises: the next token's loss and, beside it, further
+tokens, balanced experts, an indexer that knows the attention."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.model import (
+  MTP,
+  Backbone,
+  LayerReport,
+  Reports,
+  embed,
+  head_weight,
+)
+from deltanet_jax.objectives.loss import cross_entropy
+from deltanet_jax.ops.routing import balance_loss, updated_bias
+
+
+class Told(NamedTuple):
+  """What an objective says beside its value."""
+
+  nats: jax.Array  # summed next-token loss
+  reports: Reports
+
+
+def moves(path, weights):
+  """Whether an ObjectiveConfig has a gradient for the parameter at `path`.
+
+  What has none must not decay either: the block of a further token that is not
+  asked for, indexers (the objective knows none in that block), and all others
+  while only the indexers warm up.
+  """
+  if any(key.startswith('index_') for key in path):
+    return path[0] != 'mtp' and weights.indexer > 0
+  if path[0] == 'mtp':
+    return weights.further > 0
+  return max(weights.next, weights.further, weights.balance) > 0
+
+
+def make_objective(cfg, dtype, weights):
+  """The function (params, batch) -> (objective, Told), both summed over tokens.
+
+  cfg: ModelConfig   weights: ObjectiveConfig
+  batch: dict of [B,T] tokens, targets, positions, segment_ids (int32) and
+  weights (float32)
+  """
+  backbone = Backbone(cfg, dtype)
+
+  def objective(params, batch):
+    hidden, reports = backbone.apply(
+      {'params': params['backbone']},
+      batch['tokens'],
+      positions=batch['positions'],
+      segment_ids=batch['segment_ids'],
+    )
+    head = head_weight(params, cfg)
+    nats = cross_entropy(hidden, head, batch['targets'], batch['weights'])
+    total, count = weights.next * nats, batch['weights'].sum()
+    if weights.further:
+      further = further_loss(params, cfg, dtype, hidden, batch)
+      total += weights.further * further
+    if weights.balance:
+      total += weights.balance * count * balance(reports)
+    if weights.indexer:
+      total += weights.indexer * count * indexer_loss(reports)
+    return total, Told(nats, reports)
+
+  return objective
+
+
+def further_loss(params, cfg, dtype, hidden, batch):
+  """Summed nats of the tokens after the targets (arXiv:2412.19437 eq. 24).
+
+  hidden [B,T,D]: Backbone's, batch: as for the main loss. A document's last
+  target has none after it and counts nothing.
+  """
+  out, _ = MTP(cfg, dtype).apply(
+    {'params': params['mtp']},
+    hidden,
+    embed(params, batch['targets'], dtype),
+    batch['positions'],
+    batch['segment_ids'],
+  )
+  # zero, and so without weight, behind the last column
+  after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+  weights = batch['weights'] * after(batch['weights'])
+  weights *= after(batch['segment_ids']) == batch['segment_ids']
+  return cross_entropy(
+    out, head_weight(params, cfg), after(batch['targets']), weights
+  )
+
+
+def balance(reports):
+  """The balance loss of all layers with experts, taken together."""
+  return balance_loss(_loads(reports))
+
+
+def load_figures(reports):
+  """How evenly experts are used: the share of tokens of the most and the least
+  chosen one of any layer, over an equal share. {} of a model without experts.
+  """
+  loads = _loads(reports)
+  if loads is None:
+    return {}
+  relative = loads.share / loads.share.mean(-1, keepdims=True)
+  return {'expert_most': relative.max(), 'expert_least': relative.min()}
+
+
+def _loads(reports):
+  """The Load of all layers with experts [layers,E]; None of no layers."""
+  loads = [r.load for r in _layers(reports) if r.load is not None]
+  if not loads:
+    return None
+  rows = lambda x: x.reshape(-1, x.shape[-1])
+  return jax.tree.map(lambda *x: jnp.concatenate([rows(a) for a in x]), *loads)
+
+
+def indexer_loss(reports):
+  """The indexers' losses, summed over layers (a mean over tokens in each).
+
+  Its gradient moves the indexers only. Alone, with DSAConfig.stage 'dense', it
+  is the warm-up; added to the main loss, with 'sparse', the second stage.
+  """
+  return sum(r.mixer.sum() for r in _layers(reports) if r.mixer is not None)
+
+
+def updated_biases(params, reports, rate):
+  """HybridLM's parameters with every router's selection bias moved towards
+  balance by `rate` (arXiv:2408.15664), from the shares of one batch."""
+  backbone = dict(params['backbone'])
+  for part in reports._fields:
+    for i, report in enumerate(getattr(reports, part)):
+      layer = backbone.get(part, {}).get(f'layer_{i}', {})
+      if report.load is None or 'bias' not in layer['ffn']:
+        continue
+      bias = updated_bias(layer['ffn']['bias'], report.load.share, rate)
+      ffn = layer['ffn'] | {'bias': bias}
+      backbone[part] = backbone[part] | {f'layer_{i}': layer | {'ffn': ffn}}
+  return params | {'backbone': backbone}
+
+
+def _layers(reports):
+  is_report = lambda x: isinstance(x, LayerReport)
+  return jax.tree.leaves(reports, is_leaf=is_report)

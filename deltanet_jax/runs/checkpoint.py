@@ -1,0 +1,269 @@
+"""Checkpoints: Orbax behind one file, with what it leaves unchecked.
+
+Orbax restores flipped bits without a word and casts to another type in
+silence. Each step therefore carries shape, type and a checksum of every array,
+committed together with the arrays and compared when they are read back. Several
+processes write and read the parts that their devices hold; the checksum is a
+sum over elements, so that it does not depend on who holds what.
+"""
+
+import itertools
+import logging
+import pathlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from deltanet_jax.runs import processes
+
+_log = logging.getLogger(__name__)
+_SUMS = 'checksums'
+_PIECE = 2**20  # elements
+
+
+class CheckpointError(RuntimeError):
+  """No checkpoint can be read, or it does not fit the program."""
+
+
+class Checkpoints:
+  """The checkpoints of one folder, newest last; a context manager.
+
+  Several processes make every call together, on a folder that all share.
+
+  A checkpoint is a dict of named items (say 'params' and 'rest'), each a
+  pytree of arrays. It is kept as arrays named by their path, whatever the
+  containers around them. The newest `keep` are kept.
+  """
+
+  def __init__(self, folder, keep=1):
+    self._folder = pathlib.Path(folder).resolve()
+    self._keep = keep
+    self._damaged = []
+    self._open()
+
+  def _open(self):
+    # step 1 is saved as well as step 1000: the caller decides when
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=self._keep, save_interval_steps=1
+    )
+    self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *unused):
+    try:
+      self._manager.close()
+    except Exception as error:
+      # after another failure this one, often its fellow, says no more
+      if kind is None:
+        raise self._cannot_save(error) from error
+
+  def steps(self):
+    """Steps on disk, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def save(self, step, items):
+    """Starts to save; waits only for an earlier save and for a host copy.
+
+    Orbax copies before it returns: the caller may donate the arrays at once.
+
+    Raises:
+      CheckpointError: the earlier save failed, as on a full disk.
+    """
+    self.wait()
+    self._set_aside()
+    flat = {name: _flatten(tree) for name, tree in items.items()}
+    sums = {name: _fingerprints(arrays) for name, arrays in flat.items()}
+    args = {k: ocp.args.StandardSave(arrays) for k, arrays in flat.items()}
+    args[_SUMS] = ocp.args.JsonSave(sums)
+    try:
+      taken = self._manager.save(step, args=ocp.args.Composite(**args))
+    except OSError as error:
+      raise self._cannot_save(error) from error
+    if not taken:
+      raise CheckpointError(
+        f'{self._folder} has step {self._manager.latest_step()} and takes no'
+        f' step {step}'
+      )
+
+  def wait(self):
+    """Returns when the last save is on disk.
+
+    Raises:
+      CheckpointError: it failed.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise self._cannot_save(error) from error
+
+  def _cannot_save(self, error):
+    return CheckpointError(f'cannot save in {self._folder}: {_line(error)}')
+
+  def restore(self, abstract):
+    """(step, items) of the newest checkpoint that is whole, or None.
+
+    abstract: dict of items, pytrees of ShapeDtypeStructs with shardings, which
+    need not be those of the save. Items left out are not read. A damaged
+    checkpoint is reported, and the one before it is taken; the next save puts
+    it aside as `damaged-STEP`, or, if there is such a one, `damaged-STEP-2`,
+    then -3.
+
+    Raises:
+      CheckpointError: there are checkpoints and none is whole, or the arrays
+        have other names, shapes or types than `abstract`.
+    """
+    steps = self.steps()
+    for step in reversed(steps):
+      try:
+        items = self._whole(step, abstract)
+      except _Damaged as error:
+        _log.warning('checkpoint %d is damaged: %s', step, error)
+        continue
+      self._damaged = [other for other in steps if other > step]
+      return step, items
+    if steps:
+      raise CheckpointError(
+        f'no checkpoint in {self._folder} is whole (tried'
+        f' {", ".join(map(str, steps))}); remove the folder to start again'
+      )
+    return None
+
+  def _set_aside(self):
+    if not self._damaged:
+      return
+    for step in self._damaged if processes.first() else ():
+      (self._folder / str(step)).rename(self._free(f'damaged-{step}'))
+    processes.gather(0)  # the others wait for the first
+    self._damaged = []
+    self._manager.close()
+    self._open()
+
+  def _free(self, name):
+    """A path of that name, or with a number behind it, where nothing is."""
+    names = itertools.chain([name], (f'{name}-{i}' for i in itertools.count(2)))
+    return next(
+      path
+      for path in (self._folder / name for name in names)
+      if not path.exists()
+    )
+
+  def _whole(self, step, abstract):
+    """The items of a step; what one process cannot read, none takes."""
+    read, sums = processes.together(
+      lambda: self._read(step, abstract), _Damaged
+    )
+    for name in abstract:
+      for path, found in _fingerprints(read[name]).items():
+        if found != sums[name][path]:
+          raise _Damaged(f'{name}/{path} differs from its checksum')
+    return {
+      name: jax.tree.unflatten(
+        jax.tree.structure(tree), [read[name][path] for path in _flatten(tree)]
+      )
+      for name, tree in abstract.items()
+    }
+
+  def _read(self, step, abstract):
+    """({item: {path: array}}, their fingerprints), this process's parts."""
+    folder = self._folder / str(step)
+    flat = {name: _flatten(tree) for name, tree in abstract.items()}
+    # the handlers themselves: the manager would wait, after each, for a process
+    # that has failed
+    try:
+      json = ocp.JsonCheckpointHandler()
+      sums = json.restore(folder / _SUMS, args=ocp.args.JsonRestore())
+      sums = {name: sums[name] for name in abstract}
+    except Exception as error:  # whatever Orbax and TensorStore raise
+      raise _Damaged(_line(error)) from error
+    for name, arrays in flat.items():
+      _require_same(sums[name], arrays, f'{folder}/{name}')
+    read = {}
+    try:
+      for name, arrays in flat.items():
+        standard = ocp.StandardCheckpointHandler()
+        args = ocp.args.StandardRestore(arrays)
+        read[name] = standard.restore(folder / name, args=args)
+    except Exception as error:
+      raise _Damaged(_line(error)) from error
+    return read, sums
+
+
+class _Damaged(Exception):
+  pass
+
+
+def _line(error):
+  """The first line of an error that may be long."""
+  lines = str(error).strip().splitlines()
+  return f'{type(error).__name__}: {lines[0][:200] if lines else ""}'
+
+
+def _flatten(tree):
+  """{'a.b': x} in the order of jax.tree.leaves."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): x
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _fingerprints(arrays):
+  """{path: [shape, type, checksum]}, as JSON gives it back."""
+  own = np.array([_checksum(x) for x in arrays.values()], np.uint32)
+  sums = processes.gather(own).sum(0, dtype=np.uint32)
+  return {
+    path: [list(x.shape), str(x.dtype), int(crc)]
+    for (path, x), crc in zip(arrays.items(), sums, strict=True)
+  }
+
+
+def _checksum(x):
+  """Of a jax array's part in this process: the sum modulo 2^32 of `_mixed` bits
+  and place, over the elements of which it holds the first copy."""
+  shape, total = x.shape or (1,), 0
+  for shard in x.addressable_shards:
+    if shard.replica_id:
+      continue
+    bits = np.asarray(shard.data).reshape(shard.data.shape or (1,))
+    bits = bits.view(f'u{bits.itemsize}')
+    first, *rest = shard.index or (slice(None),)
+    begin, end, _ = first.indices(shape[0])
+    # by pieces of the first axis, so as not to need a large array's memory
+    count = max(1, _PIECE * len(bits) // bits.size)
+    for i in range(begin, end, count):
+      at = _places((slice(i, min(i + count, end)), *rest), shape)
+      total += _mixed(bits[i - begin : i - begin + count].astype('u4'), at)
+  return total % 2**32
+
+
+def _places(index, shape):
+  """Numbers of the elements x[index] of an x of `shape`, modulo 2^32."""
+  at = np.zeros((), np.uint32)
+  for part, size in zip(index, shape, strict=True):
+    along = np.arange(*part.indices(size), dtype=np.uint32)
+    at = at[..., None] * np.uint32(size % 2**32) + along
+  return at
+
+
+def _mixed(bits, at):
+  """Sum of lowbias32 (Chris Wellons' hash) of bits + place: uint32 arrays."""
+  x = bits + at * np.uint32(0x9E3779B1)
+  for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+    x ^= x >> np.uint32(shift)
+    x *= np.uint32(factor)
+  x ^= x >> np.uint32(16)
+  return int(x.sum(dtype=np.uint64))
+
+
+def _require_same(sums, arrays, where):
+  wanted = {k: [list(x.shape), str(x.dtype)] for k, x in arrays.items()}
+  for path in [*wanted, *sums]:
+    saved = tuple(sums[path][:2]) if path in sums else 'nothing'
+    needed = tuple(wanted[path]) if path in wanted else 'nothing'
+    if saved != needed:
+      raise CheckpointError(
+        f'{where} holds {saved} as {path}, the program needs {needed}; use the'
+        ' version of the program that wrote it'
+      )

@@ -1,0 +1,223 @@
+"""The folder of a run: which configuration owns it, and where things lie.
+
+Standard library only, so that a folder of another run is refused before jax is
+imported.
+"""
+
+import fcntl
+import pathlib
+import re
+import time
+
+from deltanet_jax import config
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.experiment import Experiment
+from deltanet_jax.config.files import (
+  json_text,
+  read_json,
+  read_text,
+  write_text,
+)
+
+# what a run may change when it is taken up again: nothing that a step computes
+CADENCE = ('log_every', 'eval_every', 'eval_rows', 'save_every', 'keep')
+FREE = re.compile(rf'mesh\..*|train\.({"|".join(CADENCE)})')
+# and where its text lies, if it is told to go on with another
+TEXT = re.compile(r'data\.(path|field)')
+
+
+class Workdir:
+  """Paths of a run's files, and its configuration."""
+
+  def __init__(self, path):
+    self.path = pathlib.Path(path)
+    self.config = self.path / 'config.json'
+    self.metrics = self.path / 'metrics.jsonl'  # the same after any restart
+    self.timing = self.path / 'timing.jsonl'
+    self.plot = self.path / 'loss.png'
+    self.result = self.path / 'result.json'
+    self.checkpoints = self.path / 'checkpoints'
+    self.tensorboard = self.path / 'tensorboard'
+    self.start = self.path / 'start.json'  # of what it began with, if released
+    self.text = self.path / 'tokenizer'  # copies: a run needs nothing outside
+    self.corpus = self.path / 'text.json'  # which text it is trained on
+    self._lock = None
+
+  def read(self):
+    """The Experiment that the folder belongs to.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if not self.config.is_file():
+      raise ConfigError(
+        f'no run in {self.path} (no config.json); give the --workdir of a'
+        ' training run'
+      )
+    try:
+      return config.from_json(read_text(self.config), Experiment)
+    except ConfigError as error:
+      raise ConfigError(f'{self.config}: {error}') from error
+
+  def check(self, experiment, new_text=False):
+    """Refuses a folder that another configuration owns.
+
+    The mesh and the fields of CADENCE may differ: they change no step beyond
+    the order of a sum. `train.steps` may not, as the schedule depends on it.
+    With `new_text` those of TEXT may differ too.
+
+    Raises:
+      ConfigError: with the fields that differ.
+    """
+    if self.path.exists() and not self.path.is_dir():
+      raise ConfigError(f'--workdir={self.path} is a file; give a folder')
+    if not self.config.is_file():
+      return
+    lines = []
+    for line in config.difference(self.read(), experiment):
+      name = line.split(':')[0]
+      if not FREE.fullmatch(name) and not (new_text and TEXT.fullmatch(name)):
+        lines.append(line)
+    if lines:
+      raise ConfigError(
+        f'{self.path} holds a run of another configuration:'
+        f' {"; ".join(lines)} (there != here); give another --workdir'
+        f'{_or_new_text(lines)}'
+      )
+
+  def tokenizer(self, experiment):
+    """What `data.tokenizer` names, or the folder's own copy of it."""
+    copy = self.text / 'tokenizer.json'
+    return str(copy) if copy.is_file() else experiment.data.tokenizer
+
+  def claim(self, experiment, kept=None):
+    """Makes the folder this run's own, until `release` or the process's end.
+
+    kept: {relative path: text}, files that a new run is to have from the first.
+
+    Raises:
+      ConfigError: it cannot be written, or another process trains in it.
+    """
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      lock = open(self.path / 'lock', 'w')
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      self._lock = lock
+    except BlockingIOError as error:
+      raise ConfigError(
+        f'another process trains in {self.path}; stop it or give another'
+        ' --workdir'
+      ) from error
+    except OSError as error:
+      raise ConfigError(f'--workdir={self.path}: {error.strerror}') from error
+    try:
+      if not self.config.is_file():
+        for name, text in (kept or {}).items():
+          path = self.path / name
+          path.parent.mkdir(exist_ok=True)
+          write_text(path, text)
+      write_text(self.config, config.to_json(experiment) + '\n')
+    except OSError as error:
+      raise ConfigError(f'--workdir={self.path}: {error.strerror}') from error
+
+  def check_text(self, text, new_text=False):
+    """Refuses another text than the run was trained on so far.
+
+    text: {what it is: number}, by which two texts are told apart
+    new_text: the run is to go on with this one
+
+    Raises:
+      ConfigError: with what differs.
+    """
+    before = self._text()
+    if before is None or new_text:
+      return
+    if lines := _changes(before, text):
+      raise ConfigError(
+        f'the text of {self.path} has changed: {"; ".join(lines)}; bring back'
+        ' the text it was, or add --new_text to go on with this one, its rows'
+        ' from the first on in an order of their own'
+      )
+
+  def take_text(self, text, step, new_text=False):
+    """(step since when the run is trained on `text`, what to say of it or
+    None), known from here on, `step` steps being done."""
+    before = self._text()
+    if before is None:
+      since, said = step if new_text else 0, None
+      if step:
+        said = (
+          'stored before texts were known; this one is its text from now on'
+        )
+    elif lines := _changes(before, text):
+      since = step
+      said = f'another text from here on ({"; ".join(lines)})'
+    else:
+      since, said = min(before['since'], step), None
+    found = {**text, 'since': since}
+    if found != before:
+      write_text(self.corpus, json_text(found))
+    return since, said
+
+  def _text(self):
+    if not self.corpus.is_file():
+      return None
+    found = read_json(self.corpus)
+    if not isinstance(found.get('since'), int) or found['since'] < 0:
+      raise ConfigError(
+        f'{self.corpus}: no "since"; remove the file, and the run takes its'
+        ' text for the one it was trained on'
+      )
+    return found
+
+  def require_seen(self, experiment, seconds=60):
+    """Waits until the folder shows what another process claimed it with.
+
+    Raises:
+      ConfigError: it does not: it is not a folder that the processes share.
+    """
+    wanted = config.to_json(experiment) + '\n'
+    until = time.monotonic() + seconds  # a network disk may show it late
+    while not self.config.is_file() or self.config.read_text() != wanted:
+      if time.monotonic() > until:
+        raise ConfigError(
+          f'--workdir={self.path}: what process 0 wrote there is not seen'
+          ' here; give a folder on a disk that all processes share'
+        )
+      time.sleep(0.1)
+
+  def release(self):
+    """Gives the folder free, if it was claimed."""
+    if self._lock:
+      self._lock.close()
+
+  def finished(self):
+    """The results of a run that is done, or None."""
+    if not self.result.is_file():
+      return None
+    found = read_json(self.result)
+    if 'step' not in found:
+      raise ConfigError(
+        f'{self.result}: no results of a run; remove it, and the run is scored'
+        ' again'
+      )
+    return found
+
+
+def _or_new_text(lines):
+  """What else to do where nothing but the text's place differs."""
+  if all(TEXT.fullmatch(line.split(':')[0]) for line in lines):
+    return ', or add --new_text to go on with another text'
+  return ''
+
+
+def _changes(before, text):
+  """Lines 'files: 60 before, 61 now' of what differs."""
+  counts = [
+    f'{name}: {before.get(name)} before, {value} now'
+    for name, value in text.items()
+    if before.get(name) != value and name != 'sums'
+  ]
+  if not counts and before.get('sums') != text['sums']:
+    return ['as many files, documents and bytes, and others among them']
+  return counts

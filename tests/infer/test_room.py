@@ -1,0 +1,72 @@
+"""Caches that grow and prompts in pieces change nothing but rounding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltanet_jax.config.experiment import (
+  Layer,
+  MeshConfig,
+  MLPConfig,
+  ModelConfig,
+)
+from deltanet_jax.config.mixers import (
+  AttentionConfig,
+  DSAConfig,
+  GatedDeltaNetConfig,
+  MLAConfig,
+)
+from deltanet_jax.infer import room
+from deltanet_jax.model import HybridLM, init_cache
+from deltanet_jax.parallel import sharding
+
+FULL = AttentionConfig(heads=2, kv_heads=1, head_dim=8, rotary_dim=4)
+DELTA = GatedDeltaNetConfig(1, 2, 8, 8, chunk=16)
+
+
+def _config(mixers):
+  ffn = MLPConfig(16)
+  return ModelConfig(50, 16, tuple(Layer(m, ffn) for m in mixers), repeats=1)
+
+
+def test_pieces_into_a_growing_cache_give_the_logits_of_the_whole(
+  quick_compile,
+):
+  # the window is passed while the cache grows
+  window = dataclasses.replace(FULL, window=12)
+  cfg = _config([FULL, window, MLAConfig.tiny(), DSAConfig.tiny(), DELTA])
+  model, mesh = HybridLM(cfg), sharding.make_mesh(MeshConfig())
+  params = sharding.init_params(model, jax.random.key(0), mesh)
+  tokens = jax.random.randint(jax.random.key(1), (1, 40), 0, 50)
+  call = jax.jit(
+    lambda tokens, cache: model.apply({'params': params}, tokens, cache=cache)
+  )
+  cache, logits = init_cache(cfg, 1, 8, jnp.float32), []
+  sizes = [8, 16, 40, 40, 40]
+  for part, slots in zip(jnp.split(tokens, 5, 1), sizes, strict=True):
+    cache = room.grow(cache, cfg, 1, slots, jnp.float32)
+    some, cache = call(part, cache)
+    logits.append(some)
+  want, whole = call(tokens, init_cache(cfg, 1, 40, jnp.float32))
+  got = jnp.concatenate(logits, 1)
+  np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+  for ours, theirs in zip(*map(jax.tree.leaves, (cache, whole)), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_slots_hold_the_text_and_are_fewer_than_twice_it(monkeypatch):
+  monkeypatch.setattr(room, 'LEAST', 16)
+  for length in range(1, 200):
+    slots = room.slots(length, 150 + length)
+    assert length <= slots < max(2 * length, 17)
+  assert room.slots(3, 5) == 5 and room.slots(100, 110) == 110
+
+
+def test_pieces_are_the_prompt():
+  tokens = jnp.arange(2 * 9000).reshape(2, 9000)
+  cut = room.pieces(tokens)
+  assert [x.shape for x in cut] == [(2, 4096), (2, 4096), (2, 808)]
+  assert (jnp.concatenate(cut, 1) == tokens).all()
+  assert [x.shape for x in room.pieces(tokens[:, :5])] == [(2, 5)]

@@ -1,0 +1,92 @@
+"""One step: of micro-batches, of what is not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deltanet_jax.objectives.auxiliary import Told
+from deltanet_jax.train import state as states, step as steps
+
+
+def _line_loss(params, batch):
+  error = (batch['tokens'] @ params['w'] - batch['targets']) ** 2
+  nats = jnp.sum(batch['weights'] * error)
+  return nats, Told(nats, reports=())
+
+
+def _line(rows=8):
+  keys = jax.random.split(jax.random.key(0), 4)
+  batch = {
+    'tokens': jax.random.normal(keys[0], (rows, 5, 3)),
+    'targets': jax.random.normal(keys[1], (rows, 5)),
+    # uneven: a mean of the micro-batches' means would be another number
+    'weights': jax.random.bernoulli(keys[2], 0.5, (rows, 5)).astype(float),
+  }
+  return {'w': jax.random.normal(keys[3], (3,))}, batch
+
+
+def test_four_micro_batches_equal_one_large_batch():
+  params, batch = _line()
+  weights = batch['weights'].reshape(2, 4, 5).sum((0, 2))
+  assert len(set(weights.tolist())) > 1
+  one = steps.told_and_grads(_line_loss, params, batch, 1)
+  four = steps.told_and_grads(_line_loss, params, batch, 4)
+  mean = _line_loss(params, batch)[0] / batch['weights'].sum()
+  np.testing.assert_allclose(one[0].nats, mean, rtol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), four, one
+  )
+
+
+def test_a_batch_without_finite_loss_changes_nothing_and_is_counted():
+  params, batch = _line()
+  optimizer = optax.adam(0.1)
+  step = jax.jit(
+    lambda state, batch: steps.train_step(
+      state, batch, objective=_line_loss, optimizer=optimizer,
+      rate=lambda step: 1.0 * step, accumulate=1, bias_rate=0.0,
+    )
+  )  # fmt: skip
+  first, _ = step(states.create(params, optimizer), batch)
+  bad = batch | {'targets': batch['targets'].at[0, 0].set(jnp.nan)}
+  bad['weights'] = jnp.ones_like(bad['weights'])
+  second, metrics = step(first, bad)
+  third, metrics_bad = step(second, bad)
+  assert not np.isfinite(metrics['loss'])
+  for kept in ('params', 'opt_state'):
+    jax.tree.map(
+      np.testing.assert_array_equal, getattr(first, kept), getattr(third, kept)
+    )
+  counters = [int(third.step), int(third.skipped), int(third.streak)]
+  assert counters == [3, 2, 2]
+  assert int(metrics_bad['streak']) == 2 and float(metrics_bad['lr']) == 1.0
+  fourth, _ = step(third, batch)
+  assert [int(fourth.skipped), int(fourth.streak)] == [2, 0]
+  assert not np.array_equal(fourth.params['w'], third.params['w'])
+
+
+@pytest.mark.parametrize('what', ['nan', 'overflow'])
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(what):
+  params, batch = _line()
+  scale = {'nan': jnp.nan, 'overflow': 3e38}[what]
+  optimizer = optax.chain(
+    optax.adam(0.1),
+    # of finite gradients: what b2 = 1 or a rate of 1e38 make of them
+    optax.stateless(lambda g, p: jax.tree.map(lambda x: x * scale * 100, g)),
+  )
+  step = jax.jit(
+    lambda state, batch: steps.train_step(
+      state, batch, objective=_line_loss, optimizer=optimizer,
+      rate=lambda step: 1.0, accumulate=1, bias_rate=0.0,
+    )
+  )  # fmt: skip
+  first = states.create(params, optimizer)
+  second, metrics = step(first, batch)
+  assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
+  for kept in ('params', 'opt_state'):
+    jax.tree.map(
+      np.testing.assert_array_equal, getattr(first, kept), getattr(second, kept)
+    )
+  assert [int(second.step), int(second.skipped), int(second.streak)] == [1] * 3
