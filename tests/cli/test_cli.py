@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def run(main, shell='{}', **env):
   """The command of a main that is the function `main` of its flags."""
-  code = f'from launch import cli\n\ndef main(taken):\n{main}\n\ncli.run(main)'
+  code = f'from deltanet_jax.cli import command as cli\n\ndef main(taken):\n{main}\n\ncli.run(main)'
   command = f'{sys.executable} -c "$CODE"'
   return subprocess.run(
     ['bash', '-c', f'set -o pipefail; {shell.format(command)}'],

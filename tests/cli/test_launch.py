@@ -13,8 +13,8 @@ CONFIG = '--config=configs/quickstart.py'
 TINY = """
 import dataclasses
 from deltanet_jax import config
-from deltanet_jax.experiment import Layer, MLPConfig, ModelConfig
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.experiment import Layer, MLPConfig, ModelConfig
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 
 
 def get_config():

@@ -16,8 +16,8 @@ from deltanet_jax.config.mixers import AttentionConfig
 from deltanet_jax.lab.study.config import StudyConfig
 
 SOURCE = """
-from deltanet_jax.experiment import *
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.experiment import *
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 
 def get_config():
   mixers = GatedDeltaNetConfig.tiny(), AttentionConfig.tiny()

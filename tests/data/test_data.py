@@ -451,7 +451,7 @@ def test_another_process_makes_the_same_batches(folder):
   code = (
     'import hashlib, sys\n'
     'from deltanet_jax.data.text import TextData\n'
-    'from deltanet_jax.experiment import DataConfig\n'
+    'from deltanet_jax.config.experiment import DataConfig\n'
     f'cfg = DataConfig(path="{folder}/**/*.txt", seq_len=16, batch=4,'
     ' heldout=0.3)\n'
     'batch = TextData(cfg).batch(30)\n'

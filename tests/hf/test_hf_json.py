@@ -4,13 +4,13 @@ something else than it should."""
 import json
 
 import pytest
-from tests.hf.test_hf_files import refused
 
 from deltanet_jax import hf
 from deltanet_jax.hf import convert, pieces
 from deltanet_jax.runs import start
 from deltanet_jax.runs.folder import Workdir
 from tests import weights
+from tests.hf.test_hf_files import refused
 
 DEEP = b'[' * 10**5 + b']' * 10**5
 DAMAGED = [b'', b'{', b'3', b'[]', b'\xff', DEEP, b'{"a": ' + DEEP + b'}']

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from tests.hf.test_hf_files import refused
 
 from deltanet_jax import hf
 from deltanet_jax.config.sampling import Sampling
@@ -17,6 +16,7 @@ from deltanet_jax.hf import convert, files, text
 from deltanet_jax.parallel import sharding
 from deltanet_jax.runs import start
 from tests import released, weights
+from tests.hf.test_hf_files import refused
 
 FLOAT8, E8M0 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e8m0fnu
 BF16 = ml_dtypes.bfloat16

@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from tests.hf.test_hf_values import float8
 
 from deltanet_jax import hf
 from deltanet_jax.data.tokenizer import FileTokenizer
@@ -14,6 +13,7 @@ from deltanet_jax.infer import generate
 from deltanet_jax.runs import start
 from deltanet_jax.runs.folder import Workdir
 from tests import token_folders, weights
+from tests.hf.test_hf_values import float8
 from tests.tiny_run import make_experiment, texts
 
 __all__ = ['texts']  # a fixture

@@ -161,7 +161,7 @@ def test_kept_activations_are_recomputed_first():
 TINY = """
 import dataclasses
 from deltanet_jax import config
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 
 def get_config():
   cfg = config.load('configs/small.py:hybrid_gdn')

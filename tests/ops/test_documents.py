@@ -9,18 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.ops.test_ops_contract import (
-  RULES,
-  B,
-  H,
-  V,
-  assert_near,
-  draw,
-  outcome,
-  reference,
-  sizes,
-  split_arguments,
-)
 
 from deltanet_jax.config import mixers as mixer_config
 from deltanet_jax.config.experiment import (
@@ -33,6 +21,18 @@ from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.ops import attention
 from deltanet_jax.ops.documents import runs_of
+from tests.ops.test_ops_contract import (
+  RULES,
+  B,
+  H,
+  V,
+  assert_near,
+  draw,
+  outcome,
+  reference,
+  sizes,
+  split_arguments,
+)
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 

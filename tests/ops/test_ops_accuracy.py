@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.ops.test_ops_contract import outcome
 
 from deltanet_jax.ops import delta_rule, inverse, kda, linear_attention
 from tests import float64
+from tests.ops.test_ops_contract import outcome
 
 T, H, D = 512, 2, 128
 CASES = (

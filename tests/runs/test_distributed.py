@@ -42,8 +42,8 @@ import os
 import pathlib
 import time
 from deltanet_jax.data import text
-from deltanet_jax.experiment import *
-from deltanet_jax.mixers.config import AttentionConfig, GatedDeltaNetConfig
+from deltanet_jax.config.experiment import *
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 
 
 

@@ -41,6 +41,12 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_run_is_what_its_configuration_file_says(folder):
+  # whose imports have moved since
+  source = pathlib.Path('config.py').read_text()
+  source = source.replace('.experiment ', '.config.experiment ')
+  pathlib.Path('config.py').write_text(
+    source.replace('.mixers.config ', '.config.mixers ')
+  )
   cfg = config.load('config.py')
   assert Workdir('run').read() == cfg
   # and is stored again in today's words, without a module
