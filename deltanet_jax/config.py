@@ -10,7 +10,6 @@ import importlib
 import inspect
 import json
 import pathlib
-import runpy
 import traceback
 import types
 import typing
@@ -45,8 +44,7 @@ def load(name, released=None):
     warnings.warn(f'{name} is now {spelling}', stacklevel=2)
     name = spelling
   try:
-    # an import would leave a cached copy beside the file
-    module = runpy.run_path(str(path))
+    module = preset_names.run_file(path)
     name = name.removesuffix(f':{size}')
     cfg, trains_further = _call(name, module, size, released)
   except ConfigError:
