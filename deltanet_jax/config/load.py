@@ -7,7 +7,6 @@ before jax is imported. Every failure is a `ConfigError` of one line.
 import dataclasses
 import inspect
 import pathlib
-import runpy
 import traceback
 import warnings
 
@@ -33,8 +32,7 @@ def load(name, released=None):
     warnings.warn(f'{name} is now {spelling}', stacklevel=2)
     name = spelling
   try:
-    # an import would leave a cached copy beside the file
-    module = runpy.run_path(str(path))
+    module = preset_names.run_file(path)
     name = name.removesuffix(f':{size}')
     cfg, trains_further = _call(name, module, size, released)
   except ConfigError:

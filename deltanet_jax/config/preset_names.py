@@ -1,8 +1,8 @@
 """Which presets there are, and the file and size that a name means.
 
-A preset is 'FAMILY:SIZE', a file of configs/ and a key
-of its table SIZES, or 'FAMILY' alone: its default size, or a file without
-sizes. A path takes a size the same way: 'configs/qwen3.py:8b'.
+A preset is 'FAMILY:SIZE', a file of configs/ and a key of its table SIZES, or
+'FAMILY' alone: its default size, or a file without sizes. A path takes a size
+the same way: 'configs/qwen3.py:8b'.
 """
 
 import ast
@@ -11,7 +11,6 @@ import glob
 import inspect
 import os
 import pathlib
-import runpy
 
 from deltanet_jax.config.error import ConfigError
 
@@ -26,11 +25,19 @@ def list_families() -> list[str]:
   return sorted(path.stem for path in find_folder().glob('*.py'))
 
 
+def run_file(path: pathlib.Path) -> dict[str, object]:
+  """The globals of a Python file, by their names."""
+  # compiled by hand: an import would leave a cached copy beside the file
+  module = {'__name__': path.stem, '__file__': str(path)}
+  exec(compile(path.read_bytes(), str(path), 'exec'), module)
+  return module
+
+
 def list_presets() -> list[str]:
   """Every preset that makes a model of its own, sizes as their tables."""
   names = []
   for family in list_families():
-    module = _run(find_folder() / f'{family}.py')
+    module = run_file(find_folder() / f'{family}.py')
     if 'SIZES' in module:
       names += [f'{family}:{size}' for size in module['SIZES']]
     elif not inspect.signature(module['get_config']).parameters:
@@ -61,7 +68,7 @@ def locate(given: str) -> tuple[pathlib.Path, str | None]:
 def label(given: str) -> str:
   """A short name of what is given: 'qwen3:8b' for configs/qwen3.py."""
   path, size = locate(given)
-  takes = inspect.signature(_run(path)['get_config']).parameters
+  takes = inspect.signature(run_file(path)['get_config']).parameters
   if size is None and 'size' in takes:
     size = takes['size'].default
   return path.stem if size is None else f'{path.stem}:{size}'
@@ -84,11 +91,6 @@ def respell(given: str) -> str | None:
   if path.suffix == '.py' and path.stem in former and _is_ours(path):
     return _spell_path(path, former[path.stem])
   return former.get(given)
-
-
-def _run(path):
-  """The globals of a Python file; an import would leave a copy beside it."""
-  return runpy.run_path(str(path))
 
 
 def _locate(given):

@@ -150,3 +150,11 @@ def test_a_command_says_it_before_jax(flag, status, words):
   assert done.returncode == status and done.stdout == ''
   assert done.stderr.startswith(words)
   assert done.stderr.count('\n') == words.count('\n') + 1
+
+
+def test_a_file_is_run_under_its_own_name_and_leaves_nothing(file):
+  file.write_text('class Mixer: pass\n')
+  module = preset_names.run_file(file)
+  assert module['Mixer'].__module__ == 'mine'  # as it is stored
+  assert 'mine' not in sys.modules
+  assert list(file.parent.iterdir()) == [file]
