@@ -3,7 +3,7 @@
 #
 #   launch/gke.sh --name=mine --image=REGISTRY/deltanet_jax:tpu \
 #     --type=v6e --topology=4x4 --slices=2 --claim=runs \
-#     -- --config=configs/gdn_1p3b.py --workdir=/mnt/runs/mine \
+#     -- --config=configs/gdn.py:1p3b --workdir=/mnt/runs/mine \
 #     --config.mesh.replica=2 --config.mesh.fsdp=16
 #
 # What follows -- goes to launch.train on every host.

@@ -3,7 +3,7 @@
 #
 #   launch/tpu_vm.sh up --name=mine --zone=us-east5-a --type=v6e-16 \
 #     --version=v2-alpha-tpuv6e --spot --nfs=10.0.0.2:/share \
-#     -- --config=configs/gdn_1p3b.py --workdir=/mnt/runs/mine
+#     -- --config=configs/gdn.py:1p3b --workdir=/mnt/runs/mine
 #
 #   create  the TPU, unless it is there; waits for it, copies this checkout and
 #           installs it on every worker

@@ -3,7 +3,7 @@
 #
 #   launch/xpk.sh --cluster=CLUSTER --zone=us-east5-b --name=mine \
 #     --image=REGISTRY/deltanet_jax:tpu --type=v6e-16 --slices=2 \
-#     --storage=runs -- --config=configs/gdn_1p3b.py \
+#     --storage=runs -- --config=configs/gdn.py:1p3b \
 #     --workdir=/mnt/runs/mine --config.mesh.replica=2 --config.mesh.fsdp=16
 #
 # What follows -- goes to launch.train on every host.

@@ -8,13 +8,22 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'deltanet_jax'
-STDLIB_ONLY = ('config', 'experiment', 'mixers.config', 'ranges')
+STDLIB_ONLY = (
+  'config',
+  'experiment',
+  'mixers.config',
+  'preset_names',
+  'presets',
+  'ranges',
+)
 
 # what a module may import of the package, by the longest prefix of its name;
 # what is not listed (training, data, inference, evaluation) may import anything
 ALLOWED = {
   'experiment': ('mixers.config', 'ranges'),
-  'config': ('experiment', 'mixers.config'),
+  'config': ('experiment', 'mixers.config', 'preset_names'),
+  'presets': ('experiment',),
+  'preset_names': (),
   'ops': ('ops',),
   'layers': ('layers', 'ops', 'experiment', 'parallel', 'sharding'),
   'mixers': ('mixers.base', 'mixers.config', 'layers', 'ops', 'parallel'),

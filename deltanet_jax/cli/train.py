@@ -2,6 +2,10 @@
 
   python -m launch.train --config=configs/quickstart.py --workdir=runs/first
 
+configs/README.md lists the presets; --config=configs/qwen3.py:8b is a size of
+one, --config=qwen3:8b the same by name from any folder, and --config=mine.py a
+file of yours.
+
 Any field of the configuration is set by its name, and tuples by index:
 
   --config.train.steps=100 --config.model.period.0.mixer.chunk=32
@@ -42,7 +46,6 @@ JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:
 """
 
 import dataclasses
-import pathlib
 import sys
 
 from absl import flags
@@ -52,8 +55,6 @@ from deltanet_jax.cli import command, process_flags
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import json_text
 from deltanet_jax.runs.folder import Workdir
-
-FINETUNE = pathlib.Path(__file__).parents[2] / 'configs' / 'finetune.py'
 
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run: made, or continued.'
@@ -110,7 +111,7 @@ def read_flags(path, changes):
     start.require_same(workdir, source, RELEASED.value)
   else:
     source = open_model(RELEASED.value)
-  return start.make_experiment(source, path or FINETUNE, changes), source
+  return start.make_experiment(source, path or 'finetune', changes), source
 
 
 def _without_start(path, changes, workdir):

@@ -5,44 +5,36 @@ before jax is imported. Every failure is a `ConfigError` of one line.
 """
 
 import dataclasses
-import difflib
 import inspect
 import pathlib
 import traceback
-import types
+import warnings
 
+from deltanet_jax.config import preset_names
 from deltanet_jax.config.error import ConfigError
 from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.config.overrides import check_types, override_all
 
 
-def load(path, released=None):
-  """The `Experiment` that `get_config()` of the Python file `path` returns.
+def load(name, released=None):
+  """The `Experiment` of a preset, as 'qwen3:8b', or of a Python file.
+
+  It is what the file's get_config() returns; a parameter `size` of that
+  function takes what follows a colon in `name`.
 
   released: what a run starts from, with a `model` and a `tokenizer`. A file
   for such runs has get_config(released); of any other one the tokenizer is
   replaced.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise ConfigError(f'no configuration file {path}{_neighbours(path)}')
-  # compiled by hand: an import would leave a cached copy beside the file
-  module = types.ModuleType(path.stem)
-  module.__file__ = str(path)
+  name = str(name)
+  path, size = preset_names.locate(name)
+  if (spelling := preset_names.respell(name)) is not None:
+    warnings.warn(f'{name} is now {spelling}', stacklevel=2)
+    name = spelling
   try:
-    exec(compile(path.read_bytes(), str(path), 'exec'), vars(module))
-    if not callable(getattr(module, 'get_config', None)):
-      raise ConfigError(
-        f'{path} has no function get_config(); add one that returns an'
-        ' Experiment'
-      )
-    takes = inspect.signature(module.get_config).parameters
-    if takes and released is None:
-      raise ConfigError(
-        f'{path} trains a released model further; give its folder as'
-        ' --released=DIR'
-      )
-    cfg = module.get_config(*([released] if takes else []))
+    module = preset_names.run_file(path)
+    name = name.removesuffix(f':{size}')
+    cfg, trains_further = _call(name, module, size, released)
   except ConfigError:
     raise
   except SyntaxError as error:
@@ -58,21 +50,51 @@ def load(path, released=None):
     check_types(cfg, ())
   except ConfigError as error:
     raise ConfigError(f'{path}: {error}') from error
-  if released is not None and not takes:
+  if released is not None and not trains_further:
     data = dataclasses.replace(cfg.data, tokenizer=released.tokenizer)
     cfg = dataclasses.replace(cfg, data=data)
   return cfg
 
 
+def _call(name, module, size, released):
+  """(what get_config of a file returns, whether it takes a released model).
+
+  name: of the file, as it was given   module: its globals
+  """
+  get_config = module.get('get_config')
+  if not callable(get_config):
+    raise ConfigError(
+      f'{name} has no function get_config(); add one that returns an Experiment'
+    )
+  takes = dict(inspect.signature(get_config).parameters)
+  sized = takes.pop('size', None)
+  sizes = module.get('SIZES', ())
+  there = f'; there is {", ".join(sizes)}' if sizes else ''
+  if size is not None and sized is None:
+    raise ConfigError(f'{name} has no sizes; leave out :{size}')
+  if size is not None and sizes and size not in sizes:
+    raise ConfigError(f'{name} has no size {size!r}{there}')
+  if sized and size is None and sized.default is sized.empty:
+    raise ConfigError(f'no size given; write {name}:SIZE{there}')
+  if takes and released is None:
+    raise ConfigError(
+      f'{name} trains a released model further; give its folder as'
+      ' --released=DIR'
+    )
+  sizing = {} if size is None else {'size': size}
+  return get_config(*([released] if takes else []), **sizing), bool(takes)
+
+
 def read(path, changes):
-  """The `Experiment` of a configuration file and (name, text) pairs.
+  """The `Experiment` of a preset or file, see `load`, and (name, text) pairs.
 
   Raises:
-    ConfigError: no file is given, or it or a change is wrong.
+    ConfigError: none is given, or it or a change is wrong.
   """
   if not path:
-    example = pathlib.Path('configs', 'x.py')
-    raise ConfigError(f'no --config=FILE given{_neighbours(example)}')
+    files = sorted(map(str, pathlib.Path('configs').glob('*.py')))
+    there = ', '.join(files or preset_names.list_families())
+    raise ConfigError(f'no --config=FILE given; there is {there}')
   return override_all(load(path), changes)
 
 
@@ -109,17 +131,6 @@ def split_argv(argv):
     else:
       changes.append((flag.removeprefix('--config.'), value))
   return path, changes, rest
-
-
-def _neighbours(path):
-  """What there is instead of the missing file `path`."""
-  found = sorted(path.parent.glob('*.py'))
-  close = difflib.get_close_matches(path.name, [p.name for p in found], n=1)
-  if close:
-    return f'; did you mean {path.parent / close[0]}?'
-  if found:
-    return f'; there is {", ".join(str(p) for p in found)}'
-  return ''
 
 
 def _blame(path, error):

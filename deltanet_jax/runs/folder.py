@@ -93,7 +93,7 @@ class Workdir:
   def claim(self, experiment, texts=None):
     """Makes the folder this run's own, until `release` or the process's end.
 
-    texts: {relative path: text}, files that a new run is to have from the first.
+    texts: {relative path: text} of the files that a new run is to have.
 
     Raises:
       ConfigError: it cannot be written, or another process trains in it.

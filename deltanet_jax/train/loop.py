@@ -150,7 +150,7 @@ def train(
   """Trains to the end, or up to SIGTERM or SIGINT; then saves.
 
   experiment: Experiment   workdir: Workdir, checked   data: TextData of it
-  source: `runs.source.Source` whose weights take the place of fresh ones, or None
+  source: the `Source` whose weights take the place of fresh ones, or None
   texts: see `Workdir.claim`   new_text: see `Workdir.check_text`
   Returns the results, also in `result.json`, or the signal that stopped it.
   Of several processes all call this; the first alone writes but for the

@@ -2,7 +2,6 @@
 write them as a config.json that says the same."""
 
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,91 +15,89 @@ from deltanet_jax.parallel import sharding
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
-
 # preset -> family, parameters as published (the biases that choose experts
 # apart), those biases
 PUBLISHED = {
-  'qwen3_0p6b': ('qwen3', 596_049_920, 0),
-  'qwen3_1p7b': ('qwen3', 1_720_574_976, 0),
-  'qwen3_4b': ('qwen3', 4_022_468_096, 0),
-  'qwen3_8b': ('qwen3', 8_190_735_360, 0),
-  'qwen3_14b': ('qwen3', 14_768_307_200, 0),
-  'qwen3_32b': ('qwen3', 32_762_123_264, 0),
-  'qwen3_30b_a3b': ('qwen3_moe', 30_532_122_624, 0),
-  'qwen3_235b_a22b': ('qwen3_moe', 235_093_634_560, 0),
-  'qwen3_next_80b_a3b': ('qwen3_next', 79_674_391_296, 0),
-  'qwen3_5_0p8b': ('qwen3_5', 752_393_024, 0),
-  'qwen3_5_2b': ('qwen3_5', 1_881_825_088, 0),
-  'qwen3_5_4b': ('qwen3_5', 4_205_751_296, 0),
-  'qwen3_5_9b': ('qwen3_5', 8_953_803_264, 0),
-  'qwen3_5_27b': ('qwen3_5', 26_895_998_464, 0),
-  'qwen3_5_35b_a3b': ('qwen3_5_moe', 34_660_610_688, 0),
-  'qwen3_5_122b_a10b': ('qwen3_5_moe', 122_111_526_912, 0),
-  'qwen3_5_397b_a17b': ('qwen3_5_moe', 396_346_350_336, 0),
-  'kimi_linear_48b_a3b': ('kimi_linear', 49_122_675_072, 6_656),
-  'minimax_text_01': ('minimax_m1', 456_089_655_296, 0),
-  'minimax_m1': ('minimax_m1', 456_089_655_296, 0),
-  'minimax_m2': ('minimax_m2', 228_689_748_992, 15_872),
-  'deepseek_v3': ('deepseek_v3', 671_026_404_352, 14_848),
-  'deepseek_v32': ('deepseek_v32', 671_877_929_216, 14_848),
-  'olmo_hybrid_7b': ('olmo_hybrid', 7_430_870_688, 0),
+  'qwen3:0p6b': ('qwen3', 596_049_920, 0),
+  'qwen3:1p7b': ('qwen3', 1_720_574_976, 0),
+  'qwen3:4b': ('qwen3', 4_022_468_096, 0),
+  'qwen3:8b': ('qwen3', 8_190_735_360, 0),
+  'qwen3:14b': ('qwen3', 14_768_307_200, 0),
+  'qwen3:32b': ('qwen3', 32_762_123_264, 0),
+  'qwen3:30b_a3b': ('qwen3_moe', 30_532_122_624, 0),
+  'qwen3:235b_a22b': ('qwen3_moe', 235_093_634_560, 0),
+  'qwen3_next:80b_a3b': ('qwen3_next', 79_674_391_296, 0),
+  'qwen3_5:0p8b': ('qwen3_5', 752_393_024, 0),
+  'qwen3_5:2b': ('qwen3_5', 1_881_825_088, 0),
+  'qwen3_5:4b': ('qwen3_5', 4_205_751_296, 0),
+  'qwen3_5:9b': ('qwen3_5', 8_953_803_264, 0),
+  'qwen3_5:27b': ('qwen3_5', 26_895_998_464, 0),
+  'qwen3_5:35b_a3b': ('qwen3_5_moe', 34_660_610_688, 0),
+  'qwen3_5:122b_a10b': ('qwen3_5_moe', 122_111_526_912, 0),
+  'qwen3_5:397b_a17b': ('qwen3_5_moe', 396_346_350_336, 0),
+  'kimi_linear:48b_a3b': ('kimi_linear', 49_122_675_072, 6_656),
+  'minimax:text_01': ('minimax_m1', 456_089_655_296, 0),
+  'minimax:m1': ('minimax_m1', 456_089_655_296, 0),
+  'minimax:m2': ('minimax_m2', 228_689_748_992, 15_872),
+  'deepseek:v3': ('deepseek_v3', 671_026_404_352, 14_848),
+  'deepseek:v32': ('deepseek_v32', 671_877_929_216, 14_848),
+  'olmo_hybrid:7b': ('olmo_hybrid', 7_430_870_688, 0),
 }
 
 # tensors in the files of the released folders
 TENSORS = {
-  'qwen3_next_80b_a3b': 75_944,  # 1,553 of them multi-token prediction
-  'kimi_linear_48b_a3b': 20_493,
-  'minimax_text_01': 8_243,
-  'minimax_m1': 8_243,
+  'qwen3_next:80b_a3b': 75_944,  # 1,553 of them multi-token prediction
+  'kimi_linear:48b_a3b': 20_493,
+  'minimax:text_01': 8_243,
+  'minimax:m1': 8_243,
 }
 
 # bytes of a token's bfloat16 keys and values, MiB of the float32 states, MiB
 # of the bfloat16 inputs that the convolutions keep
 MEMORY = {
-  'qwen3_next_80b_a3b': (24_576, 72.0, 1.7),
-  'qwen3_5_397b_a17b': (30_720, 180.0, 3.2),
-  'qwen3_5_35b_a3b': (20_480, 60.0, 1.4),
-  'qwen3_5_27b': (65_536, 144.0, 2.8),
-  'kimi_linear_48b_a3b': (8_064, 40.0, 1.4),
-  'minimax_m1': (40_960, 280.0, 0.0),
-  'minimax_m2': (253_952, 0.0, 0.0),
-  'deepseek_v3': (70_272, 0.0, 0.0),
-  'deepseek_v32': (85_888, 0.0, 0.0),
-  'qwen3_235b_a22b': (192_512, 0.0, 0.0),
-  'qwen3_30b_a3b': (98_304, 0.0, 0.0),
-  'qwen3_8b': (147_456, 0.0, 0.0),
-  'olmo_hybrid_7b': (122_880, 50.6, 1.6),
+  'qwen3_next:80b_a3b': (24_576, 72.0, 1.7),
+  'qwen3_5:397b_a17b': (30_720, 180.0, 3.2),
+  'qwen3_5:35b_a3b': (20_480, 60.0, 1.4),
+  'qwen3_5:27b': (65_536, 144.0, 2.8),
+  'kimi_linear:48b_a3b': (8_064, 40.0, 1.4),
+  'minimax:m1': (40_960, 280.0, 0.0),
+  'minimax:m2': (253_952, 0.0, 0.0),
+  'deepseek:v3': (70_272, 0.0, 0.0),
+  'deepseek:v32': (85_888, 0.0, 0.0),
+  'qwen3:235b_a22b': (192_512, 0.0, 0.0),
+  'qwen3:30b_a3b': (98_304, 0.0, 0.0),
+  'qwen3:8b': (147_456, 0.0, 0.0),
+  'olmo_hybrid:7b': (122_880, 50.6, 1.6),
 }
 
 
 # parameters that work on a token, embedding and head among them, the biases
 # that choose experts apart
 ACTIVE = {
-  'qwen3_next_80b_a3b': 3_874_929_408,
-  'kimi_linear_48b_a3b': 3_484_453_248,
-  'minimax_m1': 48_403_306_496,
-  'minimax_m2': 11_030_537_216,
-  'deepseek_v32': 38_403_807_488,
-  'deepseek_v3': 37_552_282_624,
-  'qwen3_30b_a3b': 3_353_032_704,
-  'qwen3_235b_a22b': 22_190_763_520,
-  'qwen3_5_35b_a3b': 3_454_988_928,
-  'qwen3_5_122b_a10b': 9_771_288_576,
-  'qwen3_5_397b_a17b': 17_349_040_896,
+  'qwen3_next:80b_a3b': 3_874_929_408,
+  'kimi_linear:48b_a3b': 3_484_453_248,
+  'minimax:m1': 48_403_306_496,
+  'minimax:m2': 11_030_537_216,
+  'deepseek:v32': 38_403_807_488,
+  'deepseek:v3': 37_552_282_624,
+  'qwen3:30b_a3b': 3_353_032_704,
+  'qwen3:235b_a22b': 22_190_763_520,
+  'qwen3_5:35b_a3b': 3_454_988_928,
+  'qwen3_5:122b_a10b': 9_771_288_576,
+  'qwen3_5:397b_a17b': 17_349_040_896,
 }
 
 # tokens at which the cache without the 4 bytes of a slot's position is that of
 # all attention, and the percentage saved at 1M
 BREAK_EVEN = {
-  'qwen3_next_80b_a3b': (1_048, 74.9),
-  'kimi_linear_48b_a3b': (1_884, 73.9),
-  'minimax_m1': (1_024, 87.4),
+  'qwen3_next:80b_a3b': (1_048, 74.9),
+  'kimi_linear:48b_a3b': (1_884, 73.9),
+  'minimax:m1': (1_024, 87.4),
 }
 
 
 def read(name):
-  return config.load(CONFIGS / f'{name}.py').model
+  return config.load(name).model
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -121,15 +118,15 @@ def test_preset_and_its_config_json_say_the_same(name):
 
 def test_multi_token_prediction_adds_the_published_parameters():
   cfg = families.with_mtp(
-    families.named('qwen3_next'), read('qwen3_next_80b_a3b'), {'mtp.fc.weight'}
+    families.named('qwen3_next'), read('qwen3_next:80b_a3b'), {'mtp.fc.weight'}
   )
   assert calc.parameters(cfg) == 81_324_862_720
   cfg = families.with_mtp(
     families.named('deepseek_v3'),
-    read('deepseek_v3'),
+    read('deepseek:v3'),
     {'model.layers.61.eh_proj.weight'},
   )
-  more = calc.parameters(cfg) - calc.parameters(read('deepseek_v3'))
+  more = calc.parameters(cfg) - calc.parameters(read('deepseek:v3'))
   assert more == 11_610_068_224
 
 
@@ -146,13 +143,13 @@ def test_preset_is_stored_in_the_released_number_of_tensors(name):
   names = [entry.name for entry in released(name)]
   assert len(set(names)) == len(names) == TENSORS[name]
   predicted = sum(entry.startswith('mtp.') for entry in names)
-  assert predicted == (1_553 if name == 'qwen3_next_80b_a3b' else 0)
+  assert predicted == (1_553 if name == 'qwen3_next:80b_a3b' else 0)
 
 
 def test_minimax_m1_is_stored_in_the_released_number_of_bytes():
   # bfloat16 but for the routers, which are released in float32
   total = 0
-  for entry in released('minimax_m1'):
+  for entry in released('minimax:m1'):
     size = 4 if entry.name.endswith('moe.gate.weight') else 2
     total += size * math.prod(entry.shape)
   assert total == 912_210_767_872
@@ -214,7 +211,7 @@ def test_preset_breaks_even_where_published(name):
   assert round(100 * calc.saved(cfg, 2**20, 1, 'bfloat16'), 1) == percent
 
 
-@pytest.mark.parametrize('name', ['qwen3_next_80b_a3b', 'kimi_linear_48b_a3b'])
+@pytest.mark.parametrize('name', ['qwen3_next:80b_a3b', 'kimi_linear:48b_a3b'])
 def test_operations_are_those_of_the_whole_models_program(name):
   cfg, tokens = read(name), 2**17
   whole = HybridLM(cfg, jnp.bfloat16)

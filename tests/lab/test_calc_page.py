@@ -10,12 +10,13 @@ import time
 
 import pytest
 
+from deltanet_jax import config
 from deltanet_jax.config.mixers import DSAConfig, GatedDeltaNetConfig
 from deltanet_jax.lab.cost import arguments, calc, page
 from tests import browser
 
 ROOT = pathlib.Path(__file__).parents[2]
-START = 'qwen3_next_80b_a3b'
+START = 'qwen3_next:80b_a3b'
 DTYPES = {
   'bfloat16': 'bfloat16',
   'float32': 'float32',
@@ -64,7 +65,7 @@ def _command(tab):
 
 
 def _model(flags):
-  cfg = arguments.preset(flags['preset'])
+  cfg = config.load(flags['preset']).model
   items = lambda name: flags[name].split(',') if name in flags else []
   return calc.resized(
     cfg,
@@ -132,11 +133,11 @@ def test_the_page_needs_nothing_else():
 
 def test_every_system_with_attention_has_a_preset(presets):
   assert len(presets) > 25
-  for name in ('kimi_linear_48b_a3b', 'minimax_m1', 'qwen3_8b', 'deepseek_v32'):
+  for name in ('kimi_linear:48b_a3b', 'minimax:m1', 'qwen3:8b', 'deepseek:v32'):
     assert name in presets
   # no attention at all, or one with a window
-  assert not {'small_kda', 'small_window'} & presets.keys()
-  assert presets['kimi_linear_48b_a3b']['ratio'] == [20, 7]
+  assert not {'small:kda', 'small:window'} & presets.keys()
+  assert presets['kimi_linear:48b_a3b']['ratio'] == [20, 7]
 
 
 def test_axes_are_read_from_the_shapes():
@@ -175,16 +176,16 @@ def test_every_preset_shows_what_the_calculator_says(tab, url, presets):
 @pytest.mark.parametrize(
   'fragment',
   [
-    'preset=kimi_linear_48b_a3b&context=1048576&batch=16&dtype=float8',
-    'preset=kimi_linear_48b_a3b&context=100&state=bfloat16&dtype=float32',
-    'preset=qwen3_next_80b_a3b&ratio=7&layers=50&context=1000003',
-    'preset=minimax_m1&layers=34&ratio=5:2&recurrent.head_dim=96',
-    'preset=qwen3_8b&ratio=3&attention.kv_heads=4&recurrent.key_heads=8',
-    'preset=qwen3_8b&ratio=1&kind=LinearAttention&recurrent.value_dim=64',
-    'preset=deepseek_v32&ratio=3&kind=KDA&attention.latent=256&batch=3',
-    'preset=hybrid_gdn&kind=DeltaNet&context=1&layers=1',
-    'preset=qwen3_next_80b_a3b&ratio=0',
-    'preset=olmo_hybrid_7b&kind=KDA&recurrent.heads=7&context=16777216',
+    'preset=kimi_linear:48b_a3b&context=1048576&batch=16&dtype=float8',
+    'preset=kimi_linear:48b_a3b&context=100&state=bfloat16&dtype=float32',
+    'preset=qwen3_next:80b_a3b&ratio=7&layers=50&context=1000003',
+    'preset=minimax:m1&layers=34&ratio=5:2&recurrent.head_dim=96',
+    'preset=qwen3:8b&ratio=3&attention.kv_heads=4&recurrent.key_heads=8',
+    'preset=qwen3:8b&ratio=1&kind=LinearAttention&recurrent.value_dim=64',
+    'preset=deepseek:v32&ratio=3&kind=KDA&attention.latent=256&batch=3',
+    'preset=small:hybrid_gdn&kind=DeltaNet&context=1&layers=1',
+    'preset=qwen3_next:80b_a3b&ratio=0',
+    'preset=olmo_hybrid:7b&kind=KDA&recurrent.heads=7&context=16777216',
   ],
 )
 def test_changed_models_show_what_the_calculator_says(tab, url, fragment):
@@ -200,7 +201,7 @@ def test_changed_models_show_what_the_calculator_says(tab, url, fragment):
 
 @with_browser
 def test_the_commands_own_answer(tab, url, tmp_path):
-  tab.open(f'{url}#preset=hybrid_kda&ratio=1&recurrent.heads=6&batch=5')
+  tab.open(f'{url}#preset=small:hybrid_kda&ratio=1&recurrent.heads=6&batch=5')
   flags, file = _assert_equal(tab), tmp_path / 'a.json'
   subprocess.run(
     [sys.executable, '-m', 'launch.calc', f'--json={file}',
@@ -285,7 +286,7 @@ def test_a_damaged_address_opens_the_preset(tab, url):
   assert _assert_equal(tab) == {'preset': START, 'context': '32768'}
   tab.run('location.hash = "#preset=minimax_m2&batch=4"')
   time.sleep(0.1)
-  assert _assert_equal(tab)['preset'] == 'minimax_m2'
+  assert _assert_equal(tab)['preset'] == 'minimax:m2'
 
 
 @with_browser
@@ -337,7 +338,7 @@ def test_a_press_on_the_chart_sets_the_context(tab, url):
 
 @with_browser
 def test_command_and_link_are_copied(tab, url):
-  tab.open(f'{url}#preset=minimax_m1&batch=2')
+  tab.open(f'{url}#preset=minimax:m1&batch=2')
   put = 'navigator.clipboard.writeText = async text => {{ {} }}'
   press = lambda name: tab.run(f'document.getElementById("{name}").click()')
   said = lambda: tab.run('document.getElementById("copied").textContent')
@@ -347,7 +348,7 @@ def test_command_and_link_are_copied(tab, url):
     'document.getElementById("command").value'
   )
   press('link')
-  assert tab.run('window.put') == f'{url}#preset=minimax_m1&batch=2'
+  assert tab.run('window.put') == f'{url}#preset=minimax:m1&batch=2'
   assert said() == 'Copied'
   tab.run(put.format('throw 1'))
   press('copy')
@@ -361,7 +362,7 @@ def test_it_fits_every_window_in_both_themes(tab, url, width):
   papers = []
   for dark in (False, True):
     tab.window(width, 800, dark=dark, phone=width < 600)
-    tab.open(f'{url}#preset=kimi_linear_48b_a3b&context=1048576&batch=64')
+    tab.open(f'{url}#preset=kimi_linear:48b_a3b&context=1048576&batch=64')
     assert tab.run('document.documentElement.scrollWidth') <= width
     papers.append(tab.run('getComputedStyle(document.body).backgroundColor'))
     # nothing of the chart is cut off

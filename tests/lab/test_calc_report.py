@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from deltanet_jax.config import ConfigError
+from deltanet_jax import config
+from deltanet_jax.config import ConfigError, preset_names
 from deltanet_jax.config.mixers import KDAConfig
 from deltanet_jax.lab.cost import arguments, calc, report
 
@@ -17,9 +18,9 @@ SETTINGS = report.Settings((512, 4096), 3, 'bfloat16', 'float32')
 
 @pytest.fixture(scope='module')
 def records():
-  names = 'quickstart', 'small_kda', 'small_attention'
+  names = 'quickstart', 'small:kda', 'small:attention'
   return [
-    report.measure(name, arguments.preset(name), SETTINGS) for name in names
+    report.measure(name, config.load(name).model, SETTINGS) for name in names
   ]
 
 
@@ -39,9 +40,9 @@ def _run(*flags, imports='None'):
 @pytest.mark.parametrize(
   'flags, words',
   [
-    (['--preset=qwen3_nxt'], ["no preset 'qwen3_nxt'", 'qwen3_next_80b_a3b']),
-    (['--preset=xyz'], ["no preset 'xyz'; there is", 'hybrid_gdn']),
-    (['--preset=configs/hybrid_gnd.py'], ['configs/hybrid_gdn.py']),
+    (['--preset=qwen3_nxt'], ['no preset or file', 'mean qwen3_next?']),
+    (['--preset=xyz'], ['no preset or file xyz; there is', 'small']),
+    (['--preset=configs/hybrid_gnd.py'], ['configs/small.py:hybrid_gdn']),
     (['--context=0'], ['--context=0: give numbers of tokens']),
     (['--context=4k'], ['--context=4k: give numbers of tokens']),
     (['--batch=0'], ['--batch=0']),
@@ -69,12 +70,13 @@ def test_bad_input_is_one_line_before_jax(flags, words):
 
 
 def test_presets_make_a_model_of_their_own():
-  assert 'finetune' not in arguments.presets()
-  assert {'hybrid_gdn', 'qwen3_8b'} <= set(arguments.presets())
+  names = preset_names.list_presets()
+  assert 'finetune' not in names
+  assert {'small:hybrid_gdn', 'qwen3:8b'} <= set(names)
 
 
 def test_what_a_model_lacks_is_named():
-  cfg = arguments.preset('small_attention')
+  cfg = config.load('small:attention').model
   with pytest.raises(ConfigError, match='no such layer to change'):
     arguments.mixer(cfg, ['key_dim=3'], 'recurrent')
   made = arguments.mixer(
@@ -97,7 +99,7 @@ def test_the_command_prints_and_writes_what_calc_says(tmp_path):
   assert tree['settings']['contexts'] == [512, 4096]
   (record,) = tree['models']
   assert record['layers'] == {'GatedDeltaNet': 14, 'Attention': 2}
-  own = arguments.preset('quickstart')
+  own = config.load('quickstart').model
   cfg = calc.resized(
     own, 16, (7, 1), recurrent=arguments.mixer(own, ['key_dim=32'], 'recurrent')
   )
@@ -110,7 +112,7 @@ def test_the_command_prints_and_writes_what_calc_says(tmp_path):
 
 
 def test_record_of_a_hybrid(records):
-  record, cfg = records[0], arguments.preset('quickstart')
+  record, cfg = records[0], config.load('quickstart').model
   how = SETTINGS.batch, 'bfloat16'
   for key, twin in (
     ('all_attention', calc.all_attention_twin(cfg)),

@@ -116,7 +116,7 @@ def _record(**sizes):
 
 def _advised(changes, **sizes):
   """The first advice, and the experiment with what it says to set."""
-  before = config.read(ROOT / 'configs/gdn_hybrid_1p3b.py', changes)
+  before = config.read(ROOT / 'configs/gdn.py:hybrid_1p3b', changes)
   said = advice.advice(before, _record(**sizes))
   words = said[0].replace(':', ' ').replace(',', ' ').split()
   flags = [w for w in words if w.startswith('--config.')]
@@ -164,7 +164,7 @@ from deltanet_jax import config
 from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 
 def get_config():
-  cfg = config.load('configs/hybrid_gdn.py')
+  cfg = config.load('configs/small.py:hybrid_gdn')
   layer = cfg.model.period[0]
   ffn = dataclasses.replace(layer.ffn, hidden=64)
   mixers = (

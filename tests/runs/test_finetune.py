@@ -151,8 +151,8 @@ def test_how_the_weights_are_computed_with_can_be_set(tmp_path):
 
 def test_a_preset_of_the_same_model_will_do_and_of_another_not(tmp_path):
   begun = open_model(str(released.make('qwen3', tmp_path)))
-  file = ROOT / 'configs' / 'qwen3_8b.py'
-  with pytest.raises(ConfigError, match='qwen3_8b.py asks for another model'):
+  file = ROOT / 'configs' / 'qwen3.py:8b'
+  with pytest.raises(ConfigError, match='qwen3.py:8b asks for another model'):
     start.make_experiment(begun, file, [])
   big = Source(
     '/released', families_model(file), '/released/tokenizer.json', None

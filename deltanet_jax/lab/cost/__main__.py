@@ -1,16 +1,16 @@
 """Sizes and work of models, from their shapes: nothing is allocated.
 
-  python -m launch.calc --preset=qwen3_next_80b_a3b,kimi_linear_48b_a3b \
+  python -m launch.calc --preset=qwen3_next:80b_a3b,kimi_linear:48b_a3b \
     --context=4096,32768,1048576
 
 prints parameters, bytes of weights, the decoding cache by layer kind at each
 context, what it saves against the same model with attention in every layer and
 from how many tokens on, and the operations of a token; several presets also
-side by side. A preset is a file of configs/ (or a path that ends in .py).
+side by side. A preset is FAMILY:SIZE of configs/, or a path as for --config.
 
 A model with other numbers:
 
-  python -m launch.calc --preset=qwen3_next_80b_a3b --ratio=7 \
+  python -m launch.calc --preset=qwen3_next:80b_a3b --ratio=7 \
     --attention=kv_heads=4 --recurrent=KDA,heads=32,key_dim=128,value_dim=128
 
 A word without '=' replaces the mixer by one of that kind; fields alone change
@@ -22,12 +22,12 @@ also writes a page with sliders for all of this; it needs no network.
 """
 
 import os
-import pathlib
 
 from absl import flags
 
+from deltanet_jax import config
 from deltanet_jax.cli import command
-from deltanet_jax.config import ConfigError
+from deltanet_jax.config import ConfigError, preset_names
 from deltanet_jax.lab.cost import arguments
 
 DTYPES = {
@@ -35,7 +35,7 @@ DTYPES = {
 }  # fmt: skip
 
 PRESET = flags.DEFINE_list(
-  'preset', ['qwen3_next_80b_a3b'], 'Names in configs/, or paths.'
+  'preset', ['qwen3_next:80b_a3b'], 'Names in configs/, or paths.'
 )
 CONTEXT = flags.DEFINE_list(
   'context', ['4096', '32768', '1048576'], 'Tokens of a sequence.'
@@ -76,9 +76,10 @@ def _main(taken):
   del taken
   contexts = arguments.contexts(CONTEXT.value)
   ratio = arguments.ratio(RATIO.value)
-  cfgs = {pathlib.Path(x).stem: arguments.preset(x) for x in PRESET.value}
+  given = [(x, config.load(x).model) for x in PRESET.value]
+  cfgs = {preset_names.label(x): cfg for x, cfg in given}
   if not cfgs:
-    raise ConfigError('--preset= names nothing; give files of configs/')
+    raise ConfigError('--preset= names nothing; give names, as qwen3:8b')
   changes = {
     name: {
       'layers': LAYERS.value,

@@ -1,19 +1,15 @@
-"""What `launch.calc` is given: presets, ratios, mixers. Standard library only,
+"""What `launch.calc` is given: contexts, ratios, mixers. Standard library only,
 so that a mistake is answered before jax is imported.
 
 Every failure is a ConfigError of one line.
 """
 
-import ast
 import dataclasses
 import difflib
-import pathlib
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError, mixers
 from deltanet_jax.config.ranges import LARGEST_INT
-
-CONFIGS = pathlib.Path(__file__).parents[3] / 'configs'
 
 KINDS = {
   name.removesuffix('Config'): found
@@ -22,36 +18,6 @@ KINDS = {
   and issubclass(found, mixers.MixerConfig)
   and found is not mixers.MixerConfig
 }
-
-
-def presets():
-  """The names of configs/ that make a model of their own, sorted."""
-  return sorted(p.stem for p in CONFIGS.glob('*.py') if _own(p.read_text()))
-
-
-def _own(source):
-  """Whether get_config() takes no released model."""
-  return any(
-    isinstance(node, ast.FunctionDef)
-    and node.name == 'get_config'
-    and not node.args.args
-    for node in ast.parse(source).body
-  )
-
-
-def preset(name):
-  """The ModelConfig of a name in configs/, or of a path that ends in .py."""
-  if name.endswith('.py'):
-    return config.load(name).model
-  if name not in presets():
-    raise ConfigError(f'no preset {name!r}{_nearest(name, presets())}')
-  return config.load(CONFIGS / f'{name}.py').model
-
-
-def about(name):
-  """The first line of a preset's docstring."""
-  tree = ast.parse((CONFIGS / f'{name}.py').read_text())
-  return ast.get_docstring(tree).split('\n')[0]
 
 
 def contexts(texts):
@@ -134,7 +100,7 @@ def _new(kind, fields, flag):
 
 
 def _nearest(name, names):
-  # by its beginning: preset names end in sizes that one may not remember
+  # by its beginning: 'Gated' is enough for GatedDeltaNet
   like = lambda x: difflib.SequenceMatcher(
     None, name, x[: len(name) + 1]
   ).ratio()

@@ -12,6 +12,8 @@ import json
 import math
 import pathlib
 
+from deltanet_jax import config
+from deltanet_jax.config import preset_names
 from deltanet_jax.lab.cost import arguments, calc
 
 FOLDER = pathlib.Path(__file__).parent / 'page'
@@ -53,6 +55,7 @@ def page(start):
   data = {
     'start': start,
     'presets': presets(),
+    'former': preset_names.list_former(),
     'new': {
       name: describe(arguments.KINDS[name](**fields))
       for name, fields in NEW.items()
@@ -79,8 +82,8 @@ def presets():
   """Every model of configs/ that the page can show, hybrids first: one kind of
   attention without a window, at most one kind of recurrent layer."""
   found = {}
-  for name in arguments.presets():
-    cfg = arguments.preset(name)
+  for name in preset_names.list_presets():
+    cfg = config.load(name).model
     mixers = dict.fromkeys(layer.mixer for layer in cfg.layers)
     attention = calc.first(cfg, recurrent=False)
     recurrent = calc.first(cfg, recurrent=True)
@@ -89,7 +92,7 @@ def presets():
       continue
     attends = sum(layer.mixer == attention for layer in cfg.layers)
     found[name] = {
-      'about': arguments.about(name),
+      'about': preset_names.describe(name),
       'layers': len(cfg.layers),
       'ratio': _lowest(len(cfg.layers) - attends, attends),
       'attention': describe(attention),

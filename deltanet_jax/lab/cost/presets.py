@@ -6,7 +6,7 @@ python -m launch.presets
 import os
 
 from deltanet_jax.cli import command
-from deltanet_jax.lab.cost import arguments
+from deltanet_jax.config import preset_names
 
 
 def main():
@@ -20,11 +20,11 @@ def _main(taken):
   from deltanet_jax.config.files import write_text
   from deltanet_jax.lab.cost import presets_table
 
-  path = arguments.CONFIGS / 'README.md'
-  rows = []
-  for name in arguments.presets():
-    rows.append(presets_table.row(name))
-    print(rows[-1], flush=True)
+  path = preset_names.find_folder() / 'README.md'
+  rows = {}
+  for name in preset_names.list_presets():
+    rows[name] = presets_table.row(name)
+    print(rows[name], flush=True)
   write_text(path, presets_table.text(rows))
   print(f'{len(rows)} presets in {path}')
   return 0

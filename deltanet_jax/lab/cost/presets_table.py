@@ -1,39 +1,52 @@
 """The table of configs/README.md: every preset's size, from its shapes."""
 
-from deltanet_jax.lab.cost import arguments, calc, report
+import itertools
+
+from deltanet_jax import config
+from deltanet_jax.config import preset_names
+from deltanet_jax.lab.cost import calc, report
 
 LONG = 2**24  # tokens; no window is as long
 
 HEAD = """\
 # Presets
 
-One file, one run; `python -m launch.presets` writes this page. Of each model:
-its layers, its parameters and, where experts are chosen, how many of them work
-on a token; what the cache of one sequence grows by with a token, in bfloat16;
-what it holds beside that whatever the context: states in float32, inputs of the
-convolutions, windows. Each slot of an attention layer also keeps its position,
-4 bytes, not counted here. `python -m launch.calc --preset=NAME` has the rest.
+One file a family, with a table of its sizes: `--config=qwen3:8b` from anywhere,
+or `--config=configs/qwen3.py:8b`. `python -m launch.presets` writes this page.
 
-| preset | | layers | parameters | B / token | constant, MiB |
-|---|---|---|---|---|---|
+Of each model: its layers, its parameters and, where experts are chosen, how
+many of them work on a token; what the cache of one sequence grows by with a
+token, in bfloat16; what it holds beside that whatever the context: states in
+float32, inputs of the convolutions, windows. Each slot of an attention layer
+also keeps its position, 4 bytes, not counted here. `python -m launch.calc
+--preset=NAME` has the rest.
+"""
+COLUMNS = """\
+| preset | layers | parameters | B / token | constant, MiB |
+|---|---|---|---|---|
 """
 
 
-def text(rows):
-  return HEAD + '\n'.join(rows) + '\n'
+def text(rows: dict[str, str]) -> str:
+  """The page of rows by preset, families apart."""
+  parts = [HEAD]
+  family = lambda name: name.partition(':')[0]
+  for name, group in itertools.groupby(rows, family):
+    title = f'\n## `{name}`\n\n{preset_names.describe(name)}\n\n'
+    parts += [title, COLUMNS, *(f'{rows[preset]}\n' for preset in group)]
+  return ''.join(parts)
 
 
 def row(name):
-  """The line of a file of configs/."""
-  cfg = arguments.preset(name)
+  """The line of a preset."""
+  cfg = config.load(name).model
   parameters, active = calc.parameters(cfg), calc.active_parameters(cfg)
   used = '' if active == parameters else f', a token {active:,}'
   size, more = (_without_positions(cfg, n) for n in (LONG, LONG + 1))
   constant = (size - LONG * (more - size)) / 2**20
   kinds = report.pattern(report.kinds(cfg))
-  about = arguments.about(name).rstrip('.')
   return (
-    f'| `{name}` | {about} | {kinds} | {parameters:,}{used} |'
+    f'| `{name}` | {kinds} | {parameters:,}{used} |'
     f' {more - size:,} | {constant:.1f} |'
   )
 

@@ -7,7 +7,7 @@ compares models of one width and depth: attention (full), latent attention
 (gdn, kda). --size=smoke takes seconds, --size=gpu goes to 1,048,576 tokens. Or
 a model of your own, beside the same with attention in every layer:
 
-  python -m launch.profile --config=configs/hybrid_gdn.py   random weights
+  python -m launch.profile --config=configs/small.py:hybrid_gdn   random weights
   python -m launch.profile --workdir=runs/quickstart        a training run's
   python -m launch.profile --released=Qwen3-0.6B            released ones
 

@@ -200,7 +200,8 @@ function toHash() {
 // what is unknown or out of range in an address is left as the preset has it
 function fromHash() {
   const given = new URLSearchParams(location.hash.slice(1));
-  const name = given.get('preset');
+  const asked = given.get('preset');
+  const name = Object.hasOwn(DATA.former, asked) ? DATA.former[asked] : asked;
   view = fresh(Object.hasOwn(DATA.presets, name) ? name : DATA.start);
   if (Object.hasOwn(DATA.new, given.get('kind') || ''))
     setKind(given.get('kind'));

@@ -1,0 +1,132 @@
+"""Which presets there are, and the file and size that a name means.
+
+A preset is 'FAMILY:SIZE', a file of configs/ and a key of its table SIZES, or
+'FAMILY' alone: its default size, or a file without sizes. A path takes a size
+the same way: 'configs/qwen3.py:8b'.
+"""
+
+import ast
+import difflib
+import glob
+import inspect
+import os
+import pathlib
+
+from deltanet_jax.config.error import ConfigError
+
+
+def find_folder() -> pathlib.Path:
+  """The folder of the presets."""
+  return pathlib.Path(__file__).parents[2] / 'configs'
+
+
+def list_families() -> list[str]:
+  """The names of all files of presets, sorted."""
+  return sorted(path.stem for path in find_folder().glob('*.py'))
+
+
+def run_file(path: pathlib.Path) -> dict[str, object]:
+  """The globals of a Python file, by their names."""
+  # compiled by hand: an import would leave a cached copy beside the file
+  module = {'__name__': path.stem, '__file__': str(path)}
+  exec(compile(path.read_bytes(), str(path), 'exec'), module)
+  return module
+
+
+def list_presets() -> list[str]:
+  """Every preset that makes a model of its own, sizes as their tables."""
+  names = []
+  for family in list_families():
+    module = run_file(find_folder() / f'{family}.py')
+    if 'SIZES' in module:
+      names += [f'{family}:{size}' for size in module['SIZES']]
+    elif not inspect.signature(module['get_config']).parameters:
+      names.append(family)
+  return names
+
+
+def list_former() -> dict[str, str]:
+  """Today's name for the name of each preset when it was a file."""
+  join = lambda name: name.replace(':', '_').replace('small_hybrid', 'hybrid')
+  return {join(name): name for name in list_presets() if ':' in name}
+
+
+def locate(given: str) -> tuple[pathlib.Path, str | None]:
+  """(file, size or None) of a preset's name or a path, former ones too.
+
+  A file whose own path holds a colon is that file.
+
+  Raises:
+    ConfigError: there is none; the message says what there is.
+  """
+  place = _locate(given) or _locate(respell(given) or given)
+  if place is None:
+    raise ConfigError(f'no preset or file {given}{_suggest(given)}')
+  return place
+
+
+def label(given: str) -> str:
+  """A short name of what is given: 'qwen3:8b' for configs/qwen3.py."""
+  path, size = locate(given)
+  takes = inspect.signature(run_file(path)['get_config']).parameters
+  if size is None and 'size' in takes:
+    size = takes['size'].default
+  return path.stem if size is None else f'{path.stem}:{size}'
+
+
+def describe(given: str) -> str:
+  """The first line of the docstring of a preset's file."""
+  tree = ast.parse(locate(given)[0].read_text())
+  return (ast.get_docstring(tree) or '').split('\n')[0]
+
+
+def respell(given: str) -> str | None:
+  """Today's spelling of a former name or path, None for any other.
+
+  Every preset was a file: configs/qwen3_8b.py is now configs/qwen3.py:8b.
+  """
+  if _locate(given):
+    return None
+  path, former = pathlib.Path(given), list_former()
+  if path.suffix == '.py' and path.stem in former and _is_ours(path):
+    return _spell_path(path, former[path.stem])
+  return former.get(given)
+
+
+def _locate(given):
+  if os.path.isfile(given):
+    return pathlib.Path(given), None
+  file, colon, size = given.rpartition(':')
+  if colon and os.path.isfile(file):
+    return pathlib.Path(file), size
+  family, colon, size = given.partition(':')
+  if family in list_families():
+    return find_folder() / f'{family}.py', size if colon else None
+  return None
+
+
+def _is_ours(path):
+  return path.parent.resolve() == find_folder().resolve()
+
+
+def _spell_path(path, name):
+  """The preset `name` as a path beside `path`."""
+  family, _, size = name.partition(':')
+  return f'{path.with_name(family)}.py:{size}'
+
+
+def _suggest(given):
+  """What there is instead of the missing `given`."""
+  path, former = pathlib.Path(given), list_former()
+  if path.suffix == '.py' or path.name != given:
+    names = sorted(glob.glob('*.py', root_dir=path.parent))
+    files = {name: str(path.with_name(name)) for name in names}
+    others = former if _is_ours(path) else {}
+    others = {f'{x}.py': _spell_path(path, name) for x, name in others.items()}
+  else:
+    files = {family: family for family in list_families()}
+    others = former | {name: name for name in former.values()}
+  options = others | files
+  if close := difflib.get_close_matches(path.name, options, n=1):
+    return f'; did you mean {options[close[0]]}?'
+  return f'; there is {", ".join(files.values())}' if files else ''
