@@ -8,51 +8,30 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'deltanet_jax'
-STDLIB_ONLY = (
-  'config',
-  'experiment',
-  'mixers.config',
-  'preset_names',
-  'presets',
-  'ranges',
-)
 
-# what a module may import of the package, by the longest prefix of its name;
-# what is not listed (training, data, inference, evaluation) may import anything
-ALLOWED = {
-  'experiment': ('mixers.config', 'ranges'),
-  'config': ('experiment', 'mixers.config', 'preset_names'),
-  'presets': ('experiment',),
-  'preset_names': (),
-  'ops': ('ops',),
-  'layers': ('layers', 'ops', 'experiment', 'parallel', 'sharding'),
-  'mixers': ('mixers.base', 'mixers.config', 'layers', 'ops', 'parallel'),
-  'mixers.dsa': (
-    'mixers.mla',
-    'mixers.base',
-    'mixers.config',
-    'layers',
-    'ops',
-    'parallel',
-  ),
-  'mixers.config': ('ranges',),
-  'ranges': (),
-  'model': ('experiment', 'layers', 'mixers.base', 'ops.routing', 'sharding'),
-  'sharding': (),
-  'flops': (),
-  'calc': (
-    'flops',
-    'model',
-    'sharding',
-    'experiment',
-    'mixers.base',
-    'mixers.config',
-  ),
-  'parallel': ('ops', 'sharding'),
-  'parallel.experts': ('ops', 'sharding', 'flops'),
-  'parallel.softmax': ('parallel.sequence', 'ops', 'sharding'),
-}
-LINEN = ('layers', 'mixers', 'model', 'sharding')
+# a file imports its own folder and those on lower floors
+FLOORS = (
+  ('config', 'progress'),
+  ('data', 'ops'),
+  ('kernels',),
+  ('parallel',),
+  ('layers',),
+  ('mixers',),
+  ('model', 'flops'),
+  ('objectives', 'hf'),
+  ('runs',),
+  ('train', 'infer'),
+  ('evals',),
+  ('cli',),
+  ('lab',),
+)
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+# of lab a folder also imports the calculator and the files beside the folders
+SHARED_LAB = ('lab.cost', 'lab.environment', 'lab.plots')
+# what a mixer may import of the other mixers' folder
+SIBLINGS = {'mixers.dsa': ('mixers.mla', 'mixers.base')}
+LINEN = ('layers', 'mixers', 'model', 'parallel.sharding')
+STDLIB_ONLY = ('config', 'progress')
 
 
 def _under(name, prefixes):
@@ -72,7 +51,6 @@ def _imports(source):
 def _faults(name, source, names):
   """What a module `name` of the package imports and must not; `names` are the
   package's modules."""
-  longest = max((p for p in ALLOWED if _under(name, [p])), default='', key=len)
   for full in _imports(source):
     top = full.split('.')[0]
     if top in ('launch', 'configs', 'tests'):
@@ -81,24 +59,29 @@ def _faults(name, source, names):
       yield full
     if full.startswith(('flax.training', 'flax.nnx', 'flax.linen.partition')):
       yield full
-    heavy = ('jax', 'flax', 'numpy', 'grain', 'optax')
-    if name in STDLIB_ONLY and top in heavy:
+    stdlib = ('deltanet_jax', *sys.stdlib_module_names)
+    if _under(name, STDLIB_ONLY) and top not in stdlib:
       yield full
-    pure = ('jax', 'chex', 'deltanet_jax', *sys.stdlib_module_names)
-    if name.startswith('ops.') and top not in pure:
+    if name.startswith('ops.') and top not in ('jax', 'chex', *stdlib):
       yield full
-    if top == 'deltanet_jax' and longest:
+    if top == 'deltanet_jax' and name:
       inner = full.removeprefix('deltanet_jax').removeprefix('.')
-      if inner not in names:
-        inner = inner.rpartition('.')[0]  # a name of the module
-      allowed = (name, *ALLOWED[longest])
-      if inner and not (_under(inner, allowed) or inner in _parents(allowed)):
+      while inner and inner not in names:
+        inner = inner.rpartition('.')[0]  # a name in the module
+      if inner and not _allowed(name, inner):
         yield full
 
 
-def _parents(names):
-  """'mixers' of 'mixers.base': `from package import module` reads as both."""
-  return {n.rpartition('.')[0] for n in names} - {'mixers'}
+def _allowed(name, imported):
+  folder, other = name.split('.')[0], imported.split('.')[0]
+  if folder != other:
+    return FLOOR[other] < FLOOR[folder]
+  if folder == 'mixers' and imported != 'mixers':
+    return _under(imported, (name, *SIBLINGS.get(name, ('mixers.base',))))
+  if folder == 'lab' and imported != 'lab':
+    room = '.'.join(name.split('.')[:2])
+    return _under(imported, (room, *SHARED_LAB))
+  return True
 
 
 def _modules():
@@ -110,37 +93,52 @@ def _modules():
 def test_every_module_imports_only_what_is_below_it():
   modules = dict(_modules())
   assert {'model', 'ops.scan', 'mixers.base', 'layers.proj'} <= set(modules)
-  found = {
-    name: faults
+  assert {name.split('.')[0] for name in modules if name} <= FLOOR.keys()
+  faults = {
+    name: wrong
     for name, path in modules.items()
-    if (faults := list(_faults(name, path.read_text(), set(modules))))
+    if (wrong := list(_faults(name, path.read_text(), set(modules))))
   }
-  assert not found
+  assert not faults
 
 
 @pytest.mark.parametrize(
   'name, source',
   [
     ('config', 'import jax'),
-    ('mixers.config', 'from deltanet_jax.layers import proj'),
+    ('config.mixers', 'import numpy'),
+    ('config.mixers', 'from deltanet_jax.layers import proj'),
+    ('config.load', 'from deltanet_jax import progress'),
     ('ops.kda', 'from deltanet_jax.layers.proj import Proj'),
+    ('ops.kda', 'from deltanet_jax import kernels'),
     ('ops.kda', 'import numpy'),
     ('mixers.kda', 'from deltanet_jax.mixers.attention import Attention'),
     ('mixers.kda', 'from deltanet_jax.mixers import attention'),
     ('layers.proj', 'from deltanet_jax.mixers import base'),
-    ('model', 'from deltanet_jax.mixers.kda import KDA'),
+    ('parallel.experts', 'from deltanet_jax import flops'),
+    ('model', 'from deltanet_jax import flops'),
+    ('hf.store', 'from deltanet_jax.infer.generate import generate'),
+    ('hf.store', 'from deltanet_jax.runs import folder'),
+    ('train.step', 'from deltanet_jax.evals import perplexity'),
+    ('train.step', 'from deltanet_jax.lab.cost import calc'),
     ('train.step', 'import flax.linen as nn'),
     ('train.step', 'from flax import linen'),
     ('train.step', 'from launch import train'),
-    ('calc', 'from deltanet_jax.train.step import make'),
+    ('lab.study.report', 'from deltanet_jax.lab.bench import report'),
+    ('cli.train', 'from deltanet_jax.lab import study'),
   ],
 )
 def test_a_forbidden_import_is_found(name, source):
-  names = {
-    'mixers.attention',
-    'mixers.base',
-    'mixers.kda',
-    'train.step',
-    'layers.proj',
-  }
-  assert list(_faults(name, source, names))
+  names = {module for module, _ in _modules()}
+  assert list(_faults(name, source, names | {'kernels'})) != []
+
+
+def test_an_allowed_import_is_none():
+  source = (
+    'from deltanet_jax.lab.cost import calc\n'
+    'from deltanet_jax.lab.environment import machine\n'
+    'from deltanet_jax.lab.study import report\n'
+    'from deltanet_jax import model\nimport jax'
+  )
+  names = {module for module, _ in _modules()}
+  assert not list(_faults('lab.study.page', source, names))

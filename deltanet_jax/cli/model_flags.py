@@ -2,12 +2,16 @@
 
 from absl import flags
 
+from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.runs.folder import Workdir
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
 RELEASED = flags.DEFINE_string(
   'released', None, 'Released weights: a folder, or ORG/NAME on the hub.'
+)
+CONFIG = flags.DEFINE_string(
+  'config', None, 'Of a run whose mixers are your own: a file that names them.'
 )
 
 
@@ -22,8 +26,9 @@ def open_source():
 
   if (WORKDIR.value is None) == (RELEASED.value is None):
     raise ConfigError('give one of --workdir and --released')
+  classes = config.classes(CONFIG.value) if CONFIG.value else ()
   if WORKDIR.value is not None:
-    return source.open_run(Workdir(WORKDIR.value))
+    return source.open_run(Workdir(WORKDIR.value), classes)
   folder = hub.find(RELEASED.value)
   if source.is_run(folder):
     raise ConfigError(f'{folder} is a training run; give it as --workdir')

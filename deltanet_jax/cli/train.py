@@ -104,13 +104,14 @@ def read_flags(path, changes):
   from deltanet_jax.runs import start
   from deltanet_jax.runs.source import open_model, recorded
 
-  source = recorded(workdir)
+  classes = config.classes(path) if path else ()
+  source = recorded(workdir, classes)
   if RELEASED.value is None:
     return experiment, source
   if workdir.config.is_file():
     start.require_same(workdir, source, RELEASED.value)
   else:
-    source = open_model(RELEASED.value)
+    source = open_model(RELEASED.value, classes)
   return start.make_experiment(source, path or 'finetune', changes), source
 
 

@@ -14,6 +14,7 @@ from deltanet_jax.config import preset_names
 from deltanet_jax.config.error import ConfigError
 from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.config.overrides import check_types, override_all
+from deltanet_jax.config.stored import is_config
 
 
 def load(name, released=None):
@@ -54,6 +55,20 @@ def load(name, released=None):
     data = dataclasses.replace(cfg.data, tokenizer=released.tokenizer)
     cfg = dataclasses.replace(cfg, data=data)
   return cfg
+
+
+def classes(name):
+  """The configuration classes that a file has by name: what `from_json` is
+  given where a run's mixers are a user's own.
+
+  name: as for `load`
+  """
+  path, _ = preset_names.locate(str(name))
+  try:
+    values = preset_names.run_file(path).values()
+  except Exception as error:
+    raise ConfigError(_blame(path, error)) from error
+  return tuple(value for value in values if is_config(value))
 
 
 def _call(name, module, size, released):

@@ -11,6 +11,8 @@ import glob
 import inspect
 import os
 import pathlib
+import runpy
+import sys
 
 from deltanet_jax.config.error import ConfigError
 
@@ -26,11 +28,14 @@ def list_families() -> list[str]:
 
 
 def run_file(path: pathlib.Path) -> dict[str, object]:
-  """The globals of a Python file, by their names."""
-  # compiled by hand: an import would leave a cached copy beside the file
-  module = {'__name__': path.stem, '__file__': str(path)}
-  exec(compile(path.read_bytes(), str(path), 'exec'), module)
-  return module
+  """The globals of a Python file, by their names.
+
+  From here on modules beside the file can be imported: a user's own mixers.
+  """
+  folder = str(path.parent.resolve())
+  if folder not in sys.path:
+    sys.path.append(folder)
+  return runpy.run_path(str(path), run_name=path.stem)
 
 
 def list_presets() -> list[str]:

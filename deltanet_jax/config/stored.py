@@ -57,6 +57,17 @@ def _differences(a, b, path):
     yield f'{name}: {_brief(a)} != {_brief(b)}'
 
 
+def own_classes(cfg):
+  """The classes in a configuration that are of no module of this package."""
+  if isinstance(cfg, tuple):
+    return {kind for item in cfg for kind in own_classes(item)}
+  if not dataclasses.is_dataclass(cfg):
+    return set()
+  values = [getattr(cfg, field.name) for field in dataclasses.fields(cfg)]
+  own = own_classes(tuple(values))
+  return own if ':' not in _type_name(type(cfg)) else own | {type(cfg)}
+
+
 def _brief(value):
   if dataclasses.is_dataclass(value):
     return type(value).__name__
@@ -114,8 +125,9 @@ def _find_class(name, classes):
 def _package_classes():
   """The configurations of this package."""
   values = [*vars(experiment).values(), *vars(mixers).values()]
-  return [value for value in values if _is_config(value)]
+  return [value for value in values if is_config(value)]
 
 
-def _is_config(value):
+def is_config(value):
+  """Is it a class of configurations?"""
   return isinstance(value, type) and dataclasses.is_dataclass(value)

@@ -43,8 +43,10 @@ class Workdir:
     self.corpus = self.path / 'text.json'  # which text it is trained on
     self._lock = None
 
-  def read(self):
+  def read(self, classes=()):
     """The Experiment that the folder belongs to.
+
+    classes: as for `config.from_json`
 
     Raises:
       ConfigError: there is none.
@@ -55,7 +57,7 @@ class Workdir:
         ' training run'
       )
     try:
-      return config.from_json(read_text(self.config), Experiment)
+      return config.from_json(read_text(self.config), Experiment, classes)
     except ConfigError as error:
       raise ConfigError(f'{self.config}: {error}') from error
 
@@ -73,8 +75,8 @@ class Workdir:
       raise ConfigError(f'--workdir={self.path} is a file; give a folder')
     if not self.config.is_file():
       return
-    lines = []
-    for line in config.difference(self.read(), experiment):
+    stored, lines = self.read(config.own_classes(experiment)), []
+    for line in config.difference(stored, experiment):
       name = line.split(':')[0]
       if not FREE.fullmatch(name) and not (new_text and TEXT.fullmatch(name)):
         lines.append(line)

@@ -75,15 +75,17 @@ class Source(NamedTuple):
       raise ConfigError(f'{path}: no such file; copy it from the release')
 
 
-def open_model(name):
+def open_model(name, classes=()):
   """The Source of a folder, or of an id on the hub.
+
+  classes: as for `config.from_json`
 
   Raises:
     ConfigError: nothing there that we can start from.
   """
   folder = hub.find(name)
   if is_run(folder):
-    return open_run(Workdir(folder))
+    return open_run(Workdir(folder), classes)
   if (folder / 'converted.json').is_file():
     from deltanet_jax.hf import convert
 
@@ -97,9 +99,9 @@ def open_model(name):
   )
 
 
-def open_run(workdir):
+def open_run(workdir, classes=()):
   """The Source that a run's newest checkpoint is."""
-  experiment, before = workdir.read(), recorded(workdir)
+  experiment, before = workdir.read(classes), recorded(workdir, classes)
   return Source(
     str(workdir.path.resolve()),
     experiment.model,
@@ -111,7 +113,7 @@ def open_run(workdir):
   )
 
 
-def recorded(workdir):
+def recorded(workdir, classes=()):
   """The Source that a run began with, or None.
 
   Raises:
@@ -121,7 +123,9 @@ def recorded(workdir):
     return None
   record = names.read_json(workdir.start)
   try:
-    record['model'] = config.from_json(json.dumps(record['model']), ModelConfig)
+    record['model'] = config.from_json(
+      json.dumps(record['model']), ModelConfig, classes
+    )
     if record['released'] is not None:
       keys.Keys(record['released']['config'])
       families.named(record['released']['family'])

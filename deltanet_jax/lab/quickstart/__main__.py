@@ -39,7 +39,7 @@ def _main(experiment):
   if isinstance(result, int):
     return 128 + result
   _show_bits(result, _baselines(experiment, workdir))
-  _show_text(workdir)
+  _show_text(experiment, workdir)
   _show_cache(experiment)
   print(f'\nFiles in {workdir.path}')
   for path in (workdir.plot, workdir.metrics, workdir.checkpoints):
@@ -84,13 +84,14 @@ def _show_bits(result, baselines):
   )
 
 
-def _show_text(workdir):
+def _show_text(experiment, workdir):
   from deltanet_jax.infer.text import continue_text
   from deltanet_jax.runs.source import open_run
 
+  source = open_run(workdir, config.own_classes(experiment))
   print('\nA continuation\n' + '-' * 72 + f'\n{PROMPT}', end='')
   for part in continue_text(
-    open_run(workdir), PROMPT, max_tokens=300, sampling=SAMPLING, seed=0
+    source, PROMPT, max_tokens=300, sampling=SAMPLING, seed=0
   ):
     print(part, end='', flush=True)
   print('\n' + '-' * 72)
