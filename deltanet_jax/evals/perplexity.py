@@ -1,64 +1,14 @@
 """Loss and bits per byte on held-out text, or on any."""
 
-import math
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from deltanet_jax.data.rows import Rows
 from deltanet_jax.model import HybridLM
+from deltanet_jax.objectives.score import add_up
 from deltanet_jax.parallel import sharding
 from deltanet_jax.progress import Progress
 from deltanet_jax.train import step as steps
-
-
-class Score(NamedTuple):
-  """Sums over the targets that were scored."""
-
-  nats: float
-  tokens: int
-  ends: int  # of these tokens, ends of a document
-
-  @property
-  def loss(self):
-    """Nats per token."""
-    return self.nats / self.tokens
-
-  @property
-  def perplexity(self):
-    """e^loss; of a model that diverged, inf."""
-    try:
-      return math.exp(self.loss)
-    except OverflowError:
-      return math.inf
-
-  def bits_per_byte(self, size):
-    """Bits per byte of a text of `size` bytes that these targets spell."""
-    return self.nats / math.log(2) / size
-
-
-def evaluate(total_loss, params, batches, place, eod):
-  """The `Score` of batches as `TextData.heldout_batches` gives them.
-
-  total_loss: jitted (params, batch) -> nats   place: host batch -> device batch
-  eod: the id that ends a document
-  """
-  nats, tokens, ends = 0.0, 0, 0
-  for batch in batches:
-    batch = place(batch)  # may be rows that other processes hold
-    # the sum over batches is kept on the host in float64
-    nats += float(jax.device_get(total_loss(params, batch)))
-    counts = jax.device_get(_counts(batch['weights'], batch['targets'], eod))
-    tokens, ends = tokens + int(counts[0]), ends + int(counts[1])
-  return Score(nats, tokens, ends)
-
-
-@jax.jit
-def _counts(weights, targets, eod):
-  """How many targets are scored, and of these, how many are `eod`."""
-  scored = weights > 0
-  return jnp.sum(scored), jnp.sum(scored & (targets == eod))
 
 
 def score_documents(cfg, params, documents, tokenizer, **how):
@@ -67,16 +17,6 @@ def score_documents(cfg, params, documents, tokenizer, **how):
     over_documents(steps.make_loss, cfg, params, documents, tokenizer, **how),
     tokenizer.eod,
   )
-
-
-def add_up(scored, eod):
-  """The `Score` of pairs (host batch, nats of its targets with weight)."""
-  nats, tokens, ends = 0.0, 0, 0
-  for batch, one in scored:
-    nats += float(one)  # in float64
-    tokens += int(batch['weights'].sum())
-    ends += int(batch['weights'][batch['targets'] == eod].sum())
-  return Score(nats, tokens, ends)
 
 
 def over_documents(

@@ -19,9 +19,9 @@ from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import json_text, write_text
 from deltanet_jax.data.tokenizer import ByteTokenizer
-from deltanet_jax.evals.perplexity import evaluate
 from deltanet_jax.model import HybridLM
 from deltanet_jax.objectives.auxiliary import make_objective, moves
+from deltanet_jax.objectives.score import evaluate
 from deltanet_jax.parallel import sharding
 from deltanet_jax.runs import processes
 from deltanet_jax.runs.checkpoint import Checkpoints

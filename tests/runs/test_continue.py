@@ -15,7 +15,7 @@ from absl import flags
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.data.text import TextData
-from deltanet_jax.evals.perplexity import Score
+from deltanet_jax.objectives.score import Score
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.train import log, loop
 from tests.tiny_run import (
