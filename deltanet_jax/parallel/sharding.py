@@ -21,6 +21,9 @@ import jax.numpy as jnp
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+Params = dict[str, 'Params | jax.Array']  # nested, by the modules' names
+Batch = dict[str, jax.Array]  # tokens, targets, weights, segment_ids [B,T]
+
 # the last ones are neighbours on the network
 MESH_AXES = ('replica', 'data', 'fsdp', 'expert', 'seq', 'tensor')
 
