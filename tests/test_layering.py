@@ -23,7 +23,7 @@ FLOORS = (
   ('train', 'infer'),
   ('evals',),
   ('cli',),
-  ('lab',),
+  ('lab', '__main__'),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # of lab a folder also imports the calculator and the files beside the folders
