@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax import kernels
 from deltanet_jax.config.mixers import MixerConfig
 from deltanet_jax.layers import conv
 from deltanet_jax.parallel import sequence
@@ -128,7 +129,7 @@ def run_rule(rule, cfg, inputs, ctx, cache, **gates):
     o, state = rule.step(*token, cache.state)
     return o[:, None], state
   chunk = {} if cfg.form == 'recurrent' else {'chunk': cfg.chunk}
-  form = functools.partial(rule.FORMS[cfg.form], **chunk)
+  form = functools.partial(kernels.forms(rule)[cfg.form], **chunk)
   if cache is None and sequence.split(inputs[0].shape[1]):
     return sequence.run(rule, form, inputs, ctx.segment_ids, gates), None
   return form(

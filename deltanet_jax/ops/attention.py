@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.compiler import tied
+from deltanet_jax.ops.shapes import check_shapes
 
 F32 = jnp.float32
 BLOCK = 512
@@ -53,6 +54,13 @@ def visible(
   (`documents.runs_of`), or None. A query sees the keys at or before it, at most
   `window` of them, in its own segment.
   """
+  # positions may be one row for all
+  check_shapes(
+    query_positions=(query_positions, 'PT'),
+    key_positions=(key_positions, 'PS'),
+    query_segments=(query_segments, 'BT'),
+    key_segments=(key_segments, 'BS'),
+  )
   distance = query_positions[:, :, None] - key_positions[:, None, :]
   seen = distance >= 0
   if window is not None:
@@ -80,6 +88,8 @@ def attention(q, k, v, mask, *, scale):
   q [B,T,H,K], k [B,S,J,K], v [B,S,J,V], H a multiple of J, mask [B,T,S]
   bool with at least one key per query. Softmax in float32. Returns [B,T,H,V].
   """
+  # one mask may serve all rows
+  _check(q, k, v, mask=(mask, 'MTS'))
   V, width = v.shape[-1], max(q.shape[-1], v.shape[-1])
   # the library wants one width; zero channels change neither score nor value
   q, k, v = (
@@ -100,6 +110,13 @@ def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
   then left out. None: positions in any order. Products in the type of q, k and
   v, sums in float32.
   """
+  places = {
+    'at.positions': (at.positions, 'T'),
+    'at.segments': (at.segments, 'BT'),
+    'seen.positions': (seen.positions, 'S'),
+    'seen.segments': (seen.segments, 'BS'),
+  }
+  _check(q, k, v, **places)
   T, S, J = q.shape[1], k.shape[1], k.shape[2]
   if T == 0:
     return jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
@@ -130,6 +147,14 @@ def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
   call = jax.custom_vjp(lambda *args: forward(*args)[0])
   call.defvjp(forward, backward)
   return call(q, k, v, at, seen)
+
+
+def _check(q, k, v, **others):
+  sizes = check_shapes(q=(q, 'BTHK'), k=(k, 'BSJK'), v=(v, 'BSJV'), **others)
+  if sizes['H'] % sizes['J']:
+    raise ValueError(
+      f'{sizes["H"]} query heads are no multiple of {sizes["J"]} key heads'
+    )
 
 
 def _pairs(N, C, M, D, ahead, window):

@@ -71,13 +71,12 @@ def _finite(tree):
   return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
-def train_step(
-  state, batch, *, objective, optimizer, rate, accumulate, bias_rate
-):
+def train_step(state, batch, *, objective, optimizer, accumulate, bias_rate):
   """The next State and the step's metrics.
 
-  objective: as `auxiliary.make_objective` makes it   bias_rate: of the routers'
-  biases, moved after the optimiser's update; 0 leaves them.
+  objective: as `auxiliary.make_objective` makes it   optimizer: an
+  `optimizer.Optimizer`   bias_rate: of the routers' biases, moved after the
+  optimiser's update; 0 leaves them.
 
   A batch whose loss, gradient norm or new parameters are not finite changes
   neither parameters nor optimiser; it is counted in `skipped` and, until a good
@@ -89,7 +88,9 @@ def train_step(
   told, grads = told_and_grads(objective, state.params, batch, accumulate)
   loss = told.nats
   norm = optax.tree.norm(grads)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  updates, opt_state, rate = optimizer.update(
+    grads, state.opt_state, state.params
+  )
   params = optax.apply_updates(state.params, updates)
   # moments of finite gradients are finite
   good = jnp.isfinite(loss) & jnp.isfinite(norm) & _finite(params)
@@ -103,7 +104,7 @@ def train_step(
   metrics = {
     'loss': loss,
     'grad_norm': norm,
-    'lr': rate(state.step - state.skipped),
+    'lr': rate,
     'skipped': state.skipped + bad,
     'streak': (state.streak + bad) * bad,
     **load_figures(told.reports),

@@ -14,6 +14,7 @@ import pytest
 from deltanet_jax import config
 from deltanet_jax.config import mixers as mixer_config
 from deltanet_jax.config.experiment import MeshConfig
+from deltanet_jax.config.forms import OWN
 from deltanet_jax.layers.proj import AXES
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.parallel import sharding
@@ -135,7 +136,7 @@ def _close(got, want, rtol=2e-5):
 @pytest.mark.parametrize('cfg', list(_configs(RULE_OPTIONS)))
 def test_forms_agree_in_value_and_gradient(cfg):
   x, w = _inputs()
-  forms = mixer_config.FORMS if hasattr(cfg, 'form') else (None,)
+  forms = OWN if hasattr(cfg, 'form') else (None,)
   found = [
     _pull(dataclasses.replace(cfg, form=form) if form else cfg)(
       _params(cfg), x, w

@@ -36,6 +36,7 @@ from deltanet_jax.model import (
 from deltanet_jax.objectives import auxiliary
 from deltanet_jax.ops import routing
 from deltanet_jax.train import state as states, step as steps
+from deltanet_jax.train.optimizer import Optimizer
 
 pytestmark = [
   pytest.mark.slow,
@@ -214,14 +215,14 @@ def test_config_survives_json():
 
 
 def _step(objective, accumulate=1):
-  optimizer = optax.adam(1e-2)
+  adam = optax.adam(1e-2)
+  optimizer = Optimizer(adam.init, lambda *args: (*adam.update(*args), 1e-2))
   state = states.create(_params(), optimizer)
   return jax.jit(
     lambda state, batch: steps.train_step(
       state,
       batch,
       optimizer=optimizer,
-      rate=lambda step: 1.0,
       accumulate=accumulate,
       bias_rate=objective.bias_rate,
       objective=auxiliary.make_objective(CFG, jnp.float32, objective),

@@ -30,6 +30,7 @@ from deltanet_jax.model import HybridLM
 from deltanet_jax.objectives.auxiliary import make_objective
 from deltanet_jax.ops import delta_rule, kda, linear_attention
 from deltanet_jax.parallel import experts, sequence, sharding
+from deltanet_jax.parallel.choice import Choice
 from deltanet_jax.train import loop
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -230,7 +231,8 @@ EVEN, TILTED, ONE = (
   ],
 )
 def test_experts_on_other_devices_do_the_same(way, bias, axes, monkeypatch):
-  monkeypatch.setattr(experts, 'gathered', getattr(experts, way))
+  choice = Choice(exchange=way, slices=False)
+  monkeypatch.setattr(experts, 'choose', lambda device: choice)
   monkeypatch.setattr(jax.lax, 'ragged_all_to_all', _ragged)
   monkeypatch.setattr(experts, 'FEW', 0)
   moe = MoE(
