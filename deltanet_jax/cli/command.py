@@ -14,7 +14,7 @@ FLAGS = flags.FLAGS
 CLOSED_PIPE = 141  # what a shell says of a command that SIGPIPE ended
 
 
-def run(main, take=lambda argv: (None, argv)):
+def run_command(main, take=lambda argv: (None, argv)):
   """Runs `main(taken)` as an absl app and exits with the status it returns.
 
   take: argv -> (what it took, the other arguments), before absl reads them.
@@ -54,17 +54,17 @@ def _run(main, take):
   try:
     taken, argv = take(argv)
   except ConfigError as error:
-    refuse(error)
+    refuse_input(error)
 
   def parse(argv):
     try:
       rest = FLAGS(argv)
     except flags.Error as error:
-      refuse(' '.join(str(error).split()))
+      refuse_input(' '.join(str(error).split()))
     if FLAGS['verbosity'].using_default_value:
       logging.set_verbosity(logging.WARNING)  # the libraries tell a lot
     if rest[1:]:
-      refuse(f'unexpected argument {rest[1]!r}; --help shows the flags')
+      refuse_input(f'unexpected argument {rest[1]!r}; --help shows the flags')
     return rest
 
   def guarded(argv):
@@ -72,7 +72,7 @@ def _run(main, take):
     try:
       return main(taken)
     except ConfigError as error:
-      refuse(error)
+      refuse_input(error)
     except KeyboardInterrupt:
       return 130
 
@@ -82,14 +82,14 @@ def _run(main, take):
     return end.code
 
 
-def refuse(message):
+def refuse_input(message):
   """Ends the process as bad input does."""
   line = ' '.join(str(message).splitlines())
   print(f'error: {line}', file=sys.stderr)
   sys.exit(2)
 
 
-def output(flag, suffix=None):
+def check_output(flag, suffix=None):
   """The path that a flag names, or None: known to be writable before the work.
 
   suffix: of the file; the flag's own name unless given

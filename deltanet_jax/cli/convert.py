@@ -30,7 +30,7 @@ TO = flags.DEFINE_string('to', None, 'Folder to write.', required=True)
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):

@@ -32,7 +32,7 @@ from absl import flags
 
 from deltanet_jax.cli import command, model_flags
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.files import json_text, write_text
+from deltanet_jax.config.files import format_json, write_text
 
 flags.adopt_module_key_flags(model_flags)
 
@@ -56,7 +56,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'File to keep the JSON in.')
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):
@@ -74,7 +74,7 @@ def _main(taken):
   result = _score(source, SEQ_LEN.value or source.seq_len)
   if isinstance(result, int):
     return result
-  text = json_text(result).rstrip('\n')
+  text = format_json(result).rstrip('\n')
   if output:
     write_text(output, text + '\n')
   print(text)
@@ -86,7 +86,9 @@ def _score(source, seq_len):
   from deltanet_jax.data.tokenizer import load_tokenizer
 
   with _named_as_flags():
-    documents = list(files.read(files.find(DATA.value), FIELD.value))
+    documents = list(
+      files.read_documents(files.find_files(DATA.value), FIELD.value)
+    )
   if not documents:
     raise ConfigError(f'--data={DATA.value}: its files hold no text')
   tokenizer = load_tokenizer(source.tokenizer)
@@ -144,7 +146,7 @@ def _scored(what, how):
     return perplexity.score_documents(*what, **how), {}
   lengths = sorted({int(n) for n in REPEATS.value})
   score, shares = repeats.score_documents(*what, lengths, **how)
-  print(repeats.text(shares), file=sys.stderr)
+  print(repeats.format_shares(shares), file=sys.stderr)
   return score, {'repeats': [share._asdict() for share in shares]}
 
 

@@ -52,7 +52,7 @@ SEED = flags.DEFINE_integer(
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):

@@ -26,7 +26,7 @@ def open_source():
 
   if (WORKDIR.value is None) == (RELEASED.value is None):
     raise ConfigError('give one of --workdir and --released')
-  classes = config.classes(CONFIG.value) if CONFIG.value else ()
+  classes = config.find_classes(CONFIG.value) if CONFIG.value else ()
   if WORKDIR.value is not None:
     return source.open_run(Workdir(WORKDIR.value), classes)
   folder = hub.find(RELEASED.value)

@@ -28,8 +28,8 @@ MEET_SECONDS = flags.DEFINE_integer(
 )
 
 
-def asked():
-  """The arguments of `processes.join`, or None for a process alone.
+def read_process_flags():
+  """The arguments of `processes.join_processes`, or None for a process alone.
 
   Raises:
     ConfigError: flags are missing or do not fit each other.
@@ -67,25 +67,25 @@ def asked():
 
 
 @contextlib.contextmanager
-def joined():
+def join_others():
   """What is done in it is done by all processes together.
 
   A failure in one ends it at once, and thereby the others.
 
   Raises:
-    ConfigError: as `asked`.
+    ConfigError: as `read_process_flags`.
   """
-  how = asked()
+  how = read_process_flags()
   if how is None:
     yield
     return
   from deltanet_jax.runs import processes
 
-  processes.join(**how)
+  processes.join_processes(**how)
   try:
     yield
   except BaseException as error:
-    processes.leave(_told(error))
+    processes.leave_processes(_told(error))
 
 
 def _told(error):

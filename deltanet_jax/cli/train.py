@@ -53,7 +53,7 @@ from absl import flags
 from deltanet_jax import config
 from deltanet_jax.cli import command, process_flags
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.files import json_text
+from deltanet_jax.config.files import format_json
 from deltanet_jax.runs.folder import Workdir
 
 WORKDIR = flags.DEFINE_string(
@@ -70,20 +70,20 @@ flags.adopt_module_key_flags(process_flags)
 
 def main():
   """The command."""
-  command.run(_main, take)
+  command.run_command(_main, split_flags)
 
 
 def _main(taken):
   experiment, source = read_flags(*taken)
-  result = run(experiment, Workdir(WORKDIR.value), source)
+  result = train_run(experiment, Workdir(WORKDIR.value), source)
   if isinstance(result, int):
     return 128 + result
   if result is not None:
-    print(json_text(result), end='')
+    print(format_json(result), end='')
   return 0
 
 
-def take(argv):
+def split_flags(argv):
   """((file or None, changes), the other arguments) of a command line."""
   path, changes, rest = config.split_argv(argv)
   return (path, changes), rest
@@ -102,14 +102,14 @@ def read_flags(path, changes):
   if RELEASED.value is None and not workdir.start.is_file():
     return experiment, None
   from deltanet_jax.runs import start
-  from deltanet_jax.runs.source import open_model, recorded
+  from deltanet_jax.runs.source import open_model, read_start
 
-  classes = config.classes(path) if path else ()
-  source = recorded(workdir, classes)
+  classes = config.find_classes(path) if path else ()
+  source = read_start(workdir, classes)
   if RELEASED.value is None:
     return experiment, source
   if workdir.config.is_file():
-    start.require_same(workdir, source, RELEASED.value)
+    start.require_same_source(workdir, source, RELEASED.value)
   else:
     source = open_model(RELEASED.value, classes)
   return start.make_experiment(source, path or 'finetune', changes), source
@@ -117,11 +117,11 @@ def read_flags(path, changes):
 
 def _without_start(path, changes, workdir):
   if path is None and workdir is not None and workdir.config.is_file():
-    return config.override_all(workdir.read(), changes)
-  return config.read(path, changes)
+    return config.override_fields(workdir.read(), changes)
+  return config.read_experiment(path, changes)
 
 
-def run(experiment, workdir, source=None):
+def train_run(experiment, workdir, source=None):
   """The results of the run, or the signal that stopped it; of several
   processes only the first has results, the others None."""
   workdir.check(experiment, NEW_TEXT.value)
@@ -134,7 +134,7 @@ def run(experiment, workdir, source=None):
       )
     print(f'finished before: {workdir.path}', file=sys.stderr)
     return result
-  with process_flags.joined():
+  with process_flags.join_others():
     tokenizer = workdir.tokenizer(experiment)
     if source is not None and tokenizer == source.tokenizer:
       source.require_tokenizer()
@@ -168,7 +168,7 @@ def _train(experiment, workdir, data, source, tokenizer):
   from deltanet_jax.runs.checkpoint import CheckpointError
   from deltanet_jax.train import loop
 
-  texts = start.stored_texts(source, tokenizer)
+  texts = start.make_texts(source, tokenizer)
   try:
     return loop.train(
       experiment,

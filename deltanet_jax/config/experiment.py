@@ -39,7 +39,7 @@ class MLPConfig:
   hidden: Count
 
   def __post_init__(self):
-    ranges.check(self)
+    ranges.check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class MoEConfig:
 
   def __post_init__(self):
     _choice('MoEConfig.score', self.score, ('softmax', 'sigmoid'))
-    ranges.check(self)
+    ranges.check_ranges(self)
     if self.experts % self.groups or self.top_groups > self.groups:
       raise ValueError(
         f'MoEConfig.groups {self.groups} must divide the {self.experts} experts'
@@ -94,7 +94,7 @@ class Residual:
 
   def __post_init__(self):
     _choice('Residual.form', self.form, ('pre', 'post', 'normed'))
-    ranges.check(self)
+    ranges.check_ranges(self)
     if self.form != 'normed' and (self.alpha, self.beta) != (1, 1):
       raise ValueError(
         f'Residual.alpha {self.alpha} and beta {self.beta} belong to the form'
@@ -129,7 +129,7 @@ class ModelConfig:
 
   def __post_init__(self):
     _choice('model.remat', self.remat, ('none', 'dots', 'full'))
-    ranges.check(self, 'model')
+    ranges.check_ranges(self, 'model')
     if not self.layers:
       raise ValueError('model has no layer; give a period and repeats >= 1')
 
@@ -152,7 +152,7 @@ class DataConfig:
   seed: Annotated[int, Whole(0, None)] = 0
 
   def __post_init__(self):
-    ranges.check(self, 'data')
+    ranges.check_ranges(self, 'data')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ class OptimConfig:
   def __post_init__(self):
     _choice('optim.name', self.name, ('adamw', 'muon'))
     _choice('optim.schedule', self.schedule, ('cosine', 'wsd', 'constant'))
-    ranges.check(self, 'optim')
+    ranges.check_ranges(self, 'optim')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ class ObjectiveConfig:
   bias_rate: NotNegative = 0.0  # step of the routers' selection biases
 
   def __post_init__(self):
-    ranges.check(self, 'train.objective')
+    ranges.check_ranges(self, 'train.objective')
     if not (self.next or self.further or self.balance or self.indexer):
       raise ValueError(
         'train.objective has next, further, balance and indexer at 0, and'
@@ -213,7 +213,7 @@ class TrainConfig:
 
   def __post_init__(self):
     _choice('train.dtype', self.dtype, ('float32', 'bfloat16'))
-    ranges.check(self, 'train')
+    ranges.check_ranges(self, 'train')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +232,7 @@ class MeshConfig:
   tensor: Devices = 1
 
   def __post_init__(self):
-    ranges.check(self, 'mesh')
+    ranges.check_ranges(self, 'mesh')
     sizes = dataclasses.asdict(self)
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1:

@@ -24,17 +24,17 @@ def write_text(path, text):
     raise
 
 
-def json_text(tree):
-  """A tree as a text that every reader of JSON takes, see `finite`."""
-  return json.dumps(finite(tree), indent=2, allow_nan=False) + '\n'
+def format_json(tree):
+  """A tree as JSON that every reader takes, see `replace_nonfinite`."""
+  return json.dumps(replace_nonfinite(tree), indent=2, allow_nan=False) + '\n'
 
 
-def finite(tree):
+def replace_nonfinite(tree):
   """A tree for JSON, which has no inf and no nan: they become None."""
   if isinstance(tree, dict):
-    return {name: finite(value) for name, value in tree.items()}
+    return {name: replace_nonfinite(value) for name, value in tree.items()}
   if isinstance(tree, list | tuple):
-    return [finite(value) for value in tree]
+    return [replace_nonfinite(value) for value in tree]
   if isinstance(tree, float) and not math.isfinite(tree):
     return None
   return tree

@@ -13,7 +13,7 @@ import warnings
 from deltanet_jax.config import preset_names
 from deltanet_jax.config.error import ConfigError
 from deltanet_jax.config.experiment import Experiment
-from deltanet_jax.config.overrides import check_types, override_all
+from deltanet_jax.config.overrides import check_types, override_fields
 from deltanet_jax.config.stored import is_config
 
 
@@ -28,8 +28,8 @@ def load(name, released=None):
   replaced.
   """
   name = str(name)
-  path, size = preset_names.locate(name)
-  if (spelling := preset_names.respell(name)) is not None:
+  path, size = preset_names.locate_preset(name)
+  if (spelling := preset_names.respell_preset(name)) is not None:
     warnings.warn(f'{name} is now {spelling}', stacklevel=2)
     name = spelling
   try:
@@ -57,13 +57,13 @@ def load(name, released=None):
   return cfg
 
 
-def classes(name):
+def find_classes(name):
   """The configuration classes that a file has by name: what `from_json` is
   given where a run's mixers are a user's own.
 
   name: as for `load`
   """
-  path, _ = preset_names.locate(str(name))
+  path, _ = preset_names.locate_preset(str(name))
   try:
     values = preset_names.run_file(path).values()
   except Exception as error:
@@ -100,7 +100,7 @@ def _call(name, module, size, released):
   return get_config(*([released] if takes else []), **sizing), bool(takes)
 
 
-def read(path, changes):
+def read_experiment(path, changes):
   """The `Experiment` of a preset or file, see `load`, and (name, text) pairs.
 
   Raises:
@@ -110,13 +110,13 @@ def read(path, changes):
     files = sorted(map(str, pathlib.Path('configs').glob('*.py')))
     there = ', '.join(files or preset_names.list_families())
     raise ConfigError(f'no --config=FILE given; there is {there}')
-  return override_all(load(path), changes)
+  return override_fields(load(path), changes)
 
 
-def from_argv(argv):
+def parse_argv(argv):
   """(Experiment, the other arguments) of a command line, see `split_argv`."""
   path, changes, rest = split_argv(argv)
-  return read(path, changes), rest
+  return read_experiment(path, changes), rest
 
 
 def split_argv(argv):

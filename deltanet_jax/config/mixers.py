@@ -33,7 +33,7 @@ class MixerConfig:
   module: ClassVar[str]  # 'package.module:Class' of the Flax module
 
   def __post_init__(self):
-    ranges.check(self)
+    ranges.check_ranges(self)
 
   def _class(self):
     path, name = self.module.split(':')
@@ -77,7 +77,7 @@ class YarnConfig:
   truncate: bool = True  # the ramp's ends are whole pairs
 
   def __post_init__(self):
-    ranges.check(self)
+    ranges.check_ranges(self)
 
   @property
   def length(self):

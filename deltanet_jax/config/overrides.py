@@ -8,8 +8,8 @@ import typing
 from deltanet_jax.config.error import ConfigError
 
 
-def override(cfg, name, text):
-  """`cfg` with one field replaced: override(cfg, 'optim.lr', '3e-4').
+def override_field(cfg, name, text):
+  """`cfg` with one field replaced: override_field(cfg, 'optim.lr', '3e-4').
 
   Names join fields by dots, and index tuples: 'model.period.0.mixer.chunk'.
   The text is read as the field's annotation says: int, float, bool, str, or
@@ -19,11 +19,11 @@ def override(cfg, name, text):
     ConfigError: an unknown name, a text of another type, or a value that the
       configuration itself refuses.
   """
-  return override_all(cfg, [(name, text)])
+  return override_fields(cfg, [(name, text)])
 
 
-def override_all(cfg, changes):
-  """`override` for many (name, text) pairs; the last of a name counts.
+def override_fields(cfg, changes):
+  """`override_field` for many (name, text) pairs; the last of a name counts.
 
   All are set at once, so that two fields that must fit each other can change
   together.

@@ -1,7 +1,7 @@
 """Finds prefix, repeated period and suffix in a list of layers."""
 
 
-def fold(layers):
+def fold_layers(layers):
   """(prefix, period, repeats, suffix) of a list of layers.
 
   The split that leaves fewest distinct layers to compile, then the shortest

@@ -56,7 +56,7 @@ def list_former() -> dict[str, str]:
   return {join(name): name for name in list_presets() if ':' in name}
 
 
-def locate(given: str) -> tuple[pathlib.Path, str | None]:
+def locate_preset(given: str) -> tuple[pathlib.Path, str | None]:
   """(file, size or None) of a preset's name or a path, former ones too.
 
   A file whose own path holds a colon is that file.
@@ -64,28 +64,28 @@ def locate(given: str) -> tuple[pathlib.Path, str | None]:
   Raises:
     ConfigError: there is none; the message says what there is.
   """
-  place = _locate(given) or _locate(respell(given) or given)
+  place = _locate(given) or _locate(respell_preset(given) or given)
   if place is None:
     raise ConfigError(f'no preset or file {given}{_suggest(given)}')
   return place
 
 
-def label(given: str) -> str:
+def label_preset(given: str) -> str:
   """A short name of what is given: 'qwen3:8b' for configs/qwen3.py."""
-  path, size = locate(given)
+  path, size = locate_preset(given)
   takes = inspect.signature(run_file(path)['get_config']).parameters
   if size is None and 'size' in takes:
     size = takes['size'].default
   return path.stem if size is None else f'{path.stem}:{size}'
 
 
-def describe(given: str) -> str:
+def describe_preset(given: str) -> str:
   """The first line of the docstring of a preset's file."""
-  tree = ast.parse(locate(given)[0].read_text())
+  tree = ast.parse(locate_preset(given)[0].read_text())
   return (ast.get_docstring(tree) or '').split('\n')[0]
 
 
-def respell(given: str) -> str | None:
+def respell_preset(given: str) -> str | None:
   """Today's spelling of a former name or path, None for any other.
 
   Every preset was a file: configs/qwen3_8b.py is now configs/qwen3.py:8b.

@@ -86,7 +86,7 @@ BelowOne = Annotated[
 ]
 
 
-def check(cfg, name=None):
+def check_ranges(cfg, name=None):
   """Refuses numbers of a dataclass that are outside of their fields' ranges.
 
   name: of the configuration in messages, its class's unless given. Whole

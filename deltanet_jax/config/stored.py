@@ -39,7 +39,7 @@ def from_json(text, kind=None, classes=()):
   return found
 
 
-def difference(a, b):
+def list_differences(a, b):
   """Lines 'optim.lr: 0.001 != 0.002', one for each value not shared."""
   return list(_differences(a, b, ()))
 
@@ -57,14 +57,14 @@ def _differences(a, b, path):
     yield f'{name}: {_brief(a)} != {_brief(b)}'
 
 
-def own_classes(cfg):
+def find_own_classes(cfg):
   """The classes in a configuration that are of no module of this package."""
   if isinstance(cfg, tuple):
-    return {kind for item in cfg for kind in own_classes(item)}
+    return {kind for item in cfg for kind in find_own_classes(item)}
   if not dataclasses.is_dataclass(cfg):
     return set()
   values = [getattr(cfg, field.name) for field in dataclasses.fields(cfg)]
-  own = own_classes(tuple(values))
+  own = find_own_classes(tuple(values))
   return own if ':' not in _type_name(type(cfg)) else own | {type(cfg)}
 
 

@@ -7,7 +7,7 @@ import json
 from deltanet_jax.config import ConfigError
 
 
-def render(path, template, message, tokens):
+def render_template(path, template, message, tokens):
   """The prompt that a template makes of a user's message.
 
   path: where the template stands, for error messages   tokens: {'bos_token':

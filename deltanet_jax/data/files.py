@@ -18,7 +18,7 @@ class Document(NamedTuple):
   content: bytes
 
 
-def find(patterns):
+def find_files(patterns):
   """The sorted files that match globs separated by commas.
 
   `**` matches any number of folders. A glob that begins with '!' takes its
@@ -149,7 +149,7 @@ def _match(parts, pattern):
   )
 
 
-def read(files, field):
+def read_documents(files, field):
   """Yields the `Document`s of `files`, empty ones left out.
 
   A .jsonl file holds one document per line, a .parquet file one per row, both

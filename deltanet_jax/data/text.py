@@ -33,8 +33,8 @@ class TextData:
   """
 
   def __init__(self, cfg):
-    found = files.find(cfg.path)
-    documents = list(files.read(found, cfg.field))
+    found = files.find_files(cfg.path)
+    documents = list(files.read_documents(found, cfg.field))
     # one shuffle for both sides, so that the first held-out rows are a sample
     order = np.random.default_rng(cfg.seed).permutation(len(documents))
     heldout, train = [], []

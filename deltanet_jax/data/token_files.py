@@ -82,7 +82,7 @@ class TokenFiles:
     for key in LISTS:
       file, key, value = said(key)
       if not isinstance(value, list | dict | None):
-        raise refusal(file, key, value, 'a list of tokens')
+        raise make_refusal(file, key, value, 'a list of tokens')
       if isinstance(value, dict):
         for name, one in value.items():
           found += _named(name, file, f'{key}.{name}', one)
@@ -91,7 +91,7 @@ class TokenFiles:
         found += _named(None, file, f'{key}[{i}]', one)
     file, key, value = said('added_tokens_decoder')
     if not isinstance(value, dict | None):
-      raise refusal(file, key, value, 'an object of tokens')
+      raise make_refusal(file, key, value, 'an object of tokens')
     for i, one in (value or {}).items():
       found += _named(None, file, f'{key}.{i}', one)
     return found
@@ -113,7 +113,7 @@ class TokenFiles:
   def _checked(self, key, kind, wanted):
     value = self._config.get(key)
     if not isinstance(value, kind | None):
-      raise refusal(self._config_path, key, value, wanted)
+      raise make_refusal(self._config_path, key, value, wanted)
     return value
 
   def template(self):
@@ -145,7 +145,7 @@ class TokenFiles:
     path, config = self._model()
     inner = config.get('text_config')
     if not isinstance(inner, dict | None):
-      raise refusal(path, 'text_config', inner, 'an object')
+      raise make_refusal(path, 'text_config', inner, 'an object')
     return _ids(path, 'eos_token_id', config) or _ids(
       path, 'text_config.eos_token_id', inner or {}
     )
@@ -182,16 +182,16 @@ def read_json(path):
   except ValueError as error:  # no JSON, or no UTF-8
     raise ConfigError(f'{path}: no JSON: {error}') from error
   if not isinstance(found, dict):
-    raise ConfigError(f'{path} holds {shown(found)}; give an object')
+    raise ConfigError(f'{path} holds {format_value(found)}; give an object')
   return found
 
 
-def refusal(path, key, value, wanted):
+def make_refusal(path, key, value, wanted):
   """The error that says which value of which file is wrong."""
-  return ConfigError(f'{path}: {key} is {shown(value)}; give {wanted}')
+  return ConfigError(f'{path}: {key} is {format_value(value)}; give {wanted}')
 
 
-def shown(value, most=60):
+def format_value(value, most=60):
   """`value` as JSON in one short line."""
   try:
     text = json.dumps(value)
@@ -208,11 +208,13 @@ def _fields(path, key, value):
   if isinstance(value, str):
     value = {'content': value}
   if not isinstance(value, dict) or not isinstance(value.get('content'), str):
-    raise refusal(path, key, value, 'a token: its name, or an object of it')
+    raise make_refusal(
+      path, key, value, 'a token: its name, or an object of it'
+    )
   known = {k: value[k] for k in ('content', 'special', *FLAGS) if k in value}
   for flag in known.keys() - {'content'}:
     if not isinstance(value[flag], bool):
-      raise refusal(path, f'{key}.{flag}', value[flag], 'true or false')
+      raise make_refusal(path, f'{key}.{flag}', value[flag], 'true or false')
   if not key.startswith('added_tokens_decoder'):
     known['special'] = True
   return [known]
@@ -244,20 +246,20 @@ def _default(path, value):
   named = value
   if isinstance(value, list):
     if not all(isinstance(one, dict) for one in value):
-      raise refusal(path, 'chat_template', value, 'objects of named ones')
+      raise make_refusal(path, 'chat_template', value, 'objects of named ones')
     named = {str(one.get('name')): one.get('template') for one in value}
   if not isinstance(named, dict):
-    raise refusal(
+    raise make_refusal(
       path, 'chat_template', value, 'a text or a list of named ones'
     )
   if 'default' not in named:
     raise ConfigError(
-      f"{path}: none of the chat templates {shown(list(named))} is 'default';"
-      ' copy the one to use into a chat_template.jinja'
+      f'{path}: none of the chat templates {format_value(list(named))} is'
+      " 'default'; copy the one to use into a chat_template.jinja"
     )
   if not isinstance(named['default'], str):
     found = named['default']
-    raise refusal(path, 'the chat_template default', found, 'a text')
+    raise make_refusal(path, 'the chat_template default', found, 'a text')
   return named['default']
 
 
@@ -268,5 +270,5 @@ def _ids(path, key, found):
     return set()
   ids = value if isinstance(value, list) else [value]
   if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-    raise refusal(path, key, value, 'an id or a list of ids')
+    raise make_refusal(path, key, value, 'an id or a list of ids')
   return set(ids)

@@ -250,7 +250,7 @@ class FileTokenizer:
         f'{self._folder}: no chat template; leave --chat out, or'
         ' add a chat_template.jinja'
       )
-    return chat_template.render(*found, message, self._files.named)
+    return chat_template.render_template(*found, message, self._files.named)
 
   def encode(self, text):
     """int32 [T]: the ids of a plain text, no special token added."""

@@ -5,21 +5,21 @@ import jax.numpy as jnp
 
 from deltanet_jax.data.rows import Rows
 from deltanet_jax.model import HybridLM
-from deltanet_jax.objectives.score import add_up
+from deltanet_jax.objectives.score import sum_scores
 from deltanet_jax.parallel import sharding
 from deltanet_jax.progress import Progress
 from deltanet_jax.train import step as steps
 
 
 def score_documents(cfg, params, documents, tokenizer, **how):
-  """The `Score` of `Document`s; arguments as of `over_documents`."""
-  return add_up(
-    over_documents(steps.make_loss, cfg, params, documents, tokenizer, **how),
+  """The `Score` of `Document`s; arguments as of `run_documents`."""
+  return sum_scores(
+    run_documents(steps.make_loss, cfg, params, documents, tokenizer, **how),
     tokenizer.eod,
   )
 
 
-def over_documents(
+def run_documents(
   make,
   cfg,
   params,

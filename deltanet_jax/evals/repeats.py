@@ -39,7 +39,7 @@ class Share(NamedTuple):
     return self.nats / math.log(2)
 
 
-def earlier(tokens, segment_ids, n):
+def find_earlier(tokens, segment_ids, n):
   """int64 [B,T]: how far back the n tokens that end here last stood, or 0.
 
   tokens, segment_ids [B,T]: only a run of one number other than 0 in a row of
@@ -70,14 +70,16 @@ def earlier(tokens, segment_ids, n):
   return distance.reshape(tokens.shape)
 
 
-def table(tokens, nats, segment_ids, *, lengths=(4, 16), edges=POWERS, seed=0):
+def compute_shares(
+  tokens, nats, segment_ids, *, lengths=(4, 16), edges=POWERS, seed=0
+):
   """`Share`s at every n of `lengths`: new tokens, repeated ones, and these by
   distance: [1, edges[0]), [edges[0], edges[1]), ...; only those that occur.
 
   tokens [B,T]: the tokens that were predicted (targets), nats [B,T]: what each
-  cost, segment_ids [B,T]: as for `earlier`. The intervals resample documents,
-  whose tokens are not independent. For two models give the difference of their
-  nats: that pairs them document by document.
+  cost, segment_ids [B,T]: as for `find_earlier`. The intervals resample
+  documents, whose tokens are not independent. For two models give the
+  difference of their nats: that pairs them document by document.
 
   The first n - 1 tokens of a document are new. A document cut in two by the
   end of a row is two: no model here sees past its row.
@@ -97,7 +99,7 @@ def table(tokens, nats, segment_ids, *, lengths=(4, 16), edges=POWERS, seed=0):
   document = _documents(segments)[0].reshape(nats.shape)
   shares = []
   for n in lengths:
-    distance = earlier(tokens, segments, n)
+    distance = find_earlier(tokens, segments, n)
     bounds = [1, *edges, None] if edges else []  # else as the part above
     parts = [(None, None, distance == 0), (1, None, distance > 0)]
     for near, far in zip(bounds[:-1], bounds[1:], strict=True):
@@ -118,10 +120,10 @@ def table(tokens, nats, segment_ids, *, lengths=(4, 16), edges=POWERS, seed=0):
 
 
 def score_documents(cfg, params, documents, tokenizer, lengths, **how):
-  """(Score, `table`) of `Document`s at the `lengths`; other arguments as of
-  `perplexity.over_documents`."""
+  """(Score, `compute_shares`) of `Document`s at the `lengths`; other arguments
+  as of `perplexity.run_documents`."""
   tokens, nats, segments, sums = [], [], [], []
-  for batch, one in perplexity.over_documents(
+  for batch, one in perplexity.run_documents(
     perplexity.make_token_nats, cfg, params, documents, tokenizer, **how
   ):
     tokens.append(batch['targets'])
@@ -130,11 +132,13 @@ def score_documents(cfg, params, documents, tokenizer, lengths, **how):
     weighted = np.sum(batch['weights'] * one, dtype=np.float64)
     sums.append(({k: batch[k] for k in ('weights', 'targets')}, weighted))
   join = np.concatenate
-  shares = table(join(tokens), join(nats), join(segments), lengths=lengths)
+  shares = compute_shares(
+    join(tokens), join(nats), join(segments), lengths=lengths
+  )
   return perplexity.add_up(sums, tokenizer.eod), shares
 
 
-def text(shares):
+def format_shares(shares):
   """The table to read, in nats per token."""
   lines = [f'{"n":>3}  {"distance":>18} {"tokens":>10} {"nats":>8}  95%']
   for s in shares:

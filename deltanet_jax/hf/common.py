@@ -96,7 +96,7 @@ def model_config(keys, layers, eps=1e-6, **more):
   keys.require('hidden_act', 'silu', 'swish', default='silu')
   keys.top.without('per_layer_config')
   keys.without('per_layer_config')
-  prefix, period, repeats, suffix = pattern.fold(layers)
+  prefix, period, repeats, suffix = pattern.fold_layers(layers)
   places = {id(place): place for place in (keys, keys.top)}.values()
   return ModelConfig(
     vocab=keys.size('vocab_size'),

@@ -18,14 +18,14 @@ from deltanet_jax.objectives.loss import cross_entropy
 from deltanet_jax.ops.routing import balance_loss, updated_bias
 
 
-class Told(NamedTuple):
+class ObjectiveReport(NamedTuple):
   """What an objective says beside its value."""
 
   nats: jax.Array  # summed next-token loss
   reports: Reports
 
 
-def moves(path, weights):
+def has_gradient(path, weights):
   """Whether an ObjectiveConfig has a gradient for the parameter at `path`.
 
   What has none must not decay either: the block of a further token that is not
@@ -59,18 +59,18 @@ def make_objective(cfg, dtype, weights):
     nats = cross_entropy(hidden, head, batch['targets'], batch['weights'])
     total, count = weights.next * nats, batch['weights'].sum()
     if weights.further:
-      further = further_loss(params, cfg, dtype, hidden, batch)
+      further = compute_further_loss(params, cfg, dtype, hidden, batch)
       total += weights.further * further
     if weights.balance:
-      total += weights.balance * count * balance(reports)
+      total += weights.balance * count * compute_balance_loss(reports)
     if weights.indexer:
-      total += weights.indexer * count * indexer_loss(reports)
-    return total, Told(nats, reports)
+      total += weights.indexer * count * compute_indexer_loss(reports)
+    return total, ObjectiveReport(nats, reports)
 
   return objective
 
 
-def further_loss(params, cfg, dtype, hidden, batch):
+def compute_further_loss(params, cfg, dtype, hidden, batch):
   """Summed nats of the tokens after the targets (arXiv:2412.19437 eq. 24).
 
   hidden [B,T,D]: Backbone's, batch: as for the main loss. A document's last
@@ -92,12 +92,12 @@ def further_loss(params, cfg, dtype, hidden, batch):
   )
 
 
-def balance(reports):
+def compute_balance_loss(reports):
   """The balance loss of all layers with experts, taken together."""
   return balance_loss(_loads(reports))
 
 
-def load_figures(reports):
+def measure_loads(reports):
   """How evenly experts are used: the share of tokens of the most and the least
   chosen one of any layer, over an equal share. {} of a model without experts.
   """
@@ -117,7 +117,7 @@ def _loads(reports):
   return jax.tree.map(lambda *x: jnp.concatenate([rows(a) for a in x]), *loads)
 
 
-def indexer_loss(reports):
+def compute_indexer_loss(reports):
   """The indexers' losses, summed over layers (a mean over tokens in each).
 
   Its gradient moves the indexers only. Alone, with DSAConfig.stage 'dense', it
@@ -126,7 +126,7 @@ def indexer_loss(reports):
   return sum(r.mixer.sum() for r in _layers(reports) if r.mixer is not None)
 
 
-def updated_biases(params, reports, rate):
+def update_biases(params, reports, rate):
   """HybridLM's parameters with every router's selection bias moved towards
   balance by `rate` (arXiv:2408.15664), from the shares of one batch."""
   backbone = dict(params['backbone'])

@@ -32,7 +32,7 @@ class Score(NamedTuple):
     return self.nats / math.log(2) / size
 
 
-def evaluate(total_loss, params, batches, place, eod):
+def score_batches(total_loss, params, batches, place, eod):
   """The `Score` of batches as `TextData.heldout_batches` gives them.
 
   total_loss: jitted (params, batch) -> nats   place: host batch -> device batch
@@ -55,7 +55,7 @@ def _counts(weights, targets, eod):
   return jnp.sum(scored), jnp.sum(scored & (targets == eod))
 
 
-def add_up(scored, eod):
+def sum_scores(scored, eod):
   """The `Score` of pairs (host batch, nats of its targets with weight)."""
   nats, tokens, ends = 0.0, 0, 0
   for batch, one in scored:

@@ -136,9 +136,9 @@ class Checkpoints:
   def _set_aside(self):
     if not self._damaged:
       return
-    for step in self._damaged if processes.first() else ():
+    for step in self._damaged if processes.is_first() else ():
       (self._folder / str(step)).rename(self._free(f'damaged-{step}'))
-    processes.gather(0)  # the others wait for the first
+    processes.gather_arrays(0)  # the others wait for the first
     self._damaged = []
     self._manager.close()
     self._open()
@@ -154,7 +154,7 @@ class Checkpoints:
 
   def _whole(self, step, abstract):
     """The items of a step; what one process cannot read, none takes."""
-    read, sums = processes.together(
+    read, sums = processes.call_together(
       lambda: self._read(step, abstract), _Damaged
     )
     for name in abstract:
@@ -214,7 +214,7 @@ def _flatten(tree):
 def _fingerprints(arrays):
   """{path: [shape, type, checksum]}, as JSON gives it back."""
   own = np.array([_checksum(x) for x in arrays.values()], np.uint32)
-  sums = processes.gather(own).sum(0, dtype=np.uint32)
+  sums = processes.gather_arrays(own).sum(0, dtype=np.uint32)
   return {
     path: [list(x.shape), str(x.dtype), int(crc)]
     for (path, x), crc in zip(arrays.items(), sums, strict=True)

@@ -13,7 +13,7 @@ from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.config.files import (
-  json_text,
+  format_json,
   read_json,
   read_text,
   write_text,
@@ -75,8 +75,8 @@ class Workdir:
       raise ConfigError(f'--workdir={self.path} is a file; give a folder')
     if not self.config.is_file():
       return
-    stored, lines = self.read(config.own_classes(experiment)), []
-    for line in config.difference(stored, experiment):
+    stored, lines = self.read(config.find_own_classes(experiment)), []
+    for line in config.list_differences(stored, experiment):
       name = line.split(':')[0]
       if not FREE.fullmatch(name) and not (new_text and TEXT.fullmatch(name)):
         lines.append(line)
@@ -158,7 +158,7 @@ class Workdir:
       since, said = min(before['since'], step), None
     found = {**text, 'since': since}
     if found != before:
-      write_text(self.corpus, json_text(found))
+      write_text(self.corpus, format_json(found))
     return since, said
 
   def _text(self):

@@ -21,7 +21,7 @@ from deltanet_jax.config import ConfigError
 LINGER = 3  # seconds that process 0 outlives a failure
 
 
-def join(seconds, coordinator=None, processes=None, process=None):
+def join_processes(seconds, coordinator=None, processes=None, process=None):
   """Meets the other processes; before any device is touched.
 
   seconds: in which all have to come, or this process ends with status 1
@@ -67,33 +67,33 @@ def _give_up(seconds, coordinator, process):
   os._exit(1)
 
 
-def leave(status):
+def leave_processes(status):
   """Ends this process at once, without the wait for others that jax has at the
   end: they may be gone, or wait for this one."""
   sys.stdout.flush()
   sys.stderr.flush()
-  if first():
+  if is_first():
     # it serves the runtime: the others shall end by their own words
     time.sleep(LINGER)
   os._exit(status)
 
 
-def first():
+def is_first():
   """Whether this process is the one that writes what all have in common."""
   return jax.process_index() == 0
 
 
-def gather(x):
+def gather_arrays(x):
   """[P, ...] of every process's x, a numpy array or a number of 32 bits."""
   return np.asarray(multihost_utils.process_allgather(np.asarray(x)))
 
 
-def largest(number):
+def find_largest(number):
   """The largest of the processes' whole numbers."""
-  return int(gather(np.int32(number)).max())
+  return int(gather_arrays(np.int32(number)).max())
 
 
-def together(call, kind=ConfigError):
+def call_together(call, kind=ConfigError):
   """What call() returns, when it succeeds in every process.
 
   Raises:
@@ -104,13 +104,13 @@ def together(call, kind=ConfigError):
     found = call()
   except kind as raised:
     error = raised
-  failed = np.flatnonzero(gather(np.int32(error is not None)))
+  failed = np.flatnonzero(gather_arrays(np.int32(error is not None)))
   if failed.size:
     raise error or kind(f'process {failed[0]} failed; its own output says why')
   return found
 
 
-def require_same(parts):
+def require_same_start(parts):
   """Refuses processes that were started differently.
 
   parts: {what it is: text}
@@ -119,7 +119,7 @@ def require_same(parts):
     ConfigError: in every process, with what differs.
   """
   sums = [zlib.crc32(text.encode()) for text in parts.values()]
-  everyone = gather(np.array(sums, np.uint32))
+  everyone = gather_arrays(np.array(sums, np.uint32))
   for name, column in zip(parts, everyone.T, strict=True):
     others = np.flatnonzero(column != column[0])
     if others.size:
@@ -129,7 +129,7 @@ def require_same(parts):
       )
 
 
-def require_part(mesh):
+def require_devices(mesh):
   """Refuses a mesh without a device of every process.
 
   Raises:
@@ -144,7 +144,7 @@ def require_part(mesh):
     )
 
 
-class Share(NamedTuple):
+class RowShare(NamedTuple):
   """This process's part of batches of arrays [B,T].
 
   Several processes bring the same rows where the mesh splits time or weights
@@ -170,9 +170,9 @@ class Share(NamedTuple):
     return {name: put(x) for name, x in batch.items()}
 
 
-def share(home, shape):
-  """The `Share` of this process in batches [B,T] laid out by `home`."""
+def find_row_share(home, shape):
+  """The `RowShare` of this process in batches [B,T] laid out by `home`."""
   held = np.zeros(shape[0], bool)
   for rows, _ in home.addressable_devices_indices_map(shape).values():
     held[rows] = True
-  return Share(home, shape, np.flatnonzero(held))
+  return RowShare(home, shape, np.flatnonzero(held))

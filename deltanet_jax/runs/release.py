@@ -9,7 +9,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import write_text
 from deltanet_jax.hf import families, files, quantised
 from deltanet_jax.runs import checkpoint
-from deltanet_jax.runs.source import recorded
+from deltanet_jax.runs.source import read_start
 
 
 class _Released(files.Recorded):
@@ -41,7 +41,7 @@ def write_release(workdir, target):
   from deltanet_jax.model import HybridLM
 
   target = pathlib.Path(target)
-  model, begun = HybridLM(workdir.read().model), recorded(workdir)
+  model, begun = HybridLM(workdir.read().model), read_start(workdir)
   if (target / 'config.json').exists():
     raise ConfigError(f'{target} holds a model; give another folder')
   like = None if begun is None else begun.released

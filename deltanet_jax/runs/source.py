@@ -101,7 +101,7 @@ def open_model(name, classes=()):
 
 def open_run(workdir, classes=()):
   """The Source that a run's newest checkpoint is."""
-  experiment, before = workdir.read(classes), recorded(workdir, classes)
+  experiment, before = workdir.read(classes), read_start(workdir, classes)
   return Source(
     str(workdir.path.resolve()),
     experiment.model,
@@ -113,7 +113,7 @@ def open_run(workdir, classes=()):
   )
 
 
-def recorded(workdir, classes=()):
+def read_start(workdir, classes=()):
   """The Source that a run began with, or None.
 
   Raises:

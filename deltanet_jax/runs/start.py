@@ -13,7 +13,7 @@ from deltanet_jax.hf import hub
 _FREE = re.compile(r'(.*\.)?(remat|mixer\.(form|chunk|stage))')
 
 
-def stored_texts(source, tokenizer):
+def make_texts(source, tokenizer):
   """Texts that a run keeps: what it began with, its tokenizer's files.
 
   source: Source or None   tokenizer: 'bytes', or the path of a tokenizer.json
@@ -46,7 +46,7 @@ def make_experiment(source, path, changes):
   """The Experiment that trains a Source further.
 
   path: of a configuration file, whose get_config takes the Source, or whose
-  model is the same   changes: (name, text) pairs, as in `config.override_all`
+  model is the same   changes: (name, text) pairs, as for `override_fields`
 
   Raises:
     ConfigError: the file or the changes are wrong, or ask for another model.
@@ -55,12 +55,12 @@ def make_experiment(source, path, changes):
   if experiment.model.mtp is None:
     experiment = _with_model(experiment, mtp=source.model.mtp)
   _require_same(experiment.model, source, str(path))
-  experiment = config.override_all(experiment, changes)
+  experiment = config.override_fields(experiment, changes)
   _require_same(experiment.model, source, '--config.model')
   return experiment
 
 
-def require_same(workdir, source, given):
+def require_same_source(workdir, source, given):
   """Refuses a begun run that did not begin with what is given.
 
   source: the Source recorded in it, or None   given: as for `open_model`
@@ -88,7 +88,7 @@ def _with_model(experiment, **changes):
 def _require_same(model, source, where):
   lines = [
     line
-    for line in config.difference(source.model, model)
+    for line in config.list_differences(source.model, model)
     if not _FREE.fullmatch(line.split(':')[0])
   ]
   if lines:

@@ -12,7 +12,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.data.tokenizer import ByteTokenizer
 from deltanet_jax.model import HybridLM
-from deltanet_jax.objectives.auxiliary import make_objective, moves
+from deltanet_jax.objectives.auxiliary import has_gradient, make_objective
 from deltanet_jax.parallel import sharding
 from deltanet_jax.runs import processes
 from deltanet_jax.train import optimizer, state as states, step as steps
@@ -68,7 +68,7 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
       in_shardings=(homes.params, rows),
       out_shardings=whole,
     ),
-    share=lambda count: processes.share(rows, (count, data.seq_len)),
+    share=lambda count: processes.find_row_share(rows, (count, data.seq_len)),
     batch={
       name: jax.ShapeDtypeStruct(
         (data.batch, data.seq_len), dtype, sharding=rows
@@ -81,7 +81,7 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
 def _make_optimizer(experiment, model):
   axes = sharding.logical_axes(model)
   moved = jax.tree_util.tree_map_with_path(
-    lambda path, _: moves(
+    lambda path, _: has_gradient(
       [key.key for key in path], experiment.train.objective
     ),
     axes,

@@ -6,10 +6,10 @@ import optax
 
 from deltanet_jax.config.experiment import ObjectiveConfig
 from deltanet_jax.objectives.auxiliary import (
-  Told,
-  load_figures,
+  ObjectiveReport,
   make_objective,
-  updated_biases,
+  measure_loads,
+  update_biases,
 )
 
 MAX_STREAK = 10  # skipped steps in a row that end a run
@@ -47,7 +47,7 @@ def told_and_grads(objective, params, batch, accumulate):
     def mean(params):
       total, told = objective(params, batch)
       reports = jax.tree.map(lambda x: x / accumulate, told.reports)
-      return total / count, Told(told.nats / count, reports)
+      return total / count, ObjectiveReport(told.nats / count, reports)
 
     (_, told), grads = jax.value_and_grad(mean, has_aux=True)(params)
     return told, grads
@@ -83,7 +83,7 @@ def train_step(state, batch, *, objective, optimizer, accumulate, bias_rate):
   one, in `streak`.
 
   metrics: loss (next token, nats per token), grad_norm (before clipping), lr,
-  skipped, streak, and `auxiliary.load_figures`.
+  skipped, streak, and `auxiliary.measure_loads`.
   """
   told, grads = told_and_grads(objective, state.params, batch, accumulate)
   loss = told.nats
@@ -95,7 +95,7 @@ def train_step(state, batch, *, objective, optimizer, accumulate, bias_rate):
   # moments of finite gradients are finite
   good = jnp.isfinite(loss) & jnp.isfinite(norm) & _finite(params)
   if bias_rate:
-    params = updated_biases(params, told.reports, bias_rate)
+    params = update_biases(params, told.reports, bias_rate)
 
   def choose(new, old):
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
@@ -107,7 +107,7 @@ def train_step(state, batch, *, objective, optimizer, accumulate, bias_rate):
     'lr': rate,
     'skipped': state.skipped + bad,
     'streak': (state.streak + bad) * bad,
-    **load_figures(told.reports),
+    **measure_loads(told.reports),
   }
   state = state._replace(
     params=choose(params, state.params),

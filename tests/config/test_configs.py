@@ -110,9 +110,9 @@ def test_a_family_alone_is_the_size_in_its_command(family):
     return
   doc = (FOLDER / f'{family}.py').read_text().split('"""')[1]
   place = re.search(r'--config=(\S+)', doc)[1]
-  path, size = preset_names.locate(str(FOLDER.parent / place))
+  path, size = preset_names.locate_preset(str(FOLDER.parent / place))
   assert path == FOLDER / f'{family}.py'
-  label = preset_names.label(family)
+  label = preset_names.label_preset(family)
   assert label == (f'{family}:{size}' if size else family)
   assert label in NAMES and config.load(label) == config.load(family)
 

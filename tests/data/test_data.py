@@ -63,16 +63,16 @@ def digest(batch):
 
 
 def test_globs_join_and_exclude(folder, monkeypatch):
-  every = files.find(f'{folder}/**/*.txt')
+  every = files.find_files(f'{folder}/**/*.txt')
   assert len(every) == 40 and every == sorted(every)
-  both = files.find(f'{folder}/0/*.txt, {folder}/1/*.txt,{folder}/0/**')
+  both = files.find_files(f'{folder}/0/*.txt, {folder}/1/*.txt,{folder}/0/**')
   assert both == [p for p in every if '/2/' not in p]
-  assert both == files.find(f'!{folder}/2/**,{folder}/**/*.txt')
-  assert both == files.find(f'{folder}/**/*.txt,!**/2/**')
+  assert both == files.find_files(f'!{folder}/2/**,{folder}/**/*.txt')
+  assert both == files.find_files(f'{folder}/**/*.txt,!**/2/**')
   monkeypatch.chdir(folder)
   for exclusion in ('./2/*', '**/2/**', '**/2/*.txt', '2/[0-9]*'):
-    assert both == files.find(f'**/*.txt,!{exclusion}'), exclusion
-  assert every == files.find('**/*.txt,!2,!*.txt,!2/*.py,!**/texts')
+    assert both == files.find_files(f'**/*.txt,!{exclusion}'), exclusion
+  assert every == files.find_files('**/*.txt,!2,!*.txt,!2/*.py,!**/texts')
 
 
 def test_a_folder_without_links_gives_what_glob_gives(folder):
@@ -86,23 +86,23 @@ def test_a_folder_without_links_gives_what_glob_gives(folder):
     matches = glob.glob(f'{folder}/{pattern}', recursive=True)
     plain = sorted({path for path in matches if pathlib.Path(path).is_file()})
     if plain:
-      assert files.find(f'{folder}/{pattern}') == plain, pattern
+      assert files.find_files(f'{folder}/{pattern}') == plain, pattern
 
 
 def test_links_lead_to_every_file_once(folder):
-  before = files.find(f'{folder}/**/*.txt')
+  before = files.find_files(f'{folder}/**/*.txt')
   fingerprint = make(folder).fingerprint()
   # of a folder, of a file, and three loops: 2^40 ways to read every file
   (folder / 'latest').symlink_to('1')
   (folder / 'again.txt').symlink_to('1/1.txt')
   for name in ('self', 'loop', '0/up'):
     (folder / name).symlink_to(folder)
-  assert files.find(f'{folder}/**/*.txt') == before
-  assert files.find(f'{folder}/latest/*.txt,{folder}/**/*.txt') == before
+  assert files.find_files(f'{folder}/**/*.txt') == before
+  assert files.find_files(f'{folder}/latest/*.txt,{folder}/**/*.txt') == before
   assert make(folder).fingerprint() == fingerprint
   # named alone, a link is the way there
-  latest = files.find(f'{folder}/latest/*.txt')
-  assert [p.replace('/latest/', '/1/') for p in latest] == files.find(
+  latest = files.find_files(f'{folder}/latest/*.txt')
+  assert [p.replace('/latest/', '/1/') for p in latest] == files.find_files(
     f'{folder}/1/*.txt'
   )
 
@@ -117,28 +117,31 @@ def test_links_to_other_folders_are_followed_and_name_the_files(tmp_path):
     (tmp_path / 'texts' / name).symlink_to(blob)
   (tmp_path / 'all').mkdir()
   (tmp_path / 'all' / 'x').symlink_to(tmp_path / 'texts')
-  found = files.find(f'{tmp_path}/all/**/*.jsonl')
+  found = files.find_files(f'{tmp_path}/all/**/*.jsonl')
   assert found == [f'{tmp_path}/all/x/a.jsonl']
-  assert [d.content for d in files.read(found, 'text')] == [b'one', b'two']
+  assert [d.content for d in files.read_documents(found, 'text')] == [
+    b'one',
+    b'two',
+  ]
 
 
 def test_exclusions_know_a_link_and_what_it_leads_to(folder):
   (folder / 'latest').symlink_to('1')
-  every = files.find(f'{folder}/**/*.txt')
+  every = files.find_files(f'{folder}/**/*.txt')
   by_link = f'{folder}/**/*.txt,!**/latest/**'
-  assert files.find(by_link) == every
+  assert files.find_files(by_link) == every
   without = [path for path in every if '/1/' not in path]
   for only in ('', f',{folder}/latest/*.txt'):
     real = f'{folder}/**/*.txt{only},!{folder}/1/**'
-    assert files.find(real) == without
+    assert files.find_files(real) == without
 
 
 def test_a_link_to_nothing_is_refused_unless_excluded(folder):
-  every = files.find(f'{folder}/**/*.txt')
+  every = files.find_files(f'{folder}/**/*.txt')
   (folder / 'gone.txt').symlink_to('nowhere.txt')
-  message = refusal(files.find, f'{folder}/**/*.txt')
+  message = refusal(files.find_files, f'{folder}/**/*.txt')
   assert f'{folder}/gone.txt is a link to nowhere.txt' in message
-  assert files.find(f'{folder}/**/*.txt,!**/gone.txt') == every
+  assert files.find_files(f'{folder}/**/*.txt,!**/gone.txt') == every
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ def test_a_link_to_nothing_is_refused_unless_excluded(folder):
   ['', '{}/*.no', '{}', '{}/**/*.txt,!{}/**', '{}/**/*.txt,{}/*.no', '!{}/**'],
 )
 def test_globs_without_a_file_are_refused(folder, pattern):
-  message = refusal(files.find, pattern.replace('{}', str(folder)))
+  message = refusal(files.find_files, pattern.replace('{}', str(folder)))
   assert 'no file matches' in message
 
 
@@ -161,7 +164,7 @@ def test_every_suffix_gives_its_documents(tmp_path):
   pq.write_table(table, tmp_path / 'b.parquet', row_group_size=2)
   (tmp_path / 'c.py').write_bytes(b'\xff\x00not utf-8')
   (tmp_path / 'd.txt').write_bytes(b'')
-  found = list(files.read(files.find(f'{tmp_path}/*'), 'body'))
+  found = list(files.read_documents(files.find_files(f'{tmp_path}/*'), 'body'))
   assert [document.content for document in found] == [
     b'one',
     'é'.encode(),
@@ -204,7 +207,7 @@ def test_every_suffix_gives_its_documents(tmp_path):
 def test_unreadable_files_are_refused_by_place(tmp_path, name, content, words):
   path = tmp_path / name
   path.write_bytes(content)
-  assert words in refusal(list, files.read([str(path)], 'text'))
+  assert words in refusal(list, files.read_documents([str(path)], 'text'))
 
 
 def test_a_parquet_file_without_the_field_is_refused(tmp_path):
@@ -213,9 +216,9 @@ def test_a_parquet_file_without_the_field_is_refused(tmp_path):
 
   path = str(tmp_path / 'a.parquet')
   pq.write_table(pa.table({'body': ['a'], 'n': [1]}), path)
-  message = refusal(list, files.read([path], 'text'))
+  message = refusal(list, files.read_documents([path], 'text'))
   assert "no field 'text'; it has body, n" in message
-  assert 'holds int' in refusal(list, files.read([path], 'n'))
+  assert 'holds int' in refusal(list, files.read_documents([path], 'n'))
 
 
 def test_bytes_round_trip_and_eod_is_silent():
@@ -488,7 +491,7 @@ def test_every_heldout_token_is_scored_once(folder, rows):
 def test_jsonl_and_text_files_of_the_same_documents_give_the_same_batches(
   folder, tmp_path
 ):
-  plain = files.read(files.find(f'{folder}/**/*.txt'), 'text')
+  plain = files.read_documents(files.find_files(f'{folder}/**/*.txt'), 'text')
   lines = [json.dumps({'text': d.content.decode()}) for d in plain]
   path = tmp_path / 'all.jsonl'
   path.write_text('\n'.join(lines))

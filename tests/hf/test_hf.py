@@ -397,7 +397,7 @@ def test_fused_rows_are_groups_of_every_part():
   ],
 )
 def test_layers_are_folded_into_their_period(layers, folded):
-  found = pattern.fold(layers)
+  found = pattern.fold_layers(layers)
   assert tuple(x if isinstance(x, int) else ''.join(x) for x in found) == folded
 
 

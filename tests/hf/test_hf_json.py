@@ -9,7 +9,7 @@ from deltanet_jax import hf
 from deltanet_jax.hf import convert, pieces
 from deltanet_jax.runs import start
 from deltanet_jax.runs.folder import Workdir
-from deltanet_jax.runs.source import is_run, open_model, recorded
+from deltanet_jax.runs.source import is_run, open_model, read_start
 from tests import weights
 from tests.hf.test_hf_files import refused
 
@@ -73,18 +73,18 @@ BEGUN = {'name': 'a', 'model': {}, 'tokenizer': 'bytes', 'released': None}
 def test_a_runs_start_that_is_none_is_refused(content, tmp_path):
   path = tmp_path / 'start.json'
   path.write_bytes(content)
-  refused(lambda: recorded(Workdir(tmp_path)), str(path))
+  refused(lambda: read_start(Workdir(tmp_path)), str(path))
 
 
 def test_a_run_that_began_with_no_family_is_refused(tmp_path):
   begun = open_model(str(weights.write(tmp_path / 'a', 'qwen3')))
   path = tmp_path / 'start.json'
-  kept = json.loads(start.stored_texts(begun, 'bytes')['start.json'])
+  kept = json.loads(start.make_texts(begun, 'bytes')['start.json'])
   path.write_text(json.dumps(kept))
-  assert recorded(Workdir(tmp_path)) == begun
+  assert read_start(Workdir(tmp_path)) == begun
   for released in ({}, 3, kept['released'] | {'family': 'gpt'}):
     path.write_text(json.dumps(kept | {'released': released}))
-    refused(lambda: recorded(Workdir(tmp_path)), str(path))
+    refused(lambda: read_start(Workdir(tmp_path)), str(path))
 
 
 def test_lines_that_are_no_sums_are_none(tmp_path):

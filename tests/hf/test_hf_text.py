@@ -110,7 +110,7 @@ def test_ends_of_config_json_survive_conversion_and_training(folder, nested):
   assert FileTokenizer(back / 'tokenizer.json').ends == {5, 7}
   for i, source in enumerate((folder, out)):
     run, begun = folder / f'run{i}', open_model(str(source))
-    for name, value in start.stored_texts(begun, begun.tokenizer).items():
+    for name, value in start.make_texts(begun, begun.tokenizer).items():
       (run / name).parent.mkdir(parents=True, exist_ok=True)
       (run / name).write_text(value)
     assert FileTokenizer(run / 'tokenizer' / 'tokenizer.json').ends == {5, 7}
@@ -121,7 +121,7 @@ def test_a_run_keeps_all_that_declares_its_end_of_documents(folder):
   made.save(str(folder / 'tokenizer.json'))
   said = folder / 'special_tokens_map.json'
   said.write_text(json.dumps({'eos_token': '<end>'}))
-  kept = start.stored_texts(None, str(folder / 'tokenizer.json'))
+  kept = start.make_texts(None, str(folder / 'tokenizer.json'))
   assert kept['tokenizer/special_tokens_map.json'] == said.read_text()
 
 

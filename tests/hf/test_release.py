@@ -26,7 +26,7 @@ def run_of(folder, texts, model, begun, tokenizer):
   data = dataclasses.replace(found.data, tokenizer=tokenizer)
   workdir = Workdir(folder)
   workdir.claim(
-    dataclasses.replace(found, data=data), start.stored_texts(begun, tokenizer)
+    dataclasses.replace(found, data=data), start.make_texts(begun, tokenizer)
   )
   workdir.release()
   return workdir

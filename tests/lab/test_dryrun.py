@@ -116,12 +116,12 @@ def _record(**sizes):
 
 def _advised(changes, **sizes):
   """The first advice, and the experiment with what it says to set."""
-  before = config.read(ROOT / 'configs/gdn.py:hybrid_1p3b', changes)
+  before = config.read_experiment(ROOT / 'configs/gdn.py:hybrid_1p3b', changes)
   said = advice.advice(before, _record(**sizes))
   words = said[0].replace(':', ' ').replace(',', ' ').split()
   flags = [w for w in words if w.startswith('--config.')]
   _, changed, _ = config.split_argv(flags)
-  return said, config.override_all(before, changed), before
+  return said, config.override_fields(before, changed), before
 
 
 def test_many_rows_are_taken_in_smaller_parts():

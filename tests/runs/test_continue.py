@@ -255,14 +255,16 @@ def test_a_run_that_diverged_ends_with_numbers_that_json_has(
   texts, begun, monkeypatch
 ):
   monkeypatch.setattr(
-    loop, 'evaluate', lambda *args: Score(nats=8e5, tokens=1000, ends=0)
+    loop, 'score_batches', lambda *args: Score(nats=8e5, tokens=1000, ends=0)
   )
   result = train(make_experiment(texts), begun)
   assert result['heldout_perplexity'] == math.inf
   (kept,) = _strict(begun / 'result.json')
   assert kept['heldout_perplexity'] is None and kept['heldout_loss'] == 800
   monkeypatch.setattr(
-    loop, 'evaluate', lambda *args: Score(nats=math.nan, tokens=1000, ends=0)
+    loop,
+    'score_batches',
+    lambda *args: Score(nats=math.nan, tokens=1000, ends=0),
   )
   _drop(begun)
   train(make_experiment(texts), begun)

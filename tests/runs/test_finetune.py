@@ -22,7 +22,7 @@ from deltanet_jax.hf import families
 from deltanet_jax.runs import checkpoint, start
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.runs.release import write_release
-from deltanet_jax.runs.source import Source, open_model, recorded
+from deltanet_jax.runs.source import Source, open_model, read_start
 from deltanet_jax.train import loop
 from tests import released
 
@@ -68,7 +68,7 @@ def train(begun, asked, folder, wrap=lambda data: data):
   workdir.check(asked)
   tokenizer = workdir.tokenizer(asked)
   data = TextData(dataclasses.replace(asked.data, tokenizer=tokenizer))
-  kept = start.stored_texts(begun, tokenizer)
+  kept = start.make_texts(begun, tokenizer)
   try:
     return loop.train(
       asked, workdir, wrap(data), io.StringIO(), source=begun, texts=kept
@@ -265,7 +265,7 @@ def test_a_run_goes_on_to_the_bit_when_its_folder_is_gone(
   asked = experiment(begun, texts)
   signalled = train(begun, asked, again, lambda data: Stopped(data, 3))
   assert signalled == signal.SIGTERM
-  kept = recorded(Workdir(again))
+  kept = read_start(Workdir(again))
   assert kept == begun
   shutil.rmtree(tmp_path / 'copy')
   assert train(kept, asked, again)['step'] == 4
@@ -275,11 +275,11 @@ def test_a_run_goes_on_to_the_bit_when_its_folder_is_gone(
 @pytest.mark.slow
 def test_another_start_is_refused(tuned, tmp_path):
   workdir, begun = Workdir(tuned[1]), tuned[2]
-  start.require_same(workdir, begun, begun.name)
+  start.require_same_source(workdir, begun, begun.name)
   with pytest.raises(ConfigError, match='began with'):
-    start.require_same(workdir, begun, str(tmp_path))
+    start.require_same_source(workdir, begun, str(tmp_path))
   with pytest.raises(ConfigError, match='did not begin with released weights'):
-    start.require_same(workdir, None, begun.name)
+    start.require_same_source(workdir, None, begun.name)
 
 
 @pytest.mark.slow
@@ -308,7 +308,7 @@ def test_a_run_is_released_inside_its_target_alone(file, texts, tmp_path):
   begun = open_model(str(released.make('qwen3', tmp_path / 'qwen3')))
   begun.released['tensors']['model.norm.weight'][0] = file
   workdir, asked = Workdir(tmp_path / 'run'), experiment(begun, texts)
-  workdir.claim(asked, start.stored_texts(begun, 'bytes'))
+  workdir.claim(asked, start.make_texts(begun, 'bytes'))
   workdir.release()
   target = tmp_path / 'a' / 'b'
   with pytest.raises(

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from deltanet_jax.objectives.auxiliary import Told
+from deltanet_jax.objectives.auxiliary import ObjectiveReport
 from deltanet_jax.train import state as states, step as steps
 from deltanet_jax.train.optimizer import Optimizer
 
@@ -14,7 +14,7 @@ from deltanet_jax.train.optimizer import Optimizer
 def _line_loss(params, batch):
   error = (batch['tokens'] @ params['w'] - batch['targets']) ** 2
   nats = jnp.sum(batch['weights'] * error)
-  return nats, Told(nats, reports=())
+  return nats, ObjectiveReport(nats, reports=())
 
 
 def _line(rows=8):

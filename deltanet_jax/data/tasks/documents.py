@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from deltanet_jax.data.tasks.synthetic import (
   I32,
-  ask,
   check_least,
   check_sizes,
-  choose,
-  place,
-  powers,
-  shuffled,
+  draw_sizes,
+  list_powers,
+  make_example,
+  place_values,
+  shuffle_valid,
 )
 
 
@@ -72,7 +72,7 @@ class QuoteGist:
     T, L, W = self.length, max(self.lines), self.width + 1
     Q, B = self.quotes, batch
     rngs = jax.random.split(key, 6)
-    n = choose(rngs[0], B, self.lines)[:, None]
+    n = draw_sizes(rngs[0], B, self.lines)[:, None]
     topic = jax.random.randint(rngs[1], (B, 1), 0, self.topics)
     any_word = jax.random.randint(rngs[2], (B, L, W - 1), 0, self.words)
     own = any_word - any_word % self.topics + topic[..., None]
@@ -84,15 +84,15 @@ class QuoteGist:
     gist = self.words + L + self.topics  # then QUOTE and PAD
     tokens = jnp.full((B, T), gist + 2, I32)
     at = jnp.where(jnp.arange(L * W) < n * W, jnp.arange(L * W), T)
-    tokens = place(tokens, at, lines.reshape(B, -1))
-    tokens = place(tokens, n * W, jnp.full_like(n, gist))
-    line = shuffled(rngs[4], jnp.broadcast_to(i < n, (B, L)))[:, :Q]
+    tokens = place_values(tokens, at, lines.reshape(B, -1))
+    tokens = place_values(tokens, n * W, jnp.full_like(n, gist))
+    line = shuffle_valid(rngs[4], jnp.broadcast_to(i < n, (B, L)))[:, :Q]
     quoted = jnp.take_along_axis(lines, line[..., None], axis=1)  # [B,Q,W]
     start = n * W + 1 + jnp.arange(Q) * W
-    tokens = place(tokens, start, jnp.full((B, Q), gist + 1))
+    tokens = place_values(tokens, start, jnp.full((B, Q), gist + 1))
     told = start[..., None] + 1 + jnp.arange(W - 1)  # number, words but one
     flat = lambda x: jnp.broadcast_to(x, (B, Q, W - 1)).reshape(B, -1)
-    tokens = place(tokens, flat(told), flat(quoted[..., :-1]))
+    tokens = place_values(tokens, flat(told), flat(quoted[..., :-1]))
     join = lambda one, rest: jnp.concatenate(
       [jnp.broadcast_to(one, (B, 1)), flat(rest)], 1
     )
@@ -103,7 +103,7 @@ class QuoteGist:
       'word': join(-1, jnp.arange(W - 1)),
     }
     answers = join(self.words + L + topic, quoted[..., 1:])
-    return ask(tokens, join(n * W, told), answers, slices)
+    return make_example(tokens, join(n * W, told), answers, slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +136,11 @@ class MultiTurn:
 
   @property
   def levels(self):
-    turns = powers(self.length // 3)
+    turns = list_powers(self.length // 3)
     return {
       'age': turns,
       'updates': (0, *turns),
-      'live': powers(self.slots),
+      'live': list_powers(self.slots),
     }
 
   def sample(self, key, batch):
@@ -184,4 +184,4 @@ class MultiTurn:
     tokens = tokens.at[:, : 3 * N].set(triples)
     asked = jnp.where(asks, 3 * jnp.arange(N) + 1, self.length)
     slices = {'age': age, 'updates': updates, 'live': live}
-    return ask(tokens, asked, 4 + S + said, slices)
+    return make_example(tokens, asked, 4 + S + said, slices)

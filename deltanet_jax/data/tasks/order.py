@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from deltanet_jax.data.tasks.synthetic import (
   I32,
-  ask,
   check_least,
   check_sizes,
-  choose,
-  place,
+  draw_sizes,
+  make_example,
+  place_values,
 )
 
 
@@ -45,7 +45,7 @@ class SelectiveCopy:
   def sample(self, key, batch):
     T, N = self.length, max(self.sizes)
     rngs = jax.random.split(key, 3)
-    n = choose(rngs[0], batch, self.sizes)[:, None]
+    n = draw_sizes(rngs[0], batch, self.sizes)[:, None]
     symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
     i = jnp.arange(N)
     where = jax.random.uniform(rngs[2], (batch, T))
@@ -53,10 +53,10 @@ class SelectiveCopy:
     slots = jax.lax.top_k(where, N)[1]
     slots = jnp.sort(jnp.where(i < n, slots, T), -1)
     tokens = jnp.full((batch, T), self.symbols + 1, I32)
-    tokens = place(tokens, slots, symbols)
-    tokens = place(tokens, T - n - 1, jnp.full_like(n, self.symbols))
+    tokens = place_values(tokens, slots, symbols)
+    tokens = place_values(tokens, T - n - 1, jnp.full_like(n, self.symbols))
     asked = jnp.where(i < n, T - n + i, T)
-    return ask(tokens, asked, symbols, {'size': n, 'position': i})
+    return make_example(tokens, asked, symbols, {'size': n, 'position': i})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,23 +92,23 @@ class Palindrome:
   def sample(self, key, batch):
     T, N = self.length, max(self.sizes)
     rngs = jax.random.split(key, 2)
-    n = choose(rngs[0], batch, self.sizes)[:, None]
+    n = draw_sizes(rngs[0], batch, self.sizes)[:, None]
     symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
     i = jnp.arange(N)
     at = lambda where, count: jnp.where(i < count, where, T)
     tokens = jnp.full((batch, T), self.symbols + 1, I32)
-    tokens = place(tokens, at(i, n), symbols)
-    tokens = place(tokens, n, jnp.full_like(n, self.symbols))
+    tokens = place_values(tokens, at(i, n), symbols)
+    tokens = place_values(tokens, n, jnp.full_like(n, self.symbols))
     # symbol i of the list is number n - 1 - i of the reversal
     back = jnp.where((0 < i) & (i < n), 2 * n - i, T)
-    tokens = place(tokens, back, symbols)
+    tokens = place_values(tokens, back, symbols)
     answer = n - 1 - i
     asked = jnp.where((0 < answer) & (i < n), n + answer, T)
-    return ask(tokens, asked, symbols, {'size': n, 'position': answer})
+    return make_example(tokens, asked, symbols, {'size': n, 'position': answer})
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack:
+class Stacks:
   """PUSH s x and POP s x on several stacks; at a popped s, x is asked.
 
   The task of the Kimi Linear report (arXiv:2510.26692), of `stacks` stacks:
@@ -167,7 +167,7 @@ class Stack:
     tokens = jnp.zeros((batch, self.length), I32)
     tokens = tokens.at[:, : 3 * N].set(triples)
     asked = jnp.where(pop, 3 * jnp.arange(N) + 1, self.length)
-    return ask(tokens, asked, 2 + S + x, {'age': age, 'depth': depth})
+    return make_example(tokens, asked, 2 + S + x, {'age': age, 'depth': depth})
 
 
 def _list_levels(sizes, first=0):

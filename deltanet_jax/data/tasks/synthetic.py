@@ -54,23 +54,23 @@ def check_least(task, **least):
       )
 
 
-def choose(key, batch, sizes):
+def draw_sizes(key, batch, sizes):
   """[B]: one of `sizes` for every row."""
   return jax.random.choice(key, jnp.array(sizes, I32), (batch,))
 
 
-def distinct(key, batch, size, count):
+def draw_distinct(key, batch, size, count):
   """[B,count]: different numbers below `size`, in random order."""
   return jax.lax.top_k(jax.random.uniform(key, (batch, size)), count)[1]
 
 
-def place(rows, at, values):
+def place_values(rows, at, values):
   """rows [B,T] with values [B,N] at the positions `at` [B,N]; T means none."""
   which = jnp.arange(rows.shape[0])[:, None]
   return rows.at[which, at].set(values.astype(rows.dtype), mode='drop')
 
 
-def ask(tokens, at, targets, slices):
+def make_example(tokens, at, targets, slices):
   """The `Example` whose questions stand at `at` [B,N], T for none.
 
   targets, and every slice: [B,N] or [B,1].
@@ -79,29 +79,29 @@ def ask(tokens, at, targets, slices):
   none = jnp.full(tokens.shape, -1, I32)
   return Example(
     tokens=tokens,
-    targets=place(jnp.zeros_like(none), at, spread(targets)),
-    weights=place(jnp.zeros(tokens.shape), at, jnp.ones(at.shape)),
-    slices={n: place(none, at, spread(x)) for n, x in slices.items()},
+    targets=place_values(jnp.zeros_like(none), at, spread(targets)),
+    weights=place_values(jnp.zeros(tokens.shape), at, jnp.ones(at.shape)),
+    slices={n: place_values(none, at, spread(x)) for n, x in slices.items()},
   )
 
 
-def shuffled(key, valid):
+def shuffle_valid(key, valid):
   """[B,N]: the indices where valid [B,N], in random order, then the others."""
   where = jax.random.uniform(key, valid.shape)
   return jnp.argsort(jnp.where(valid, where, jnp.inf))
 
 
-def take(x, index):
+def take_columns(x, index):
   """x [B,N] at index [B,M]."""
   return jnp.take_along_axis(x, index, axis=1)
 
 
-def powers(most):
+def list_powers(most):
   """(1, 2, 4, ...) up to `most`: the levels of a distance."""
   return tuple(2**i for i in range(most.bit_length()))
 
 
-def query_slots(key, free, size, power):
+def draw_slots(key, free, size, power):
   """[B,size] different numbers below free [B], the small ones likely.
 
   p(g) ~ g^(power - 1) for the gap g = 1 + the number, drawn one after the
@@ -152,29 +152,27 @@ class MQAR:
     return {
       'pairs': tuple(sorted(self.pairs)),
       'position': tuple(range(max(self.pairs))),
-      'distance': powers(self.length),
+      'distance': list_powers(self.length),
     }
 
   def sample(self, key, batch):
     T, N = self.length, max(self.pairs)
     rngs = jax.random.split(key, 5)
-    n = choose(rngs[0], batch, self.pairs)[:, None]
-    keys = distinct(rngs[1], batch, self.keys, N)
-    values = self.keys + distinct(rngs[2], batch, self.values, N)
-    slots = query_slots(
-      rngs[3], (T - 2 * n[:, 0]) // 2, (N, T // 2), self.power
-    )
+    n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
+    keys = draw_distinct(rngs[1], batch, self.keys, N)
+    values = self.keys + draw_distinct(rngs[2], batch, self.values, N)
+    slots = draw_slots(rngs[3], (T - 2 * n[:, 0]) // 2, (N, T // 2), self.power)
     i = jnp.arange(N)
     at = lambda where: jnp.where(i < n, where, T)
     queries = at(2 * n + 2 * slots)
     tokens = jax.random.randint(
       rngs[4], (batch, T), self.keys + self.values, self.vocab
     )
-    tokens = place(tokens, at(2 * i), keys)
-    tokens = place(tokens, at(2 * i + 1), values)
-    tokens = place(tokens, queries, keys)
+    tokens = place_values(tokens, at(2 * i), keys)
+    tokens = place_values(tokens, at(2 * i + 1), values)
+    tokens = place_values(tokens, queries, keys)
     slices = {'pairs': n, 'position': i, 'distance': queries - 2 * i}
-    return ask(tokens, queries, values, slices)
+    return make_example(tokens, queries, values, slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,37 +219,41 @@ class Rebinding:
     return {
       'pairs': tuple(sorted(self.pairs)),
       'updates': tuple(sorted({0, *self.updates})),
-      'distance': powers(self.length),
+      'distance': list_powers(self.length),
     }
 
   def sample(self, key, batch):
     T, N, E = self.length, max(self.pairs), self._events
     rngs = jax.random.split(key, 8)
-    n = choose(rngs[0], batch, self.pairs)[:, None]
-    m = choose(rngs[1], batch, self.updates)[:, None]
+    n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
+    m = draw_sizes(rngs[1], batch, self.updates)[:, None]
     events = n // 2 * m
-    keys = distinct(rngs[2], batch, self.keys, N)
-    values = self.keys + distinct(rngs[3], batch, self.values, N + E)
+    keys = draw_distinct(rngs[2], batch, self.keys, N)
+    values = self.keys + draw_distinct(rngs[3], batch, self.values, N + E)
     i, e = jnp.arange(N), jnp.arange(E)
     bound, again = i < n, e < events
-    half = shuffled(rngs[4], jnp.broadcast_to(bound, (batch, N)))
-    turn = shuffled(rngs[5], jnp.broadcast_to(again, (batch, E)))
-    pair = take(half, turn % (n // 2))  # which pair each event binds again
+    half = shuffle_valid(rngs[4], jnp.broadcast_to(bound, (batch, N)))
+    turn = shuffle_valid(rngs[5], jnp.broadcast_to(again, (batch, E)))
+    pair = take_columns(
+      half, turn % (n // 2)
+    )  # which pair each event binds again
     of_pair = again[..., None] & (pair[..., None] == i)
     last = jnp.max(of_pair * (e + 1)[:, None], 1, initial=0)  # 0: never
     at = lambda where, valid: jnp.where(valid, where, T)
-    slots = query_slots(
+    slots = draw_slots(
       rngs[6], (T - 2 * n - 2 * events)[:, 0] // 2, (N, T // 2), self.power
     )
     queries = at(2 * (n + events + slots), bound)
     tokens = jax.random.randint(
       rngs[7], (batch, T), self.keys + self.values, self.vocab
     )
-    tokens = place(tokens, at(2 * i, bound), keys)
-    tokens = place(tokens, at(2 * i + 1, bound), values[:, :N])
-    tokens = place(tokens, at(2 * (n + e), again), take(keys, pair))
-    tokens = place(tokens, at(2 * (n + e) + 1, again), values[:, N:])
-    tokens = place(tokens, queries, keys)
+    tokens = place_values(tokens, at(2 * i, bound), keys)
+    tokens = place_values(tokens, at(2 * i + 1, bound), values[:, :N])
+    tokens = place_values(
+      tokens, at(2 * (n + e), again), take_columns(keys, pair)
+    )
+    tokens = place_values(tokens, at(2 * (n + e) + 1, again), values[:, N:])
+    tokens = place_values(tokens, queries, keys)
     latest = jnp.where(last > 0, 2 * (n + last - 1), 2 * i)
     slices = {
       'pairs': n,
@@ -259,7 +261,7 @@ class Rebinding:
       'distance': queries - latest,
     }
     which = jnp.where(last > 0, N + last - 1, i)
-    return ask(tokens, queries, take(values, which), slices)
+    return make_example(tokens, queries, take_columns(values, which), slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,28 +301,34 @@ class TwoHop:
   def sample(self, key, batch):
     T, N = self.length, max(self.pairs)
     rngs = jax.random.split(key, 4)
-    n = choose(rngs[0], batch, self.pairs)[:, None]
-    chains = distinct(rngs[1], batch, self.symbols, 3 * N)
+    n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
+    chains = draw_distinct(rngs[1], batch, self.symbols, 3 * N)
     valid = jnp.arange(2 * N) % N < n
-    facts = shuffled(rngs[2], valid)  # the fact or question at each place
-    questions = shuffled(rngs[3], valid)
+    facts = shuffle_valid(rngs[2], valid)  # the fact or question at each place
+    questions = shuffle_valid(rngs[3], valid)
     i = jnp.arange(2 * N)
     at = lambda where: jnp.where(i < 2 * n, where, T)
     hop = questions // N
     tokens = jnp.full((batch, T), self.symbols + 2, I32)
-    tokens = place(tokens, at(2 * i), take(chains, facts))
-    tokens = place(tokens, at(2 * i + 1), take(chains, facts + N))
-    tokens = place(tokens, at(4 * n + 2 * i), take(chains, questions % N))
+    tokens = place_values(tokens, at(2 * i), take_columns(chains, facts))
+    tokens = place_values(
+      tokens, at(2 * i + 1), take_columns(chains, facts + N)
+    )
+    tokens = place_values(
+      tokens, at(4 * n + 2 * i), take_columns(chains, questions % N)
+    )
     asked = at(4 * n + 2 * i + 1)
-    tokens = place(tokens, asked, self.symbols + hop)
+    tokens = place_values(tokens, asked, self.symbols + hop)
     when = jnp.argsort(facts)
     forward = when[:, :N] < when[:, N:]
     slices = {
       'pairs': n,
       'hop': hop + 1,
-      'forward': take(forward, questions % N),
+      'forward': take_columns(forward, questions % N),
     }
-    return ask(tokens, asked, take(chains, questions + N), slices)
+    return make_example(
+      tokens, asked, take_columns(chains, questions + N), slices
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,13 +365,13 @@ class Copy:
   def sample(self, key, batch):
     T, N = self.length, max(self.sizes)
     rngs = jax.random.split(key, 2)
-    n = choose(rngs[0], batch, self.sizes)[:, None]
+    n = draw_sizes(rngs[0], batch, self.sizes)[:, None]
     symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
     i = jnp.arange(N)
     at = lambda where, count: jnp.where(i < count, where, T)
     tokens = jnp.full((batch, T), self.symbols + 1, I32)
-    tokens = place(tokens, at(i, n), symbols)
-    tokens = place(tokens, n, jnp.full_like(n, self.symbols))
-    tokens = place(tokens, at(n + 1 + i, n - 1), symbols)
+    tokens = place_values(tokens, at(i, n), symbols)
+    tokens = place_values(tokens, n, jnp.full_like(n, self.symbols))
+    tokens = place_values(tokens, at(n + 1 + i, n - 1), symbols)
     slices = {'size': n, 'position': i}
-    return ask(tokens, at(n + i, n), symbols, slices)
+    return make_example(tokens, at(n + i, n), symbols, slices)

@@ -7,7 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltanet_jax.data.tasks.synthetic import I32, ask, check_least, powers
+from deltanet_jax.data.tasks.synthetic import (
+  I32,
+  check_least,
+  list_powers,
+  make_example,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +33,12 @@ class Parity:
 
   @property
   def levels(self):
-    return {'position': (0, *powers(self.length - 1))}
+    return {'position': (0, *list_powers(self.length - 1))}
 
   def sample(self, key, batch):
     bits = jax.random.randint(key, (batch, self.length), 0, 2)
     at = jnp.broadcast_to(jnp.arange(self.length), bits.shape)
-    return ask(bits, at, jnp.cumsum(bits, 1) % 2, {'position': at})
+    return make_example(bits, at, jnp.cumsum(bits, 1) % 2, {'position': at})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +71,7 @@ class S5Word:
 
   @property
   def levels(self):
-    return {'position': (0, *powers(self.length // self.steps - 1))}
+    return {'position': (0, *list_powers(self.length // self.steps - 1))}
 
   def sample(self, key, batch):
     N = self.length // self.steps
@@ -79,7 +84,7 @@ class S5Word:
     i = jnp.arange(N)
     tokens = tokens.at[:, i * self.steps].set(word)
     at = jnp.broadcast_to(i * self.steps + self.steps - 1, word.shape)
-    return ask(tokens, at, product, {'position': i})
+    return make_example(tokens, at, product, {'position': i})
 
 
 # int [120,5]: row p lists p(0) ... p(4);  [120,120]: which one is q after p

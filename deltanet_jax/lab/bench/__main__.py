@@ -58,7 +58,7 @@ PLOT = flags.DEFINE_string('plot', None, 'PNG of time and memory by length.')
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):
@@ -68,8 +68,8 @@ def _main(taken):
   _check_forms()
   for peer in PEER.value:
     _check_peer(peer)
-  json_path = command.output(JSON)
-  plot_path = command.output(PLOT, '.png')
+  json_path = command.check_output(JSON)
+  plot_path = command.check_output(PLOT, '.png')
   from deltanet_jax.config.files import write_text
   from deltanet_jax.lab.bench import bench, report
   from deltanet_jax.lab.environment import environment

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from deltanet_jax import kernels
 from deltanet_jax.ops.description import VALUE
-from deltanet_jax.progress import span
+from deltanet_jax.progress import format_span
 
 PASSES = ('forward', 'forward+backward')
 # largest difference of outputs, over the largest output, that is rounding
@@ -238,7 +238,8 @@ def measure(settings, found, progress):
   for i in range(settings.rounds):
     for program, seconds in zip(runnable, once, strict=True):
       progress.show(
-        f'round {i + 1}/{settings.rounds}: {program}, about {span(left)} left'
+        f'round {i + 1}/{settings.rounds}: {program}, about'
+        f' {format_span(left)} left'
       )
       start = time.perf_counter()
       jax.block_until_ready(program.run(*inputs[program.length]))

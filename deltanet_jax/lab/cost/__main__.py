@@ -69,7 +69,7 @@ HTML = flags.DEFINE_string('html', None, 'Interactive page.')
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):
@@ -77,7 +77,7 @@ def _main(taken):
   contexts = arguments.contexts(CONTEXT.value)
   ratio = arguments.ratio(RATIO.value)
   given = [(x, config.load(x).model) for x in PRESET.value]
-  cfgs = {preset_names.label(x): cfg for x, cfg in given}
+  cfgs = {preset_names.label_preset(x): cfg for x, cfg in given}
   if not cfgs:
     raise ConfigError('--preset= names nothing; give names, as qwen3:8b')
   changes = {
@@ -89,7 +89,7 @@ def _main(taken):
     }
     for name, cfg in cfgs.items()
   }
-  paths = {flag.name: command.output(flag) for flag in (JSON, PNG, HTML)}
+  paths = {flag.name: command.check_output(flag) for flag in (JSON, PNG, HTML)}
   # shapes need no accelerator, and starting one takes seconds
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from deltanet_jax.config.files import write_text

@@ -77,7 +77,7 @@ def mixer(cfg, items, flag):
         ' as --recurrent=KDA,heads=32,key_dim=128,value_dim=128'
       )
   try:
-    return config.override_all(base, fields.items())
+    return config.override_fields(base, fields.items())
   except ConfigError as error:
     text = str(error).replace('--config.', f'--{flag}: ')
     raise ConfigError(text) from error

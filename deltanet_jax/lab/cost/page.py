@@ -92,7 +92,7 @@ def presets():
       continue
     attends = sum(layer.mixer == attention for layer in cfg.layers)
     found[name] = {
-      'about': preset_names.describe(name),
+      'about': preset_names.describe_preset(name),
       'layers': len(cfg.layers),
       'ratio': _lowest(len(cfg.layers) - attends, attends),
       'attention': describe(attention),

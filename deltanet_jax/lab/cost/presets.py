@@ -11,7 +11,7 @@ from deltanet_jax.config import preset_names
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):

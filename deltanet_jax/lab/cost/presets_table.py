@@ -32,7 +32,7 @@ def text(rows: dict[str, str]) -> str:
   parts = [HEAD]
   family = lambda name: name.partition(':')[0]
   for name, group in itertools.groupby(rows, family):
-    title = f'\n## `{name}`\n\n{preset_names.describe(name)}\n\n'
+    title = f'\n## `{name}`\n\n{preset_names.describe_preset(name)}\n\n'
     parts += [title, COLUMNS, *(f'{rows[preset]}\n' for preset in group)]
   return ''.join(parts)
 

@@ -69,7 +69,7 @@ ENVIRONMENT = {
 
 def main():
   """The command."""
-  command.run(_main, config.from_argv)
+  command.run_command(_main, config.parse_argv)
 
 
 def _main(experiment):
@@ -82,10 +82,10 @@ def _main(experiment):
   _check_flags()
   experiment = _filled(experiment, topology)
   chips.check_mesh(experiment.mesh, topology)
-  path = command.output(JSON)
+  path = command.check_output(JSON)
   _check_libtpu()
   os.environ.update(ENVIRONMENT)
-  from deltanet_jax.config.files import json_text, write_text
+  from deltanet_jax.config.files import format_json, write_text
   from deltanet_jax.lab.dryrun import report, run
 
   record = run.run(
@@ -99,7 +99,7 @@ def _main(experiment):
   )
   print(report.text(record, topology))
   if path:
-    write_text(path, json_text(record))
+    write_text(path, format_json(record))
   return 0 if record['fits'] else 1
 
 

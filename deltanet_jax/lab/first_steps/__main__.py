@@ -35,7 +35,7 @@ TIMES = 8  # values that one key gets
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):

@@ -25,12 +25,12 @@ PNG = flags.DEFINE_string('png', None, 'Plot of capacity and recency.')
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):
   del taken
-  paths = {flag.name: command.output(flag) for flag in (JSON, PNG)}
+  paths = {flag.name: command.check_output(flag) for flag in (JSON, PNG)}
   import jax
 
   from deltanet_jax.config.files import write_text

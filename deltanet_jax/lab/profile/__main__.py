@@ -62,13 +62,13 @@ OUT = flags.DEFINE_string('out', 'runs/profile', 'Folder of the results.')
 def take(argv):
   """(Experiment or None, the other arguments)."""
   if any(arg.split('=')[0].split('.')[0] == '--config' for arg in argv):
-    return config.from_argv(argv)
+    return config.parse_argv(argv)
   return None, argv
 
 
 def main():
   """The command."""
-  command.run(_main, take)
+  command.run_command(_main, take)
 
 
 def _main(experiment):

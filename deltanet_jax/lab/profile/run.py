@@ -8,12 +8,12 @@ import jax
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MeshConfig
-from deltanet_jax.config.files import finite, write_text
+from deltanet_jax.config.files import replace_nonfinite, write_text
 from deltanet_jax.lab.environment import environment, machine
 from deltanet_jax.lab.profile import measure, plots, report
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
-from deltanet_jax.progress import Line, span
+from deltanet_jax.progress import Line, format_span
 
 
 def run(settings, models, folder):
@@ -58,14 +58,14 @@ def _measure(settings, models, folder, records, done):
 
     before = [r for r in records if i and r['context'] == contexts[i - 1]]
     records += measure.measure(subjects, context, before, show)
-    lines = ''.join(json.dumps(finite(r)) + '\n' for r in records)
+    lines = ''.join(json.dumps(replace_nonfinite(r)) + '\n' for r in records)
     write_text(folder / 'results.jsonl', lines)
     progress.clear()
     seconds = time.time() - start
     more = len([n for n in contexts[i + 1 :] if n not in done])
     # a context takes about twice as long as the one before it
-    left = span(seconds * (2 ** (more + 1) - 2))
-    progress.show(f'{head} took {span(seconds)}; about {left} left')
+    left = format_span(seconds * (2 ** (more + 1) - 2))
+    progress.show(f'{head} took {format_span(seconds)}; about {left} left')
 
 
 def _sparsely(progress, head):
@@ -76,7 +76,7 @@ def _sparsely(progress, head):
   def show(line, left):
     nonlocal last
     if time.monotonic() - last >= shortest:
-      tail = '' if left is None else f', {span(left)} left here'
+      tail = '' if left is None else f', {format_span(left)} left here'
       progress.show(f'{head}, {line}{tail}')
       last = time.monotonic()
 

@@ -12,7 +12,7 @@ from absl import flags
 from deltanet_jax import config
 from deltanet_jax.cli import command, process_flags, train
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.files import json_text, read_json, write_text
+from deltanet_jax.config.files import format_json, read_json, write_text
 from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.runs.folder import Workdir
 
@@ -26,16 +26,16 @@ flags.adopt_module_key_flags(train)
 
 def main():
   """The command."""
-  command.run(_main, config.from_argv)
+  command.run_command(_main, config.parse_argv)
 
 
 def _main(experiment):
   if train.RELEASED.value is not None:
     raise ConfigError('--released is a flag of launch.train')
-  if process_flags.asked():
+  if process_flags.read_process_flags():
     raise ConfigError('the quickstart is one process; use launch.train')
   workdir = Workdir(train.WORKDIR.value)
-  result = train.run(experiment, workdir)
+  result = train.train_run(experiment, workdir)
   if isinstance(result, int):
     return 128 + result
   _show_bits(result, _baselines(experiment, workdir))
@@ -63,7 +63,7 @@ def _baselines(experiment, workdir):
     for order in (2, 3):
       documents = data.train_documents(), data.heldout_documents()
       bits[f'order-{order} n-gram'] = ngram.bits_per_byte(*documents, order)
-    write_text(path, json_text(bits))
+    write_text(path, format_json(bits))
   return read_json(path)
 
 
@@ -88,7 +88,7 @@ def _show_text(experiment, workdir):
   from deltanet_jax.infer.text import continue_text
   from deltanet_jax.runs.source import open_run
 
-  source = open_run(workdir, config.own_classes(experiment))
+  source = open_run(workdir, config.find_own_classes(experiment))
   print('\nA continuation\n' + '-' * 72 + f'\n{PROMPT}', end='')
   for part in continue_text(
     source, PROMPT, max_tokens=300, sampling=SAMPLING, seed=0

@@ -44,7 +44,7 @@ MINUTES = flags.DEFINE_float(
 
 def main():
   """The command."""
-  command.run(_main, take)
+  command.run_command(_main, take)
 
 
 def _main(changes):
@@ -52,7 +52,7 @@ def _main(changes):
 
   size = SIZE.value
   try:
-    cfg = config.override_all(matrix.SIZES[size], changes)
+    cfg = config.override_fields(matrix.SIZES[size], changes)
     cells = matrix.cells(cfg, size, MODELS.value, TASKS.value)
   except ValueError as error:
     raise ConfigError(str(error)) from error
@@ -68,7 +68,7 @@ def _study(cfg, cells, folder):
   import jax
 
   from deltanet_jax.lab.study import matrix, report, runner
-  from deltanet_jax.progress import span
+  from deltanet_jax.progress import format_span
 
   cores = os.cpu_count() if jax.default_backend() == 'cpu' else 1
   jobs = JOBS.value or cores
@@ -77,7 +77,7 @@ def _study(cfg, cells, folder):
   print(
     f'{len(cells)} cells, {len(cells) - len(todo)} of them done before,'
     f' {jobs} at a time; on 2 cores of an AMD EPYC the rest would take about'
-    f' {span(guess)}',
+    f' {format_span(guess)}',
     file=sys.stderr,
   )
   folder.make(cfg)

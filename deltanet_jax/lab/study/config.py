@@ -80,7 +80,7 @@ class StudyConfig:
   draws: Annotated[int, Whole(100)] = 1000  # of the bootstrap
 
   def __post_init__(self):
-    ranges.check(self)
+    ranges.check_ranges(self)
     if self.dtype not in ('float32', 'bfloat16'):
       raise ValueError(f'dtype is {self.dtype!r}; give float32 or bfloat16')
     if not self.lrs:

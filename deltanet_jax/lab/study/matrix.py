@@ -108,7 +108,7 @@ def make_task(cfg, name):
       length=T, sizes=(max(1, T // 4),)
     ),
     'palindrome': lambda: order.Palindrome(sizes=sizes),
-    'stack': lambda: order.Stack(length=T, stacks=cfg.stacks),
+    'stack': lambda: order.Stacks(length=T, stacks=cfg.stacks),
     'two-hop': lambda: synthetic.TwoHop(
       pairs=tuple(sorted({max(1, N // 8), max(1, N // 4)})),
       symbols=max(cfg.symbols, N),

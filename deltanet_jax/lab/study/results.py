@@ -45,7 +45,7 @@ class Folder:
     found = config.from_json(self.config.read_text(), classes=(type(cfg),))
     if type(found) is not type(cfg):
       raise ConfigError(f'{self.config} is of no study; give another --workdir')
-    lines = config.difference(found, cfg)
+    lines = config.list_differences(found, cfg)
     if lines:
       raise ConfigError(
         f'{self.path} holds a study of other sizes: {"; ".join(lines)} (there'

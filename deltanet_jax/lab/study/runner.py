@@ -7,7 +7,7 @@ import traceback
 
 from deltanet_jax.lab.study import cell as cells_
 from deltanet_jax.lab.study.matrix import make_task, seconds
-from deltanet_jax.progress import Line, span
+from deltanet_jax.progress import Line, format_span
 
 
 class Cells:
@@ -40,11 +40,11 @@ class Cells:
     made = cost(lambda n: self._shares[n])
     left = cost(lambda n: 1 - self._shares[n])
     finished = sum(x == 1 for x in self._shares.values())
-    rest = f', {span(spent / made * left)} left' if made else ''
+    rest = f', {format_span(spent / made * left)} left' if made else ''
     rate = f'{60 * finished / spent:.1f} cells a minute' if spent else ''
     self._line.say(
-      f'{finished}/{len(self._shares)} {what} ({span(spent)} gone, {rate}'
-      f'{rest})'
+      f'{finished}/{len(self._shares)} {what} ({format_span(spent)} gone,'
+      f' {rate}{rest})'
     )
 
 
