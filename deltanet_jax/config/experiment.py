@@ -1,4 +1,4 @@
-"""What a run is: the configuration of model, data, optimiser, training, mesh.
+"""What a run is: the configuration of model, data, optimizer, training, mesh.
 
 Standard library only: configurations are read, changed and checked before
 jax is imported. A file in `configs/` returns one `Experiment`.
@@ -134,7 +134,7 @@ class ModelConfig:
       raise ValueError('model has no layer; give a period and repeats >= 1')
 
   @property
-  def layers(self):
+  def layers(self) -> tuple[Layer, ...]:
     """Every layer in order."""
     return self.prefix + self.period * self.repeats + self.suffix
 
@@ -145,7 +145,7 @@ class DataConfig:
 
   path: str  # globs separated by commas; one that begins with '!' excludes
   seq_len: Count
-  batch: Count  # rows of one optimiser step, all devices together
+  batch: Count  # rows of one optimizer step, all devices together
   tokenizer: str = 'bytes'  # or the path of a tokenizer.json
   field: str = 'text'  # the text's field in jsonl and parquet files
   heldout: Fraction = 0.05  # of the documents, never trained on
@@ -240,7 +240,7 @@ class MeshConfig:
         f'mesh.{" and mesh.".join(open_axes)} are -1; give all but one'
       )
 
-  def filled(self, devices):
+  def fill(self, devices: int) -> 'MeshConfig':
     """This mesh on so many devices: its -1, if there is one, as a number."""
     sizes = dataclasses.asdict(self)
     for axis, size in sizes.items():
@@ -277,7 +277,7 @@ def _check_mesh(experiment):
   if not isinstance(model, ModelConfig):
     return  # refused with its name by whoever reads the file
 
-  def check(name, size, axes, parts=1):
+  def require_even(name, size, axes, parts=1):
     # what is -1 is checked once the devices are known
     split = {axis: abs(getattr(mesh, axis)) for axis in axes}
     devices = [f'mesh.{axis} {n}' for axis, n in split.items() if n > 1]
@@ -291,16 +291,16 @@ def _check_mesh(experiment):
       )
 
   rows = ('replica', 'data', 'fsdp', 'expert')
-  check('data.batch', data.batch, rows, experiment.optim.accumulate)
-  check('data.seq_len', data.seq_len, ('seq',))
-  check('model.d_model', model.d_model, ('fsdp', 'expert', 'seq'))
+  require_even('data.batch', data.batch, rows, experiment.optim.accumulate)
+  require_even('data.seq_len', data.seq_len, ('seq',))
+  require_even('model.d_model', model.d_model, ('fsdp', 'expert', 'seq'))
   mtp = () if model.mtp is None else (model.mtp,)
   for layer in (*model.layers, *mtp):
     for part in (getattr(layer, 'mixer', None), getattr(layer, 'ffn', None)):
       for field, axis in _SPLIT.items():
         size = getattr(part, field, 0)
-        check(f'{type(part).__name__}.{field}', size, (axis,))
-  check(
+        require_even(f'{type(part).__name__}.{field}', size, (axis,))
+  require_even(
     '2 x model.d_model of the MTP', 2 * len(mtp) * model.d_model, ('tensor',)
   )
 
@@ -318,24 +318,24 @@ _SPLIT = {
 
 def _check_objective(model, objective):
   """Every weight needs the part of the model that it is about."""
-  some = lambda test: lambda: any(map(test, model.layers))
+  any_layer = lambda test: lambda: any(map(test, model.layers))
   needs = {
     'further': (lambda: model.mtp, 'give model.mtp'),
     'balance': (
-      some(lambda layer: isinstance(layer.ffn, MoEConfig)),
+      any_layer(lambda layer: isinstance(layer.ffn, MoEConfig)),
       'use a MoEConfig',
     ),
     'bias_rate': (
-      some(lambda layer: getattr(layer.ffn, 'bias', False)),
+      any_layer(lambda layer: getattr(layer.ffn, 'bias', False)),
       'use a MoEConfig with bias',
     ),
     'indexer': (
-      some(lambda layer: isinstance(layer.mixer, DSAConfig)),
+      any_layer(lambda layer: isinstance(layer.mixer, DSAConfig)),
       'use a DSAConfig',
     ),
   }
-  for name, (found, change) in needs.items():
-    if getattr(objective, name) and not found():
+  for name, (is_there, change) in needs.items():
+    if getattr(objective, name) and not is_there():
       raise ValueError(
         f'train.objective.{name} is {getattr(objective, name)} and the model'
         f' has nothing for it; {change} or leave it at 0'

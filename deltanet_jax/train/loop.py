@@ -64,7 +64,7 @@ def train(
   """
   given = experiment  # which is stored: -1 are all devices of whoever goes on
   try:
-    filled = experiment.mesh.filled(jax.device_count())
+    filled = experiment.mesh.fill(jax.device_count())
     experiment = dataclasses.replace(experiment, mesh=filled)
     mesh = sharding.make_mesh(filled)
   except ValueError as error:

@@ -143,13 +143,13 @@ def test_a_mesh_that_does_not_divide_the_sizes_is_refused(file, axes, words):
 
 def test_one_axis_of_a_mesh_takes_the_devices_that_are_left(file):
   mesh = MeshConfig(replica=2, fsdp=-1, tensor=4)
-  assert mesh.filled(64) == MeshConfig(replica=2, fsdp=8, tensor=4)
-  assert mesh.filled(8).filled(64) == mesh.filled(8)
+  assert mesh.fill(64) == MeshConfig(replica=2, fsdp=8, tensor=4)
+  assert mesh.fill(8).fill(64) == mesh.fill(8)
   with pytest.raises(ValueError, match='take 8 devices, which does not divide'):
-    mesh.filled(12)
+    mesh.fill(12)
   argv = [f'--config={file}', '--config.mesh.fsdp=-1']
   cfg, _ = config.parse_argv(argv)
-  assert cfg.mesh.filled(4) == MeshConfig(fsdp=4)
+  assert cfg.mesh.fill(4) == MeshConfig(fsdp=4)
   two = refusal(config.parse_argv, [*argv, '--config.mesh.seq=-1'])
   assert 'mesh.fsdp and mesh.seq are -1; give all but one' in two
   assert 'mesh.fsdp is -2' in refusal(

@@ -105,7 +105,7 @@ def _main(experiment):
 
 def _filled(experiment, topology):
   try:
-    mesh = experiment.mesh.filled(topology.devices)
+    mesh = experiment.mesh.fill(topology.devices)
     return dataclasses.replace(experiment, mesh=mesh)
   except ValueError as error:
     raise ConfigError(str(error)) from error
