@@ -28,13 +28,13 @@ FROM = flags.DEFINE_string('from', None, 'Folder to read.', required=True)
 TO = flags.DEFINE_string('to', None, 'Folder to write.', required=True)
 
 
-def main():
+def main() -> None:
   """The command."""
   command.run_command(_main)
 
 
-def _main(taken):
-  del taken
+def _main(arguments):
+  del arguments
   from deltanet_jax.hf import hub
 
   source, target = hub.find(FROM.value), pathlib.Path(TO.value)

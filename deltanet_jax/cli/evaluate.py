@@ -54,13 +54,13 @@ REPEATS = flags.DEFINE_list(
 OUTPUT = flags.DEFINE_string('output', None, 'File to keep the JSON in.')
 
 
-def main():
+def main() -> None:
   """The command."""
   command.run_command(_main)
 
 
-def _main(taken):
-  del taken
+def _main(arguments):
+  del arguments
   if DATA.value is None:
     raise ConfigError("no --data=GLOB given, as in --data='texts/**/*.txt'")
   bad = [n for n in REPEATS.value if not n.isdecimal() or int(n) < 1]
@@ -112,15 +112,15 @@ def _score(source, seq_len):
     return 1
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  what = source.model, params, documents, tokenizer
-  how = {
+  scored = source.model, params, documents, tokenizer
+  settings = {
     'dtype': DTYPE.value,
     'mesh': mesh,
     'seq_len': seq_len,
     'batch': BATCH.value * DEVICES.value,
   }
   with _named_as_flags():
-    score, found = _scored(what, how)
+    score, repeats = _evaluate(scored, settings)
   size = sum(len(document.content) for document in documents)
   return {
     'model': source.name,
@@ -134,18 +134,18 @@ def _score(source, seq_len):
     'altered_bytes': tokenizer.altered[1],
     'seq_len': seq_len,
     'dtype': DTYPE.value,
-    **found,
+    **repeats,
   }
 
 
-def _scored(what, how):
+def _evaluate(scored, settings):
   """(Score, the part of the result that --repeats asks for)."""
   from deltanet_jax.evals import perplexity, repeats
 
   if not REPEATS.value:
-    return perplexity.score_documents(*what, **how), {}
+    return perplexity.score_documents(*scored, **settings), {}
   lengths = sorted({int(n) for n in REPEATS.value})
-  score, shares = repeats.score_documents(*what, lengths, **how)
+  score, shares = repeats.score_documents(*scored, lengths, **settings)
   print(repeats.format_shares(shares), file=sys.stderr)
   return score, {'repeats': [share._asdict() for share in shares]}
 

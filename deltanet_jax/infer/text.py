@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.sampling import Sampling
-from deltanet_jax.data import tokenizer as tokenizers
+from deltanet_jax.data.tokenizer import open_tokenizer
 from deltanet_jax.infer.generate import generate
 from deltanet_jax.infer.sampling import seeded
 from deltanet_jax.runs.source import Source
@@ -36,7 +36,7 @@ def continue_text(
   """
   key = seeded(seed)
   source.require_tokenizer()
-  tokenizer = tokenizers.open_tokenizer(source.tokenizer)
+  tokenizer = open_tokenizer(source.tokenizer)
   ids, ends = prompt_ids(source, tokenizer, prompt, chat), set(tokenizer.ends)
   if not ids:
     raise ConfigError('the prompt has no token; give --prompt')
@@ -70,11 +70,11 @@ def continue_text(
 def prompt_ids(source, tokenizer, prompt, chat):
   """The ids that a model is given of a prompt."""
   if chat:  # the template has the special tokens
-    return tokenizer.prompt(tokenizer.chat(prompt), special=False)
+    return tokenizer.encode_prompt(tokenizer.format_chat(prompt), special=False)
   if source.trained:
     # a document is trained on from the end of the one before
     return [tokenizer.eod, *tokenizer.encode(prompt).tolist()]
-  return tokenizer.prompt(prompt)
+  return tokenizer.encode_prompt(prompt)
 
 
 class TextStream:

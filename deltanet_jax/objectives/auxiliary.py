@@ -1,11 +1,14 @@
-"""What training minimises: the next token's loss and, beside it, further
+"""What training minimizes: the next token's loss and, beside it, further
 tokens, balanced experts, an indexer that knows the attention."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.experiment import ModelConfig, ObjectiveConfig
 from deltanet_jax.model import (
   MTP,
   Backbone,
@@ -16,6 +19,7 @@ from deltanet_jax.model import (
 )
 from deltanet_jax.objectives.loss import cross_entropy
 from deltanet_jax.ops.routing import balance_loss, updated_bias
+from deltanet_jax.parallel.sharding import Batch, Params
 
 
 class ObjectiveReport(NamedTuple):
@@ -25,8 +29,11 @@ class ObjectiveReport(NamedTuple):
   reports: Reports
 
 
-def has_gradient(path, weights):
-  """Whether an ObjectiveConfig has a gradient for the parameter at `path`.
+Objective = Callable[[Params, Batch], tuple[jax.Array, ObjectiveReport]]
+
+
+def has_gradient(path: Sequence[str], weights: ObjectiveConfig) -> bool:
+  """Whether the objective has a gradient for the parameter at `path`.
 
   What has none must not decay either: the block of a further token that is not
   asked for, indexers (the objective knows none in that block), and all others
@@ -39,18 +46,19 @@ def has_gradient(path, weights):
   return max(weights.next, weights.further, weights.balance) > 0
 
 
-def make_objective(cfg, dtype, weights):
-  """The function (params, batch) -> (objective, Told), both summed over tokens.
+def make_objective(
+  cfg: ModelConfig, dtype: DTypeLike, weights: ObjectiveConfig
+) -> Objective:
+  """What training minimizes, summed over tokens, as is what it reports.
 
-  cfg: ModelConfig   weights: ObjectiveConfig
-  batch: dict of [B,T] tokens, targets, positions, segment_ids (int32) and
-  weights (float32)
+  It takes batches of tokens, targets, positions, segment_ids (int32) and
+  weights (float32), all [B,T].
   """
   backbone = Backbone(cfg, dtype)
 
   def objective(params, batch):
     hidden, reports = backbone.apply(
-      {'params': params['backbone']},
+      {'params': _find_part(params, 'backbone')},
       batch['tokens'],
       positions=batch['positions'],
       segment_ids=batch['segment_ids'],
@@ -70,14 +78,20 @@ def make_objective(cfg, dtype, weights):
   return objective
 
 
-def compute_further_loss(params, cfg, dtype, hidden, batch):
+def compute_further_loss(
+  params: Params,
+  cfg: ModelConfig,
+  dtype: DTypeLike,
+  hidden: jax.Array,
+  batch: Batch,
+) -> jax.Array:
   """Summed nats of the tokens after the targets (arXiv:2412.19437 eq. 24).
 
   hidden [B,T,D]: Backbone's, batch: as for the main loss. A document's last
   target has none after it and counts nothing.
   """
   out, _ = MTP(cfg, dtype).apply(
-    {'params': params['mtp']},
+    {'params': _find_part(params, 'mtp')},
     hidden,
     embed(params, batch['targets'], dtype),
     batch['positions'],
@@ -92,12 +106,12 @@ def compute_further_loss(params, cfg, dtype, hidden, batch):
   )
 
 
-def compute_balance_loss(reports):
+def compute_balance_loss(reports: Reports) -> jax.Array:
   """The balance loss of all layers with experts, taken together."""
   return balance_loss(_loads(reports))
 
 
-def measure_loads(reports):
+def measure_loads(reports: Reports) -> dict[str, jax.Array]:
   """How evenly experts are used: the share of tokens of the most and the least
   chosen one of any layer, over an equal share. {} of a model without experts.
   """
@@ -117,7 +131,7 @@ def _loads(reports):
   return jax.tree.map(lambda *x: jnp.concatenate([rows(a) for a in x]), *loads)
 
 
-def compute_indexer_loss(reports):
+def compute_indexer_loss(reports: Reports) -> jax.Array:
   """The indexers' losses, summed over layers (a mean over tokens in each).
 
   Its gradient moves the indexers only. Alone, with DSAConfig.stage 'dense', it
@@ -126,19 +140,29 @@ def compute_indexer_loss(reports):
   return sum(r.mixer.sum() for r in _layers(reports) if r.mixer is not None)
 
 
-def update_biases(params, reports, rate):
+def update_biases(params: Params, reports: Reports, rate: float) -> Params:
   """HybridLM's parameters with every router's selection bias moved towards
   balance by `rate` (arXiv:2408.15664), from the shares of one batch."""
-  backbone = dict(params['backbone'])
+  backbone = _find_part(params, 'backbone')
   for part in reports._fields:
     for i, report in enumerate(getattr(reports, part)):
-      layer = backbone.get(part, {}).get(f'layer_{i}', {})
-      if report.load is None or 'bias' not in layer['ffn']:
+      if report.load is None:
         continue
-      bias = updated_bias(layer['ffn']['bias'], report.load.share, rate)
-      ffn = layer['ffn'] | {'bias': bias}
-      backbone[part] = backbone[part] | {f'layer_{i}': layer | {'ffn': ffn}}
+      layers = _find_part(backbone, part)
+      layer = _find_part(layers, f'layer_{i}')
+      ffn = _find_part(layer, 'ffn')
+      if 'bias' not in ffn:
+        continue
+      bias = updated_bias(ffn['bias'], report.load.share, rate)
+      layer = layer | {'ffn': ffn | {'bias': bias}}
+      backbone = backbone | {part: layers | {f'layer_{i}': layer}}
   return params | {'backbone': backbone}
+
+
+def _find_part(params: Params, name: str) -> Params:
+  part = params[name]
+  assert isinstance(part, dict)
+  return part
 
 
 def _layers(reports):

@@ -1,10 +1,15 @@
 """Loss, perplexity and bits per byte from sums over targets."""
 
 import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from deltanet_jax.data.rows import HostBatch
+from deltanet_jax.parallel.sharding import Batch, Params
 
 
 class Score(NamedTuple):
@@ -15,32 +20,38 @@ class Score(NamedTuple):
   ends: int  # of these tokens, ends of a document
 
   @property
-  def loss(self):
+  def loss(self) -> float:
     """Nats per token."""
     return self.nats / self.tokens
 
   @property
-  def perplexity(self):
+  def perplexity(self) -> float:
     """e^loss; of a model that diverged, inf."""
     try:
       return math.exp(self.loss)
     except OverflowError:
       return math.inf
 
-  def bits_per_byte(self, size):
+  def bits_per_byte(self, size: int) -> float:
     """Bits per byte of a text of `size` bytes that these targets spell."""
     return self.nats / math.log(2) / size
 
 
-def score_batches(total_loss, params, batches, place, eod):
-  """The `Score` of batches as `TextData.heldout_batches` gives them.
+def score_batches(
+  total_loss: Callable[[Params, Batch], jax.Array],
+  params: Params,
+  batches: Iterable[HostBatch],
+  place: Callable[[HostBatch], Batch],
+  eod: int,
+) -> Score:
+  """The `Score` of batches as `TextData.make_heldout_batches` gives them.
 
-  total_loss: jitted (params, batch) -> nats   place: host batch -> device batch
+  total_loss: jitted, in nats   place: a batch on the devices
   eod: the id that ends a document
   """
   nats, tokens, ends = 0.0, 0, 0
-  for batch in batches:
-    batch = place(batch)  # may be rows that other processes hold
+  for host_batch in batches:
+    batch = place(host_batch)  # may be rows that other processes hold
     # the sum over batches is kept on the host in float64
     nats += float(jax.device_get(total_loss(params, batch)))
     counts = jax.device_get(_counts(batch['weights'], batch['targets'], eod))
@@ -55,11 +66,13 @@ def _counts(weights, targets, eod):
   return jnp.sum(scored), jnp.sum(scored & (targets == eod))
 
 
-def sum_scores(scored, eod):
+def sum_scores(
+  scored: Iterable[tuple[HostBatch, np.ndarray | float]], eod: int
+) -> Score:
   """The `Score` of pairs (host batch, nats of its targets with weight)."""
   nats, tokens, ends = 0.0, 0, 0
-  for batch, one in scored:
-    nats += float(one)  # in float64
+  for batch, loss in scored:
+    nats += float(loss)  # in float64
     tokens += int(batch['weights'].sum())
     ends += int(batch['weights'][batch['targets'] == eod].sum())
   return Score(nats, tokens, ends)

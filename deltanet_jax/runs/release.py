@@ -9,6 +9,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import write_text
 from deltanet_jax.hf import families, files, quantised
 from deltanet_jax.runs import checkpoint
+from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.runs.source import read_start
 
 
@@ -16,15 +17,15 @@ class _Released(files.Recorded):
   """The tensors that a trained model is written as."""
 
   def dtype(self, name):
-    found = super().dtype(name)
+    dtype = super().dtype(name)
     # values that were trained have no place in another's blocks and scales
-    return files.WEIGHTS['BF16'] if found == files.FLOAT8 else found
+    return files.WEIGHTS['BF16'] if dtype == files.FLOAT8 else dtype
 
   def scale_of(self, name):
     del name  # what the scales of a release belonged to has none any more
 
 
-def write_release(workdir, target):
+def write_release(workdir: Workdir, target: str | pathlib.Path) -> None:
   """Writes a run's newest parameters as released weights, with its tokenizer.
 
   A run that began with released weights gives their names, files, types and
@@ -41,17 +42,18 @@ def write_release(workdir, target):
   from deltanet_jax.model import HybridLM
 
   target = pathlib.Path(target)
-  model, begun = HybridLM(workdir.read().model), read_start(workdir)
+  model, start = HybridLM(workdir.read().model), read_start(workdir)
   if (target / 'config.json').exists():
     raise ConfigError(f'{target} holds a model; give another folder')
-  like = None if begun is None else begun.released
-  if like is None:
-    family, wanted = families.of(model.cfg).name, ()
+  like = None if start is None else start.released
+  wanted: set[str] = set()
+  if start is None or like is None:
+    family = families.of(model.cfg).name
     copy = workdir.text / 'tokenizer.json'
     end = FileTokenizer(copy).eod if copy.is_file() else None
   else:
     source = _Released(
-      like['tensors'], like['config'], begun.name, workdir.start
+      like['tensors'], like['config'], start.name, workdir.start
     )
     entries = _entries(source, like, model)
     wanted = {source.names[entry.name] for entry in entries}

@@ -6,16 +6,32 @@ Nothing here needs jax before weights are read.
 
 import json
 import pathlib
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import ModelConfig
+from deltanet_jax.config.files import JsonObject
 from deltanet_jax.hf import families, files, hub, keys, names
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.runs.folder import Workdir
+
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
+  from jax.typing import DTypeLike
+
+  from deltanet_jax.parallel.sharding import Params
+
+
+class Release(TypedDict):
+  """A released folder, as a converted folder or a run records it."""
+
+  family: str
+  config: JsonObject  # config.json
+  tensors: dict[str, list[str | list[int]]]  # [file, type, shape] of each
 
 
 class Source(NamedTuple):
@@ -24,13 +40,14 @@ class Source(NamedTuple):
   name: str  # the folder's absolute path, or its id on the hub
   model: ModelConfig
   tokenizer: str  # 'bytes', or the path of a tokenizer.json
-  released: dict | None  # family, config.json and every tensor's file, type
-  # and shape, as in a converted folder; None for a model trained from nothing
+  released: Release | None  # None for a model trained from nothing
   dtype: str = 'bfloat16'  # of the computation
   trained: bool = False  # by a run here, on documents that follow an end
   seq_len: int = 2048  # tokens of a row that it is scored in
 
-  def load(self, mesh=None, dtype=np.float32):
+  def load(
+    self, mesh: 'Mesh | None' = None, dtype: 'DTypeLike' = np.float32
+  ) -> 'Params':
     """The parameters on a mesh, or on the first device, weight by weight.
 
     Raises:
@@ -46,7 +63,7 @@ class Source(NamedTuple):
 
     return hf.load(folder, dtype=dtype, mesh=mesh)[1]
 
-  def check(self):
+  def check(self) -> None:
     """Refuses a released folder whose tensors do not fit its config.json, and
     a run without a checkpoint."""
     folder = hub.find(self.name)
@@ -59,6 +76,8 @@ class Source(NamedTuple):
 
       convert.Converted(folder)
       return
+    if self.released is None:
+      raise ConfigError(f'{folder} holds no run any more')
     from deltanet_jax.hf import store
     from deltanet_jax.model import HybridLM
     from deltanet_jax.parallel import sharding
@@ -68,14 +87,14 @@ class Source(NamedTuple):
     source = family.source(files.Folder(folder))
     store.matched(source, family, self.model, shapes)
 
-  def require_tokenizer(self):
+  def require_tokenizer(self) -> None:
     """Refuses a folder without the tokenizer that it should bring."""
     path = pathlib.Path(self.tokenizer)
     if self.tokenizer != 'bytes' and not path.is_file():
       raise ConfigError(f'{path}: no such file; copy it from the release')
 
 
-def open_model(name, classes=()):
+def open_model(name: str, classes: Iterable[type] = ()) -> Source:
   """The Source of a folder, or of an id on the hub.
 
   classes: as for `config.from_json`
@@ -90,7 +109,11 @@ def open_model(name, classes=()):
     from deltanet_jax.hf import convert
 
     record = convert.read_record(folder)
-    released = {key: record[key] for key in ('family', 'config', 'tensors')}
+    released = Release(
+      family=record['family'],
+      config=record['config'],
+      tensors=record['tensors'],
+    )
   else:
     released = _record(folder)
   tokenizer = str(folder / 'tokenizer.json')
@@ -99,21 +122,21 @@ def open_model(name, classes=()):
   )
 
 
-def open_run(workdir, classes=()):
+def open_run(workdir: Workdir, classes: Iterable[type] = ()) -> Source:
   """The Source that a run's newest checkpoint is."""
-  experiment, before = workdir.read(classes), read_start(workdir, classes)
+  experiment, start = workdir.read(classes), read_start(workdir, classes)
   return Source(
     str(workdir.path.resolve()),
     experiment.model,
-    workdir.tokenizer(experiment),
-    before and before.released,
+    workdir.find_tokenizer(experiment),
+    start and start.released,
     experiment.train.dtype,
     trained=True,
     seq_len=experiment.data.seq_len,
   )
 
 
-def read_start(workdir, classes=()):
+def read_start(workdir: Workdir, classes: Iterable[type] = ()) -> Source | None:
   """The Source that a run began with, or None.
 
   Raises:
@@ -121,7 +144,7 @@ def read_start(workdir, classes=()):
   """
   if not workdir.start.is_file():
     return None
-  record = names.read_json(workdir.start)
+  record: dict = names.read_json(workdir.start)
   try:
     record['model'] = config.from_json(
       json.dumps(record['model']), ModelConfig, classes
@@ -137,7 +160,7 @@ def read_start(workdir, classes=()):
     raise ConfigError(f'{workdir.start}: {names.line(error)}') from error
 
 
-def is_run(folder):
+def is_run(folder: str | pathlib.Path) -> bool:
   """Whether config.json is that of a training run."""
   try:
     return '_type' in names.read_json(pathlib.Path(folder) / 'config.json')
@@ -145,7 +168,7 @@ def is_run(folder):
     return False  # who reads it as a release says what is wrong
 
 
-def _record(folder):
+def _record(folder: pathlib.Path) -> Release:
   """What `hf.convert` keeps of a released folder, from its headers."""
   family, _ = families.read(folder)
   source = family.source(files.Folder(folder))
@@ -161,7 +184,7 @@ def _record(folder):
   }
 
 
-def _model(released, folder):
+def _model(released: Release, folder: pathlib.Path) -> ModelConfig:
   family = families.named(released['family'])
   cfg = family.read(keys.Keys(released['config'], str(folder / 'config.json')))
   return families.with_mtp(family, cfg, released['tensors'])

@@ -240,7 +240,7 @@ class _Run:
     experiment, params = self._experiment, self._state.params
     rows = experiment.data.batch // experiment.optim.accumulate
     share = self._program.share(rows)
-    batches = self._data.heldout_batches(rows, share.rows)
+    batches = self._data.make_heldout_batches(rows, share.rows)
     batches = itertools.islice(batches, least and math.ceil(least / rows))
     eod = self._data.tokenizer.eod
     return score_batches(self._program.loss, params, batches, share.place, eod)

@@ -306,19 +306,21 @@ def test_the_end_of_text_may_be_named_beside_the_tokenizer(tmp_path, token):
 def test_a_tokenizer_file_gives_rows_of_its_ids(folder, vocabulary):
   data = make(folder, tokenizer=vocabulary, batch=1)
   loaded = data.tokenizer
-  scored = [b['targets'][b['weights'] == 1] for b in data.heldout_batches(2)]
+  scored = [
+    b['targets'][b['weights'] == 1] for b in data.make_heldout_batches(2)
+  ]
   expected = [
     id
-    for d in data.heldout_documents()
+    for d in data.heldout_documents
     for id in [*loaded.encode(d.decode()), loaded.eod]
   ]
   assert np.concatenate(scored).tolist() == expected
-  assert data.heldout_bytes == sum(len(d) for d in data.heldout_documents())
+  assert data.heldout_bytes == sum(len(d) for d in data.heldout_documents)
 
 
 def test_every_document_is_on_one_side(folder):
   data = make(folder)
-  train, heldout = list(data.train_documents()), list(data.heldout_documents())
+  train, heldout = list(data.train_documents), list(data.heldout_documents)
   assert len(train) > 20 and len(heldout) > 4
   assert sorted(train + heldout) == contents(folder)
   assert data.train_bytes == sum(map(len, train))
@@ -326,18 +328,18 @@ def test_every_document_is_on_one_side(folder):
 
 
 def test_more_files_move_no_document_and_equal_ones_stay_together(folder):
-  before = set(make(folder).heldout_documents())
+  before = set(make(folder).heldout_documents)
   for i, content in enumerate([b'new 1', b'new 2', *contents(folder)]):
     (folder / f'more{i}.txt').write_bytes(content)
   data = make(folder)
-  after = set(data.heldout_documents())
+  after = set(data.heldout_documents)
   assert after - {b'new 1', b'new 2'} == before
-  assert not after & set(data.train_documents())
+  assert not after & set(data.train_documents)
 
 
 def test_the_seed_decides_the_split(folder):
   a, b = make(folder), make(folder, seed=1)
-  assert set(a.heldout_documents()) != set(b.heldout_documents())
+  assert set(a.heldout_documents) != set(b.heldout_documents)
 
 
 def test_too_little_text_is_refused(folder):
@@ -384,7 +386,7 @@ def test_large_vocabularies_keep_their_ids():
 
 def test_every_target_follows_from_its_own_document_only(folder):
   data = make(folder)
-  documents = list(data.train_documents())
+  documents = list(data.train_documents)
   rows = [data._train_rows[i] for i in range(data._train_rows.full)]
   opened = 0
   for row in rows:
@@ -402,8 +404,8 @@ def test_every_target_follows_from_its_own_document_only(folder):
 
 def test_a_batch_has_its_keys_shapes_and_types(folder):
   data = make(folder)
-  ahead, heldout = next(data.iterate(0)), next(data.heldout_batches(4))
-  for batch in (data.batch(0), ahead, heldout):
+  ahead, heldout = next(data.iterate(0)), next(data.make_heldout_batches(4))
+  for batch in (data.make_batch(0), ahead, heldout):
     assert {name: (x.shape, str(x.dtype)) for name, x in batch.items()} == {
       'tokens': ((4, 16), 'int32'),
       'targets': ((4, 16), 'int32'),
@@ -411,7 +413,7 @@ def test_a_batch_has_its_keys_shapes_and_types(folder):
       'positions': ((4, 16), 'int32'),
       'weights': ((4, 16), 'float32'),
     }
-  assert data.batch(0)['weights'].all()
+  assert data.make_batch(0)['weights'].all()
 
 
 def test_an_iterator_from_any_step_gives_the_same_batches(folder):
@@ -425,14 +427,15 @@ def test_an_iterator_from_any_step_gives_the_same_batches(folder):
     for step in range(start, steps):
       batch = next(resumed)
       assert_same(batch, unbroken[step])
-      assert_same(batch, data.batch(step))
+      assert_same(batch, data.make_batch(step))
 
 
 def test_an_epoch_holds_every_row_once_and_the_next_is_in_another_order(folder):
   data = make(folder, batch=1)
   rows = data._train_rows.full
   epochs = [
-    [digest(data.batch(e * rows + i)) for i in range(rows)] for e in range(2)
+    [digest(data.make_batch(e * rows + i)) for i in range(rows)]
+    for e in range(2)
   ]
   every = [
     digest({name: x[None] for name, x in data._train_rows[i].items()})
@@ -449,7 +452,7 @@ def test_the_seed_decides_the_order(folder):
     text._batches(rows, DataConfig(path='', seq_len=16, batch=4), None, seed)
     for seed in (0, 1)
   )
-  assert digest(a[0]) == digest(make(folder).batch(0)) != digest(b[0])
+  assert digest(a[0]) == digest(make(folder).make_batch(0)) != digest(b[0])
 
 
 def test_another_process_makes_the_same_batches(folder):
@@ -459,7 +462,7 @@ def test_another_process_makes_the_same_batches(folder):
     'from deltanet_jax.config.experiment import DataConfig\n'
     f'cfg = DataConfig(path="{folder}/**/*.txt", seq_len=16, batch=4,'
     ' heldout=0.3)\n'
-    'batch = TextData(cfg).batch(30)\n'
+    'batch = TextData(cfg).make_batch(30)\n'
     'parts = b"".join(batch[name].tobytes() for name in sorted(batch))\n'
     'print(hashlib.sha256(parts).hexdigest())\n'
   )
@@ -468,23 +471,23 @@ def test_another_process_makes_the_same_batches(folder):
     [sys.executable, '-c', code], cwd=root, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.strip() == digest(make(folder).batch(30))
+  assert done.stdout.strip() == digest(make(folder).make_batch(30))
 
 
 @pytest.mark.parametrize('rows', [1, 4, 1000])
 def test_every_heldout_token_is_scored_once(folder, rows):
   data = make(folder)
-  batches = list(data.heldout_batches(rows))
+  batches = list(data.make_heldout_batches(rows))
   assert {batch['tokens'].shape for batch in batches} == {(rows, 16)}
   scored = [b['targets'][b['weights'] == 1] for b in batches]
-  expected = b''.join(d + b'\n' for d in data.heldout_documents())
+  expected = b''.join(d + b'\n' for d in data.heldout_documents)
   got = bytes(t if t < 256 else 10 for t in np.concatenate(scored).tolist())
   assert got == expected  # no document of the fixture holds a line end
   for batch in batches:
     padding = batch['weights'] == 0
     assert (batch['segment_ids'][padding] == 0).all()
     assert (batch['segment_ids'][~padding] > 0).all()
-  for a, b in zip(batches, data.heldout_batches(rows), strict=True):
+  for a, b in zip(batches, data.make_heldout_batches(rows), strict=True):
     assert_same(a, b)
 
 
@@ -496,4 +499,4 @@ def test_jsonl_and_text_files_of_the_same_documents_give_the_same_batches(
   path = tmp_path / 'all.jsonl'
   path.write_text('\n'.join(lines))
   a, b = make(folder), make(folder, path=str(path))
-  assert_same(a.batch(7), b.batch(7))
+  assert_same(a.make_batch(7), b.make_batch(7))

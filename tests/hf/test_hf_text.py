@@ -50,9 +50,9 @@ def folder(tmp_path):
 
 def test_a_message_is_put_into_the_chat_template(folder):
   found = FileTokenizer(folder / 'tokenizer.json')
-  message = found.chat('Why')
+  message = found.format_chat('Why')
   assert message == '<user>Why\n<bot>'
-  ids = found.prompt(message)
+  ids = found.encode_prompt(message)
   assert (ids[0], ids[-1]) == (59, 60)
 
 
@@ -63,17 +63,19 @@ def test_a_template_in_the_tokenizers_settings_is_used_too(folder):
     'bos_token': {'content': '<user>'},
   }
   (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
-  assert FileTokenizer(folder / 'tokenizer.json').chat('Why') == '<user>Why'
+  assert (
+    FileTokenizer(folder / 'tokenizer.json').format_chat('Why') == '<user>Why'
+  )
 
 
 def test_what_is_missing_or_refused_is_named(folder):
   path = folder / 'chat_template.jinja'
   path.write_text('{{ raise_exception("no system here") }}')
   with pytest.raises(ConfigError, match='no system here'):
-    FileTokenizer(folder / 'tokenizer.json').chat('Why')
+    FileTokenizer(folder / 'tokenizer.json').format_chat('Why')
   path.unlink()
   with pytest.raises(ConfigError, match='no chat template'):
-    FileTokenizer(folder / 'tokenizer.json').chat('Why')
+    FileTokenizer(folder / 'tokenizer.json').format_chat('Why')
   (folder / 'tokenizer.json').unlink()
   with pytest.raises(ConfigError, match='tokenizer.json: no such file'):
     FileTokenizer(folder / 'tokenizer.json')
@@ -83,14 +85,14 @@ def test_text_ends_before_an_end_token(folder):
   parts = list(
     text.continue_text(open_model(folder), 'ABC', chat=False, **GREEDY)
   )
-  ids = FileTokenizer(folder / 'tokenizer.json').prompt(''.join(parts))
+  ids = FileTokenizer(folder / 'tokenizer.json').encode_prompt(''.join(parts))
   assert len(ids) == 6
   settings = {'eos_token_id': [ids[3], 63]}
   (folder / 'generation_config.json').write_text(json.dumps(settings))
   parts = list(
     text.continue_text(open_model(folder), 'ABC', chat=False, **GREEDY)
   )
-  found = FileTokenizer(folder / 'tokenizer.json').prompt(''.join(parts))
+  found = FileTokenizer(folder / 'tokenizer.json').encode_prompt(''.join(parts))
   assert found == ids[: ids.index(ids[3])]
 
 

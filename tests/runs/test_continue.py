@@ -100,7 +100,7 @@ def test_a_run_whose_text_has_changed_is_refused_by_what_changed(
   if change == 'fewer':
     old.unlink()
   elif change == 'bytes':
-    held = TextData(make_experiment(other_texts).data).heldout_documents()
+    held = TextData(make_experiment(other_texts).data).heldout_documents
     texts_ = sorted(other_texts.glob('*.txt'))
     first, second = [p for p in texts_ if p.read_bytes() not in set(held)][:2]
     first.write_bytes(first.read_bytes()[::-1])
@@ -147,7 +147,7 @@ def test_a_run_told_so_goes_on_with_another_text_from_its_first_row(
   own.begin(6)
   assert len(seen) == 3
   for step, batch in enumerate(seen, 6):
-    for name, x in own.batch(step).items():
+    for name, x in own.make_batch(step).items():
       np.testing.assert_array_equal(batch[name], x)
   # an epoch from here on has every row of the new text once, in an order
   # that is not the one of the same text at the run's beginning
@@ -173,7 +173,7 @@ def _rows(data, first, count):
   """The first `count` rows from step `first` on."""
   for i in range(count):
     step, row = divmod(i, 8)
-    yield {name: x[row] for name, x in data.batch(first + step).items()}
+    yield {name: x[row] for name, x in data.make_batch(first + step).items()}
 
 
 def test_a_checkpoint_from_before_the_new_text_takes_it_from_there(tmp_path):
@@ -341,7 +341,7 @@ def test_files_of_a_run_that_are_no_json_are_refused_by_name(
   (tmp_path / name).write_bytes(content)
   with pytest.raises(ConfigError) as error:
     workdir.read()
-    workdir.finished()
+    workdir.read_result()
     workdir.check_text({'sums': 0})
   message = str(error.value)
   assert '\n' not in message and str(tmp_path / name) in message
@@ -351,4 +351,4 @@ def test_results_of_no_run_are_refused_by_name(texts, tmp_path):
   workdir = Workdir(tmp_path)
   (tmp_path / 'result.json').write_text('{}')
   with pytest.raises(ConfigError, match='result.json: no results of a run'):
-    workdir.finished()
+    workdir.read_result()

@@ -113,7 +113,7 @@ class _Home:
 def test_a_process_brings_what_its_devices_hold(data, sizes, own, monkeypatch):
   mesh = sharding.make_mesh(MeshConfig(**sizes))
   devices = mesh.devices.reshape(-1)[list(own)]
-  home, whole = _Home(mesh, devices), data.batch(3)
+  home, whole = _Home(mesh, devices), data.make_batch(3)
   share = processes.find_row_share(home, (8, 32))
   rows = 8 // (sizes.get('data', 1) * sizes.get('fsdp', 1))
   copies = 8 // (8 // rows)
@@ -133,7 +133,7 @@ def test_a_process_brings_what_its_devices_hold(data, sizes, own, monkeypatch):
 
 def test_a_process_alone_places_the_whole_batch(data):
   mesh = sharding.make_mesh(MeshConfig(fsdp=2, seq=2))
-  home, whole = sharding.batch_sharding(mesh), data.batch(0)
+  home, whole = sharding.batch_sharding(mesh), data.make_batch(0)
   share = processes.find_row_share(home, (8, 32))
   assert share.rows.tolist() == list(range(8))
   for name, x in share.place(next(data.iterate(0, share.rows))).items():
@@ -146,9 +146,9 @@ def test_rows_of_a_batch_are_those_of_the_whole_one(data):
   some = data.iterate(5, rows)
   for step in range(5, 25):  # an epoch is 9 batches and a part
     batch = next(some)
-    for name, x in data.batch(step).items():
+    for name, x in data.make_batch(step).items():
       np.testing.assert_array_equal(batch[name], x[rows])
-  both = data.heldout_batches(8), data.heldout_batches(8, rows)
+  both = data.make_heldout_batches(8), data.make_heldout_batches(8, rows)
   for whole, batch in zip(*both, strict=True):
     for name, x in whole.items():
       np.testing.assert_array_equal(batch[name], x[rows])
@@ -177,11 +177,11 @@ def test_flags_name_a_process_a_cluster_or_nothing():
   with _flags():
     assert process_flags.read_process_flags() is None
   with _flags(distributed=True, meet_seconds=7):
-    assert process_flags.read_process_flags() == {'seconds': 7}
+    assert process_flags.read_process_flags() == process_flags.Meeting(7)
   with _flags(coordinator='node0:8476', processes=4, process=3):
-    assert process_flags.read_process_flags() == {
-      'coordinator': 'node0:8476', 'processes': 4, 'process': 3, 'seconds': 120,
-    }  # fmt: skip
+    assert process_flags.read_process_flags() == (
+      process_flags.Meeting(120, 'node0:8476', 4, 3)
+    )
 
 
 @pytest.mark.parametrize(

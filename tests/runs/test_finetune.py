@@ -66,7 +66,7 @@ def train(begun, asked, folder, wrap=lambda data: data):
   """As launch.train does it: the results, or the signal that stopped it."""
   workdir = Workdir(folder)
   workdir.check(asked)
-  tokenizer = workdir.tokenizer(asked)
+  tokenizer = workdir.find_tokenizer(asked)
   data = TextData(dataclasses.replace(asked.data, tokenizer=tokenizer))
   kept = start.make_texts(begun, tokenizer)
   try:

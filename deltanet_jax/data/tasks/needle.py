@@ -9,6 +9,8 @@ import numpy as np
 
 from deltanet_jax.data.tasks.synthetic import (
   I32,
+  Example,
+  Levels,
   check_least,
   check_sizes,
   draw_distinct,
@@ -89,7 +91,7 @@ class Needle:
   vocab = ByteTokenizer.vocab_size
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {
       'depth': tuple(range(DEPTHS)),
       'needles': tuple(sorted(self.needles)),
@@ -107,7 +109,7 @@ class Needle:
     before = b' The special magic %s for ' % self.noun
     return before, b' mentioned in the provided text is '
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     B, T, N, D = batch, self.length, max(self.needles), self.digits
     rngs = jax.random.split(key, 5)
     n = draw_sizes(rngs[0], B, self.needles)[:, None]
@@ -145,10 +147,10 @@ class Needle:
     at = _run(T - (D - 1) - asks, asks, question.shape[-1], T)
     tokens = place_values(tokens, at, question)
     d = jnp.arange(D)
-    asked = jnp.broadcast_to(T - D + d, (B, D))
-    tokens = place_values(tokens, asked + 1, value[:, 0])
+    queries = jnp.broadcast_to(T - D + d, (B, D))
+    tokens = place_values(tokens, queries + 1, value[:, 0])
     slices = {'depth': depth[:, :1], 'needles': n, 'digit': d}
-    return make_example(tokens, asked, value[:, 0], slices)
+    return make_example(tokens, queries, value[:, 0], slices)
 
   def _haystack(self):
     """text, the starts of sentences with `length` bytes after them, and for

@@ -6,17 +6,19 @@ what a text said.
 A task is a frozen dataclass of its sizes. `vocab` is how many tokens it uses,
 `length` the tokens of a row, and `sample(key, batch)` an `Example`: a pure
 function of the jax key with static shapes, to be jitted and vmapped. A size
-given as a tuple is drawn anew for every row and told in `slices`. `levels` are
-the values that each slice is reported at.
+given as a tuple is drawn anew for every row and is one of the `slices`.
+`levels` are the values that each slice is reported at.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 I32 = jnp.int32
+Levels = dict[str, tuple[int, ...]]
 
 
 class Example(NamedTuple):
@@ -32,20 +34,36 @@ class Example(NamedTuple):
   tokens: jax.Array
   targets: jax.Array
   weights: jax.Array
-  slices: dict
+  slices: dict[str, jax.Array]
 
 
-def check_sizes(name, sizes, least, most):
+class Task(Protocol):
+  """What makes examples, and the sizes of what it makes."""
+
+  @property
+  def vocab(self) -> int: ...
+
+  @property
+  def length(self) -> int: ...
+
+  @property
+  def levels(self) -> Levels: ...
+
+  def sample(self, key: jax.Array, batch: int) -> Example: ...
+
+
+def check_sizes(name: str, sizes: object, least: int, most: int) -> None:
   """ValueError unless `sizes` is a tuple of different ints in range."""
-  fits = isinstance(sizes, tuple) and len(sizes) == len(set(sizes)) > 0
-  if not (fits and least <= min(sizes) and max(sizes) <= most):
-    raise ValueError(
-      f'{name} is {sizes!r}; give a tuple of different numbers from {least}'
-      f' to {most}'
-    )
+  if isinstance(sizes, tuple) and len(sizes) == len(set(sizes)) > 0:
+    if least <= min(sizes) and max(sizes) <= most:
+      return
+  raise ValueError(
+    f'{name} is {sizes!r}; give a tuple of different numbers from {least}'
+    f' to {most}'
+  )
 
 
-def check_least(task, **least):
+def check_least(task: Task, **least: int) -> None:
   """ValueError where a field of `task` is below the number given for it."""
   for name, number in least.items():
     if getattr(task, name) < number:
@@ -54,23 +72,32 @@ def check_least(task, **least):
       )
 
 
-def draw_sizes(key, batch, sizes):
+def draw_sizes(key: jax.Array, batch: int, sizes: Sequence[int]) -> jax.Array:
   """[B]: one of `sizes` for every row."""
   return jax.random.choice(key, jnp.array(sizes, I32), (batch,))
 
 
-def draw_distinct(key, batch, size, count):
+def draw_distinct(
+  key: jax.Array, batch: int, size: int, count: int
+) -> jax.Array:
   """[B,count]: different numbers below `size`, in random order."""
   return jax.lax.top_k(jax.random.uniform(key, (batch, size)), count)[1]
 
 
-def place_values(rows, at, values):
+def place_values(
+  rows: jax.Array, at: jax.Array, values: jax.Array
+) -> jax.Array:
   """rows [B,T] with values [B,N] at the positions `at` [B,N]; T means none."""
   which = jnp.arange(rows.shape[0])[:, None]
   return rows.at[which, at].set(values.astype(rows.dtype), mode='drop')
 
 
-def make_example(tokens, at, targets, slices):
+def make_example(
+  tokens: jax.Array,
+  at: jax.Array,
+  targets: jax.Array,
+  slices: Mapping[str, jax.Array],
+) -> Example:
   """The `Example` whose questions stand at `at` [B,N], T for none.
 
   targets, and every slice: [B,N] or [B,1].
@@ -85,23 +112,25 @@ def make_example(tokens, at, targets, slices):
   )
 
 
-def shuffle_valid(key, valid):
+def shuffle_valid(key: jax.Array, valid: jax.Array) -> jax.Array:
   """[B,N]: the indices where valid [B,N], in random order, then the others."""
   where = jax.random.uniform(key, valid.shape)
   return jnp.argsort(jnp.where(valid, where, jnp.inf))
 
 
-def take_columns(x, index):
+def take_columns(x: jax.Array, index: jax.Array) -> jax.Array:
   """x [B,N] at index [B,M]."""
   return jnp.take_along_axis(x, index, axis=1)
 
 
-def list_powers(most):
+def list_powers(most: int) -> tuple[int, ...]:
   """(1, 2, 4, ...) up to `most`: the levels of a distance."""
   return tuple(2**i for i in range(most.bit_length()))
 
 
-def draw_slots(key, free, size, power):
+def draw_slots(
+  key: jax.Array, free: jax.Array, size: tuple[int, int], power: float
+) -> jax.Array:
   """[B,size] different numbers below free [B], the small ones likely.
 
   p(g) ~ g^(power - 1) for the gap g = 1 + the number, drawn one after the
@@ -144,18 +173,18 @@ class MQAR:
     )
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return self.keys + self.values + self.noise
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {
       'pairs': tuple(sorted(self.pairs)),
       'position': tuple(range(max(self.pairs))),
       'distance': list_powers(self.length),
     }
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     T, N = self.length, max(self.pairs)
     rngs = jax.random.split(key, 5)
     n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
@@ -211,18 +240,18 @@ class Rebinding:
     return max(self.pairs) // 2 * max(self.updates)
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return self.keys + self.values + self.noise
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {
       'pairs': tuple(sorted(self.pairs)),
       'updates': tuple(sorted({0, *self.updates})),
       'distance': list_powers(self.length),
     }
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     T, N, E = self.length, max(self.pairs), self._events
     rngs = jax.random.split(key, 8)
     n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
@@ -283,22 +312,22 @@ class TwoHop:
     check_sizes('pairs', self.pairs, 1, self.symbols // 3)
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return self.symbols + 3  # ONE, TWO and PAD
 
   @property
-  def length(self):
+  def length(self) -> int:
     return 8 * max(self.pairs)
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {
       'pairs': tuple(sorted(self.pairs)),
       'hop': (1, 2),
       'forward': (0, 1),
     }
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     T, N = self.length, max(self.pairs)
     rngs = jax.random.split(key, 4)
     n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
@@ -317,8 +346,8 @@ class TwoHop:
     tokens = place_values(
       tokens, at(4 * n + 2 * i), take_columns(chains, questions % N)
     )
-    asked = at(4 * n + 2 * i + 1)
-    tokens = place_values(tokens, asked, self.symbols + hop)
+    queries = at(4 * n + 2 * i + 1)
+    tokens = place_values(tokens, queries, self.symbols + hop)
     when = jnp.argsort(facts)
     forward = when[:, :N] < when[:, N:]
     slices = {
@@ -327,7 +356,7 @@ class TwoHop:
       'forward': take_columns(forward, questions % N),
     }
     return make_example(
-      tokens, asked, take_columns(chains, questions + N), slices
+      tokens, queries, take_columns(chains, questions + N), slices
     )
 
 
@@ -348,21 +377,21 @@ class Copy:
     check_sizes('sizes', self.sizes, 1, 1 << 20)
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return self.symbols + 2  # SEP and PAD
 
   @property
-  def length(self):
+  def length(self) -> int:
     return 2 * max(self.sizes)
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {
       'size': tuple(sorted(self.sizes)),
       'position': tuple(range(max(self.sizes))),
     }
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     T, N = self.length, max(self.sizes)
     rngs = jax.random.split(key, 2)
     n = draw_sizes(rngs[0], batch, self.sizes)[:, None]

@@ -9,6 +9,8 @@ import numpy as np
 
 from deltanet_jax.data.tasks.synthetic import (
   I32,
+  Example,
+  Levels,
   check_least,
   list_powers,
   make_example,
@@ -32,10 +34,10 @@ class Parity:
   vocab = 2
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {'position': (0, *list_powers(self.length - 1))}
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     bits = jax.random.randint(key, (batch, self.length), 0, 2)
     at = jnp.broadcast_to(jnp.arange(self.length), bits.shape)
     return make_example(bits, at, jnp.cumsum(bits, 1) % 2, {'position': at})
@@ -70,10 +72,10 @@ class S5Word:
   vocab = 121  # WAIT is the last
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {'position': (0, *list_powers(self.length // self.steps - 1))}
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     N = self.length // self.steps
     moved = (PERMUTATIONS != np.arange(5)).sum(-1)
     allowed = jnp.array(np.flatnonzero(moved <= self.moves), I32)

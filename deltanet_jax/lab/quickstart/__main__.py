@@ -61,7 +61,7 @@ def _baselines(experiment, workdir):
     data = TextData(experiment.data)
     bits = {}
     for order in (2, 3):
-      documents = data.train_documents(), data.heldout_documents()
+      documents = data.train_documents, data.heldout_documents
       bits[f'order-{order} n-gram'] = ngram.bits_per_byte(*documents, order)
     write_text(path, format_json(bits))
   return read_json(path)
