@@ -16,6 +16,7 @@ from absl import flags
 from deltanet_jax.config import ConfigError
 from deltanet_jax.data.text import TextData
 from deltanet_jax.objectives.score import Score
+from deltanet_jax.runs import folder
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.train import log, loop
 from tests.tiny_run import (
@@ -298,24 +299,24 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
     'board': (log.Board, 'flush'),
     'sync': (log.JsonLines, 'sync'),
     'plot': (log, 'plot'),
-    'result': (loop.files, 'write'),
+    'result': (loop, 'write_text'),
     'save': (ocp.CheckpointManager, 'save'),
-    'claim': (loop.files, 'write'),
+    'claim': (folder, 'write_text'),
   }[where]
-  from deltanet_jax.cli import train as launch_train
+  from deltanet_jax.cli.train import _train
 
   flags.FLAGS.mark_as_parsed()
   with monkeypatch.context() as patch:
-    write = loop.files.write
+    write = loop.write_text
 
     def only(path, text):
       names = {'result': 'result.json', 'claim': 'config.json'}
       return _full() if path.name == names[where] else write(path, text)
 
-    patch.setattr(target, name, only if name == 'write' else _full)
+    patch.setattr(target, name, only if name == 'write_text' else _full)
     workdir = Workdir(begun)
     with pytest.raises((SystemExit, ConfigError)) as error:
-      launch_train._train(experiment, workdir, data, None, 'bytes')
+      _train(experiment, workdir, data, None, 'bytes')
     workdir.release()
   told = [x for x in capsys.readouterr().err.splitlines() if 'error: ' in x]
   if where == 'claim':
