@@ -49,7 +49,7 @@ def make_objective(cfg, dtype, weights):
   backbone = Backbone(cfg, dtype)
 
   def objective(params, batch):
-    hidden, reports = backbone.apply(
+    hidden, _, reports = backbone.apply(
       {'params': params['backbone']},
       batch['tokens'],
       positions=batch['positions'],
@@ -76,7 +76,7 @@ def further_loss(params, cfg, dtype, hidden, batch):
   hidden [B,T,D]: Backbone's, batch: as for the main loss. A document's last
   target has none after it and counts nothing.
   """
-  out, _ = MTP(cfg, dtype).apply(
+  out, *_ = MTP(cfg, dtype).apply(
     {'params': params['mtp']},
     hidden,
     embed(params, batch['targets'], dtype),

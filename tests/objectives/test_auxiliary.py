@@ -82,16 +82,17 @@ def _batch():
 @functools.cache
 def _hidden_and_reports():
   batch = _batch()
-  return jax.jit(Backbone(CFG).apply)(
+  hidden, _, reports = jax.jit(Backbone(CFG).apply)(
     {'params': _params()['backbone']},
     batch['tokens'],
     batch['positions'],
     batch['segment_ids'],
   )
+  return hidden, reports
 
 
 def _further(params, hidden, batch):
-  out, _ = MTP(CFG).apply(
+  out, *_ = MTP(CFG).apply(
     {'params': params['mtp']},
     hidden,
     embed(params, batch['targets']),
@@ -119,7 +120,7 @@ def test_multi_token_prediction_sees_nothing_later():
   embedded = embed(params, batch['targets'])
 
   def at(hidden, embedded):
-    out, _ = MTP(CFG).apply(
+    out, *_ = MTP(CFG).apply(
       {'params': params['mtp']}, hidden, embedded, batch['positions']
     )
     return jnp.sum(out[:, 6] ** 2)
@@ -148,7 +149,9 @@ def test_multi_token_prediction_continues_from_its_cache():
   want, _ = run(hidden, embedded, index)
   cache, parts = CFG.mtp.mixer.init_cache(B, T, jnp.float32), []
   for part in (slice(0, 8), slice(8, 9), slice(9, 10)):
-    out, cache = run(hidden[:, part], embedded[:, part], index[:, part], cache)
+    out, cache, _ = run(
+      hidden[:, part], embedded[:, part], index[:, part], cache
+    )
     parts.append(out)
   np.testing.assert_allclose(jnp.concatenate(parts, 1), want, atol=2e-5)
 

@@ -292,7 +292,7 @@ def test_a_mixer_over_split_time_equals_the_whole_row(cfg):
   params = nn.unbox(mixer.init(jax.random.key(1), x, ctx))
 
   def loss(params, x):
-    y, told = mixer.apply(params, x, ctx)
+    y, _, told = mixer.apply(params, x, ctx)
     told = 0.0 if told is None else told
     return jnp.sum(jnp.sin(y) * jnp.arange(16)) + told, y
 
