@@ -146,7 +146,7 @@ def test_multi_token_prediction_continues_from_its_cache():
   run = lambda hidden, embedded, index, cache=None: MTP(CFG).apply(
     {'params': params['mtp']}, hidden, embedded, index, cache=cache
   )
-  want, _ = run(hidden, embedded, index)
+  want, *_ = run(hidden, embedded, index)
   cache, parts = CFG.mtp.mixer.init_cache(B, T, jnp.float32), []
   for part in (slice(0, 8), slice(8, 9), slice(9, 10)):
     out, cache, _ = run(
