@@ -14,11 +14,11 @@ from deltanet_jax.data.files import Document
 from deltanet_jax.data.rows import HostBatch, Rows
 from deltanet_jax.data.tokenizer import Tokenizer
 from deltanet_jax.model import HybridLM
+from deltanet_jax.objectives.next_token import make_loss
 from deltanet_jax.objectives.score import Score, sum_scores
 from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.sharding import Batch, Params
 from deltanet_jax.progress import Progress
-from deltanet_jax.train.step import make_loss
 
 Scoring = Callable[[Params, Batch], jax.Array]
 
@@ -91,7 +91,7 @@ def run_documents(
 def make_token_nats(cfg: ModelConfig, dtype: DTypeLike) -> Scoring:
   """The function (params, batch) -> nats of every target, [B,T] float32.
 
-  batch: as for `step.make_loss`, whose sum of weights times
+  batch: as for `make_loss`, whose sum of weights times
   nats is linear in the weights: the nats are its gradient by them, and no more
   than a block's logits are held. Padding has nats too; its segment is 0.
   """

@@ -1,17 +1,13 @@
-"""What training minimizes: the next token's loss and, beside it, further
-tokens, balanced experts, an indexer that knows the attention."""
-
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+"""What is learned beside the next token: further tokens, balanced experts, an
+indexer that knows the attention."""
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from deltanet_jax.config.experiment import ModelConfig, ObjectiveConfig
+from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.model import (
   MTP,
-  Backbone,
   LayerReport,
   Reports,
   embed,
@@ -20,62 +16,6 @@ from deltanet_jax.model import (
 from deltanet_jax.objectives.loss import cross_entropy
 from deltanet_jax.ops.routing import balance_loss, updated_bias
 from deltanet_jax.parallel.sharding import Batch, Params
-
-
-class ObjectiveReport(NamedTuple):
-  """What an objective says beside its value."""
-
-  nats: jax.Array  # summed next-token loss
-  reports: Reports
-
-
-Objective = Callable[[Params, Batch], tuple[jax.Array, ObjectiveReport]]
-
-
-def has_gradient(path: Sequence[str], weights: ObjectiveConfig) -> bool:
-  """Whether the objective has a gradient for the parameter at `path`.
-
-  What has none must not decay either: the block of a further token that is not
-  asked for, indexers (the objective knows none in that block), and all others
-  while only the indexers warm up.
-  """
-  if any(key.startswith('index_') for key in path):
-    return path[0] != 'mtp' and weights.indexer > 0
-  if path[0] == 'mtp':
-    return weights.further > 0
-  return max(weights.next, weights.further, weights.balance) > 0
-
-
-def make_objective(
-  cfg: ModelConfig, dtype: DTypeLike, weights: ObjectiveConfig
-) -> Objective:
-  """What training minimizes, summed over tokens, as is what it reports.
-
-  It takes batches of tokens, targets, positions, segment_ids (int32) and
-  weights (float32), all [B,T].
-  """
-  backbone = Backbone(cfg, dtype)
-
-  def objective(params, batch):
-    hidden, reports = backbone.apply(
-      {'params': _find_part(params, 'backbone')},
-      batch['tokens'],
-      positions=batch['positions'],
-      segment_ids=batch['segment_ids'],
-    )
-    head = head_weight(params, cfg)
-    nats = cross_entropy(hidden, head, batch['targets'], batch['weights'])
-    total, count = weights.next * nats, batch['weights'].sum()
-    if weights.further:
-      further = compute_further_loss(params, cfg, dtype, hidden, batch)
-      total += weights.further * further
-    if weights.balance:
-      total += weights.balance * count * compute_balance_loss(reports)
-    if weights.indexer:
-      total += weights.indexer * count * compute_indexer_loss(reports)
-    return total, ObjectiveReport(nats, reports)
-
-  return objective
 
 
 def compute_further_loss(
@@ -90,8 +30,8 @@ def compute_further_loss(
   hidden [B,T,D]: Backbone's, batch: as for the main loss. A document's last
   target has none after it and counts nothing.
   """
-  out, _ = MTP(cfg, dtype).apply(
-    {'params': _find_part(params, 'mtp')},
+  out, *_ = MTP(cfg, dtype).apply(
+    {'params': find_part(params, 'mtp')},
     hidden,
     embed(params, batch['targets'], dtype),
     batch['positions'],
@@ -143,14 +83,14 @@ def compute_indexer_loss(reports: Reports) -> jax.Array:
 def update_biases(params: Params, reports: Reports, rate: float) -> Params:
   """HybridLM's parameters with every router's selection bias moved towards
   balance by `rate` (arXiv:2408.15664), from the shares of one batch."""
-  backbone = _find_part(params, 'backbone')
+  backbone = find_part(params, 'backbone')
   for part in reports._fields:
     for i, report in enumerate(getattr(reports, part)):
       if report.load is None:
         continue
-      layers = _find_part(backbone, part)
-      layer = _find_part(layers, f'layer_{i}')
-      ffn = _find_part(layer, 'ffn')
+      layers = find_part(backbone, part)
+      layer = find_part(layers, f'layer_{i}')
+      ffn = find_part(layer, 'ffn')
       if 'bias' not in ffn:
         continue
       bias = updated_bias(ffn['bias'], report.load.share, rate)
@@ -159,7 +99,8 @@ def update_biases(params: Params, reports: Reports, rate: float) -> Params:
   return params | {'backbone': backbone}
 
 
-def _find_part(params: Params, name: str) -> Params:
+def find_part(params: Params, name: str) -> Params:
+  """The parameters of the module `name` in those of another."""
   part = params[name]
   assert isinstance(part, dict)
   return part
