@@ -37,7 +37,7 @@ def _main(taken):
   del taken
   from deltanet_jax.hf import hub
 
-  source, target = hub.find(FROM.value), pathlib.Path(TO.value)
+  source, target = hub.find_folder(FROM.value), pathlib.Path(TO.value)
   if target.resolve() == source.resolve():
     raise ConfigError(f'--to={target} is --from; give another folder')
   from deltanet_jax.hf import convert
@@ -47,11 +47,11 @@ def _main(taken):
 
   try:
     if convert.is_converted(source):
-      convert.to_released(source, target)
+      convert.convert_to_released(source, target)
     elif is_run(source):
       write_release(Workdir(source), target)
     else:
-      convert.to_orbax(source, target)
+      convert.convert_to_orbax(source, target)
   except (convert.ConversionError, CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1

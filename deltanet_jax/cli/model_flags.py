@@ -29,7 +29,7 @@ def open_source():
   classes = config.classes(CONFIG.value) if CONFIG.value else ()
   if WORKDIR.value is not None:
     return source.open_run(Workdir(WORKDIR.value), classes)
-  folder = hub.find(RELEASED.value)
+  folder = hub.find_folder(RELEASED.value)
   if source.is_run(folder):
     raise ConfigError(f'{folder} is a training run; give it as --workdir')
   return source.open_model(RELEASED.value)

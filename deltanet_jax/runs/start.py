@@ -73,7 +73,7 @@ def require_same(workdir, source, given):
       f'{workdir.path} holds a run that did not begin with released weights;'
       ' give another --workdir'
     )
-  if source.name not in hub.names(given):
+  if source.name not in hub.list_names(given):
     raise ConfigError(
       f'{workdir.path} holds a run that began with {source.name}, not with'
       f' {given}; give another --workdir'

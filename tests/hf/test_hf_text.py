@@ -103,10 +103,10 @@ def test_ends_of_config_json_survive_conversion_and_training(folder, nested):
   path.write_text(json.dumps(settings))
   assert FileTokenizer(folder / 'tokenizer.json').ends == {5, 7}
   out = folder / 'converted'
-  convert.to_orbax(folder, out)
+  convert.convert_to_orbax(folder, out)
   assert FileTokenizer(out / 'tokenizer.json').ends == {5, 7}
   back = folder / 'back'
-  convert.to_released(out, back)
+  convert.convert_to_released(out, back)
   assert FileTokenizer(back / 'tokenizer.json').ends == {5, 7}
   for i, source in enumerate((folder, out)):
     run, begun = folder / f'run{i}', open_model(str(source))
