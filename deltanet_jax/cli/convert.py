@@ -41,12 +41,13 @@ def _main(taken):
   if target.resolve() == source.resolve():
     raise ConfigError(f'--to={target} is --from; give another folder')
   from deltanet_jax.hf import convert
+  from deltanet_jax.hf.converted import is_converted
   from deltanet_jax.runs.checkpoint import CheckpointError
   from deltanet_jax.runs.release import write_release
   from deltanet_jax.runs.source import is_run
 
   try:
-    if convert.is_converted(source):
+    if is_converted(source):
       convert.convert_to_released(source, target)
     elif is_run(source):
       write_release(Workdir(source), target)

@@ -23,9 +23,9 @@ def load_model(
   mesh: 'Mesh | None' = None,
 ) -> 'tuple[ReleasedLM, Params]':
   """See `hf.store.load_model`; a converted folder will do too."""
-  from deltanet_jax.hf import convert, store
+  from deltanet_jax.hf import converted, store
 
-  module = convert if convert.is_converted(folder) else store
+  module = converted if converted.is_converted(folder) else store
   return module.load_model(folder, dtype=dtype, mesh=mesh)
 
 

@@ -92,7 +92,7 @@ def require_name(file: object, where: str) -> str:
 
 
 def locate_file(folder: pathlib.Path, file: str) -> pathlib.Path:
-  """The path of a weight file, whose name is as `require` wants it.
+  """The path of a weight file, whose name is as `require_name` wants it.
 
   The file may be a link, as it is in a cache of the hub; a linked folder may
   lead to another place in `folder` alone.

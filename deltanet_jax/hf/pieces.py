@@ -58,6 +58,11 @@ def locate_slot(slot: Slot, weight: Shape) -> PiecePlace:
 
 
 def compute_crc(array: np.ndarray) -> int:
+  """Of an array's bytes.
+
+  `runs.checkpoint` has a sum of its own, which processes can add up over their
+  parts of an array, as a CRC-32 cannot; the folders there are hold CRC-32s.
+  """
   return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 

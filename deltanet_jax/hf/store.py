@@ -134,7 +134,7 @@ def count_surplus(source: files.Tensors, entry: Entry) -> int:
 
 def split_entry(source: files.Tensors, entry: Entry) -> list[np.ndarray]:
   """The released tensor of an entry as its slots' values."""
-  # only what `surplus` counts is longer than the entry
+  # only what `count_surplus` counts is longer than the entry
   tensor = source.read(entry.name)[: entry.shape[0]]
   return entry.layout.split(tensor, [slot.shape for slot in entry.slots])
 

@@ -55,9 +55,9 @@ class Source(NamedTuple):
         raise ConfigError(f'{folder} has no checkpoint yet; train there first')
       return
     if (folder / 'converted.json').is_file():
-      from deltanet_jax.hf import convert
+      from deltanet_jax.hf import converted
 
-      convert.Converted(folder)
+      converted.Converted(folder)
       return
     from deltanet_jax.hf import store
     from deltanet_jax.model import HybridLM
@@ -87,9 +87,9 @@ def open_model(name, classes=()):
   if is_run(folder):
     return open_run(Workdir(folder), classes)
   if (folder / 'converted.json').is_file():
-    from deltanet_jax.hf import convert
+    from deltanet_jax.hf import converted
 
-    record = convert.read_record(folder)
+    record = converted.read_record(folder)
     released = {key: record[key] for key in ('family', 'config', 'tensors')}
   else:
     released = _record(folder)

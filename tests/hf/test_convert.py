@@ -13,7 +13,15 @@ from safetensors.numpy import load_file
 from deltanet_jax import hf
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MeshConfig
-from deltanet_jax.hf import convert, files, names, output, pieces, store
+from deltanet_jax.hf import (
+  convert,
+  converted,
+  files,
+  names,
+  output,
+  pieces,
+  store,
+)
 from deltanet_jax.parallel import sharding
 from tests import weights
 from tests.parity import FIXTURES, quantize
@@ -105,7 +113,7 @@ def test_float8_goes_there_and_back_with_its_scales(float8, tmp_path):
     read_json(at / 'config.json') for at in (tmp_path / 'back', float8)
   )
   assert found == config and 'quantization_config' in config
-  record = convert.read_record(tmp_path / 'orbax')
+  record = converted.read_record(tmp_path / 'orbax')
   kinds = {kind for _, kind, _ in record['tensors'].values()}
   assert kinds == {'bfloat16', 'float32'}  # of a model trained further
   _, params = hf.load_model(float8)
@@ -116,7 +124,7 @@ def test_float8_goes_there_and_back_with_its_scales(float8, tmp_path):
 @pytest.mark.parametrize('float8', ['minimax_m2'], indirect=True)
 def test_a_damaged_scale_is_an_error(float8, tmp_path):
   convert.convert_to_orbax(float8, tmp_path / 'orbax')
-  path = tmp_path / 'orbax' / convert.BESIDE
+  path = tmp_path / 'orbax' / converted.BESIDE
   path.write_bytes(path.read_bytes()[:-1] + b'\x11')
   with pytest.raises(convert.ConversionError, match='from its checksum'):
     hf.load_model(tmp_path / 'orbax')
@@ -164,7 +172,7 @@ def test_a_killed_conversion_goes_on(source, tmp_path, monkeypatch):
 
 def test_another_model_in_the_target_is_refused(source, tmp_path):
   (tmp_path / 'orbax').mkdir()
-  (tmp_path / 'orbax' / convert.RECORD).write_text('{}')
+  (tmp_path / 'orbax' / converted.RECORD).write_text('{}')
   with pytest.raises(ConfigError, match='conversion of another folder'):
     convert.convert_to_orbax(source, tmp_path / 'orbax')
 
@@ -207,7 +215,7 @@ def spoil(path):
 
 def test_a_conversion_of_an_older_format_is_refused(source, tmp_path):
   (tmp_path / 'orbax').mkdir()
-  (tmp_path / 'orbax' / convert.RECORD).write_text('{}')
+  (tmp_path / 'orbax' / converted.RECORD).write_text('{}')
   with pytest.raises(ConfigError, match='convert the released folder again'):
     hf.load_model(tmp_path / 'orbax')
 

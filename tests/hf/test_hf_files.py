@@ -12,7 +12,7 @@ import pytest
 
 from deltanet_jax import hf
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import convert, files, hub, names
+from deltanet_jax.hf import convert, converted, files, hub, names
 from deltanet_jax.parallel import sharding
 from deltanet_jax.runs.release import _Released
 from deltanet_jax.runs.source import open_model
@@ -160,7 +160,7 @@ def test_names_that_a_conversion_or_a_run_stored_are_no_more_trusted(
 ):
   record = RECORD | {'tensors': {NORM: found}}
   (tmp_path / 'orbax').mkdir()
-  path = tmp_path / 'orbax' / convert.RECORD
+  path = tmp_path / 'orbax' / converted.RECORD
   path.write_text(json.dumps(record))
   back = tmp_path / 'back'
   refused(

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from deltanet_jax import hf
-from deltanet_jax.hf import convert, pieces
+from deltanet_jax.hf import convert, converted, pieces
 from deltanet_jax.runs import start
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.runs.source import is_run, open_model, recorded
@@ -48,12 +48,17 @@ def test_a_record_that_is_no_json_is_refused_by_every_reader(content, tmp_path):
 
 @pytest.mark.parametrize('family', [None, 'gpt', 3, ['qwen3'], {}])
 def test_a_record_of_no_family_is_refused(family, tmp_path):
-  record = {'config': {}, 'tensors': {}, 'float8': {}, 'format': convert.FORMAT}
+  record = {
+    'config': {},
+    'tensors': {},
+    'float8': {},
+    'format': converted.FORMAT,
+  }
   if family is not None:
     record['family'] = family
   path = tmp_path / 'converted.json'
   path.write_text(json.dumps(record))
-  refused(lambda: convert.Converted(tmp_path), str(path), 'family')
+  refused(lambda: converted.Converted(tmp_path), str(path), 'family')
   refused(lambda: open_model(str(tmp_path)), str(path), 'family')
 
 

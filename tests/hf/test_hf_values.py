@@ -335,7 +335,7 @@ def packed(*names):
   return {f'{at}{name}': np.ones((4, 4), np.int32) for name in names}
 
 
-QUANTISED = {
+QUANTIZED = {
   'awq': ({'quantization_config': {'quant_method': 'awq', 'bits': 4}}, {}),
   'gptq': ({'quantization_config': {'quant_method': 'gptq', 'bits': 4}}, {}),
   'bitsandbytes': (
@@ -373,9 +373,9 @@ QUANTISED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('case', QUANTISED)
+@pytest.mark.parametrize('case', QUANTIZED)
 def test_quantized_folders_are_refused_as_such_by_every_reader(case, tmp_path):
-  settings, more = QUANTISED[case]
+  settings, more = QUANTIZED[case]
   folder = changed(tmp_path / 'a', more=more, **settings)
   released.tokenizer().save(str(folder / 'tokenizer.json'))
   for call in readers(folder, tmp_path):

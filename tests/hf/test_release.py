@@ -55,7 +55,7 @@ def test_a_model_trained_from_nothing_says_how_its_texts_end(
 
 @pytest.mark.filterwarnings('ignore:.*float8 there are written as bfloat16')
 @pytest.mark.parametrize('inside', [False, True])
-def test_trained_weights_are_not_said_to_be_quantised(
+def test_trained_weights_are_not_said_to_be_quantized(
   inside, texts, tmp_path, monkeypatch
 ):
   more = float8(np.full((1, 1), 0.5, np.float32))

@@ -66,7 +66,7 @@ def _moe(keys: ConfigKeys, top: int) -> MoEConfig:
     experts=keys.size('num_experts', 'num_local_experts'),
     top=keys.size('num_experts_per_tok', default=top),
     hidden=keys.size('moe_intermediate_size'),
-    # Qwen3.5 has no such key: it always renormalises
+    # Qwen3.5 has no such key: it always renormalizes
     renormalise=keys.flag('norm_topk_prob', default=True),
     shared=keys.size('shared_expert_intermediate_size'),
     shared_gate=True,
