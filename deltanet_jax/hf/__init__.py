@@ -7,6 +7,8 @@ hf.save_model(folder, model, params)
 import pathlib
 from typing import TYPE_CHECKING
 
+from deltanet_jax.hf.names import SHARD_BYTES
+
 if TYPE_CHECKING:
   from jax.sharding import Mesh
   from jax.typing import DTypeLike
@@ -37,7 +39,7 @@ def save_model(
   family: str | None = None,
   like: str | pathlib.Path | None = None,
   end: int | None = None,
-  shard_bytes: int = 5 * 10**9,
+  shard_bytes: int = SHARD_BYTES,
 ) -> None:
   """See `hf.store.save_model`."""
   from deltanet_jax.hf import store

@@ -23,15 +23,7 @@ from collections.abc import Iterable
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import write_text
-from deltanet_jax.hf import (
-  families,
-  files,
-  names,
-  output,
-  pieces,
-  plan,
-  store,
-)
+from deltanet_jax.hf import families, files, names, output, pieces, plan, store
 from deltanet_jax.hf.common import Family
 from deltanet_jax.hf.converted import (
   BESIDE,

@@ -8,6 +8,7 @@ from deltanet_jax.config import ConfigError
 
 INDEX = 'model.safetensors.index.json'
 SUFFIX = '.safetensors'
+SHARD_BYTES = 5 * 10**9  # of a file, at most
 
 Json = dict[str, object]  # the object in a file
 

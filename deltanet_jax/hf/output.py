@@ -11,9 +11,8 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import names
 from deltanet_jax.hf.files import NAMES
 from deltanet_jax.hf.layout import Shape
-from deltanet_jax.hf.names import INDEX, Json
+from deltanet_jax.hf.names import INDEX, SHARD_BYTES, Json
 
-SHARD_BYTES = 5 * 10**9
 Described = Mapping[str, tuple[np.dtype, Shape]]  # tensors by name
 
 

@@ -11,22 +11,22 @@ import math
 from typing import TypedDict
 
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.mixers import (
-  AttentionConfig,
-  DSAConfig,
-  MLAConfig,
-  YarnConfig,
-)
+from deltanet_jax.config.mixers import AttentionConfig, MLAConfig, YarnConfig
 from deltanet_jax.hf.keys import ConfigKeys, get_agreed
 from deltanet_jax.hf.names import Json
 
 
-class Positions(TypedDict):
-  """Fields of a mixer's configuration."""
+class Frequencies(TypedDict):
+  """Fields of every configuration with positions."""
 
-  rotary_dim: int
   rope_theta: float
   yarn: YarnConfig | None
+
+
+class Positions(Frequencies):
+  """Fields of an AttentionConfig."""
+
+  rotary_dim: int
 
 
 def read_positions(
@@ -140,7 +140,7 @@ def _yarn(keys: ConfigKeys, table: ConfigKeys) -> YarnConfig | None:
   )
 
 
-def write_positions(mixer: AttentionConfig | MLAConfig | DSAConfig) -> Json:
+def write_positions(mixer: AttentionConfig | MLAConfig) -> Json:
   """The released keys of a mixer's theta and YaRN."""
   return {
     'rope_theta': mixer.rope_theta,
@@ -149,7 +149,7 @@ def write_positions(mixer: AttentionConfig | MLAConfig | DSAConfig) -> Json:
 
 
 def write_parameters(
-  mixer: AttentionConfig | MLAConfig | DSAConfig, **more: object
+  mixer: AttentionConfig | MLAConfig, **more: object
 ) -> Json:
   """transformers' rope_parameters of a mixer's theta and YaRN."""
   return {

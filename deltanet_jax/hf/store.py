@@ -18,7 +18,8 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.hf import families, files, names, output, plan, quantized
 from deltanet_jax.hf.common import Family
-from deltanet_jax.hf.output import SHARD_BYTES, Described
+from deltanet_jax.hf.names import SHARD_BYTES
+from deltanet_jax.hf.output import Described
 from deltanet_jax.hf.plan import Entry, Path
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.model import HybridLM

@@ -4,6 +4,8 @@ named as one that its class does not know.
 fixtures/keys.json lists what transformers' classes read (reference_config.py).
 """
 
+import pathlib
+
 import pytest
 
 from deltanet_jax.config import ConfigError
@@ -101,6 +103,15 @@ def verdict(read_config, family, wanted, changed, path):
   harmless = common.collect_harmless_keys(family)
   assert {full, path[0]} & harmless, (full, changed)
   return 'harmless'
+
+
+def test_every_file_of_the_folder_is_found_as_a_family():
+  folder = pathlib.Path(families.__file__).parent
+  files = {path.stem for path in folder.glob('*.py')} - {'__init__'}
+  homes = [family.read_config.__module__ for family in families.FAMILIES]
+  assert {home.rpartition('.')[2] for home in homes} == files
+  types = sum((family.model_types for family in families.FAMILIES), ())
+  assert len(set(types)) == len(types)
 
 
 @every_system

@@ -49,17 +49,19 @@ def _read(keys: ConfigKeys, mixer: MLAConfig) -> ModelConfig:
   return common.make_model_config(keys, layers)
 
 
-def _latent(keys: ConfigKeys) -> MLAConfig:
+def _latent(
+  keys: ConfigKeys,
+) -> tuple[latent.LatentFields, rope.Frequencies]:
   keys.require('rope_interleave', True, default=True)
   fields = latent.read_latent(keys, query_latent=1536)
   positions = rope.read_positions(keys, fields['shared_dim'])
-  return MLAConfig(
-    **fields, rope_theta=positions['rope_theta'], yarn=positions['yarn']
-  )
+  theta, yarn = positions['rope_theta'], positions['yarn']
+  return fields, {'rope_theta': theta, 'yarn': yarn}
 
 
 def _read_v3(keys: ConfigKeys) -> ModelConfig:
-  mixer = _latent(keys)
+  fields, frequencies = _latent(keys)
+  mixer = MLAConfig(**fields, **frequencies)
   # the class counts its frequencies from head_dim where a file has one
   width = keys.get('head_dim', default=mixer.shared_dim)
   if width != mixer.shared_dim:
@@ -70,10 +72,12 @@ def _read_v3(keys: ConfigKeys) -> ModelConfig:
 def _read_v32(keys: ConfigKeys) -> ModelConfig:
   keys.require('mlp_bias', False, default=False)
   keys.kinds('layer_types', _SPARSE)
+  fields, frequencies = _latent(keys)
   return _read(
     keys,
     DSAConfig(
-      **vars(_latent(keys)),
+      **fields,
+      **frequencies,
       index_heads=keys.size('index_n_heads'),
       index_dim=keys.size('index_head_dim'),
       top=keys.size('index_topk', default=2048),
