@@ -19,7 +19,9 @@ import logging
 import math
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import write_text
@@ -33,11 +35,14 @@ from deltanet_jax.hf.converted import (
   Record,
   is_converted,
 )
+from deltanet_jax.hf.layout import Shape
 from deltanet_jax.hf.names import Json
+from deltanet_jax.hf.output import Described
 from deltanet_jax.hf.pieces import ConversionError
 from deltanet_jax.hf.plan import Entry
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
+from deltanet_jax.parallel.sharding import Params
 from deltanet_jax.progress import Progress
 
 
@@ -81,7 +86,12 @@ def _clear(folder: pathlib.Path) -> None:
       path.unlink()
 
 
-def _write_pieces(folder, entries, shapes, target):
+def _write_pieces(
+  folder: files.Tensors,
+  entries: Sequence[Entry],
+  shapes: Params,
+  target: pathlib.Path,
+) -> None:
   weights = {path: leaf.shape for path, leaf in plan.list_leaves(shapes)}
   places = {
     entry.name: [
@@ -108,10 +118,12 @@ def _write_pieces(folder, entries, shapes, target):
   progress.end()
 
 
-def _keep_beside(folder, entries, target):
+def _keep_beside(
+  folder: files.Tensors, entries: Iterable[Entry], target: pathlib.Path
+) -> None:
   """Writes what has no place in the pieces: scales, and the rows of embeddings
   that are beyond the vocabulary, as a tensor of the same name."""
-  described = {}
+  described: dict[str, tuple[np.dtype, Shape]] = {}
   for entry in entries:
     if scale := folder.find_scale(entry.name):
       described[scale] = folder.dtype(scale), folder.shape(scale)
@@ -123,7 +135,8 @@ def _keep_beside(folder, entries, target):
   tensors = (
     folder.read_raw(name)[-shape[0] :] for name, (_, shape) in described.items()
   )
-  for name, crc in _write_checked(target / BESIDE, described, tensors):
+  sums = _write_checked(target / BESIDE, described, tensors)
+  for name, crc in sums.items():
     pieces.add_sum(target, name, crc)
 
 
@@ -174,7 +187,7 @@ def convert_to_released(
   write_text(target / 'config.json', text)
 
 
-def _holds(path, converted, group):
+def _holds(path: pathlib.Path, converted: Converted, group: list[str]) -> bool:
   """Whether a file holds these tensors with the values of a conversion."""
   file = files.File(path)
   if file.header.keys() != set(group):
@@ -188,7 +201,9 @@ def _holds(path, converted, group):
   return all(map(same, group))
 
 
-def _counted(converted, group, progress):
+def _counted(
+  converted: Converted, group: Iterable[str], progress: Progress
+) -> Iterator[np.ndarray]:
   for name in group:
     yield converted.read_raw(name)
     progress.add(converted.size(name))
@@ -242,16 +257,18 @@ def _is_empty(folder: pathlib.Path) -> bool:
   return all(path.suffix == '.tmp' for path in folder.iterdir())
 
 
-def _write_checked(path, described, tensors):
+def _write_checked(
+  path: pathlib.Path, described: Described, tensors: Iterable[np.ndarray]
+) -> dict[str, int]:
   """Writes a safetensors file, reads it back, and gives it its name. Returns
-  (tensor, CRC-32) of each.
+  the CRC-32 of every tensor.
 
   Raises:
     ConversionError: it does not read back as it was written.
   """
-  sums = {}
+  sums: dict[str, int] = {}
 
-  def summed():
+  def summed() -> Iterator[np.ndarray]:
     for name, tensor in zip(described, tensors, strict=True):
       sums[name] = pieces.compute_crc(tensor)
       yield tensor
@@ -266,4 +283,4 @@ def _write_checked(path, described, tensors):
     part.replace(path)
   finally:
     part.unlink(missing_ok=True)
-  return sums.items()
+  return sums

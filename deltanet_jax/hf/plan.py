@@ -95,18 +95,18 @@ def _closer(
 
   present: rules -> (whether a folder has all their tensors, how many)
   """
-  others = [rule for rule in others if rule not in rules]
-  while others:
-    weights, size = set(others[0].ours), 0
+  rest = [rule for rule in others if rule not in rules]
+  while rest:
+    weights, size = set(rest[0].ours), 0
     while len(weights) > size:  # all that rules on either side tie together
       size = len(weights)
       ours = [rule for rule in rules if weights & set(rule.ours)]
-      theirs = [rule for rule in others if weights & set(rule.ours)]
+      theirs = [rule for rule in rest if weights & set(rule.ours)]
       weights = weights.union(*(rule.ours for rule in (*ours, *theirs)))
-    have = present(ours)
-    if not have[0] and present(theirs) > have:
+    whole, count = present(ours)
+    if not whole and present(theirs) > (whole, count):
       rules = (*(rule for rule in rules if rule not in ours), *theirs)
-    others = [rule for rule in others if rule not in theirs]
+    rest = [rule for rule in rest if rule not in theirs]
   return rules
 
 
@@ -145,11 +145,18 @@ def locate_layer(cfg: ModelConfig, i: int) -> tuple[Path, tuple[int, ...]]:
   return ('backbone', 'period', f'layer_{within}'), (repeat,)
 
 
-def _entries(rule, params, path, indices, layer, spelling):
+def _entries(
+  rule: TensorRule,
+  params: Params,
+  path: Path,
+  indices: tuple[int, ...],
+  layer: int | None,
+  spelling: Spelling | None,
+) -> Iterator[Entry]:
   paths = [(*path, *name.split('.')) for name in rule.ours]
   shapes = [get_leaf(params, path).shape for path in paths]
   name = rule.name.replace('{layer}', str(layer))
-  experts = [()]
+  experts: list[tuple[int, ...]] = [()]
   if '{expert}' in name:
     experts = [(e,) for e in range(shapes[0][len(indices)])]
   for expert in experts:
@@ -158,9 +165,11 @@ def _entries(rule, params, path, indices, layer, spelling):
       Slot(path, at, tuple(shape[len(at) :]))
       for path, shape in zip(paths, shapes, strict=True)
     )
-    one = name.replace('{expert}', str(expert[0]) if expert else '')
+    released = name.replace('{expert}', str(expert[0]) if expert else '')
     yield Entry(
-      spelling.choose_name(one) if spelling else one, slots, rule.layout
+      spelling.choose_name(released) if spelling else released,
+      slots,
+      rule.layout,
     )
 
 

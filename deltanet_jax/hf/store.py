@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.hf import families, files, names, output, plan, quantized
 from deltanet_jax.hf.common import Family
+from deltanet_jax.hf.layout import Shape
 from deltanet_jax.hf.names import SHARD_BYTES
 from deltanet_jax.hf.output import Described
 from deltanet_jax.hf.plan import Entry, Path
@@ -161,9 +162,11 @@ def require_copies(
       )
 
 
-def _weight_dtype(shape, index, dtype):
+def _weight_dtype(
+  shape: Shape, indices: tuple[int, ...], dtype: DTypeLike
+) -> np.dtype:
   """Of a parameter: vectors are float32, whatever the matrices are."""
-  return np.dtype(dtype if len(shape) - len(index) > 1 else np.float32)
+  return np.dtype(dtype if len(shape) - len(indices) > 1 else np.float32)
 
 
 def fill_params(
@@ -183,9 +186,9 @@ def fill_params(
   for entry in entries:
     for slot in entry.slots:
       waiting[slot.path] = waiting.get(slot.path, 0) + 1
-  place = {}
+  places: dict[Path, Any] = {}
   if mesh is not None:
-    place = dict(plan.list_leaves(sharding.param_shardings(model, mesh)))
+    places = dict(plan.list_leaves(sharding.param_shardings(model, mesh)))
   buffers: dict[Path, np.ndarray] = {}
   by_path = dict(plan.list_leaves(shapes))
   for entry in entries:
@@ -202,11 +205,11 @@ def fill_params(
       waiting[slot.path] -= 1
       if not waiting[slot.path]:
         array = buffers.pop(slot.path)
-        arrays[slot.path] = _put(array, place.get(slot.path))
+        arrays[slot.path] = _put(array, places.get(slot.path))
   return nest_arrays(arrays)
 
 
-def _put(array, place):
+def _put(array: np.ndarray, place: NamedSharding | None) -> jax.Array:
   if place is None:
     return jax.device_put(array)
   # several processes each put the parts that their devices hold
@@ -307,7 +310,11 @@ def _saved_type(
   return dtype if dtype.itemsize > 1 else np.dtype(jnp.bfloat16)
 
 
-def _float8_is_unchanged(source, entries, arrays):
+def _float8_is_unchanged(
+  source: files.Tensors,
+  entries: Sequence[Entry],
+  arrays: Mapping[Path, jax.Array],
+) -> bool:
   """Whether there are float8 tensors and all have the parameters' values."""
   small = [entry for entry in entries if source.find_scale(entry.name)]
   for entry in small:
@@ -323,7 +330,11 @@ def _float8_is_unchanged(source, entries, arrays):
   return bool(small)
 
 
-def _with_float8(source, described, tensor):
+def _with_float8(
+  source: files.Tensors,
+  described: Described,
+  tensor: Callable[[str], np.ndarray],
+) -> tuple[Described, Callable[[str], np.ndarray]]:
   """Types and shapes, and the tensor of a name, with float8 and its scales as
   they are in the source."""
   both = dict(described)

@@ -17,11 +17,11 @@ from deltanet_jax.hf import (
   convert,
   converted,
   files,
-  names,
   output,
   pieces,
   store,
 )
+from deltanet_jax.hf.names import INDEX
 from deltanet_jax.parallel import sharding
 from tests import weights
 from tests.parity import FIXTURES, quantize
@@ -63,7 +63,7 @@ def assert_same_folders(found, wanted):
     assert ours.keys() == theirs.keys()
     for key in theirs:
       np.testing.assert_array_equal(ours[key], theirs[key])
-  for name in ('config.json', 'tokenizer.json', names.INDEX):
+  for name in ('config.json', 'tokenizer.json', INDEX):
     assert read_json(found / name) == read_json(wanted / name)
 
 
@@ -382,7 +382,7 @@ def test_what_would_be_mixed_with_other_weights_is_refused(orbax, tmp_path):
   outside = tmp_path / 'outside'
   outside.mkdir()
   tried('link', lambda at: (at / 'a').symlink_to(outside))
-  for name in ('config.json.tmp', names.INDEX, '2.safetensors.part.tmp'):
+  for name in ('config.json.tmp', INDEX, '2.safetensors.part.tmp'):
     tried(name, lambda at, x=name: (at / x).symlink_to(outside / 'file'))
   assert not list(outside.iterdir())
 

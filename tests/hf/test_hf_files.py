@@ -12,7 +12,8 @@ import pytest
 
 from deltanet_jax import hf
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import convert, converted, files, hub, names
+from deltanet_jax.hf import convert, converted, files, hub
+from deltanet_jax.hf.names import INDEX
 from deltanet_jax.parallel import sharding
 from deltanet_jax.runs.release import _Released
 from deltanet_jax.runs.source import open_model
@@ -75,7 +76,7 @@ def test_a_name_that_could_lie_elsewhere_is_refused_before_reading(
   index = {key: 'model.safetensors' for key in weights.tensors('qwen3')}
   weights.write_index(folder, index | {NORM: file})
   monkeypatch.setattr(files, 'File', None)  # reads nothing
-  where = names.INDEX, NORM, repr(file)
+  where = INDEX, NORM, repr(file)
   refused(lambda: hf.load_model(folder), *where)
   refused(lambda: open_model(str(folder)), *where)
   refused(lambda: convert.convert_to_orbax(folder, tmp_path / 'orbax'), *where)
@@ -91,7 +92,7 @@ def test_a_name_that_could_lie_elsewhere_is_refused_before_reading(
 def test_what_is_no_index_is_one_line(index, tmp_path):
   folder = weights.write(tmp_path, 'qwen3')
   data = index.encode(errors='surrogateescape')
-  (folder / names.INDEX).write_bytes(data)
+  (folder / INDEX).write_bytes(data)
   refused(lambda: hf.load_model(folder), str(folder))
 
 
@@ -99,8 +100,8 @@ def test_values_nested_to_any_depth_are_one_line(tmp_path):
   folder = weights.write(tmp_path, 'qwen3')
   for depth in range(900, 1000):
     deep = '[' * depth + ']' * depth
-    (folder / names.INDEX).write_text(f'{{"weight_map": {{"a": {deep}}}}}')
-    refused(lambda: hf.load_model(folder), names.INDEX)
+    (folder / INDEX).write_text(f'{{"weight_map": {{"a": {deep}}}}}')
+    refused(lambda: hf.load_model(folder), INDEX)
 
 
 def test_files_in_subfolders_are_read(tmp_path):
