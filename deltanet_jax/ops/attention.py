@@ -35,7 +35,7 @@ class Place(NamedTuple):
   position), and the number of the document of each (`documents.runs_of`), or
   None."""
 
-  positions: jax.Array  # [T] int32
+  positions: jax.Array  # [T] int32, or [B,T] where rows differ
   segments: jax.Array | None  # [B,T] int32
 
 
@@ -71,11 +71,12 @@ def visible(
 
 
 def between(at, seen, window=None):
-  """`visible` from queries at one Place to keys at another; B is 1 without
-  segments."""
+  """`visible` from queries at one Place to keys at another; B is 1 where rows
+  do not differ."""
+  rows = lambda x: x if x.ndim == 2 else x[None]
   return visible(
-    at.positions[None],
-    seen.positions[None],
+    rows(at.positions),
+    rows(seen.positions),
     window=window,
     query_segments=at.segments,
     key_segments=seen.segments,
@@ -111,9 +112,9 @@ def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
   v, sums in float32.
   """
   places = {
-    'at.positions': (at.positions, 'T'),
+    'at.positions': (at.positions, 'T|BT'),
     'at.segments': (at.segments, 'BT'),
-    'seen.positions': (seen.positions, 'S'),
+    'seen.positions': (seen.positions, 'S|BS'),
     'seen.segments': (seen.segments, 'BS'),
   }
   _check(q, k, v, **places)
@@ -178,13 +179,13 @@ def _pairs(N, C, M, D, ahead, window):
 
 class Queries(NamedTuple):
   q: jax.Array  # [N,B,J,G,C,K]
-  at: Place  # positions [N,C], segments [N,B,C] or None
+  at: Place  # positions [N,C] or [N,B,C], segments [N,B,C] or None
 
 
 class Keys(NamedTuple):
   k: jax.Array  # [M,B,J,1,C,K]
   v: jax.Array  # [M,B,J,1,C,V]
-  seen: Place  # positions [M,C], segments [M,B,C] or None
+  seen: Place  # positions [M,C] or [M,B,C], segments [M,B,C] or None
 
 
 class Sums(NamedTuple):
@@ -235,13 +236,17 @@ def cut_keys(k, v, seen, M):
 
 
 def _cut_place(place, N, **fill):
-  T = place.positions.shape[0]
-  C = -(-T // N)
-  x = jnp.pad(place.positions, (0, N * C - T), **fill).reshape(N, C)
+  def pad_and_cut(x, **fill):
+    T = x.shape[-1]
+    C = -(-T // N)
+    pad = ((0, 0),) * (x.ndim - 1) + ((0, N * C - T),)
+    x = jnp.pad(x, pad, **fill).reshape(*x.shape[:-1], N, C)
+    return jnp.moveaxis(x, -2, 0)
+
+  positions = pad_and_cut(place.positions, **fill)
   if place.segments is None:
-    return Place(x, None)
-  ids = jnp.pad(place.segments, ((0, 0), (0, N * C - T)), mode='edge')
-  return Place(x, ids.reshape(-1, N, C).swapaxes(0, 1))
+    return Place(positions, None)
+  return Place(positions, pad_and_cut(place.segments, mode='edge'))
 
 
 def zeros(x):

@@ -12,7 +12,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.data.tokenizer import ByteTokenizer
 from deltanet_jax.model import HybridLM
-from deltanet_jax.objectives.auxiliary import make_objective, moves
+from deltanet_jax.objectives.next_token import make_loss
 from deltanet_jax.parallel import sharding
 from deltanet_jax.runs import processes
 from deltanet_jax.train import optimizer, state as states, step as steps
@@ -49,7 +49,8 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
   train, data = experiment.train, experiment.data
   dtype = jnp.dtype(train.dtype)
   model = HybridLM(experiment.model, dtype)
-  optim = _make_optimizer(experiment, model)
+  objective = train.objective.make(experiment.model, dtype)
+  optim = _make_optimizer(experiment, model, objective)
   abstract = _abstract_state(model, optim, mesh)
   homes = jax.tree.map(lambda x: x.sharding, abstract)
   rows, whole = sharding.batch_sharding(mesh), homes.step
@@ -58,13 +59,13 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
     init=lambda: sharding.init_params(model, jax.random.key(train.seed), mesh),
     begin=functools.partial(_begin, optim, homes),
     step=jax.jit(
-      _make_step(experiment, optim),
+      _make_step(experiment, objective, optim),
       in_shardings=(homes, rows),
       out_shardings=(homes, whole),
       donate_argnums=0,
     ),
     loss=jax.jit(
-      steps.make_loss(experiment.model, dtype),
+      make_loss(experiment.model, dtype),
       in_shardings=(homes.params, rows),
       out_shardings=whole,
     ),
@@ -78,12 +79,10 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
   )
 
 
-def _make_optimizer(experiment, model):
+def _make_optimizer(experiment, model, objective):
   axes = sharding.logical_axes(model)
   moved = jax.tree_util.tree_map_with_path(
-    lambda path, _: moves(
-      [key.key for key in path], experiment.train.objective
-    ),
+    lambda path, _: objective.has_gradient([key.key for key in path]),
     axes,
   )
   return optimizer.make_optimizer(
@@ -113,17 +112,13 @@ def _begin(optim, homes, params):
   return states.State(params, *rest(params))
 
 
-def _make_step(experiment, optim):
+def _make_step(experiment, objective, optim):
   """`step.train_step` of a state and a batch; with the batch's sizes."""
-  objective = experiment.train.objective
   take = functools.partial(
     steps.train_step,
-    objective=make_objective(
-      experiment.model, jnp.dtype(experiment.train.dtype), objective
-    ),
+    objective=objective,
     optimizer=optim,
     accumulate=experiment.optim.accumulate,
-    bias_rate=objective.bias_rate,
   )
 
   def step(state, batch):

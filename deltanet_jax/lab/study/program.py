@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from deltanet_jax import model
-from deltanet_jax.config.experiment import ObjectiveConfig, OptimConfig
+from deltanet_jax.config.experiment import OptimConfig
 from deltanet_jax.config.mixers import DSAConfig
-from deltanet_jax.objectives import auxiliary
+from deltanet_jax.config.objectives import NextTokenConfig
 from deltanet_jax.parallel import sharding
 from deltanet_jax.train import optimizer
 
@@ -85,8 +85,8 @@ def _init(lm, adam, seed):
 def _make_loss(cfg, model_cfg):
   sparse = any(isinstance(x.mixer, DSAConfig) for x in model_cfg.layers)
   # the choice of keys has no gradient of the loss: the indexer has its own
-  weights = ObjectiveConfig(indexer=float(sparse))
-  objective = auxiliary.make_objective(model_cfg, jnp.dtype(cfg.dtype), weights)
+  weights = NextTokenConfig(indexer=float(sparse))
+  objective = weights.make(model_cfg, jnp.dtype(cfg.dtype))
 
   def loss(params, example):
     total, _ = objective(params, _batch(example))
