@@ -36,7 +36,7 @@ def open_source() -> 'Source':
   if workdir is not None:
     return source.open_run(Workdir(workdir), classes)
   assert released is not None
-  folder = hub.find(released)
+  folder = hub.find_folder(released)
   if source.is_run(folder):
     raise ConfigError(f'{folder} is a training run; give it as --workdir')
   return source.open_model(released)

@@ -232,7 +232,11 @@ def _fingerprints(arrays):
 
 def _checksum(x):
   """Of a jax array's part in this process: the sum modulo 2^32 of `_mixed` bits
-  and place, over the elements of which it holds the first copy."""
+  and place, over the elements of which it holds the first copy.
+
+  `hf.pieces` has CRC-32s, which depend on the order of all bytes and could not
+  be added up over processes.
+  """
   shape, total = x.shape or (1,), 0
   for shard in x.addressable_shards:
     if shard.replica_id:

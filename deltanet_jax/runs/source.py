@@ -54,27 +54,27 @@ class Source(NamedTuple):
       ConfigError: the folder is gone, or lacks something.
       CheckpointError: a run has no whole checkpoint.
     """
-    folder = hub.find(self.name)
+    folder = hub.find_folder(self.name)
     if is_run(folder):
       from deltanet_jax.runs import checkpoint
 
       return checkpoint.load_params(Workdir(folder), self.model, mesh)
     from deltanet_jax import hf
 
-    return hf.load(folder, dtype=dtype, mesh=mesh)[1]
+    return hf.load_model(folder, dtype=dtype, mesh=mesh)[1]
 
   def check(self) -> None:
     """Refuses a released folder whose tensors do not fit its config.json, and
     a run without a checkpoint."""
-    folder = hub.find(self.name)
+    folder = hub.find_folder(self.name)
     if is_run(folder):
       if not Workdir(folder).checkpoints.is_dir():
         raise ConfigError(f'{folder} has no checkpoint yet; train there first')
       return
     if (folder / 'converted.json').is_file():
-      from deltanet_jax.hf import convert
+      from deltanet_jax.hf import converted
 
-      convert.Converted(folder)
+      converted.Converted(folder)
       return
     if self.released is None:
       raise ConfigError(f'{folder} holds no run any more')
@@ -83,9 +83,9 @@ class Source(NamedTuple):
     from deltanet_jax.parallel import sharding
 
     shapes = sharding.abstract_params(HybridLM(self.model))
-    family = families.named(self.released['family'])
-    source = family.source(files.Folder(folder))
-    store.matched(source, family, self.model, shapes)
+    family = families.get_family(self.released['family'])
+    source = family.restore_shapes(files.FolderTensors(folder))
+    store.match_tensors(source, family, self.model, shapes)
 
   def require_tokenizer(self) -> None:
     """Refuses a folder without the tokenizer that it should bring."""
@@ -102,13 +102,13 @@ def open_model(name: str, classes: Iterable[type] = ()) -> Source:
   Raises:
     ConfigError: nothing there that we can start from.
   """
-  folder = hub.find(name)
+  folder = hub.find_folder(name)
   if is_run(folder):
     return open_run(Workdir(folder), classes)
   if (folder / 'converted.json').is_file():
-    from deltanet_jax.hf import convert
+    from deltanet_jax.hf import converted
 
-    record = convert.read_record(folder)
+    record = converted.read_record(folder)
     released = Release(
       family=record['family'],
       config=record['config'],
@@ -118,7 +118,7 @@ def open_model(name: str, classes: Iterable[type] = ()) -> Source:
     released = _record(folder)
   tokenizer = str(folder / 'tokenizer.json')
   return Source(
-    hub.names(name)[0], _model(released, folder), tokenizer, released
+    hub.list_names(name)[0], _model(released, folder), tokenizer, released
   )
 
 
@@ -150,14 +150,16 @@ def read_start(workdir: Workdir, classes: Iterable[type] = ()) -> Source | None:
       json.dumps(record['model']), ModelConfig, classes
     )
     if record['released'] is not None:
-      keys.Keys(record['released']['config'])
-      families.named(record['released']['family'])
+      keys.ConfigKeys(record['released']['config'])
+      families.get_family(record['released']['family'])
       record['released']['tensors']
     return Source(**record)
   except KeyError as error:
     raise ConfigError(f'{workdir.start}: no key {error}') from error
   except (ValueError, TypeError, AttributeError, RecursionError) as error:
-    raise ConfigError(f'{workdir.start}: {names.line(error)}') from error
+    raise ConfigError(
+      f'{workdir.start}: {names.format_error(error)}'
+    ) from error
 
 
 def is_run(folder: str | pathlib.Path) -> bool:
@@ -170,21 +172,23 @@ def is_run(folder: str | pathlib.Path) -> bool:
 
 def _record(folder: pathlib.Path) -> Release:
   """What `hf.convert` keeps of a released folder, from its headers."""
-  family, _ = families.read(folder)
-  source = family.source(files.Folder(folder))
-  needless = Spelling(family, source.names).needless
+  family, _ = families.read_config(folder)
+  source = family.restore_shapes(files.FolderTensors(folder))
+  is_needless = Spelling(family, source.names).is_needless
   return {
     'family': family.name,
     'config': names.read_json(folder / 'config.json'),
     'tensors': {
       name: [file, source.dtype(name).name, list(source.shape(name))]
       for name, file in source.names.items()
-      if not needless(name)
+      if not is_needless(name)
     },
   }
 
 
 def _model(released: Release, folder: pathlib.Path) -> ModelConfig:
-  family = families.named(released['family'])
-  cfg = family.read(keys.Keys(released['config'], str(folder / 'config.json')))
-  return families.with_mtp(family, cfg, released['tensors'])
+  family = families.get_family(released['family'])
+  cfg = family.read_config(
+    keys.ConfigKeys(released['config'], str(folder / 'config.json'))
+  )
+  return families.add_mtp(family, cfg, released['tensors'])

@@ -82,7 +82,7 @@ def require_same_source(
       f'{workdir.path} holds a run that did not begin with released weights;'
       ' give another --workdir'
     )
-  if source.name not in hub.names(name):
+  if source.name not in hub.list_names(name):
     raise ConfigError(
       f'{workdir.path} holds a run that began with {source.name}, not with'
       f' {name}; give another --workdir'

@@ -83,14 +83,14 @@ def test_what_is_missing_or_refused_is_named(folder):
 
 def test_text_ends_before_an_end_token(folder):
   parts = list(
-    text.continue_text(open_model(folder), 'ABC', chat=False, **GREEDY)
+    text.continue_text(open_model(str(folder)), 'ABC', chat=False, **GREEDY)
   )
   ids = FileTokenizer(folder / 'tokenizer.json').encode_prompt(''.join(parts))
   assert len(ids) == 6
   settings = {'eos_token_id': [ids[3], 63]}
   (folder / 'generation_config.json').write_text(json.dumps(settings))
   parts = list(
-    text.continue_text(open_model(folder), 'ABC', chat=False, **GREEDY)
+    text.continue_text(open_model(str(folder)), 'ABC', chat=False, **GREEDY)
   )
   found = FileTokenizer(folder / 'tokenizer.json').encode_prompt(''.join(parts))
   assert found == ids[: ids.index(ids[3])]
@@ -105,10 +105,10 @@ def test_ends_of_config_json_survive_conversion_and_training(folder, nested):
   path.write_text(json.dumps(settings))
   assert FileTokenizer(folder / 'tokenizer.json').ends == {5, 7}
   out = folder / 'converted'
-  convert.to_orbax(folder, out)
+  convert.convert_to_orbax(folder, out)
   assert FileTokenizer(out / 'tokenizer.json').ends == {5, 7}
   back = folder / 'back'
-  convert.to_released(out, back)
+  convert.convert_to_released(out, back)
   assert FileTokenizer(back / 'tokenizer.json').ends == {5, 7}
   for i, source in enumerate((folder, out)):
     run, begun = folder / f'run{i}', open_model(str(source))
@@ -137,14 +137,16 @@ def test_an_answer_is_a_text_and_a_continuation_is_not(folder, monkeypatch):
   monkeypatch.setattr(FileTokenizer, 'decode', Spaced.decode)
   monkeypatch.setattr(text, 'generate', lambda *a, **k: iter([3, 4]))
   for chat, want in (False, ' 3 4'), (True, '3 4'):
-    parts = text.continue_text(open_model(folder), 'ABC', chat=chat, **GREEDY)
+    parts = text.continue_text(
+      open_model(str(folder)), 'ABC', chat=chat, **GREEDY
+    )
     assert ''.join(parts) == want
 
 
 def test_a_seed_beyond_32_bits_is_refused(folder):
   how = GREEDY | {'seed': 2**32}
   with pytest.raises(ValueError, match='seed is 4294967296; give 0 to'):
-    next(text.continue_text(open_model(folder), 'ABC', chat=False, **how))
+    next(text.continue_text(open_model(str(folder)), 'ABC', chat=False, **how))
 
 
 def test_the_score_tells_of_text_that_the_tokenizer_loses(folder):

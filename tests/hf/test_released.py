@@ -108,21 +108,23 @@ def test_preset_has_the_published_parameters(name):
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_preset_and_its_config_json_say_the_same(name):
-  family = families.named(PUBLISHED[name][0])
+  family = families.get_family(PUBLISHED[name][0])
   cfg = read(name)
-  again = family.read(keys.Keys(family.write(cfg)))
-  assert families.same(again, cfg)
+  again = family.read_config(keys.ConfigKeys(family.write_config(cfg)))
+  assert families.is_same_model(again, cfg)
   parts = lambda c: (len(c.prefix), len(c.period), c.repeats, len(c.suffix))
   assert parts(again) == parts(cfg)
 
 
 def test_multi_token_prediction_adds_the_published_parameters():
-  cfg = families.with_mtp(
-    families.named('qwen3_next'), read('qwen3_next:80b_a3b'), {'mtp.fc.weight'}
+  cfg = families.add_mtp(
+    families.get_family('qwen3_next'),
+    read('qwen3_next:80b_a3b'),
+    {'mtp.fc.weight'},
   )
   assert calc.parameters(cfg) == 81_324_862_720
-  cfg = families.with_mtp(
-    families.named('deepseek_v3'),
+  cfg = families.add_mtp(
+    families.get_family('deepseek_v3'),
     read('deepseek:v3'),
     {'model.layers.61.eh_proj.weight'},
   )
@@ -132,10 +134,10 @@ def test_multi_token_prediction_adds_the_published_parameters():
 
 def released(name):
   """Every Entry of a preset, with its multi-token prediction."""
-  cfg, family = read(name), families.named(PUBLISHED[name][0])
+  cfg, family = read(name), families.get_family(PUBLISHED[name][0])
   if family.mtp is not None:
-    cfg = families.with_mtp(family, cfg, {family.mtp.marker(cfg)})
-  return plan.build(family, cfg, sharding.abstract_params(HybridLM(cfg)))
+    cfg = families.add_mtp(family, cfg, {family.mtp.marker(cfg)})
+  return plan.build_plan(family, cfg, sharding.abstract_params(HybridLM(cfg)))
 
 
 @pytest.mark.parametrize('name', TENSORS)

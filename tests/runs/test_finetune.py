@@ -292,11 +292,11 @@ def test_the_result_is_released_under_the_same_names(tuned, tmp_path):
   }
   settings = json.loads((target / 'config.json').read_text())
   assert settings == json.loads((folder / 'config.json').read_text())
-  assert families.read(target)[0].name == 'qwen3_5_moe'
+  assert families.read_config(target)[0].name == 'qwen3_5_moe'
   text = (target / 'tokenizer.json').read_text()
   assert text == (folder / 'tokenizer.json').read_text()
   wanted = checkpoint.load_params(Workdir(run), asked.model)
-  _, found = hf.load(target)
+  _, found = hf.load_model(target)
   assert_equal(found, wanted)
   assert open_model(str(target)).released == begun.released
 
@@ -336,7 +336,7 @@ def test_a_run_can_begin_with_a_run_or_a_converted_folder(
   folder, run, begun, asked = tuned
   from deltanet_jax.hf import convert
 
-  convert.to_orbax(folder, tmp_path / 'converted')
+  convert.convert_to_orbax(folder, tmp_path / 'converted')
   converted = open_model(str(tmp_path / 'converted'))
   assert converted.model == begun.model
   train(converted, experiment(converted, texts), tmp_path / 'first')
@@ -355,12 +355,12 @@ def test_a_run_can_begin_with_a_run_or_a_converted_folder(
 def test_a_further_token_that_is_not_asked_for_is_carried(texts, tmp_path):
   folder = released.make('qwen3_next', tmp_path / 'r', ['model', 'mtp'])
   begun = open_model(str(folder))
-  _, before = hf.load(folder)
+  _, before = hf.load_model(folder)
   changes = {'optim.weight_decay': 0.5, 'train.objective.further': 0.0}
   asked = experiment(begun, texts, **changes, **{'train.steps': 1})
   train(begun, asked, tmp_path / 'run')
   write_release(Workdir(tmp_path / 'run'), tmp_path / 'again')
-  _, after = hf.load(tmp_path / 'again')
+  _, after = hf.load_model(tmp_path / 'again')
   assert_equal(after['mtp'], before['mtp'])
   same = jax.tree.map(np.array_equal, after['backbone'], before['backbone'])
   assert not any(jax.tree.leaves(same))
