@@ -2,12 +2,14 @@
 
 import collections
 import dataclasses
+import random
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from deltanet_jax import flops
+from deltanet_jax.config import pattern
 from deltanet_jax.config.experiment import (
   Layer,
   MLPConfig,
@@ -254,6 +256,26 @@ def test_layers_are_laid_out_at_a_ratio(L, R, A, attends):
 def test_a_long_pattern_is_scanned():
   cfg = calc.resized(_model(DELTA, FULL), layers=48, ratio=(3, 1))
   assert (len(cfg.period), cfg.repeats) == (4, 12)
+
+
+def test_resized_models_fold_as_checkpoints_do():
+  draw = random.Random(0)
+  choices = [Layer(m, f) for m in (DELTA, FULL) for f in (FFN, MOE)]
+  for _ in range(1000):
+    layers = tuple(draw.choices(choices, k=draw.randint(1, 12)))
+    mixed = dataclasses.replace(_model(DELTA), period=layers, repeats=1)
+    L, R, A = draw.randint(1, 16), draw.randint(0, 3), draw.randint(1, 3)
+    cfg = calc.resized(
+      mixed, layers=L, ratio=(R, A), attention=FULL, recurrent=DELTA
+    )
+    N = calc.attention_layers(L, R, A)
+    attends = [(i + 1) * N // L > i * N // L for i in range(L)]
+    assert cfg.layers == tuple(
+      Layer(FULL if attends[i] else DELTA, layers[min(i, len(layers) - 1)].ffn)
+      for i in range(L)
+    )
+    folded = cfg.prefix, cfg.period, cfg.repeats, cfg.suffix
+    assert folded == pattern.fold(cfg.layers)
 
 
 def test_resized_with_other_mixers():

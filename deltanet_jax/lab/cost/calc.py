@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax import flops, model
+from deltanet_jax.config import pattern
 from deltanet_jax.config.experiment import MoEConfig
 from deltanet_jax.config.mixers import ATTENTION
 from deltanet_jax.mixers.base import Context
@@ -215,35 +216,16 @@ def resized(cfg, layers=None, ratio=None, attention=None, recurrent=None):
   for i in range(L):
     mixer = attention if (i + 1) * N // L > i * N // L else recurrent
     new.append(dataclasses.replace(old[min(i, len(old) - 1)], mixer=mixer))
-  return dataclasses.replace(cfg, **_pattern(tuple(new)))
+  prefix, period, repeats, suffix = pattern.fold(new)
+  return dataclasses.replace(
+    cfg, prefix=prefix, period=period, repeats=repeats, suffix=suffix
+  )
 
 
 def attention_layers(L, R, A):
   """How many of L layers attend at R recurrent ones to A: rounded, half up,
   and at least one unless A is 0."""
   return max(min(A, 1), (2 * L * A + R + A) // (2 * (R + A)))
-
-
-def _pattern(layers):
-  """prefix, period, repeats and suffix of the layers, as few as can be."""
-  best = {'prefix': layers, 'period': (), 'repeats': 0, 'suffix': ()}
-  fewest = len(layers)
-  for width in range(1, len(layers) // 2 + 1):
-    for start in range(len(layers) - 2 * width + 1):
-      period, repeats = layers[start : start + width], 1
-      while (
-        layers[start + repeats * width : start + (repeats + 1) * width]
-        == period
-      ):
-        repeats += 1
-      rest = len(layers) - (repeats - 1) * width
-      if rest < fewest:
-        fewest, end = rest, start + repeats * width
-        best = {
-          'prefix': layers[:start], 'period': period, 'repeats': repeats,
-          'suffix': layers[end:],
-        }  # fmt: skip
-  return best
 
 
 def flops_per_token(cfg, context):
