@@ -1,14 +1,15 @@
 """What a study found: findings, a verdict in words, summary.md, report.html."""
 
 import dataclasses
-import html
+import pathlib
 from typing import NamedTuple
+
+import jinja2
 
 from deltanet_jax.config.files import write_text
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.lab.study import expect, plots, stats
 from deltanet_jax.lab.study.config import ARMS, parse_arm
-from deltanet_jax.lab.study.page import PAGE
 
 LONG = 131_072  # tokens at which memory is compared too
 
@@ -39,7 +40,8 @@ def write(cfg, size, cells, folder, rows):
   text = markdown(cfg, view, findings, [*verdict, *remarks])
   write_text(folder.text, text)
   images = plots.draw(view, folder.plots)
-  page = _page(cfg, size, view, findings, verdict, remarks, images)
+  sentences = [*verdict, *_counts(findings)]
+  page = _page(cfg, size, view, findings, sentences, remarks, images)
   write_text(folder.report, page)
   gates = [f for f in findings if f.failed]
   lines = [*verdict, *remarks, *_counts(findings)]
@@ -197,6 +199,14 @@ def _cells(one):
   return one[0], f'{one[1]:,}', f'{one[2]:,}', *told
 
 
+def _tables(cfg, view):
+  """{task: rows of HEAD's cells}"""
+  tasks = dict.fromkeys(task for task, _ in view.arrays)
+  return {
+    task: [_cells(row) for row in task_table(cfg, view, task)] for task in tasks
+  }
+
+
 def markdown(cfg, view, findings, sentences):
   """summary.md."""
   lines = ['# Recall against memory', '']
@@ -205,63 +215,26 @@ def markdown(cfg, view, findings, sentences):
   lines += [
     f'| {f.claim} | {show(f.estimate)} | {f.verdict} |' for f in findings
   ]
-  for task in dict.fromkeys(t for t, _ in view.arrays):
-    lines += [
-      '',
-      f'## {task}',
-      '',
-      f'| {" | ".join(HEAD)} |',
-      '|---' * len(HEAD) + '|',
-    ]
-    table = task_table(cfg, view, task)
-    lines += [f'| {" | ".join(_cells(one))} |' for one in table]
+  for task, rows in _tables(cfg, view).items():
+    lines += ['', f'## {task}', '']
+    lines += [f'| {" | ".join(HEAD)} |', '|---' * len(HEAD) + '|']
+    lines += [f'| {" | ".join(cells)} |' for cells in rows]
   return '\n'.join(lines) + '\n'
 
 
-def _page(cfg, size, view, findings, verdict, remarks, images):
-  esc = html.escape
-  paragraphs = ''.join(
-    f'<p>{esc(s)}</p>' for s in [*verdict, *_counts(findings)]
-  )
-  paragraphs += ''.join(f'<p class="remark">{esc(s)}</p>' for s in remarks)
-  found = ''.join(
-    f'<tr><td>{esc(f.claim)}</td><td>{_rule(f)}</td>'
-    f'<td class="n">{show(f.estimate)}</td>'
-    f'<td class="{f.verdict.split()[0]}">{f.verdict}</td></tr>'
-    for f in findings
-  )
-  figures = ''.join(
-    f'<figure><figcaption>{esc(title)}</figcaption>'
-    f'<div class="light">{svg["light"]}</div>'
-    f'<div class="dark">{svg["dark"]}</div></figure>'
-    for _, title, svg in images
-  )
-  tables = ''
-  for task in dict.fromkeys(t for t, _ in view.arrays):
-    body = ''.join(
-      '<tr>' + ''.join(f'<td>{esc(x)}</td>' for x in _cells(one)) + '</tr>'
-      for one in task_table(cfg, view, task)
-    )
-    head = ''.join(f'<th>{x}</th>' for x in HEAD)
-    tables += (
-      f'<h3>{esc(task)}</h3><div class="wide"><table><tr>{head}</tr>{body}'
-      '</table></div>'
-    )
+def _page(cfg, size, view, findings, sentences, remarks, figures):
+  """report.html, from the template beside this file."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True, undefined=jinja2.StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+  )  # fmt: skip
+  environment.filters['show'] = show
   sizes = ', '.join(
     f'{f.name} {getattr(cfg, f.name)}' for f in dataclasses.fields(cfg)
   )
-  parts = {
-    'SIZE': size, 'VERDICT': paragraphs, 'FINDINGS': found,
-    'FIGURES': figures, 'TABLES': tables, 'SIZES': esc(sizes),
-    'SEEDS': str(cfg.seeds), 'RATES': str(len(cfg.lrs)),
-    'ITEMS': str(cfg.items), 'MARGIN': f'{expect.MARGIN:g}',
-  }  # fmt: skip
-  page = PAGE
-  for name, text in parts.items():
-    page = page.replace(f'@{name}@', text)
-  return page
-
-
-def _rule(f):
-  sign = {'above': '&gt;', 'below': '&lt;', 'equal': '= 0 &plusmn;'}[f.kind]
-  return f'{sign} {f.bound:g}'
+  return environment.get_template('report.html.jinja').render(
+    cfg=cfg, size=size, sentences=sentences, remarks=remarks,
+    findings=findings, figures=figures, head=HEAD, tables=_tables(cfg, view),
+    sizes=sizes, margin=f'{expect.MARGIN:g}',
+  )  # fmt: skip
