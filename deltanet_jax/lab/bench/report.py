@@ -154,37 +154,27 @@ def as_json(settings, programs, where):
 
 def plot(settings, programs, where, path):
   """Draws time and temporary bytes against the length, both logarithmic."""
-  import matplotlib
+  from deltanet_jax.lab import plots
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-  from matplotlib.ticker import NullLocator
-
-  figure, (left, right) = pyplot.subplots(
-    1, 2, figsize=(12, 4.8), layout='constrained'
-  )
+  figure, (left, right) = plots.make_figure((12, 4.8), 2)
   names = list(dict.fromkeys(p.name for p in programs))
   for name in names:
     for way, style in zip(PASSES, ('o--', 's-'), strict=True):
       row = [p for p in programs if (p.name, p.way) == (name, way)]
-      how = {
-        'color': f'C{names.index(name)}', 'label': f'{name}, {way}'
-      }  # fmt: skip
+      color, label = plots.PALETTE[names.index(name)], f'{name}, {way}'
       times = [(p.length, min(p.seconds) * 1e3) for p in row if p.seconds]
       sizes = [
         (p.length, p.temporary_bytes / 1e6) for p in row if p.temporary_bytes
       ]
       for axes, points in ((left, times), (right, sizes)):
         if points:
-          axes.plot(*zip(*points, strict=True), style, **how)
+          axes.plot(*zip(*points, strict=True), style, color=color, label=label)
   for axes, label in (
     (left, 'time of a call, minimum (ms)'), (right, 'temporary memory (MB)')
   ):  # fmt: skip
     axes.set(xscale='log', yscale='log', xlabel='tokens', ylabel=label)
-    axes.set_xticks(settings.lengths, [str(n) for n in settings.lengths])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
+    plots.mark_places(axes, settings.lengths, list(map(str, settings.lengths)))
+    plots.style_axes(axes)
     if axes.lines:
       _proportional(axes)
   if right.lines:
@@ -197,8 +187,7 @@ def plot(settings, programs, where, path):
     f'{settings.heads} heads of {settings.dim} on {where["device"]}',
     fontsize=11,
   )
-  figure.savefig(path, dpi=130)
-  pyplot.close(figure)
+  plots.save_figure(figure, path)
 
 
 def _proportional(axes):

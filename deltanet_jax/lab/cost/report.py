@@ -218,20 +218,16 @@ def _beside(records, settings):
 def plot(cfgs, settings, path):
   """Draws cache against context for every (name, ModelConfig): all attention,
   the model, all recurrent; the break-even marked."""
-  import matplotlib
+  from deltanet_jax.lab import plots
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-
-  figure, panels = pyplot.subplots(
-    1, len(cfgs), figsize=(1 + 5.2 * len(cfgs), 4.8), sharey=True,
-    layout='constrained', squeeze=False,
-  )  # fmt: skip
+  figure, panels = plots.make_figure(
+    (1 + 5.2 * len(cfgs), 4.8), len(cfgs), share_y=True
+  )
   how = settings.batch, settings.dtype, settings.state_dtype
   top = max(2**20, *settings.contexts)
   steps = 4 * int(math.log2(top / 64))
   contexts = [round(64 * 2 ** (i / 4)) for i in range(steps + 1)]
-  for axes, (name, cfg) in zip(panels[0], cfgs, strict=True):
+  for axes, (name, cfg) in zip(panels, cfgs, strict=True):
     for label, colour, model in lines(cfg):
       sizes = [calc.total_bytes(model, n, *how) for n in contexts]
       axes.plot(
@@ -252,15 +248,13 @@ def plot(cfgs, settings, path):
       )  # fmt: skip
     axes.set(title=name, xscale='log', yscale='log', xlabel='tokens')
     axes.set_xlim(contexts[0], contexts[-1])
-    axes.grid(alpha=0.25)
-    axes.spines[['top', 'right']].set_visible(False)
-  panels[0][0].set_ylabel('bytes of cache')
+    plots.style_axes(axes)
+  panels[0].set_ylabel('bytes of cache')
   figure.suptitle(
     f'batch {settings.batch}, {settings.dtype}, states {settings.state_dtype}',
     fontsize=10,
   )
-  figure.savefig(path, dpi=130)
-  pyplot.close(figure)
+  plots.save_figure(figure, path)
 
 
 def lines(cfg):

@@ -47,9 +47,6 @@ def _main(taken):
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ConfigError(f'--out={out}: {error.strerror}') from error
-  import matplotlib
-
-  matplotlib.use('Agg')
   _by_hand(out)
   if STEPS.value:
     _trained(out)

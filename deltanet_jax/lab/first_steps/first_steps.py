@@ -206,11 +206,9 @@ def _judge(model, params, task, key, rows=1024):
 
 def draw_state(found, path):
   """Error of every pair after every write, a panel a rule."""
-  from matplotlib import pyplot
+  from deltanet_jax.lab import plots
 
-  figure, axes = pyplot.subplots(
-    1, len(found), figsize=(10, 5), layout='constrained', sharey=True
-  )
+  figure, axes = plots.make_figure((10, 5), len(found), share_y=True)
   for panel, (rule, overload) in zip(axes, found.items(), strict=True):
     image = panel.imshow(
       overload.error.T, origin='lower', vmin=0, vmax=1.5, cmap='viridis',
@@ -223,27 +221,24 @@ def draw_state(found, path):
   figure.colorbar(
     image, ax=axes, label="error of what is read, |S'k - v| / |v|"
   )
-  figure.savefig(path, dpi=130)
-  pyplot.close(figure)
+  plots.save_figure(figure, path)
 
 
 def draw_copiers(copiers, path):
   """Accuracy by the tokens to copy, and by position of the longest copy."""
-  from matplotlib import pyplot
+  from deltanet_jax.lab import plots
 
-  figure, (left, right) = pyplot.subplots(
-    1, 2, figsize=(11, 4.4), layout='constrained', sharey=True
-  )
+  figure, (left, right) = plots.make_figure((11, 4.4), 2, share_y=True)
   widths = sorted({c.width for c in copiers})
   for c in copiers:
     style = {
-      'color': f'C{widths.index(c.width)}', 'label': c.name,
+      'color': plots.PALETTE[widths.index(c.width)], 'label': c.name,
       'ls': '-' if c.rule == 'delta' else ':',
     }  # fmt: skip
     left.plot(*zip(*c.by_size.items(), strict=True), marker='o', ms=4, **style)
     right.plot(np.arange(1, len(c.by_position) + 1), c.by_position, **style)
   for i, width in enumerate(widths):
-    left.axvline(width, color=f'C{i}', lw=1, ls='--', alpha=0.5)
+    left.axvline(width, color=plots.PALETTE[i], lw=1, ls='--', alpha=0.5)
   sizes = list(copiers[0].by_size)
   left.set(xlabel='tokens to copy (dashed: width of the keys)', ylim=(0, 1.03))
   left.set_xscale('log', base=2)
@@ -252,10 +247,8 @@ def draw_copiers(copiers, path):
   right.set(xlabel=f'position among the {sizes[-1]} tokens to copy')
   right.legend(frameon=False)
   for axes in (left, right):
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
-  figure.savefig(path, dpi=130)
-  pyplot.close(figure)
+    plots.style_axes(axes)
+  plots.save_figure(figure, path)
 
 
 TASK = Copy(sizes=(4, 8, 16, 24, 32), symbols=16)

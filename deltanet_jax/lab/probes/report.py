@@ -45,20 +45,14 @@ def _finite(value):
 
 def plot(found, path):
   """Capacity, recency under overload and overwriting, side by side."""
-  import matplotlib
+  from deltanet_jax.lab import plots
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-
-  figure, axes = pyplot.subplots(
-    1, 3, figsize=(13, 4), sharey=True, layout='constrained'
+  figure, panels = plots.make_figure((13, 4), 3, share_y=True)
+  capacity, recency, again = panels
+  rules = _distinct(
+    f.rule for f in found if f.probe in ('overload', 'rebinding')
   )
-  capacity, recency, again = axes
-  colour = {
-    rule: f'C{i}' for i, rule in enumerate(_distinct(
-      f.rule for f in found if f.probe in ('overload', 'rebinding')
-    ))
-  }  # fmt: skip
+  colour = dict(zip(rules, plots.PALETTE, strict=False))
   _lines(capacity, found, 'overload', 'accuracy', colour, 'o-')
   _lines(recency, found, 'overload', 'first quarter', colour, 'o--')
   _lines(recency, found, 'overload', 'last quarter', colour, 'o-')
@@ -70,15 +64,13 @@ def plot(found, path):
   ):
     ax.set(title=title, xlabel=label, xscale='log', ylim=(-0.03, 1.03))
     ticks = sorted({int(x) for line in ax.lines for x in line.get_xdata()})
-    ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
-    ax.grid(alpha=0.3)
-    ax.spines[['top', 'right']].set_visible(False)
+    plots.mark_places(ax, ticks, list(map(str, ticks)))
+    plots.style_axes(ax)
   capacity.set_ylabel('share right')
   handles = [h for h in again.lines if h.get_label() in colour]
   figure.legend(handles=handles, loc='outside right upper', frameon=False)
-  figure.savefig(path, dpi=130)
-  pyplot.close(figure)
+  plots.save_figure(figure, path)
 
 
 def _lines(axes, found, probe, what, colour, style):

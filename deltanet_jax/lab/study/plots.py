@@ -5,15 +5,21 @@ import re
 import zlib
 
 import numpy as np
+from matplotlib import pyplot
 
+from deltanet_jax.config.files import write_text
+from deltanet_jax.lab.plots import (
+  PALETTE,
+  THEMES,
+  make_figure,
+  save_figure,
+  style_axes,
+  theme_settings,
+)
 from deltanet_jax.lab.study import stats
 from deltanet_jax.lab.study.config import ARMS, parse_arm
 from deltanet_jax.lab.study.expect import hardest
 
-THEMES = {
-  'light': {'text': '#1b1f24', 'faint': '#c8ccd2'},
-  'dark': {'text': '#e6e8eb', 'faint': '#4a5059'},
-}
 STYLES = {0: '-', 1: ':', 3: '--', 7: '-.'}
 MARKS = {0: 'o', 1: '^', 3: 's', 7: 'D'}
 
@@ -78,16 +84,11 @@ def _known(labels):
 
 def look(arm):
   """Colour, line and marker of an arm, the same in every plot."""
-  from matplotlib import colormaps
-
   name, ratio = parse_arm(arm)
   names = [a for a in ARMS if not parse_arm(a)[1]]
-  colour = colormaps['tab20'](
-    names.index(name) * 2 % 20 + (names.index(name) > 9)
-  )
   return {
-    'color': colour, 'linestyle': STYLES[ratio], 'marker': MARKS[ratio],
-    'label': arm, 'markersize': 4, 'linewidth': 1.4,
+    'color': PALETTE[names.index(name)], 'linestyle': STYLES[ratio],
+    'marker': MARKS[ratio], 'label': arm, 'markersize': 4, 'linewidth': 1.4,
   }  # fmt: skip
 
 
@@ -214,9 +215,6 @@ ALL = {
 def draw(view, folder):
   """[(name, title, {theme: svg})] of the plots whose data are there; writes
   each as PNG and SVG too."""
-  import matplotlib
-
-  matplotlib.use('Agg')
   found = []
   for name, (title, paint, need) in ALL.items():
     task, arm = need
@@ -224,41 +222,34 @@ def draw(view, folder):
       continue
     if paint is gates and not view.scaled():
       continue
-    images = {theme: _render(paint, view, theme) for theme in THEMES}
-    for theme, (svg, png) in images.items():
-      (folder / f'{name}-{theme}.svg').write_text(svg)
-      (folder / f'{name}-{theme}.png').write_bytes(png)
-    found.append((name, title, {t: svg for t, (svg, _) in images.items()}))
+    images = {
+      theme: _render(paint, view, theme, folder / f'{name}-{theme}.png')
+      for theme in THEMES
+    }
+    found.append((name, title, images))
   return found
 
 
-def _render(paint, view, theme):
-  from matplotlib import pyplot
-
-  c = THEMES[theme]
-  style = {
-    'text.color': c['text'], 'axes.labelcolor': c['text'],
-    'xtick.color': c['text'], 'ytick.color': c['text'],
-    'axes.edgecolor': c['faint'], 'axes.facecolor': 'none',
-    'grid.color': c['faint'],
-    'svg.fonttype': 'none', 'font.size': 9, 'svg.hashsalt': 'study',
+def _render(paint, view, theme, path):
+  """Writes the picture as PNG and SVG; returns the SVG."""
+  style = theme_settings(theme) | {
+    'svg.fonttype': 'none', 'font.size': 9, 'svg.hashsalt': 'study'
   }  # fmt: skip
   with pyplot.rc_context(style):
-    figure, axes = pyplot.subplots(figsize=(8.2, 4.2), layout='constrained')
+    figure, (axes,) = make_figure((8.2, 4.2))
     paint(axes, view)
-    axes.grid(alpha=0.35)
+    style_axes(axes)
     if paint is not budget:
       axes.set_ylim(-0.02, 1.02)
-    axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
       figure.legend(loc='outside right upper', frameon=False, fontsize=8)
-    svg, png = io.StringIO(), io.BytesIO()
+    text = io.StringIO()
     plain = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
-    figure.savefig(svg, format='svg', transparent=True, metadata=plain)
-    back = '#ffffff' if theme == 'light' else '#14171a'
-    figure.savefig(png, format='png', dpi=130, facecolor=back)
-    pyplot.close(figure)
-  return _inline(svg.getvalue(), theme), png.getvalue()
+    figure.savefig(text, format='svg', transparent=True, metadata=plain)
+    save_figure(figure, path, THEMES[theme]['back'])
+  svg = _inline(text.getvalue(), theme)
+  write_text(path.with_suffix('.svg'), svg)
+  return svg
 
 
 def _inline(svg, theme):
