@@ -11,6 +11,7 @@ import numpy as np
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import write_text
+from deltanet_jax.runs.folder import require_folder, require_same
 
 COLUMNS = (
   'task', 'model', 'layers', 'parameters', 'cache_floats', 'slice', 'lr',
@@ -38,19 +39,14 @@ class Folder:
     Raises:
       ConfigError: with the fields that differ.
     """
-    if self.path.exists() and not self.path.is_dir():
-      raise ConfigError(f'--workdir={self.path} is a file; give a folder')
+    require_folder(self.path)
     if not self.config.is_file():
       return
     found = config.from_json(self.config.read_text(), classes=(type(cfg),))
     if type(found) is not type(cfg):
       raise ConfigError(f'{self.config} is of no study; give another --workdir')
     lines = config.difference(found, cfg)
-    if lines:
-      raise ConfigError(
-        f'{self.path} holds a study of other sizes: {"; ".join(lines)} (there'
-        ' != here); give another --workdir'
-      )
+    require_same(self.path, lines, 'a study of other sizes')
 
   def make(self, cfg):
     """Makes the folder.
