@@ -8,9 +8,9 @@ import functools
 import importlib
 import inspect
 import pathlib
+import runpy
 import statistics
 import time
-import types
 from typing import NamedTuple
 
 import jax
@@ -126,14 +126,12 @@ def functions(settings):
 
 
 def _load(path, name):
-  # compiled by hand: an import would leave a cached copy beside the file
-  module = types.ModuleType(pathlib.Path(path).stem)
-  module.__file__ = path
+  # not imported, which would leave a cached copy beside the file
   try:
-    exec(compile(pathlib.Path(path).read_bytes(), path, 'exec'), vars(module))
+    names = runpy.run_path(path, run_name=pathlib.Path(path).stem)
   except Exception as error:  # whatever a stranger's file raises
     raise ValueError(f'{path} cannot be loaded: {_line(error)}') from error
-  function = getattr(module, name, None)
+  function = names.get(name)
   if not callable(function):
     raise ValueError(f'{path} has no function {name!r}')
   return function
