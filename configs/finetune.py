@@ -14,10 +14,10 @@ from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
   MoEConfig,
-  ObjectiveConfig,
   OptimConfig,
   TrainConfig,
 )
+from deltanet_jax.config.objectives import NextTokenConfig
 
 
 def get_config(released):
@@ -45,7 +45,7 @@ def _objective(model):
     # selection biases stay: DeepSeek-V3 fixed them too at the end of its
     # training, and kept this small balance (arXiv:2412.19437 sec. 4.2)
     balance = 1e-4 if experts[0].bias else 1e-3
-  return ObjectiveConfig(
+  return NextTokenConfig(
     further=0.1 if model.mtp is not None else 0.0,
     balance=balance,
     indexer=1.0 if sparse else 0.0,

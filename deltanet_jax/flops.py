@@ -12,8 +12,7 @@ import math
 import jax
 from jax.extend.core import jaxprs_in_params
 
-# the named scope of a condition's side that is hardly ever taken: not counted
-RARE = 'rare_side'
+from deltanet_jax.ops.routing import RARE
 
 
 def of(function, *args):

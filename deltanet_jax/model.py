@@ -11,7 +11,7 @@ from deltanet_jax.layers.mlp import MLP
 from deltanet_jax.layers.moe import MoE
 from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.layers.proj import Proj, named, scaled_normal
-from deltanet_jax.mixers.base import Context
+from deltanet_jax.mixers.base import Context, count_tokens
 from deltanet_jax.ops.routing import Load
 from deltanet_jax.parallel.sharding import constrain, in_use
 
@@ -26,16 +26,16 @@ POLICIES = {
 class ModelCache(NamedTuple):
   """Every layer's cache; those of `period` are stacked over the repeats."""
 
-  length: jax.Array  # int32 scalar, tokens so far
+  length: jax.Array  # [B] int32, tokens so far
   prefix: tuple
   period: tuple
   suffix: tuple
 
 
 class LayerReport(NamedTuple):
-  """What a layer tells in training beside its output."""
+  """What a layer tells beside its output and its cache."""
 
-  mixer: Any  # None, or what the mixer's module says it returns
+  mixer: Any  # the mixer's report, or None
   load: Load | None  # of the experts; None without them
 
 
@@ -55,7 +55,7 @@ def init_cache(cfg, batch, max_len, dtype):
   )
   stack = lambda x: jnp.broadcast_to(x, (cfg.repeats, *x.shape))
   return ModelCache(
-    jnp.int32(0),
+    jnp.zeros((batch,), jnp.int32),
     fresh(cfg.prefix),
     jax.tree.map(stack, fresh(cfg.period)) if cfg.repeats else (),
     fresh(cfg.suffix),
@@ -65,7 +65,7 @@ def init_cache(cfg, batch, max_len, dtype):
 class Block(nn.Module):
   """The mixer, then the ffn, each joined to x as `layer.residual` says.
 
-  Returns (x, the layer's next cache), or in training (x, its LayerReport).
+  Returns x, the layer's next cache (None after None) and its LayerReport.
   """
 
   cfg: ModelConfig
@@ -84,81 +84,83 @@ class Block(nn.Module):
       out_scale=out_scale,
       name='mixer',
     )
-    x, out = self._join(x, lambda h: mixer(h, ctx, cache), 'mixer_norm')
+    attend = lambda h: mixer(h, ctx, cache)
+    x, cache, report = self._join(x, attend, 'mixer_norm')
     if isinstance(ffn, MoEConfig):
       branch = MoE(ffn, self.dtype, out_scale, name='ffn')
     else:
       mlp = MLP(ffn.hidden, self.dtype, out_scale, name='ffn')
       branch = lambda h: (mlp(h), None)
     x, load = self._join(x, branch, 'ffn_norm')
-    return x, LayerReport(out, load) if cache is None else out
+    return x, cache, LayerReport(report, load)
 
   def _join(self, x, branch, name):
-    """(x joined with what `branch` makes, the other thing it returns)."""
+    """x joined with what `branch` makes, then what else it returns."""
     c, r = self.cfg, self.layer.residual
     norm = RMSNorm(c.norm_eps, c.zero_centred, name=name)
     if r.form == 'post':
-      y, out = branch(x)
+      y, *rest = branch(x)
       x = x + norm(y)
     else:
       h = norm(x)
-      y, out = branch(h)
+      y, *rest = branch(h)
       x = x + y if r.form == 'pre' else r.alpha * h + r.beta * y
-    return constrain(x, 'batch', 'time', 'act_embed'), out
+    return constrain(x, 'batch', 'time', 'act_embed'), *rest
 
 
 class Stack(nn.Module):
-  """`layers` in order; depth [len(layers)], caches one for each or (). Returns
-  x and what each block returns beside it."""
+  """`layers` in order; depth [len(layers)], caches one for each. Returns x, the
+  next caches and the LayerReports."""
 
   cfg: ModelConfig
   layers: tuple[Layer, ...]
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, depth_and_caches, positions, segment_ids):
-    depth, caches = depth_and_caches
-    block, new = Block, []
+  def __call__(self, x, depth, caches, ctx):
+    block, new, reports = Block, [], []
     if self.cfg.remat != 'none':
       block = nn.remat(Block, policy=POLICIES[self.cfg.remat])
     for i, layer in enumerate(self.layers):
-      ctx = Context(positions, segment_ids, depth[i])
-      x, out = block(self.cfg, layer, self.dtype, name=f'layer_{i}')(
-        x, ctx, caches[i] if caches else None
+      x, cache, report = block(self.cfg, layer, self.dtype, name=f'layer_{i}')(
+        x, ctx.replace(depth=depth[i]), caches[i]
       )
-      new.append(out)
-    return x, tuple(new)
+      new.append(cache)
+      reports.append(report)
+    return x, tuple(new), tuple(reports)
 
 
-def _repeat(stack, carry, depth, positions, segment_ids):
+def _repeat(stack, carry, depth, ctx):
   """One of the period's repeats: carry (x, its index, all repeats' caches)."""
   x, i, caches = carry
   # carried and written in place: scanned over, they would be there twice
   own = jax.tree.map(lambda x: x[i], caches)
-  x, out = stack(x, (depth, own), positions, segment_ids)
-  if not caches:
-    return (x, i + 1, caches), out
-  caches = jax.tree.map(lambda x, y: x.at[i].set(y), caches, out)
-  return (x, i + 1, caches), ()
+  x, new, reports = stack(x, depth, own, ctx)
+  caches = jax.tree.map(lambda x, y: x.at[i].set(y), caches, new)
+  return (x, i + 1, caches), reports
 
 
 class Backbone(nn.Module):
-  """tokens [B,T] -> (normed hidden [B,T,D] in dtype, the next cache), or in
-  training (hidden, Reports)."""
+  """tokens [B,T] -> normed hidden [B,T,D] in dtype, the next cache (None after
+  None), Reports. Arguments as in `HybridLM`."""
 
   cfg: ModelConfig
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens, positions=None, segment_ids=None, cache=None):
+  def __call__(
+    self,
+    tokens,
+    positions=None,
+    segment_ids=None,
+    cache=None,
+    lengths=None,
+    mode='causal',
+  ):
     c = self.cfg
-    if cache is not None and segment_ids is not None:
-      raise ValueError(
-        'segment_ids with a cache; a cache holds one document per row, give'
-        ' one of them'
-      )
     if positions is None:
       positions = _positions(tokens, segment_ids, cache)
+    ctx = Context(positions, segment_ids, lengths=lengths, mode=mode)
     table = self.param(
       'embed',
       named(scaled_normal(EMBED_STD), ('vocab', 'embed')),
@@ -169,40 +171,42 @@ class Backbone(nn.Module):
 
     depth = jnp.arange(len(c.layers)) / max(1, len(c.layers) - 1)
     first, last = len(c.prefix), len(c.layers) - len(c.suffix)
-    old = ModelCache(None, (), (), ()) if cache is None else cache
+    none = lambda layers: (None,) * len(layers)
+    old = ModelCache(None, *map(none, (c.prefix, c.period, c.suffix)))
+    old = old if cache is None else cache
 
     def stack(name, layers, depth, x, caches):
       if not layers:
-        return x, ()
-      return Stack(c, layers, self.dtype, name=name)(
-        x, (depth, caches), positions, segment_ids
-      )
+        return x, (), ()
+      return Stack(c, layers, self.dtype, name=name)(x, depth, caches, ctx)
 
-    x, prefix = stack('prefix', c.prefix, depth[:first], x, old.prefix)
-    period = ()
+    x, prefix, first_reports = stack(
+      'prefix', c.prefix, depth[:first], x, old.prefix
+    )
+    period, reports = (), ()
     if c.period and c.repeats:
       scan = nn.scan(
         _repeat,
         variable_axes={'params': 0},
         split_rngs={'params': True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
+        in_axes=(0, nn.broadcast),
         length=c.repeats,
         metadata_params={nn.PARTITION_NAME: 'layers'},
       )
-      (x, _, kept), period = scan(
+      (x, _, period), reports = scan(
         Stack(c, c.period, self.dtype, name='period'),
         (x, jnp.int32(0), old.period),
         depth[first:last].reshape(c.repeats, len(c.period)),
-        positions,
-        segment_ids,
+        ctx,
       )
-      period = period if cache is None else kept
-    x, suffix = stack('suffix', c.suffix, depth[last:], x, old.suffix)
+    x, suffix, last_reports = stack(
+      'suffix', c.suffix, depth[last:], x, old.suffix
+    )
     x = RMSNorm(c.norm_eps, c.zero_centred, name='norm')(x)
-    if cache is None:
-      return x, Reports(prefix, period, suffix)
-    length = cache.length + tokens.shape[1]
-    return x, ModelCache(length, prefix, period, suffix)
+    if cache is not None:
+      length = cache.length + count_tokens(ctx, tokens.shape[1])
+      cache = ModelCache(length, prefix, period, suffix)
+    return x, cache, Reports(first_reports, reports, last_reports)
 
 
 class MTP(nn.Module):
@@ -212,8 +216,8 @@ class MTP(nn.Module):
 
   h [B,T,D] is Backbone's hidden, e [B,T,D] the embeddings of the tokens after
   (`embed`), the block is `cfg.mtp`. h' [B,T,D], through the model's own head,
-  predicts token t + 2. Second result and cache as in Backbone, the cache that
-  of `cfg.mtp.mixer`; positions [B,T] are those of h.
+  predicts token t + 2. Returns h', the next cache, that of `cfg.mtp.mixer`, and
+  the LayerReport; positions [B,T] are those of h.
   """
 
   cfg: ModelConfig
@@ -232,17 +236,18 @@ class MTP(nn.Module):
       name='proj',
     )(jnp.concatenate(both, axis=-1))
     ctx = Context(positions, segment_ids, jnp.float32(1))
-    x, out = Block(c, c.mtp, self.dtype, name='layer')(x, ctx, cache)
-    return norm('norm')(x), out
+    x, *rest = Block(c, c.mtp, self.dtype, name='layer')(x, ctx, cache)
+    return norm('norm')(x), *rest
 
 
 def _positions(tokens, segment_ids, cache):
-  """Counted from each segment's first token, or on from the cache's length."""
+  """Counted from each segment's first token, or on from each row's length in
+  the cache."""
   index = jnp.broadcast_to(
     jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape
   )
   if cache is not None:
-    return index + cache.length
+    return index + cache.length[:, None]
   if segment_ids is None:
     return index
   first = jnp.pad(
@@ -273,48 +278,70 @@ def head_weight(params, cfg):
   return in_use(params['head']['w'], ('embed', 'vocab'))
 
 
+def compute_logits(hidden, head):
+  """Next-token logits [...,Z], float32, of hidden [...,D] and the output head
+  [D,Z], which is cast to the type of `hidden`."""
+  return jnp.einsum(
+    '...D,DZ->...Z',
+    hidden,
+    head.astype(hidden.dtype),
+    preferred_element_type=jnp.float32,
+  )
+
+
+class Head(nn.Module):
+  """The weight of an output head that is not the embedding table."""
+
+  cfg: ModelConfig
+
+  @nn.compact
+  def __call__(self):
+    D, Z = self.cfg.d_model, self.cfg.vocab
+    init = named(scaled_normal(D**-0.5), ('embed', 'vocab'))
+    self.param('w', init, (D, Z), jnp.float32)
+
+
 class HybridLM(nn.Module):
   """Next-token logits, float32.
 
     logits, cache = model.apply({'params': params}, tokens, positions=None,
-                                segment_ids=None, cache=None)
+                                segment_ids=None, cache=None, lengths=None,
+                                mode='causal')
 
   tokens, positions, segment_ids [B,T] int32, logits [B,T,Z]. Without a cache:
-  training; positions count from each segment's start unless given, and the
-  layers' Reports take the place of the next cache. With one
-  (`init_cache`), the tokens continue what it holds: a prompt is a call with a
-  fresh cache, decoding a call with one token. Weights are float32, products
-  take `dtype`. A cache with segment_ids is a ValueError.
+  training; positions count from each segment's start unless given, and None
+  takes the place of the next cache. With one (`init_cache`), the tokens of
+  each row continue what it holds: prompts are a call with a fresh cache,
+  decoding a call with one token. Rows of a call may differ: the first `lengths`
+  [B] of a row's tokens count, the rest is padding, which changes no cache and
+  whose logits mean nothing. Weights are float32, products take `dtype`. mode:
+  as in `mixers.base.Context`. A cache with segment_ids is a ValueError.
   """
 
   cfg: ModelConfig
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens, positions=None, segment_ids=None, cache=None):
+  def __call__(
+    self,
+    tokens,
+    positions=None,
+    segment_ids=None,
+    cache=None,
+    lengths=None,
+    mode='causal',
+  ):
     c = self.cfg
     backbone = Backbone(c, self.dtype, name='backbone')
-    hidden, out = backbone(tokens, positions, segment_ids, cache)
+    hidden, new, _ = backbone(
+      tokens, positions, segment_ids, cache, lengths, mode
+    )
     if c.mtp is not None and self.is_initializing():
       # no logits depend on it; its callers apply MTP to params['mtp']
       MTP(c, self.dtype, name='mtp')(
         hidden, hidden, _positions(tokens, segment_ids, cache)
       )
-    if c.tied:
-      table = nn.unbox(backbone.variables['params'])['embed']
-      logits = jnp.einsum(
-        'BTD,ZD->BTZ',
-        hidden,
-        in_use(table.astype(self.dtype), ('vocab', 'embed')),
-        preferred_element_type=jnp.float32,
-      )
-    else:
-      logits = Proj(
-        (c.d_model, c.vocab),
-        ('embed', 'vocab'),
-        'BTD,DZ->BTZ',
-        self.dtype,
-        jnp.float32,
-        name='head',
-      )(hidden)
-    return logits, out
+    if not c.tied:
+      Head(c, name='head')()
+    head = head_weight(nn.unbox(self.variables['params']), c)
+    return compute_logits(hidden, head), new

@@ -85,7 +85,7 @@ def hidden_states(cfg, params, tokens):
     depth = jnp.float32(i / max(1, len(cfg.layers) - 1))
     context = Context(positions, None, depth)
     block = Block(cfg, layer, jnp.float32)
-    x, _ = block.apply({'params': weights}, x, context, None)
+    x, *_ = block.apply({'params': weights}, x, context, None)
     found.append(x)
   norm = RMSNorm(cfg.norm_eps, cfg.zero_centred)
   found[-1] = norm.apply({'params': params['backbone']['norm']}, x)

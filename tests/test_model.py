@@ -122,7 +122,7 @@ def test_prefill_then_steps_equals_full(cfg):
   )
   parts = [logits]
   for t in range(9, T):
-    assert cache.length == t
+    assert (cache.length == t).all()
     logits, cache = _apply(cfg)(params, tokens[:, t : t + 1], cache=cache)
     parts.append(logits)
   _close(np.concatenate(parts, 1), whole)
@@ -171,9 +171,10 @@ def test_positions_restart_in_every_segment_and_go_on_in_a_cache():
   np.testing.assert_array_equal(
     _positions(tokens, ids, None), [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]]
   )
-  cache = init_cache(HYBRID, 2, T, jnp.float32)._replace(length=jnp.int32(3))
+  cache = init_cache(HYBRID, 2, T, jnp.float32)
+  cache = cache._replace(length=jnp.int32([3, 0]))
   np.testing.assert_array_equal(
-    _positions(tokens, None, cache), np.tile(np.arange(3, 9), (2, 1))
+    _positions(tokens, None, cache), [np.arange(3, 9), np.arange(6)]
   )
 
 
@@ -225,7 +226,7 @@ def test_tied_head_is_the_embedding_table():
 def test_backbone_and_head_weight_give_the_logits(tied):
   cfg = dataclasses.replace(HYBRID, tied=tied)
   params = _params(cfg)
-  hidden, reports = jax.jit(Backbone(cfg).apply)(
+  hidden, _, reports = jax.jit(Backbone(cfg).apply)(
     {'params': params['backbone']}, _tokens()
   )
   assert not jax.tree.leaves(reports)
@@ -271,8 +272,8 @@ def test_cache_grows_with_the_attention_layers_only():
     cache = jax.eval_shape(lambda: init_cache(cfg, 2, max_len, jnp.bfloat16))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
 
-  # keys and values, and an int32 position a slot, in each of two layers
-  slot = 2 * (2 * 2 * 2 * 8 * 2 + 4)
+  # keys and values, and an int32 position, of 2 rows in each of two layers
+  slot = 2 * 2 * (2 * 2 * 8 * 2 + 4)
   assert size(HYBRID, 512) - size(HYBRID, 256) == 256 * slot
   pure = dataclasses.replace(HYBRID, period=(_layer(DELTA),))
   assert size(pure, 1 << 18) == size(pure, 1)

@@ -50,7 +50,7 @@ def test_a_block_joins_its_branches_as_its_equation_says(residual):
   params = jax.tree.map(
     lambda p: p + 0.2 * rng.standard_normal(p.shape, np.float32), params
   )
-  got, _ = block.apply({'params': params}, x, ctx, None)
+  got, *_ = block.apply({'params': params}, x, ctx, None)
 
   def norm(x, name):
     rms = np.sqrt(np.mean(np.square(x), -1, keepdims=True) + EPS)

@@ -9,7 +9,8 @@ import math
 from typing import Annotated
 
 from deltanet_jax.config import ranges
-from deltanet_jax.config.mixers import DSAConfig, MixerConfig
+from deltanet_jax.config.mixers import MixerConfig
+from deltanet_jax.config.objectives import NextTokenConfig, ObjectiveConfig
 from deltanet_jax.config.ranges import (
   BelowOne,
   Count,
@@ -180,26 +181,6 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-  """What training minimises per token, each with its weight; what it reports
-  as the loss is the next token's alone."""
-
-  next: NotNegative = 1.0  # nats of the next token; 0 while an indexer warms up
-  further: NotNegative = 0.0  # nats of the token after it, by model.mtp
-  balance: NotNegative = 0.0  # balance loss of the experts
-  indexer: NotNegative = 0.0  # the indexers' divergence, summed over layers
-  bias_rate: NotNegative = 0.0  # step of the routers' selection biases
-
-  def __post_init__(self):
-    ranges.check(self, 'train.objective')
-    if not (self.next or self.further or self.balance or self.indexer):
-      raise ValueError(
-        'train.objective has next, further, balance and indexer at 0, and'
-        ' nothing to learn; give one of them a weight'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   steps: Count
   seed: Annotated[int, Whole(0, 2**32 - 1)] = 0  # all that a jax key takes
@@ -209,7 +190,7 @@ class TrainConfig:
   eval_rows: Count = 64  # held-out rows of an evaluation during training
   save_every: Count = 500
   keep: Count = 2  # checkpoints
-  objective: ObjectiveConfig = ObjectiveConfig()
+  objective: ObjectiveConfig = NextTokenConfig()
 
   def __post_init__(self):
     _choice('train.dtype', self.dtype, ('float32', 'bfloat16'))
@@ -265,7 +246,8 @@ class Experiment:
 
   def __post_init__(self):
     _check_mesh(self)
-    _check_objective(self.model, self.train.objective)
+    if isinstance(self.model, ModelConfig):
+      self.train.objective.check_model(self.model)
 
 
 def _check_mesh(experiment):
@@ -314,29 +296,3 @@ _SPLIT = {
   'shared': 'tensor',
   'experts': 'expert',
 }
-
-
-def _check_objective(model, objective):
-  """Every weight needs the part of the model that it is about."""
-  some = lambda test: lambda: any(map(test, model.layers))
-  needs = {
-    'further': (lambda: model.mtp, 'give model.mtp'),
-    'balance': (
-      some(lambda layer: isinstance(layer.ffn, MoEConfig)),
-      'use a MoEConfig',
-    ),
-    'bias_rate': (
-      some(lambda layer: getattr(layer.ffn, 'bias', False)),
-      'use a MoEConfig with bias',
-    ),
-    'indexer': (
-      some(lambda layer: isinstance(layer.mixer, DSAConfig)),
-      'use a DSAConfig',
-    ),
-  }
-  for name, (found, change) in needs.items():
-    if getattr(objective, name) and not found():
-      raise ValueError(
-        f'train.objective.{name} is {getattr(objective, name)} and the model'
-        f' has nothing for it; {change} or leave it at 0'
-      )

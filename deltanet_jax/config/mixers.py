@@ -12,6 +12,7 @@ import math
 from typing import Annotated, ClassVar
 
 from deltanet_jax.config import ranges
+from deltanet_jax.config.forms import FORMS
 from deltanet_jax.config.ranges import (
   Count,
   Doubled,
@@ -22,7 +23,6 @@ from deltanet_jax.config.ranges import (
   Size,
 )
 
-FORMS = ('recurrent', 'associative', 'chunked')
 Chunk = Annotated[int, Doubled(16)]  # as the inverse in it is merged
 
 
@@ -53,11 +53,12 @@ def _require(ok, message):
     raise ValueError(message)
 
 
-def _check_rule(cfg):
+def _check_form(cfg, rule):
+  names = FORMS[rule]
   _require(
-    cfg.form in FORMS,
+    cfg.form in names,
     f'{type(cfg).__name__}.form is {cfg.form!r}; give one of'
-    f' {", ".join(FORMS)}',
+    f' {", ".join(names)}',
   )
 
 
@@ -278,7 +279,7 @@ class LinearAttentionConfig(MixerConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    _check_rule(self)
+    _check_form(self, 'linear_attention')
 
   @classmethod
   def tiny(cls):
@@ -300,7 +301,7 @@ class LightningConfig(MixerConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    _check_rule(self)
+    _check_form(self, 'linear_attention')
 
   @classmethod
   def tiny(cls):
@@ -324,7 +325,7 @@ class DeltaNetConfig(MixerConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    _check_rule(self)
+    _check_form(self, 'delta_rule')
 
   @classmethod
   def tiny(cls):
@@ -354,7 +355,7 @@ class GatedDeltaNetConfig(MixerConfig):
       f'GatedDeltaNetConfig.value_heads {self.value_heads} is no multiple of'
       f' key_heads {self.key_heads}; change one of them',
     )
-    _check_rule(self)
+    _check_form(self, 'delta_rule')
 
   @classmethod
   def tiny(cls):
@@ -381,7 +382,7 @@ class KDAConfig(MixerConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    _check_rule(self)
+    _check_form(self, 'kda')
 
   @classmethod
   def tiny(cls):

@@ -6,11 +6,15 @@ A class is stored by its name; one of a user's own module as 'module:Class'.
 import dataclasses
 import json
 
-from deltanet_jax.config import experiment, mixers
+from deltanet_jax.config import experiment, mixers, objectives
 from deltanet_jax.config.error import ConfigError
 from deltanet_jax.config.overrides import check_types
 
 PACKAGE = 'deltanet_jax'
+
+# what is stored under another name than today's: classes, fields of a class
+RENAMED = {'ObjectiveConfig': 'NextTokenConfig'}
+RENAMED_FIELDS: dict[str, dict[str, str]] = {}
 
 
 def to_json(cfg):
@@ -102,6 +106,8 @@ def _decode(tree, classes):
     return tree
   fields = {name: _decode(value, classes) for name, value in tree.items()}
   kind = _find_class(fields.pop('_type', None), classes)
+  renamed = RENAMED_FIELDS.get(kind.__name__, {})
+  fields = {renamed.get(name, name): value for name, value in fields.items()}
   try:
     return kind(**fields)
   except (AttributeError, TypeError, ValueError) as error:
@@ -112,6 +118,7 @@ def _find_class(name, classes):
   module, colon, last = str(name).rpartition(':')
   if module.partition('.')[0] == PACKAGE:
     name = last  # stored when the module was a part of the name
+  name = RENAMED.get(name, name)
   if name in classes:
     return classes[name]
   if colon and module.partition('.')[0] != PACKAGE:
@@ -124,7 +131,8 @@ def _find_class(name, classes):
 
 def _package_classes():
   """The configurations of this package."""
-  values = [*vars(experiment).values(), *vars(mixers).values()]
+  modules = experiment, mixers, objectives
+  values = [value for module in modules for value in vars(module).values()]
   return [value for value in values if is_config(value)]
 
 

@@ -5,16 +5,16 @@ import jax.numpy as jnp
 
 from deltanet_jax.data.rows import Rows
 from deltanet_jax.model import HybridLM
+from deltanet_jax.objectives.next_token import make_loss
 from deltanet_jax.objectives.score import add_up
 from deltanet_jax.parallel import sharding
 from deltanet_jax.progress import Progress
-from deltanet_jax.train import step as steps
 
 
 def score_documents(cfg, params, documents, tokenizer, **how):
   """The `Score` of `Document`s; arguments as of `over_documents`."""
   return add_up(
-    over_documents(steps.make_loss, cfg, params, documents, tokenizer, **how),
+    over_documents(make_loss, cfg, params, documents, tokenizer, **how),
     tokenizer.eod,
   )
 
@@ -60,11 +60,11 @@ def over_documents(
 def make_token_nats(cfg, dtype):
   """The function (params, batch) -> nats of every target, [B,T] float32.
 
-  cfg: ModelConfig   batch: as for `step.make_loss`, whose sum of weights times
+  cfg: ModelConfig   batch: as for `make_loss`, whose sum of weights times
   nats is linear in the weights: the nats are its gradient by them, and no more
   than a block's logits are held. Padding has nats too; its segment is 0.
   """
-  loss = steps.make_loss(cfg, dtype)
+  loss = make_loss(cfg, dtype)
 
   def weighted(weights, params, batch):
     return loss(params, batch | {'weights': weights})

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from deltanet_jax.infer import room
 from deltanet_jax.infer.sampling import sample
-from deltanet_jax.model import Backbone, head_weight, init_cache
+from deltanet_jax.model import Backbone, compute_logits, head_weight, init_cache
 
 
 def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype, vocab):
@@ -46,13 +46,11 @@ def make_advance(cfg, dtype, sampling, vocab):
 
   @functools.partial(jax.jit, donate_argnums=1)
   def advance(params, cache, tokens, key):
-    hidden, cache = backbone.apply(
+    hidden, cache, _ = backbone.apply(
       {'params': params['backbone']}, tokens, cache=cache
     )
-    head = head_weight(params, cfg)[:, :vocab].astype(hidden.dtype)
-    logits = jnp.einsum(
-      'BD,DZ->BZ', hidden[:, -1], head, preferred_element_type=jnp.float32
-    )
+    head = head_weight(params, cfg)[:, :vocab]
+    logits = compute_logits(hidden[:, -1], head)
     return sample(logits, key, sampling), cache
 
   return advance

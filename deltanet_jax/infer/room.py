@@ -9,7 +9,7 @@ import functools
 
 import jax
 
-from deltanet_jax.model import init_cache
+from deltanet_jax.model import ModelCache, init_cache
 
 LEAST = 1024  # slots of the smallest cache: a shorter one saves nothing
 PIECE = 4096  # tokens of a prompt that go through the model at once
@@ -37,4 +37,31 @@ def grow(cache, cfg, batch, slots, dtype):
     lambda old, new: jax.lax.dynamic_update_slice(new, old, (0,) * old.ndim),
     cache,
     init_cache(cfg, batch, slots, dtype),
+  )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def insert_row(
+  cache: ModelCache, row: ModelCache, index: int | jax.Array
+) -> ModelCache:
+  """`cache` (donated) with the only row of another cache in place of its row
+  `index`.
+
+  Raises:
+    ValueError: the two have not as many slots.
+  """
+
+  def insert(axis, old, new):
+    if new.shape != (*old.shape[:axis], 1, *old.shape[axis + 1 :]):
+      raise ValueError(
+        f'{new.shape} is no row of {old.shape}; make both of as many slots'
+      )
+    return jax.lax.dynamic_update_slice_in_dim(old, new, index, axis)
+
+  rows = ModelCache(length=0, prefix=0, period=1, suffix=0)  # the batch's axis
+  return jax.tree.map(
+    lambda axis, *parts: jax.tree.map(functools.partial(insert, axis), *parts),
+    rows,
+    cache,
+    row,
   )

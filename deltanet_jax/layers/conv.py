@@ -28,14 +28,15 @@ class ShortConv(nn.Module):
   1/sqrt(W). Inputs before the first are `state` [B,W-1,*channels], or zero
   when it is None; inputs of another document, a run of equal segment_ids
   [B,T], count as zero. Summed in float32.
-  Returns y in x's type and the next state in the old one's, None from None.
+  Returns y in x's type and the next state in the old one's, None from None:
+  the last W-1 inputs of each row's first `lengths` [B], of all T when None.
   """
 
   taps: int
   axes: tuple[str, ...]  # of the channels
 
   @nn.compact
-  def __call__(self, x, state=None, segment_ids=None):
+  def __call__(self, x, state=None, segment_ids=None, lengths=None):
     W, (B, T, *channels) = self.taps, x.shape
     w = self.param(
       'taps', named(_taps, ('conv', *self.axes)), (W, *channels), jnp.float32
@@ -51,8 +52,16 @@ class ShortConv(nn.Module):
     before = None if run is None else jnp.zeros((B, W - 1), run.dtype)
     y = convolve(w, x, past, run, before)
     if state is not None:
-      state = jnp.concatenate([past, x], 1)[:, T:].astype(state.dtype)
+      inputs = jnp.concatenate([past, x], 1)
+      last = inputs[:, T:] if lengths is None else _window(inputs, lengths, W)
+      state = last.astype(state.dtype)
     return y, state
+
+
+def _window(inputs, first, W):
+  """W-1 of each row's inputs from `first` [B] on."""
+  cut = lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, W - 1)
+  return jax.vmap(cut)(inputs, first)
 
 
 def convolve(w, x, past, run, past_run):

@@ -11,44 +11,47 @@ from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import rope
 from deltanet_jax.ops.attention import Place
-from deltanet_jax.ops.documents import runs_of
+from deltanet_jax.ops.compiler import put
 from deltanet_jax.parallel import softmax
 
 
 class KVCache(NamedTuple):
   """S slots: max_len of them, or the window when that is shorter.
 
-  A caller writes at most max_len tokens in all; what goes beyond is lost.
+  A row takes at most max_len tokens in all; what goes beyond is lost.
   """
 
   k: jax.Array  # [B,S,J,K] rotated keys
   v: jax.Array  # [B,S,J,K]
-  positions: jax.Array  # [S] int32, index along the sequence
-  length: jax.Array  # int32 scalar, tokens so far
+  positions: jax.Array  # [B,S] int32, index along the sequence
+  length: jax.Array  # [B] int32, tokens so far
+
+  PARTS = dict.fromkeys('kv', 'tokens') | base.COUNTED
 
 
-def _append(cache, k, v, now):
+def _append(cache, ctx, k, v, now):
   """Writes at the cache's length; every slot is a key."""
-  cache = base.append(cache, now, k=k, v=v)
+  cache = base.append(cache, ctx, now, k=k, v=v)
   return cache.k, cache.v, cache.positions, cache
 
 
-def _rotate_in(cache, k, v, now):
+def _rotate_in(cache, ctx, k, v, now):
   """Writes over the oldest; the keys are the old slots and the new tokens,
   since a long prefill overwrites keys that its own first tokens see."""
-  keys = jnp.concatenate([cache.k, k], axis=1)
-  values = jnp.concatenate([cache.v, v], axis=1)
-  positions = jnp.concatenate([cache.positions, now])
-  S = cache.positions.size
-  last = min(S, now.size)
-  slots = now[-last:] % S
-  cache = KVCache(
-    cache.k.at[:, slots].set(k[:, -last:]),
-    cache.v.at[:, slots].set(v[:, -last:]),
-    cache.positions.at[slots].set(now[-last:]),
-    cache.length + now.size,
+  T, S = now.shape[1], cache.positions.shape[1]
+  padding = base.find_padding(ctx, T)
+  k, v = base.clear(k, padding), base.clear(v, padding)
+  new = now if padding is None else jnp.where(padding, base.UNWRITTEN, now)
+  length = cache.length + base.count_tokens(ctx, T)
+  last = (now >= length[:, None] - S) & (now < length[:, None])
+  slots = jnp.where(last, now % S, S + now)
+  whole = cache.k, cache.v, cache.positions
+  keys, values, positions = (
+    jnp.concatenate([old, x], axis=1)
+    for old, x in zip(whole, (k, v, new), strict=True)
   )
-  return keys, values, positions, cache
+  written = map(put, whole, (k, v, now), (slots,) * 3)
+  return keys, values, positions, KVCache(*written, length)
 
 
 class Attention(base.Mixer):
@@ -61,7 +64,7 @@ class Attention(base.Mixer):
 
   @nn.compact
   def __call__(self, x, ctx, cache=None):
-    base.check(ctx, cache)
+    base.check(ctx, cache, base.MODES[: 1 if self.cfg.window else 2])
     c, D = self.cfg, self.d_model
     H, J, K = c.heads, c.kv_heads, c.head_dim
     q, k, v = (
@@ -88,14 +91,15 @@ class Attention(base.Mixer):
         name='gate',
       )(x)
       o *= jax.nn.sigmoid(gate)
-    return Proj(
+    y = Proj(
       (H, K, D),
       ('heads', 'head_v', 'embed'),
       'BTHK,HKD->BTD',
       self.dtype,
       scale=self.out_scale,
       name='o',
-    )(o), cache
+    )(o)
+    return y, cache, None
 
   def _normalise(self, x, name):
     norm = RMSNorm(self.cfg.norm_eps, self.zero_centred, name=name)
@@ -105,18 +109,17 @@ class Attention(base.Mixer):
 
   def _attend(self, q, k, v, ctx, cache):
     c = self.cfg
-    now = jnp.arange(q.shape[1], dtype=jnp.int32)
-    seen = None
+    now = base.index_tokens(q.shape[1], cache)
+    at, seen = base.place_tokens(ctx, now)
     if cache is not None:
-      now += cache.length
       k, v = k.astype(cache.k.dtype), v.astype(cache.v.dtype)
       write = _append if c.window is None else _rotate_in
-      k, v, seen, cache = write(cache, k, v, now)
+      k, v, seen, cache = write(cache, ctx, k, v, now)
       k, v, seen = k.astype(q.dtype), v.astype(q.dtype), Place(seen, None)
     o = softmax.attend(
       q,
       (k, v),
-      Place(now, runs_of(ctx.segment_ids)),
+      at,
       seen,
       scale=c.head_dim**-0.5,
       window=c.window,
@@ -126,7 +129,11 @@ class Attention(base.Mixer):
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):
     S = max_len if cfg.window is None else min(max_len, cfg.window)
-    keys = jnp.zeros((batch, S, cfg.kv_heads, cfg.head_dim), dtype)
+    # two arrays, as both are donated
+    keys = lambda: jnp.zeros((batch, S, cfg.kv_heads, cfg.head_dim), dtype)
     return KVCache(
-      keys, keys, jnp.full((S,), base.UNWRITTEN, jnp.int32), jnp.int32(0)
+      keys(),
+      keys(),
+      jnp.full((batch, S), base.UNWRITTEN, jnp.int32),
+      jnp.zeros((batch,), jnp.int32),
     )

@@ -1,6 +1,7 @@
 """What the token mixers share: their inputs, the recurrent cache, the call of
 a rule."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -8,26 +9,50 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax import kernels
 from deltanet_jax.config.mixers import MixerConfig
 from deltanet_jax.layers import conv
+from deltanet_jax.ops.attention import Place
+from deltanet_jax.ops.compiler import put
+from deltanet_jax.ops.documents import runs_of
 from deltanet_jax.parallel import sequence
+
+MODES = 'causal', 'bidirectional'
+
+# Every cache says in PARTS what each of its fields holds: 'tokens', which have
+# a slot for every token or for those of a window; where these stand and how
+# many they are, 'positions'; 'state' and 'convolution', which never grow.
+COUNTED = dict.fromkeys(('positions', 'length'), 'positions')
 
 # the position of a slot not yet written: later than any query, so never seen
 UNWRITTEN = 2**30
 
 
-class Context(NamedTuple):
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['positions', 'segment_ids', 'depth', 'lengths'],
+  meta_fields=['mode'],
+)
+@dataclasses.dataclass(frozen=True)
+class Context:
   """What a mixer knows of its tokens besides their vectors.
 
   positions [B,T] int32 restart in every document; segment_ids [B,T] int32, or
   None for one document a row: a document is a run of equal ids, so one that
   comes back starts another; depth, a float scalar: layer index / (layers - 1),
-  0 for one layer.
+  0 for one layer; lengths [B] int32: how many of a row's tokens are there,
+  the rest is padding, whatever it holds; None: all T; mode: which tokens a
+  token sees, one of MODES: those at and before it, or all.
   """
 
-  positions: jax.Array
-  segment_ids: jax.Array | None
-  depth: jax.Array
+  positions: jax.Array | None = None
+  segment_ids: jax.Array | None = None
+  depth: jax.Array | float = 0.0
+  lengths: jax.Array | None = None
+  mode: str = 'causal'
+
+  def replace(self, **changes) -> 'Context':
+    return dataclasses.replace(self, **changes)
 
 
 class RecurrentCache(NamedTuple):
@@ -38,13 +63,16 @@ class RecurrentCache(NamedTuple):
   k: jax.Array | None  # [B,W-1,J,K]
   v: jax.Array | None  # [B,W-1,H,V]
 
+  PARTS = {'state': 'state', **dict.fromkeys('qkv', 'convolution')}
+
 
 class Mixer(nn.Module):
-  """module(x [B,T,D], ctx, cache=None) -> (y [B,T,D], cache).
+  """module(x [B,T,D], ctx, cache=None) -> (y [B,T,D], cache, report).
 
-  Without a cache: training; the second result is None or what the module
-  reports. With one: the tokens continue what it holds; a
+  Without a cache (training) none comes back. With one: the tokens continue
+  what it holds, row by row, and padding (`ctx.lengths`) leaves it as it is; a
   single token takes the rule's step. A cache with segment_ids is a ValueError.
+  report: None, or what the module says of its tokens.
   """
 
   cfg: MixerConfig
@@ -54,7 +82,17 @@ class Mixer(nn.Module):
   out_scale: float = 1.0  # of the output projection's standard deviation
 
 
-def check(ctx, cache):
+def check(ctx, cache, modes=('causal',)):
+  """ValueError for what a mixer cannot do; modes: those it has."""
+  if ctx.mode not in modes:
+    raise ValueError(
+      f'the mode is {ctx.mode!r}; this mixer has {" and ".join(modes)} alone'
+    )
+  if ctx.mode != 'causal' and (cache, ctx.lengths) != (None, None):
+    raise ValueError(
+      f'mode {ctx.mode} with a cache or lengths; give whole rows, padding as a'
+      ' document of its own'
+    )
   if cache is not None and ctx.segment_ids is not None:
     raise ValueError(
       'segment_ids with a cache; a cache holds one document per row, give one'
@@ -62,28 +100,61 @@ def check(ctx, cache):
     )
 
 
-def append(cache, now, **new):
-  """`cache` with tokens written at its length.
+def index_tokens(count, cache):
+  """Where `count` tokens stand along the sequence, int32: [T], or behind those
+  that each row of a cache has [B,T]."""
+  index = jnp.arange(count, dtype=jnp.int32)
+  return index if cache is None else cache.length[:, None] + index[None]
 
-  cache: a NamedTuple with positions [S] and length besides the fields of
-  `new` [B,S,...]; now [T]: the tokens' positions; new: their values, cast to
-  the cache's types. At most max_len tokens in all; what goes beyond is lost.
+
+def place_tokens(ctx, index):
+  """The Places of tokens as queries and as keys, None for the same; index:
+  `index_tokens`. Who sees all stands where the last token does."""
+  run = runs_of(ctx.segment_ids)
+  if ctx.mode == 'causal':
+    return Place(index, run), None
+  last = jnp.full_like(index, index.shape[-1] - 1)
+  return Place(last, run), Place(index, run)
+
+
+def count_tokens(ctx, count):
+  """How many of `count` tokens a row are there: [B], or the number."""
+  return count if ctx.lengths is None else ctx.lengths
+
+
+def find_padding(ctx, count):
+  """Which of `count` tokens a row are padding: [B,T] bool, None for none."""
+  if ctx.lengths is None:
+    return None
+  return jnp.arange(count)[None] >= ctx.lengths[:, None]
+
+
+def clear(x, where):
+  """x [B,T,...], zero where `where` [B,T] is; None: nowhere."""
+  if where is None:
+    return x
+  where = where.reshape(where.shape + (1,) * (x.ndim - 2))
+  return jnp.where(where, jnp.zeros((), x.dtype), x)
+
+
+def append(cache, ctx, now, **new):
+  """`cache` with each row's tokens written at its length, without padding.
+
+  cache: a NamedTuple with positions [B,S] and length [B] besides the fields of
+  `new` [B,S,...]; now [B,T]: `index_tokens`; new: the tokens' values. A row
+  takes at most max_len tokens in all; what goes beyond is lost.
   """
-  if now.size > cache.positions.size:
+  T, S = now.shape[1], cache.positions.shape[1]
+  if T > S:
     raise ValueError(
-      f'{now.size} tokens for a cache of max_len {cache.positions.size};'
-      ' make a longer cache'
+      f'{T} tokens for a cache of max_len {S}; make a longer cache'
     )
-  write = lambda name, x, axis: jax.lax.dynamic_update_slice_in_dim(
-    getattr(cache, name),
-    x.astype(getattr(cache, name).dtype),
-    cache.length,
-    axis,
-  )
+  length = cache.length + count_tokens(ctx, T)
+  slots = jnp.where(now < length[:, None], now, S + now)
+  new = {'positions': now, **new}
   return cache._replace(
-    positions=write('positions', now, 0),
-    length=cache.length + now.size,
-    **{name: write(name, x, 1) for name, x in new.items()},
+    length=length,
+    **{name: put(getattr(cache, name), x, slots) for name, x in new.items()},
   )
 
 
@@ -108,7 +179,7 @@ def convolve(cfg, q, k, v, ctx, cache):
   axes = ('kv_heads', 'head_k'), ('kv_heads', 'head_k'), ('heads', 'head_v')
   pairs = [
     conv.ShortConv(cfg.conv, axes, name=f'{name}_conv')(
-      x, state, ctx.segment_ids
+      x, state, ctx.segment_ids, ctx.lengths
     )
     for name, x, axes, state in zip('qkv', (q, k, v), axes, past, strict=True)
   ]
@@ -120,15 +191,18 @@ def run_rule(rule, cfg, inputs, ctx, cache, **gates):
 
   inputs: the rule's arguments [B,T,...] or None in its order; `gates` by name
   for the forms, after the inputs for the step. Returns (o, state), state None
-  in training with time split over devices.
+  in training with time split over devices. A zero in all that a rule is given
+  changes no state: so padding goes in.
   """
   check(ctx, cache)
+  padding = find_padding(ctx, inputs[0].shape[1])
+  inputs, gates = jax.tree.map(lambda x: clear(x, padding), (inputs, gates))
   if cache is not None and inputs[0].shape[1] == 1:
     token = [None if x is None else x[:, 0] for x in (*inputs, *gates.values())]
     o, state = rule.step(*token, cache.state)
     return o[:, None], state
   chunk = {} if cfg.form == 'recurrent' else {'chunk': cfg.chunk}
-  form = functools.partial(rule.FORMS[cfg.form], **chunk)
+  form = functools.partial(kernels.forms(rule)[cfg.form], **chunk)
   if cache is None and sequence.split(inputs[0].shape[1]):
     return sequence.run(rule, form, inputs, ctx.segment_ids, gates), None
   return form(
@@ -137,6 +211,11 @@ def run_rule(rule, cfg, inputs, ctx, cache, **gates):
     segment_ids=ctx.segment_ids,
     **gates,
   )
+
+
+def next_cache(cache, state, past):
+  """The RecurrentCache after `cache`; None after None."""
+  return None if cache is None else RecurrentCache(state, *past)
 
 
 def log_uniform_dt(key, shape, dtype=jnp.float32):

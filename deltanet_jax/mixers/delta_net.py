@@ -53,7 +53,7 @@ class DeltaNet(base.Mixer):
       scale=self.out_scale,
       name='o',
     )(RMSNorm(c.norm_eps, name='norm')(o))
-    return y, None if cache is None else base.RecurrentCache(state, *past)
+    return y, base.next_cache(cache, state, past), None
 
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):

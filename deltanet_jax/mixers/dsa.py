@@ -9,18 +9,19 @@ from deltanet_jax.layers.norm import LayerNorm
 from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base, mla
 from deltanet_jax.ops import latent_attention, rope, sparse_attention
-from deltanet_jax.ops.documents import runs_of
 from deltanet_jax.parallel import softmax
 
 
 class IndexedCache(NamedTuple):
-  """S = max_len slots; a caller writes at most so many tokens in all."""
+  """S = max_len slots; a row takes at most so many tokens in all."""
 
   latent: jax.Array  # [B,S,R] normalised
   key: jax.Array  # [B,S,P] rotated, one for all heads
   index: jax.Array  # [B,S,K] the indexer's keys
-  positions: jax.Array  # [S] int32, index along the sequence
-  length: jax.Array  # int32 scalar, tokens so far
+  positions: jax.Array  # [B,S] int32, index along the sequence
+  length: jax.Array  # [B] int32, tokens so far
+
+  PARTS = dict.fromkeys(('latent', 'key', 'index'), 'tokens') | base.COUNTED
 
 
 class DSA(mla.MLA):
@@ -29,8 +30,8 @@ class DSA(mla.MLA):
     q^I = u index_q   k^I = layernorm(x index_k)   both rotated, half-split
     w = x index_w / sqrt(I K)   u and x detached: see `ops.sparse_attention`
 
-  u is the normalised query latent of `MLA`. In training the second result is
-  the indexer's loss, a mean over tokens; its stage is `cfg.stage`.
+  u is the normalised query latent of `MLA`. The report is the
+  indexer's loss, a mean over tokens; its stage is `cfg.stage`.
   """
 
   def _attend(self, inputs, ctx, cache):
@@ -38,33 +39,34 @@ class DSA(mla.MLA):
     index_q, index_k, weight = self._indexer(inputs, ctx)
     k_b, v_b = self._up()
     latent, key = inputs.latent, inputs.key
-    now = seen = jnp.arange(T, dtype=jnp.int32)
+    now = seen = base.index_tokens(T, cache)
+    at, _ = base.place_tokens(ctx, now)
     if cache is not None:
-      now += cache.length
-      cache = base.append(cache, now, latent=latent, key=key, index=index_k)
+      cache = base.append(
+        cache, ctx, now, latent=latent, key=key, index=index_k
+      )
       latent, key, index_k = (y.astype(latent.dtype) for y in cache[:3])
       seen = cache.positions
-    rows = lambda x: jnp.broadcast_to(x, (B, x.size))
-    run = runs_of(ctx.segment_ids)
+    rows = lambda x: jnp.broadcast_to(x, (B, x.shape[-1]))
     o, loss = softmax.over_keys(
       self._sparse,
       sparse_attention.Queries(
         latent_attention.absorb(inputs.q, k_b),
         index_q,
         weight,
-        rows(now),
-        run,
+        rows(at.positions),
+        at.segments,
       ),
       sparse_attention.Keys(
         jnp.concatenate([latent, key], -1),
         latent,
         index_k,
         rows(seen),
-        run,
+        at.segments,
       ),
     )
     o = latent_attention.release(o, v_b)
-    return o, loss.mean() if cache is None else cache
+    return o, cache, loss.mean()
 
   def _sparse(self, queries, keys):
     c = self.cfg

@@ -59,7 +59,7 @@ class GatedDeltaNet(base.Mixer):
       scale=self.out_scale,
       name='o',
     )(o)
-    return y, None if cache is None else base.RecurrentCache(state, *past)
+    return y, base.next_cache(cache, state, past), None
 
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):

@@ -52,7 +52,7 @@ class KDA(base.Mixer):
       scale=self.out_scale,
       name='o',
     )(o)
-    return y, None if cache is None else base.RecurrentCache(state, *past)
+    return y, base.next_cache(cache, state, past), None
 
   def _low_rank(self, x, name, axis, width):
     """(x name_a) name_b [B,T,H,width], float32."""

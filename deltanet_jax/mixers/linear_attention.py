@@ -52,7 +52,7 @@ class LinearAttention(base.Mixer):
       scale=self.out_scale,
       name='o',
     )(o)
-    return y, None if cache is None else base.RecurrentCache(state, *past)
+    return y, base.next_cache(cache, state, past), None
 
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):
@@ -97,7 +97,7 @@ class Lightning(base.Mixer):
       scale=self.out_scale,
       name='o',
     )(o.reshape(B, T, H, V))
-    return y, None if cache is None else base.RecurrentCache(state, *past)
+    return y, base.next_cache(cache, state, past), None
 
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):

@@ -11,17 +11,18 @@ from deltanet_jax.layers.proj import Proj, named, scaled_normal
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import latent_attention, rope
 from deltanet_jax.ops.attention import Place, between
-from deltanet_jax.ops.documents import runs_of
 from deltanet_jax.parallel import softmax
 
 
 class LatentCache(NamedTuple):
-  """S = max_len slots; a caller writes at most so many tokens in all."""
+  """S = max_len slots; a row takes at most so many tokens in all."""
 
   latent: jax.Array  # [B,S,R] normalised
   key: jax.Array  # [B,S,P] rotated, one for all heads
-  positions: jax.Array  # [S] int32, index along the sequence
-  length: jax.Array  # int32 scalar, tokens so far
+  positions: jax.Array  # [B,S] int32, index along the sequence
+  length: jax.Array  # [B] int32, tokens so far
+
+  PARTS = dict.fromkeys(('latent', 'key'), 'tokens') | base.COUNTED
 
 
 class Inputs(NamedTuple):
@@ -48,9 +49,9 @@ class MLA(base.Mixer):
 
   @nn.compact
   def __call__(self, x, ctx, cache=None):
-    base.check(ctx, cache)
+    base.check(ctx, cache, base.MODES)
     c, D = self.cfg, self.d_model
-    o, out = self._attend(self._inputs(x, ctx), ctx, cache)
+    o, cache, report = self._attend(self._inputs(x, ctx), ctx, cache)
     if c.gate == 'channel':
       gate = Proj(
         (D, c.heads, c.value_dim),
@@ -69,14 +70,15 @@ class MLA(base.Mixer):
         name='gate',
       )(x)
       o *= jax.nn.sigmoid(gate)[..., None]
-    return Proj(
+    y = Proj(
       (c.heads, c.value_dim, D),
       ('heads', 'head_v', 'embed'),
       'BTHV,HVD->BTD',
       self.dtype,
       scale=self.out_scale,
       name='o',
-    )(o), out
+    )(o)
+    return y, cache, report
 
   def _inputs(self, x, ctx):
     c = self.cfg
@@ -125,22 +127,20 @@ class MLA(base.Mixer):
 
   def _attend(self, inputs, ctx, cache):
     q, latent, key, *_ = inputs
-    now, seen = jnp.arange(q.shape[1], dtype=jnp.int32), None
+    now = base.index_tokens(q.shape[1], cache)
+    at, seen = base.place_tokens(ctx, now)
     if cache is not None:
-      now += cache.length
-      cache = base.append(cache, now, latent=latent, key=key)
+      cache = base.append(cache, ctx, now, latent=latent, key=key)
       latent, key = (y.astype(q.dtype) for y in (cache.latent, cache.key))
       seen = Place(cache.positions, None)
-    at, up, scale = (
-      Place(now, runs_of(ctx.segment_ids)),
-      self._up(),
-      self.cfg.scale,
-    )
-    if cache is not None and now.size == 1:
+    up, scale = self._up(), self.cfg.scale
+    if cache is not None and q.shape[1] == 1:
       mask = between(at, seen)
-      return latent_attention.absorbed(
-        q, latent, key, *up, mask, scale=scale
-      ), cache
+      return (
+        latent_attention.absorbed(q, latent, key, *up, mask, scale=scale),
+        cache,
+        None,
+      )
     o = softmax.attend(
       q,
       (latent, key),
@@ -150,13 +150,13 @@ class MLA(base.Mixer):
       make=latent_attention.expand,
       scale=scale,
     )
-    return o, cache
+    return o, cache, None
 
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):
     return LatentCache(
       jnp.zeros((batch, max_len, cfg.latent), dtype),
       jnp.zeros((batch, max_len, cfg.shared_dim), dtype),
-      jnp.full((max_len,), base.UNWRITTEN, jnp.int32),
-      jnp.int32(0),
+      jnp.full((batch, max_len), base.UNWRITTEN, jnp.int32),
+      jnp.zeros((batch,), jnp.int32),
     )

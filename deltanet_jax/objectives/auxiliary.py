@@ -1,73 +1,17 @@
-"""What training minimises: the next token's loss and, beside it, further
-tokens, balanced experts, an indexer that knows the attention."""
-
-from typing import NamedTuple
+"""What is learned beside the next token: further tokens, balanced experts, an
+indexer that knows the attention."""
 
 import jax
 import jax.numpy as jnp
 
 from deltanet_jax.model import (
   MTP,
-  Backbone,
   LayerReport,
-  Reports,
   embed,
   head_weight,
 )
 from deltanet_jax.objectives.loss import cross_entropy
 from deltanet_jax.ops.routing import balance_loss, updated_bias
-
-
-class Told(NamedTuple):
-  """What an objective says beside its value."""
-
-  nats: jax.Array  # summed next-token loss
-  reports: Reports
-
-
-def moves(path, weights):
-  """Whether an ObjectiveConfig has a gradient for the parameter at `path`.
-
-  What has none must not decay either: the block of a further token that is not
-  asked for, indexers (the objective knows none in that block), and all others
-  while only the indexers warm up.
-  """
-  if any(key.startswith('index_') for key in path):
-    return path[0] != 'mtp' and weights.indexer > 0
-  if path[0] == 'mtp':
-    return weights.further > 0
-  return max(weights.next, weights.further, weights.balance) > 0
-
-
-def make_objective(cfg, dtype, weights):
-  """The function (params, batch) -> (objective, Told), both summed over tokens.
-
-  cfg: ModelConfig   weights: ObjectiveConfig
-  batch: dict of [B,T] tokens, targets, positions, segment_ids (int32) and
-  weights (float32)
-  """
-  backbone = Backbone(cfg, dtype)
-
-  def objective(params, batch):
-    hidden, reports = backbone.apply(
-      {'params': params['backbone']},
-      batch['tokens'],
-      positions=batch['positions'],
-      segment_ids=batch['segment_ids'],
-    )
-    head = head_weight(params, cfg)
-    nats = cross_entropy(hidden, head, batch['targets'], batch['weights'])
-    total, count = weights.next * nats, batch['weights'].sum()
-    if weights.further:
-      further = further_loss(params, cfg, dtype, hidden, batch)
-      total += weights.further * further
-    if weights.balance:
-      total += weights.balance * count * balance(reports)
-    if weights.indexer:
-      total += weights.indexer * count * indexer_loss(reports)
-    return total, Told(nats, reports)
-
-  return objective
 
 
 def further_loss(params, cfg, dtype, hidden, batch):
@@ -76,7 +20,7 @@ def further_loss(params, cfg, dtype, hidden, batch):
   hidden [B,T,D]: Backbone's, batch: as for the main loss. A document's last
   target has none after it and counts nothing.
   """
-  out, _ = MTP(cfg, dtype).apply(
+  out, *_ = MTP(cfg, dtype).apply(
     {'params': params['mtp']},
     hidden,
     embed(params, batch['targets'], dtype),

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax.model import compute_logits
 from deltanet_jax.parallel.sharding import time_to_rows
 
 
@@ -42,12 +43,7 @@ def cross_entropy(hidden, head, targets, weights, *, block=128):
 
 
 def _block_loss(hidden, targets, weights, head):
-  logits = jnp.einsum(
-    'BTD,DZ->BTZ',
-    hidden,
-    head.astype(hidden.dtype),
-    preferred_element_type=jnp.float32,
-  )
+  logits = compute_logits(hidden, head)
   # a comparison instead of a gather: it stays local when Z is sharded, and its
   # gradient is no scatter
   chosen = targets[..., None] == jnp.arange(head.shape[1])

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.compiler import tied
+from deltanet_jax.ops.shapes import check_shapes
 
 F32 = jnp.float32
 BLOCK = 512
@@ -34,7 +35,7 @@ class Place(NamedTuple):
   position), and the number of the document of each (`documents.runs_of`), or
   None."""
 
-  positions: jax.Array  # [T] int32
+  positions: jax.Array  # [T] int32, or [B,T] where rows differ
   segments: jax.Array | None  # [B,T] int32
 
 
@@ -53,6 +54,13 @@ def visible(
   (`documents.runs_of`), or None. A query sees the keys at or before it, at most
   `window` of them, in its own segment.
   """
+  # positions may be one row for all
+  check_shapes(
+    query_positions=(query_positions, 'PT'),
+    key_positions=(key_positions, 'PS'),
+    query_segments=(query_segments, 'BT'),
+    key_segments=(key_segments, 'BS'),
+  )
   distance = query_positions[:, :, None] - key_positions[:, None, :]
   seen = distance >= 0
   if window is not None:
@@ -63,11 +71,12 @@ def visible(
 
 
 def between(at, seen, window=None):
-  """`visible` from queries at one Place to keys at another; B is 1 without
-  segments."""
+  """`visible` from queries at one Place to keys at another; B is 1 where rows
+  do not differ."""
+  rows = lambda x: x if x.ndim == 2 else x[None]
   return visible(
-    at.positions[None],
-    seen.positions[None],
+    rows(at.positions),
+    rows(seen.positions),
     window=window,
     query_segments=at.segments,
     key_segments=seen.segments,
@@ -80,6 +89,8 @@ def attention(q, k, v, mask, *, scale):
   q [B,T,H,K], k [B,S,J,K], v [B,S,J,V], H a multiple of J, mask [B,T,S]
   bool with at least one key per query. Softmax in float32. Returns [B,T,H,V].
   """
+  # one mask may serve all rows
+  _check(q, k, v, mask=(mask, 'MTS'))
   V, width = v.shape[-1], max(q.shape[-1], v.shape[-1])
   # the library wants one width; zero channels change neither score nor value
   q, k, v = (
@@ -100,6 +111,13 @@ def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
   then left out. None: positions in any order. Products in the type of q, k and
   v, sums in float32.
   """
+  places = {
+    'at.positions': (at.positions, 'T'),
+    'at.segments': (at.segments, 'BT'),
+    'seen.positions': (seen.positions, 'S'),
+    'seen.segments': (seen.segments, 'BS'),
+  }
+  _check(q, k, v, **places)
   T, S, J = q.shape[1], k.shape[1], k.shape[2]
   if T == 0:
     return jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
@@ -132,6 +150,14 @@ def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
   return call(q, k, v, at, seen)
 
 
+def _check(q, k, v, **others):
+  sizes = check_shapes(q=(q, 'BTHK'), k=(k, 'BSJK'), v=(v, 'BSJV'), **others)
+  if sizes['H'] % sizes['J']:
+    raise ValueError(
+      f'{sizes["H"]} query heads are no multiple of {sizes["J"]} key heads'
+    )
+
+
 def _pairs(N, C, M, D, ahead, window):
   """Which blocks meet: indices [n], [n] of N blocks of C queries and of M
   blocks of D keys."""
@@ -153,13 +179,13 @@ def _pairs(N, C, M, D, ahead, window):
 
 class Queries(NamedTuple):
   q: jax.Array  # [N,B,J,G,C,K]
-  at: Place  # positions [N,C], segments [N,B,C] or None
+  at: Place  # positions [N,C] or [N,B,C], segments [N,B,C] or None
 
 
 class Keys(NamedTuple):
   k: jax.Array  # [M,B,J,1,C,K]
   v: jax.Array  # [M,B,J,1,C,V]
-  seen: Place  # positions [M,C], segments [M,B,C] or None
+  seen: Place  # positions [M,C] or [M,B,C], segments [M,B,C] or None
 
 
 class Sums(NamedTuple):
@@ -210,13 +236,17 @@ def cut_keys(k, v, seen, M):
 
 
 def _cut_place(place, N, **fill):
-  T = place.positions.shape[0]
-  C = -(-T // N)
-  x = jnp.pad(place.positions, (0, N * C - T), **fill).reshape(N, C)
+  def pad_and_cut(x, **fill):
+    T = x.shape[-1]
+    C = -(-T // N)
+    pad = ((0, 0),) * (x.ndim - 1) + ((0, N * C - T),)
+    x = jnp.pad(x, pad, **fill).reshape(*x.shape[:-1], N, C)
+    return jnp.moveaxis(x, -2, 0)
+
+  positions = pad_and_cut(place.positions, **fill)
   if place.segments is None:
-    return Place(x, None)
-  ids = jnp.pad(place.segments, ((0, 0), (0, N * C - T)), mode='edge')
-  return Place(x, ids.reshape(-1, N, C).swapaxes(0, 1))
+    return Place(positions, None)
+  return Place(positions, pad_and_cut(place.segments, mode='edge'))
 
 
 def zeros(x):

@@ -27,3 +27,29 @@ def spread(x):
   """
   ones = (jax.lax.iota(jnp.int32, x.shape[-1]) | 1) != 0
   return x * jax.lax.expand_dims(ones.astype(x.dtype), range(x.ndim - 1))
+
+
+def put(old, new, slots):
+  """old [B,S,...] with new [B,T,...], in its type, at each row's slots [B,T]:
+  no two of a row are one, and what is beyond S is left out.
+
+  Done in place where `old` is donated. XLA's CPU compiler makes a scatter into
+  bfloat16 in float32, from a copy of the whole: one token is put in place by a
+  comparison there.
+  """
+  new = new.astype(old.dtype)
+
+  @jax.vmap
+  def scatter(old, new, slots):
+    return old.at[slots].set(new, mode='drop', unique_indices=True)
+
+  @jax.vmap
+  def compare(old, new, slots):
+    there = jnp.arange(old.shape[0]) == slots
+    return jnp.where(jnp.expand_dims(there, range(1, old.ndim)), new, old)
+
+  if slots.shape[1] > 1 or old.dtype.itemsize > 2:
+    return scatter(old, new, slots)
+  return jax.lax.platform_dependent(
+    old, new, slots, cpu=compare, default=scatter
+  )

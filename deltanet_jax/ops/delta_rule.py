@@ -26,12 +26,14 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops import scan
+from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
 from deltanet_jax.ops.inverse import unit_lower_inverse
 from deltanet_jax.ops.scan import F32, matmul, matmul_parts, repeat_heads
 
 
 def step(q, k, v, beta, g, state):
   """One token: q, k [B,J,K], v [B,H,V], beta, g [B,H], state [B,H,K,V] f32."""
+  DESCRIPTION.check_token(q=q, k=k, v=v, beta=beta, g=g, state=state)
   G = v.shape[1] // q.shape[1]
   q, k = (jnp.repeat(x.astype(F32), G, axis=1) for x in (q, k))
   if g is not None:
@@ -77,10 +79,9 @@ def chunked(
 
 def _start(q, k, v, beta, g, state, segment_ids):
   """The entry state; ValueError where the arguments do not fit."""
-  state = scan.initial_state(q, k, v, state, segment_ids)
-  scan.fits('beta', beta, v.shape[:3])
-  scan.fits('g', g, v.shape[:3])
-  return state
+  return scan.initial_state(
+    DESCRIPTION, state, segment_ids, q=q, k=k, v=v, beta=beta, g=g
+  )
 
 
 class _Chunk(NamedTuple):
@@ -185,18 +186,43 @@ def _forward(inputs, masks, state):
 
 def _backward(inputs, masks, state, d_o, d_state):
   """Gradients of one group; derived in README.md, section 4."""
-  q, k, v, _, g = inputs
-  G = v.shape[2] // q.shape[2]
+  *_, g = inputs
   c = _within(*inputs, masks)
   _, (entry, error, write) = _states(c, state)
   d_o = c.low(d_o)
-  low = c.low
-  # o = reach_v (beta v) + reach_q S: what each output sees of the raw writes
-  # and of the entry state once the erasures between are counted
+  reach_v, reach_q = _reach(c)
+  d_state, (d_exit, from_exit) = _exit_gradients(c, reach_q, d_o, d_state)
+  # d_rhs: gradient of beta (v - e^G k S), the right-hand side of the solve
+  d_rhs = from_exit + matmul('...ts,...tv->...sv', c.low(reach_v), d_o)
+  with_writes = lambda a: c.whole('...tv,...sv->...ts', c.low(a), write)
+  d_known = -with_writes(d_rhs)
+  d_error = c.beta[..., None] * d_rhs
+  seen = c.whole('...tv,...kv->...tk', d_o, entry)
+  d_g = None
+  if g is not None:
+    d_g = _decay_gradient(
+      c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit
+    )
+  d_q, d_k = _key_gradients(
+    inputs, c, seen, d_known, with_writes(d_o), write, d_exit, d_error, entry
+  )
+  d_beta = jnp.sum(d_rhs * error, -1) + jnp.sum(d_known * c.known, -1)
+  return (d_q, d_k, d_error, d_beta, d_g), d_state
+
+
+def _reach(c):
+  """o = reach_v (beta v) + reach_q S: what each output sees of the raw writes
+  and of the entry state once the erasures between are counted."""
   reach_v = c.whole('...ts,...sr->...tr', c.scores, c.inverse)
   reach_q = c.decay.read[..., None] * c.q - c.whole(
     '...ts,...sk->...tk', reach_v * c.erase[..., None, :], c.k
   )
+  return reach_v, reach_q
+
+
+def _exit_gradients(c, reach_q, d_o, d_state):
+  """The gradient of the group's entry state; of every chunk's exit state, and
+  what of it the right-hand side of the solve gets."""
 
   def body(d_state, xs):
     k, erase, inverse, write_decay, carry, from_reads = xs
@@ -209,28 +235,25 @@ def _backward(inputs, masks, state, d_o, d_state):
     )
     return d_entry, (d_state, from_exit)
 
-  from_reads = matmul('...tk,...tv->...kv', low(reach_q), d_o)
-  d_state, (d_exit, from_exit) = jax.lax.scan(
+  from_reads = matmul('...tk,...tv->...kv', c.low(reach_q), d_o)
+  return jax.lax.scan(
     body,
     d_state,
     (c.k, c.erase, c.inverse, c.decay.write, c.decay.carry, from_reads),
     reverse=True,
   )
-  # d_rhs: gradient of beta (v - e^G k S), the right-hand side of the solve
-  d_rhs = from_exit + matmul('...ts,...tv->...sv', low(reach_v), d_o)
-  with_writes = lambda a: c.whole('...tv,...sv->...ts', low(a), write)
-  onto_k = lambda a, s: matmul('...tv,...kv->...tk', low(a), low(s))
-  d_known = -with_writes(d_rhs)
-  d_error = c.beta[..., None] * d_rhs
-  seen = c.whole('...tv,...kv->...tk', d_o, entry)
-  d_g = None
-  if g is not None:
-    d_g = _decay_gradient(
-      c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit
-    )
+
+
+def _key_gradients(
+  inputs, c, seen, d_known, d_scores, write, d_exit, d_error, entry
+):
+  """dq and dk, summed over the value heads of a key head."""
+  q, k, v = inputs[:3]
+  G = v.shape[2] // q.shape[2]
+  onto_k = lambda a, s: matmul('...tv,...kv->...tk', c.low(a), c.low(s))
   between = c.decay.between
   d_kk = scan.sum_heads(jnp.tril(c.beta[..., None] * d_known * between, -1), G)
-  d_qk = scan.sum_heads(with_writes(d_o) * between, G)
+  d_qk = scan.sum_heads(d_scores * between, G)
   read = c.decay.read[..., None]
   times = lambda a, b: c.whole('...ts,...sk->...tk', a, b)
   swap = lambda x: jnp.swapaxes(x, -1, -2)
@@ -244,8 +267,7 @@ def _backward(inputs, masks, state, d_o, d_state):
     + times(swap(d_qk), q)
     + times(d_kk + swap(d_kk), k)
   )
-  d_beta = jnp.sum(d_rhs * error, -1) + jnp.sum(d_known * c.known, -1)
-  return (d_q, d_k, d_error, d_beta, d_g), d_state
+  return d_q, d_k
 
 
 def _decay_gradient(c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit):
@@ -285,3 +307,14 @@ FORMS = {
   'associative': associative,
   'chunked': chunked,
 }
+
+DESCRIPTION = Description(
+  carry='matrix',
+  inputs={
+    'q': QUERY,
+    'k': KEY,
+    'v': VALUE,
+    'beta': Input('BTH', 'gate'),
+    'g': Input('BTH', 'decay'),
+  },
+)

@@ -29,12 +29,17 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops import scan
+from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
 from deltanet_jax.ops.inverse import check_chunk, unit_lower_inverse
 from deltanet_jax.ops.scan import F32, matmul, matmul_parts, repeat_heads
+from deltanet_jax.ops.shapes import check_shapes
 
 
 def step(q, k, v, beta, g, erase, state):
   """One token: the arguments above without T, `erase` may be None."""
+  DESCRIPTION.check_token(
+    q=q, k=k, v=v, beta=beta, g=g, erase=erase, state=state
+  )
   G = v.shape[1] // q.shape[1]
   q, k = (jnp.repeat(x.astype(F32), G, axis=1) for x in (q, k))
   write, erased = _gates(k, v, beta, erase)
@@ -93,14 +98,10 @@ def chunked(
 
 def _start(q, k, v, beta, g, erase, state, segment_ids):
   """The entry state; ValueError where the arguments do not fit."""
-  state = scan.initial_state(q, k, v, state, segment_ids)
-  keys = (*v.shape[:3], q.shape[3])
-  scan.fits('g', g, keys)
-  scan.fits('erase', erase, keys)
+  inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g, 'erase': erase}
+  state = scan.initial_state(DESCRIPTION, state, segment_ids, **inputs)
   if erase is None:
-    scan.fits('beta without erase', beta, v.shape[:3])
-  else:
-    scan.fits('beta', beta, v.shape[:3], v.shape)
+    check_shapes(v=(v, 'BTHV'), **{'beta without erase': (beta, 'BTH')})
   return state
 
 
@@ -316,3 +317,15 @@ FORMS = {
   'associative': associative,
   'chunked': chunked,
 }
+
+DESCRIPTION = Description(
+  carry='matrix',
+  inputs={
+    'q': QUERY,
+    'k': KEY,
+    'v': VALUE,
+    'beta': Input('BTH|BTHV', 'gate'),
+    'g': Input('BTHK', 'decay'),
+  },
+  gates={'erase': Input('BTHK', 'gate')},
+)

@@ -12,11 +12,18 @@
 import jax.numpy as jnp
 
 from deltanet_jax.ops.attention import attention
+from deltanet_jax.ops.shapes import check_shapes
 
 
 def expand(latent, key, k_b, v_b):
   """Every head's keys [B,S,H,K+P] and values: fewest products where many
   queries meet them, in `attention.attend`."""
+  check_shapes(
+    latent=(latent, 'BSR'),
+    key=(key, 'BSP'),
+    k_b=(k_b, 'RHK'),
+    v_b=(v_b, 'RHV'),
+  )
   k = jnp.einsum('BSR,RHK->BSHK', latent, k_b.astype(latent.dtype))
   v = jnp.einsum('BSR,RHV->BSHV', latent, v_b.astype(latent.dtype))
   shared = jnp.broadcast_to(key[:, :, None], (*k.shape[:3], key.shape[-1]))
@@ -26,6 +33,13 @@ def expand(latent, key, k_b, v_b):
 def absorbed(q, latent, key, k_b, v_b, mask, *, scale):
   """Moves k_b to the query and v_b behind the sum: one key [R+P] and one value
   [R] serve all heads, so that decoding reads the cache as it lies."""
+  check_shapes(
+    q=(q, 'BTHQ'),
+    latent=(latent, 'BSR'),
+    key=(key, 'BSP'),
+    k_b=(k_b, 'RHK'),
+    v_b=(v_b, 'RHV'),
+  )
   k = jnp.concatenate([latent, key], -1)[:, :, None]
   o = attention(absorb(q, k_b), k, latent[:, :, None], mask, scale=scale)
   return release(o, v_b)
@@ -33,6 +47,7 @@ def absorbed(q, latent, key, k_b, v_b, mask, *, scale):
 
 def absorb(q, k_b):
   """[q k_b' | rest]: queries [B,T,H,R+P] of the latents and shared keys."""
+  check_shapes(q=(q, 'BTHQ'), k_b=(k_b, 'RHK'))
   K = k_b.shape[2]
   moved = jnp.einsum('BTHK,RHK->BTHR', q[..., :K], k_b.astype(q.dtype))
   return jnp.concatenate([moved, q[..., K:]], -1)
@@ -40,4 +55,5 @@ def absorb(q, k_b):
 
 def release(o, v_b):
   """Values [B,T,H,V] of attended latents o [B,T,H,R]."""
+  check_shapes(o=(o, 'BTHR'), v_b=(v_b, 'RHV'))
   return jnp.einsum('BTHR,RHV->BTHV', o, v_b.astype(o.dtype))

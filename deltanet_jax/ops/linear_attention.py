@@ -24,11 +24,13 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops import scan
+from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
 from deltanet_jax.ops.scan import F32, matmul, repeat_heads
 
 
 def step(q, k, v, g, state):
   """One token: q, k [B,J,K], v [B,H,V], g None, [H] or [B,H], state f32."""
+  DESCRIPTION.check_token(q=q, k=k, v=v, g=g, state=state)
   G = v.shape[1] // q.shape[1]
   q, k = (jnp.repeat(x.astype(F32), G, axis=1) for x in (q, k))
   if g is not None:
@@ -39,13 +41,13 @@ def step(q, k, v, g, state):
 
 def recurrent(q, k, v, g, *, state=None, segment_ids=None):
   """Token by token: the definition."""
-  state = scan.initial_state(q, k, v, state, segment_ids)
+  state = _start(q, k, v, g, state, segment_ids)
   return scan.token_scan(step, (q, k, v, _per_token(g, v)), state, segment_ids)
 
 
 def associative(q, k, v, g, *, state=None, segment_ids=None, chunk=64):
   """Chunks as affine maps of the state, composed by lax.associative_scan."""
-  state = scan.initial_state(q, k, v, state, segment_ids)
+  state = _start(q, k, v, g, state, segment_ids)
   o, state = scan.all_chunks(
     _forward_associative,
     (q, k, v, scan.log_decay(_per_token(g, v))),
@@ -58,7 +60,7 @@ def associative(q, k, v, g, *, state=None, segment_ids=None, chunk=64):
 
 def chunked(q, k, v, g, *, state=None, segment_ids=None, chunk=64, group=4):
   """lax.scan over chunks, all else in parallel over `group` chunks at once."""
-  state = scan.initial_state(q, k, v, state, segment_ids)
+  state = _start(q, k, v, g, state, segment_ids)
   o, state = scan.chunked(
     scan.Rule(_forward),
     (q, k, v, scan.log_decay(_per_token(g, v))),
@@ -92,9 +94,13 @@ def normalised(rule, q, k, v, *, state=None, segment_ids=None, **how):
   return (o[..., :-1] / o[..., -1:]).astype(v.dtype), state
 
 
+def _start(q, k, v, g, state, segment_ids):
+  """The entry state; ValueError where the arguments do not fit."""
+  return scan.initial_state(DESCRIPTION, state, segment_ids, q=q, k=k, v=v, g=g)
+
+
 def _per_token(g, v):
   """g as [B,T,H]; so that padding and chunking treat every g alike."""
-  scan.fits('g', g, v.shape[2:3], v.shape[:3])
   if g is None or g.ndim == 3:
     return g
   return jnp.broadcast_to(g, v.shape[:3])
@@ -137,3 +143,13 @@ FORMS = {
   'associative': associative,
   'chunked': chunked,
 }
+
+DESCRIPTION = Description(
+  carry='scalar',
+  inputs={
+    'q': QUERY,
+    'k': KEY,
+    'v': VALUE,
+    'g': Input('BTH|H', 'decay'),
+  },
+)

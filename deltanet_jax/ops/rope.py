@@ -4,6 +4,8 @@ import math
 
 import jax.numpy as jnp
 
+from deltanet_jax.ops.shapes import check_shapes
+
 
 def frequencies(rotary_dim, theta, yarn=None):
   """Radians per position of each pair, [P/2] float32: theta^(-2i/P).
@@ -45,6 +47,8 @@ def rotate(
   x [B,T,H,K], positions [B,T] int32; computed in float32, returned in x's
   type. The channels from P on pass unchanged.
   """
+  # positions may be one row for all
+  check_shapes(x=(x, 'BTHK'), positions=(positions, 'PT'))
   turns = frequencies(rotary_dim, theta, yarn)[None, None, None]
   angle = positions[..., None, None].astype(jnp.float32) * turns
   cos, sin = length * jnp.cos(angle), length * jnp.sin(angle)

@@ -16,7 +16,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax.ops.shapes import check_shapes
+
 F32 = jnp.float32
+# the named scope of a condition's side that is hardly ever taken: what counts
+# operations and traffic leaves it out
+RARE = 'rare_side'
 
 
 class Routing(NamedTuple):
@@ -49,11 +54,11 @@ def route(
   score: 'softmax' or 'sigmoid'   bias: [E] or None   eps: of the sum
   Gradients reach the logits through the weights, and never the bias.
   """
+  check_shapes(logits=(logits, 'NE'), bias=(bias, 'E'))
   N, E = logits.shape
   scores = getattr(jax.nn, score)(logits.astype(F32))
   choice = jax.lax.stop_gradient(scores)
   if bias is not None:
-    chex.assert_shape(bias, (E,))
     choice += jax.lax.stop_gradient(bias.astype(F32))[None]
   if groups > 1:
     choice = _limit(choice.reshape(N, groups, E // groups), top_groups)
@@ -100,6 +105,7 @@ def updated_bias(bias, share, rate):
   bias and share [...,E] (arXiv:2408.15664 algorithm 1). An expert that many
   chose is chosen less from now on.
   """
+  chex.assert_equal_shape([bias, share], exception_type=ValueError)
   return bias + rate * jnp.sign(share.mean(-1, keepdims=True) - share)
 
 
@@ -111,6 +117,7 @@ def grouped(x, routing, gate, up, down):
   Weighted and summed over the experts in float32. A chosen expert may be E, for
   none of these, with weight 0.
   """
+  _check(x, routing, gate, up, down)
   N, X = routing.experts.shape
   chosen = routing.experts.reshape(N * X)
   order = jnp.argsort(chosen)
@@ -123,9 +130,27 @@ def grouped(x, routing, gate, up, down):
   return weighted(move(y, jnp.argsort(order)), routing.weights)
 
 
+def _check(x, routing, gate, up, down):
+  check_shapes(
+    x=(x, 'ND'),
+    experts=(routing.experts, 'NX'),
+    weights=(routing.weights, 'NX'),
+    gate=(gate, 'EDF'),
+    up=(up, 'EDF'),
+    down=(down, 'EFD'),
+  )
+
+
 def products(rows, sizes, gate, up, down):
   """Every row [M,D] through its expert: sizes [E] rows each, in order; rows
   beyond their sum come out as zeros."""
+  check_shapes(
+    rows=(rows, 'MD'),
+    sizes=(sizes, 'E'),
+    gate=(gate, 'EDF'),
+    up=(up, 'EDF'),
+    down=(down, 'EFD'),
+  )
   dot = lambda rows, w: jax.lax.ragged_dot(rows, w.astype(rows.dtype), sizes)
   y = dot(jax.nn.silu(dot(rows, gate)) * dot(rows, up), down)
   # some backends leave rows of no group unwritten
@@ -140,6 +165,7 @@ def weighted(y, weights):
 
 def dense(x, routing, gate, up, down):
   """`grouped` by its definition: every expert on every row."""
+  _check(x, routing, gate, up, down)
   gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))
   hidden = jax.nn.silu(jnp.einsum('ND,EDF->NEF', x, gate))
   hidden *= jnp.einsum('ND,EDF->NEF', x, up)

@@ -18,28 +18,12 @@ from deltanet_jax.ops.documents import apart, runs_of, starts
 F32 = jnp.float32
 
 
-def fits(name, x, *shapes):
-  """ValueError unless array `x` is None or has one of `shapes`."""
-  if x is not None and x.shape not in shapes:
-    expected = ' or '.join(map(str, shapes))
-    raise ValueError(f'{name} has shape {x.shape}; expected {expected}')
-
-
-def initial_state(q, k, v, state, segment_ids):
-  """`state` as float32 [B,H,K,V], zeros if None; ValueError on a misfit."""
-  fits('k', k, q.shape)
-  fits('v', v, (*q.shape[:2], *v.shape[2:]))
-  fits('segment_ids', segment_ids, q.shape[:2])
-  J, H = q.shape[2], v.shape[2]
-  if H % J:
-    raise ValueError(f'{H} value heads are no multiple of {J} key heads')
-  shape = (v.shape[0], H, q.shape[3], v.shape[3])
+def initial_state(description, state, segment_ids, **inputs):
+  """`state` in float32, the rule's zero state if None; ValueError where the
+  arguments do not fit."""
+  sizes = description.check(**inputs, state=state, segment_ids=segment_ids)
   if state is None:
-    return spread(jnp.zeros(shape, F32))
-  if state.shape != shape:
-    raise ValueError(
-      f'state has shape {state.shape}; q and v ask for [B,H,K,V] = {shape}'
-    )
+    state = description.zero_state(sizes)
   return spread(state.astype(F32))
 
 

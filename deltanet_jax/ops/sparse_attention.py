@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from deltanet_jax.ops.attention import visible
 from deltanet_jax.ops.compiler import tied
+from deltanet_jax.ops.shapes import check_shapes
 
 F32 = jnp.float32
 
@@ -48,6 +49,7 @@ def attend(queries, keys, *, top, scale, block=64):
   top: X above, None for all visible keys. Queries go through in blocks, made
   again in the backward pass: memory grows with block (X + S), not with T S.
   """
+  _check(queries, keys)
   B, T, H, _ = queries.q.shape
   if T == 0:
     o = jnp.zeros((B, 0, H, keys.v.shape[-1]), keys.v.dtype)
@@ -72,11 +74,26 @@ def attend(queries, keys, *, top, scale, block=64):
 
 def masked(queries, keys, *, top, scale):
   """`attend` by its definition: all products, the keys not chosen masked."""
+  _check(queries, keys)
   mask, scores = _visible(queries, keys), index_scores(queries, keys)
   if top is not None:
     mask = selected(*select(scores, mask, top), keys.k.shape[1])
   o, p = _all(queries.q, keys, mask, scale)
   return o, divergence(p, scores, mask)
+
+
+def _check(queries, keys):
+  axes = {
+    'queries': ('BTHM', 'BTIK', 'BTI', 'BT', 'BT'),
+    'keys': ('BSM', 'BSR', 'BSK', 'BS', 'BS'),
+  }
+  check_shapes(
+    **{
+      f'{name}.{field}': (getattr(arrays, field), letters)
+      for name, arrays in (('queries', queries), ('keys', keys))
+      for field, letters in zip(arrays._fields, axes[name], strict=True)
+    }
+  )
 
 
 def index_scores(queries, keys):

@@ -9,7 +9,7 @@ bring rows and experts together, equal but for the order of sums:
   gathered    every device sees the tokens of all P and computes what its
               experts add to them: 2 P N D numbers a device
 
-XLA's CPU backend lacks the ragged exchange, so it gathers.
+`parallel.choice` says which.
 """
 
 import functools
@@ -18,9 +18,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.flops import RARE
 from deltanet_jax.ops import routing
 from deltanet_jax.parallel import sharding
+from deltanet_jax.parallel.choice import choose
 
 (AXIS,) = sharding.over('experts')
 (HIDDEN,) = sharding.over('mlp')
@@ -65,17 +65,13 @@ def _own(x, logits, bias, weights, route, mesh=None):
     return routing.grouped(x, chosen, *weights).reshape(B, T, D), load
   products = routing.grouped
   if mesh.shape[AXIS] > 1:
-    products = gathered if _platform(mesh) == 'cpu' else exchanged
+    way = choose(mesh.abstract_device).exchange
+    products = {'gathered': gathered, 'exchanged': exchanged}[way]
   y = products(x, chosen, *weights)
   if mesh.shape[HIDDEN] > 1:
     y = jax.lax.psum(y, HIDDEN)
   tokens = sharding.over('batch') + sharding.over('time')
   return y.reshape(B, T, D), jax.lax.pmean(load, tokens)
-
-
-def _platform(mesh):
-  device = mesh.abstract_device
-  return jax.default_backend() if device is None else device.platform
 
 
 def gathered(x, chosen, gate, up, down):
@@ -108,7 +104,7 @@ def exchanged(x, chosen, gate, up, down):
     small = functools.partial(f, usual)
     if usual == most:
       return small(plan, *args)
-    rare = jax.named_scope(RARE)(functools.partial(f, most))
+    rare = jax.named_scope(routing.RARE)(functools.partial(f, most))
     # of all devices, not of this exchange's: whatever collective the compiler
     # moves to a side of the condition, all take the same
     everyone = jax.sharding.get_abstract_mesh().axis_names

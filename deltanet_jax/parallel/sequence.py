@@ -18,7 +18,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.ops import linear_attention
+from deltanet_jax.ops.description import STATE, VALUE
 from deltanet_jax.ops.documents import starts
 from deltanet_jax.ops.scan import matmul
 from deltanet_jax.parallel import sharding
@@ -66,27 +66,31 @@ def from_before(x, distance=1, reverse=False):
 def run(rule, form, inputs, segment_ids, gates):
   """o [B,T,H,V] of a rule over split time, from zero states.
 
-  rule: module of `ops`   form: one of its FORMS, with all else it takes
-  inputs: its arrays [B,T,...] or None in its order, q, k and v first
-  gates: those it takes by name
+  rule: module of `ops`   form: one of its forms, with all else it takes
+  inputs: its arrays [B,T,...] or None in its order   gates: those it takes by
+  name
   """
-  q, k, v, *rest = inputs
-  q, k = (divisible(x, v.shape[2]) for x in (q, k))
-  names, extra = tuple(gates), tuple(gates.values())
-  keys, values = (
-    ('batch', 'time', heads, None) for heads in ('kv_heads', 'heads')
+  description = rule.DESCRIPTION
+  described = description.inputs | description.gates
+  arrays = dict(zip(description.inputs, inputs, strict=True)) | gates
+  H = description.check(**arrays, segment_ids=segment_ids)['H']
+  letters = [
+    None if x is None else described[name].axes_of(x)
+    for name, x in arrays.items()
+  ]
+  arrays = [
+    divisible(x, H) if letter and 'J' in letter else x
+    for letter, x in zip(letters, arrays.values(), strict=True)
+  ]
+  call = _with_prefix(
+    form, description.carry == 'scalar', letters, tuple(gates)
   )
-  axes = lambda x: None if x is None else values[: x.ndim]
-  call = _with_prefix(form, rule is linear_attention, names, len(inputs))
+  axes = [letter and _logical(letter) for letter in letters]
   return _on_spans(
     call,
-    (keys, keys, values, *map(axes, (*rest, *extra)), values[:2]),
-    values,
-    q,
-    k,
-    v,
-    *rest,
-    *extra,
+    (*axes, _logical('BT')),
+    _logical(VALUE.axes),
+    *arrays,
     segment_ids,
   )
 
@@ -103,29 +107,34 @@ def divisible(x, H):
   return jnp.repeat(x, times, axis=2)
 
 
-def _with_prefix(form, scalar, names, count):
-  """The rule on one span, as part of a row: arrays -> o.
+def _logical(letters):
+  """Logical axes of a rule's array."""
+  names = {'B': 'batch', 'T': 'time', 'J': 'kv_heads', 'H': 'heads'}
+  return tuple(names.get(letter) for letter in letters)
 
-  scalar: A is a number for each head, not a matrix.
+
+def _with_prefix(form, scalar, letters, names):
+  """The rule on one span, as part of a row: arrays, segment_ids -> o.
+
+  scalar: A is a number for each head, not a matrix   letters: the axes of the
+  arrays, None for a None   names: of the last arrays, which `form` takes so
   """
+  count = len(letters) - len(names)
 
-  def unpack(args):
-    *arrays, segment_ids = args
+  def call(arrays, segment_ids, state=None):
     gates = dict(zip(names, arrays[count:], strict=True))
-    return arrays[:count], {'segment_ids': segment_ids, **gates}
+    return form(*arrays[:count], state=state, segment_ids=segment_ids, **gates)
 
   def forward(*args):
-    inputs, how = unpack(args)
-    maps = _fold(form, scalar, inputs, how)
-    goes_on, through = _joined(how['segment_ids'])
-    entry = _only(goes_on, _prefix(*maps, through, scalar))
-
-    def span(arrays, state):
-      inputs, how = unpack((*arrays, args[-1]))
-      return form(*inputs, state=state, **how)
-
-    (o, last), pull = jax.vjp(span, args[:-1], entry)
-    return o, (pull, maps[0], goes_on, through, jnp.zeros_like(last))
+    *arrays, segment_ids = args
+    exit_state = lambda arrays, state=None: call(arrays, segment_ids, state)[1]
+    carry, write = _fold(exit_state, scalar, letters, arrays)
+    goes_on, through = _joined(segment_ids)
+    entry = _only(goes_on, _prefix(carry, write, through, scalar))
+    (o, last), pull = jax.vjp(
+      lambda arrays, state: call(arrays, segment_ids, state), arrays, entry
+    )
+    return o, (pull, carry, goes_on, through, jnp.zeros_like(last))
 
   def backward(residuals, d_o):
     pull, carry, goes_on, through, zero = residuals
@@ -140,31 +149,38 @@ def _with_prefix(form, scalar, names, count):
     d_arrays, _ = pull((d_o, d_last))
     return *d_arrays, None
 
-  call = jax.custom_vjp(lambda *args: forward(*args)[0])
-  call.defvjp(forward, backward)
-  return call
+  call_on_span = jax.custom_vjp(lambda *args: forward(*args)[0])
+  call_on_span.defvjp(forward, backward)
+  return call_on_span
 
 
-def _fold(form, scalar, inputs, how):
+def _fold(exit_state, scalar, letters, arrays):
   """A [B,H,K,K], or [B,H,1,1], and U [B,H,K,V] of a span.
 
-  A is the exit state of the identity when all values are zero. A scalar one
-  is that of a 1 x 1 state.
+  exit_state: (arrays, state=None) -> the rule's last state. A is that of the
+  identity when all values are zero. A scalar one is that of a 1 x 1 state.
   """
-  q, k, v, *rest = inputs
-  (B, _, H, V), K = v.shape, k.shape[-1]
+  pairs = [(x or '', array) for x, array in zip(letters, arrays, strict=True)]
+  sizes = {
+    letter: size
+    for axes, x in pairs
+    if axes
+    for letter, size in zip(axes, x.shape, strict=True)
+  }
+  B, H, K, V = (sizes[letter] for letter in STATE)
   if scalar:
-    none = (jnp.zeros_like(x[..., :1]) for x in (q, k, v))
     one = jnp.ones((B, H, 1, 1))
-    return form(*none, *rest, state=one, **how)[1], form(*inputs, **how)[1]
+    none = [
+      jnp.zeros_like(x[..., :1]) if axes[-1:] in ('K', 'V') else x
+      for axes, x in pairs
+    ]
+    return exit_state(none, one), exit_state(arrays)
   # one run finds both: K more value channels, without values
-  wide = lambda x: jnp.pad(x, ((0, 0),) * 3 + ((0, K),))
-  beta, g = rest
+  more = lambda x: jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, K),))
   eye = jnp.broadcast_to(
     jnp.pad(jnp.eye(K), ((0, 0), (V, 0))), (B, H, K, V + K)
   )
-  beta = wide(beta) if beta.ndim == 4 else beta
-  _, last = form(q, k, wide(v), beta, g, state=eye, **how)
+  last = exit_state([more(x) if 'V' in axes else x for axes, x in pairs], eye)
   return last[..., V:], last[..., :V]
 
 

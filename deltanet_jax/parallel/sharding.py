@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from deltanet_jax.parallel.choice import choose
+
 Params = dict[str, 'Params | jax.Array']  # nested, by the modules' names
 Batch = dict[str, jax.Array]  # tokens, targets, weights, segment_ids [B,T]
 
@@ -69,7 +71,7 @@ def make_mesh(cfg, devices=None):
     )
   devices = devices[:need]
   slices = 1
-  if devices[0].platform == 'tpu':  # on GPUs, every machine calls itself one
+  if choose(devices[0]).slices:
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
   # a physical axis may serve two of ours: 64 x 4 on a 16 x 16 pod
   how = {'devices': devices, 'allow_split_physical_axes': True}

@@ -19,6 +19,8 @@ has seen so far is `attention.Sums`.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +143,7 @@ def _balanced_ring(q, keys, weights, ids, make, scale):
   q, keys = jax.tree.map(lambda x: _exchange(fill(x)), (q, keys))
   if ids is not None:
     ids = _exchange(fill(ids, mode='edge'))
-  o = _ring(make, scale, L, n)(q, keys, weights, ids)
+  o = _Ring(make, scale, L, n)(q, keys, weights, ids)
   return _exchange(o, back=True)[:, :L]
 
 
@@ -196,64 +198,42 @@ def _stations(n):
   return tuple(zip(*own, strict=True)), other
 
 
-def _ring(make, scale, L, n):
+class _Ring(NamedTuple):
   """(q, keys, weights, ids) of a device in balance -> o [B,2 half,H,V]."""
-  own, other = _stations(n)
 
-  def pass_on(x):
-    P = jax.lax.axis_size(AXIS)
-    return jax.lax.ppermute(x, AXIS, [(i, (i + 1) % P) for i in range(P)])
+  make: Callable  # (*keys, *weights) -> k, v
+  scale: float
+  L: int  # tokens of a span
+  n: int  # blocks of a half
 
-  def round_trip(meet, me, result, keys):
-    """meet(result, keys, of device, pairs) at every station of device `me`; a
-    result's last part travels with the keys, and comes home."""
-    P = jax.lax.axis_size(AXIS)
-    first = lambda i: jnp.minimum(2 * i, 2 * P - 1 - 2 * i)
-    travel = lambda result: (*result[:-1], pass_on(result[-1]))
+  def __call__(self, *args):
+    call = jax.custom_vjp(lambda *args: self._forward(*args)[0])
+    call.defvjp(self._forward, self._backward)
+    return call(*args)
 
-    def station(carry, r):
-      result, keys = carry
-      following = pass_on(keys)  # while these are worked on
-      of = (me - r) % P
-      result = meet(result, keys, of, other(first(of) > first(me)))
-      return (travel(result), following), None
-
-    result = travel(meet(result, keys, me, own))
-    carry = result, pass_on(keys)
-    return jax.lax.scan(station, carry, jnp.arange(1, P))[0][0]
-
-  def queries_of(q, ids, me, J):
-    positions, _ = _positions(me, L, q.shape[1] // 2)
-    return attention.cut_queries(q, Place(positions, ids), J, 2 * n)
-
-  def keys_of(k, v, ids, device):
-    positions, token = _positions(device, L, k.shape[1] // 2)
-    positions = jnp.where(token, positions, attention.NEVER)
-    return attention.cut_keys(k, v, Place(positions, ids), 2 * n)
-
-  def forward(q, keys, weights, ids):
+  def _forward(self, q, keys, weights, ids):
     me, ids = tied((jax.lax.axis_index(AXIS), ids), q[:1, :1, :1, :1])
-    k, v = jax.eval_shape(make, *keys, *weights)
-    queries = queries_of(q, ids, me, k.shape[2])
+    k, v = jax.eval_shape(self.make, *keys, *weights)
+    queries = self._queries(q, ids, me, k.shape[2])
 
     def meet(result, keys, device, pairs):
       keys, ids = keys
-      blocks = keys_of(*make(*keys, *weights), ids, device)
+      blocks = self._keys(*self.make(*keys, *weights), ids, device)
       return attention.fold(
-        result[0], queries, blocks, pairs, scale=scale
+        result[0], queries, blocks, pairs, scale=self.scale
       ), None
 
     result = attention.start(queries, v), None
-    sums, _ = round_trip(meet, me, result, (keys, ids))
+    sums, _ = self._round_trip(meet, me, result, (keys, ids))
     o = attention.join(attention.finish(sums), q.shape[1]).astype(v.dtype)
     return o, (q, keys, weights, ids, me, o, sums.most, sums.total)
 
-  def backward(residuals, d_o):
+  def _backward(self, residuals, d_o):
     q, keys, weights, ids, me, o, most, total = residuals
-    k, v = jax.eval_shape(make, *keys, *weights)
+    k, v = jax.eval_shape(self.make, *keys, *weights)
     J, T = k.shape[2], q.shape[1]
-    queries = queries_of(q, ids, me, J)
-    cut = functools.partial(attention.cut, J=J, N=2 * n)
+    queries = self._queries(q, ids, me, J)
+    cut = functools.partial(attention.cut, J=J, N=2 * self.n)
     slopes = attention.Slopes.of(cut(d_o), cut(o), most, total)
     zeros = functools.partial(jax.tree.map, attention.zeros)
     add = functools.partial(jax.tree.map, jnp.add)
@@ -263,22 +243,22 @@ def _ring(make, scale, L, n):
       d_q, d_weights, d_keys = result
       keys, ids = keys
       made, pull = jax.vjp(
-        lambda keys, weights: make(*keys, *weights), keys, weights
+        lambda keys, weights: self.make(*keys, *weights), keys, weights
       )
-      blocks = keys_of(*made, ids, device)
+      blocks = self._keys(*made, ids, device)
       d_q, d_made = attention.unfold(
         (d_q, zeros((blocks.k, blocks.v))),
         queries,
         blocks,
         slopes,
         pairs,
-        scale=scale,
+        scale=self.scale,
       )
       to_keys, to_weights = pull(tuple(map(back, d_made, made)))
       return d_q, add(d_weights, to_weights), add(d_keys, to_keys)
 
     result = zeros((queries.q, weights, keys))
-    d_q, d_weights, d_keys = round_trip(meet, me, result, (keys, ids))
+    d_q, d_weights, d_keys = self._round_trip(meet, me, result, (keys, ids))
     like = lambda d, x: d.astype(x.dtype)
     return (
       back(d_q, q),
@@ -287,6 +267,35 @@ def _ring(make, scale, L, n):
       None,
     )
 
-  call = jax.custom_vjp(lambda *args: forward(*args)[0])
-  call.defvjp(forward, backward)
-  return call
+  def _round_trip(self, meet, me, result, keys):
+    """meet(result, keys, of device, pairs) at every station of device `me`; a
+    result's last part travels with the keys, and comes home."""
+    P = jax.lax.axis_size(AXIS)
+    own, other = _stations(self.n)
+    first = lambda i: jnp.minimum(2 * i, 2 * P - 1 - 2 * i)
+    travel = lambda result: (*result[:-1], _pass_on(result[-1]))
+
+    def station(carry, r):
+      result, keys = carry
+      following = _pass_on(keys)  # while these are worked on
+      of = (me - r) % P
+      result = meet(result, keys, of, other(first(of) > first(me)))
+      return (travel(result), following), None
+
+    result = travel(meet(result, keys, me, own))
+    carry = result, _pass_on(keys)
+    return jax.lax.scan(station, carry, jnp.arange(1, P))[0][0]
+
+  def _queries(self, q, ids, me, J):
+    positions, _ = _positions(me, self.L, q.shape[1] // 2)
+    return attention.cut_queries(q, Place(positions, ids), J, 2 * self.n)
+
+  def _keys(self, k, v, ids, device):
+    positions, token = _positions(device, self.L, k.shape[1] // 2)
+    positions = jnp.where(token, positions, attention.NEVER)
+    return attention.cut_keys(k, v, Place(positions, ids), 2 * self.n)
+
+
+def _pass_on(x):
+  P = jax.lax.axis_size(AXIS)
+  return jax.lax.ppermute(x, AXIS, [(i, (i + 1) % P) for i in range(P)])

@@ -2,135 +2,30 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 import os
 import signal
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import json_text, write_text
-from deltanet_jax.data.tokenizer import ByteTokenizer
-from deltanet_jax.model import HybridLM
-from deltanet_jax.objectives.auxiliary import make_objective, moves
 from deltanet_jax.objectives.score import evaluate
 from deltanet_jax.parallel import sharding
 from deltanet_jax.runs import processes
 from deltanet_jax.runs.checkpoint import Checkpoints
-from deltanet_jax.train import log, optimizer, state as states, step as steps
+from deltanet_jax.train import log, state as states, step as steps
+from deltanet_jax.train.program import make_program
 
 RATE = 'tokens_per_second'
-
-# what a step takes, all [B,T]
-BATCH = {
-  'tokens': jnp.int32,
-  'targets': jnp.int32,
-  'segment_ids': jnp.int32,
-  'positions': jnp.int32,
-  'weights': jnp.float32,
-}
 
 
 class NonFiniteError(RuntimeError):
   """Too many steps in a row had no finite loss, gradient and parameters."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """The compiled functions of an Experiment on a mesh."""
-
-  abstract: states.State  # ShapeDtypeStructs with shardings
-  init: Callable[[], Any]  # fresh parameters
-  begin: Callable[[Any], states.State]  # with parameters that it takes over
-  step: Callable[..., Any]  # state (donated), batch -> state, metrics
-  loss: Callable[..., Any]  # params, batch -> nats
-  share: Callable[..., Any]  # rows of a batch -> processes.Share
-  batch: dict[str, Any]  # ShapeDtypeStructs with shardings, what `step` takes
-
-
-def make_program(experiment, mesh):
-  """The `Program` of an Experiment.
-
-  Raises:
-    ConfigError: the mesh does not divide a weight.
-  """
-  train = experiment.train
-  dtype = jnp.dtype(train.dtype)
-  model = HybridLM(experiment.model, dtype)
-  axes = sharding.logical_axes(model)
-  moved = jax.tree_util.tree_map_with_path(
-    lambda path, _: moves([key.key for key in path], train.objective), axes
-  )
-  optim = optimizer.make_optimizer(experiment.optim, train.steps, axes, moved)
-  try:
-    places = sharding.param_shardings(model, mesh)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
-  params = jax.tree.map(_abstract, sharding.abstract_params(model), places)
-  homes = states.shardings(params, optim, mesh)
-  shapes = jax.eval_shape(lambda p: states.create(p, optim), params)
-  total_loss = steps.make_loss(experiment.model, dtype)
-  factor = optimizer.schedule(experiment.optim, train.steps)
-  rows = sharding.batch_sharding(mesh)
-  whole = homes.step
-  seq_len = experiment.data.seq_len
-  take = functools.partial(
-    steps.train_step,
-    objective=make_objective(experiment.model, dtype, train.objective),
-    optimizer=optim,
-    rate=lambda step: experiment.optim.lr * factor(step),
-    accumulate=experiment.optim.accumulate,
-    bias_rate=train.objective.bias_rate,
-  )
-
-  def step(state, batch):
-    state, metrics = take(state, batch)
-    # of a byte text every target but the end of a document is a byte
-    bytes_ = (batch['weights'] > 0) & (batch['targets'] != ByteTokenizer.eod)
-    sizes = {'tokens': batch['weights'].sum(), 'bytes': bytes_.sum()}
-    return state, metrics | sizes
-
-  def begin(params):
-    # the parameters stay out of the program: it would copy them
-    rest = jax.jit(
-      lambda params: tuple(states.create(params, optim)[1:]),
-      out_shardings=tuple(homes[1:]),
-    )
-    return states.State(params, *rest(params))
-
-  return Program(
-    abstract=jax.tree.map(_abstract, shapes, homes),
-    init=lambda: sharding.init_params(model, jax.random.key(train.seed), mesh),
-    begin=begin,
-    step=jax.jit(
-      step,
-      in_shardings=(homes, rows),
-      out_shardings=(homes, whole),
-      donate_argnums=0,
-    ),
-    loss=jax.jit(
-      total_loss, in_shardings=(homes.params, rows), out_shardings=whole
-    ),
-    share=lambda count: processes.share(rows, (count, seq_len)),
-    batch={
-      name: jax.ShapeDtypeStruct(
-        (experiment.data.batch, seq_len), dtype, sharding=rows
-      )
-      for name, dtype in BATCH.items()
-    },
-  )
-
-
-def _abstract(x, place):
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
 
 def items(state):

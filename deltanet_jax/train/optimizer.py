@@ -1,6 +1,8 @@
 """AdamW and Muon, their schedules, and which parameter gets what."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,14 @@ import optax
 
 _HIDDEN = ('embed', 'mlp', 'latent')  # axes that make an array a hidden matrix
 _STACKED = ('layers', 'experts')  # axes along which matrices are stacked
+
+
+class Optimizer(NamedTuple):
+  """init(params) -> state; update(grads, state, params) -> (updates, state,
+  rate): the learning rate in the updates."""
+
+  init: Callable
+  update: Callable
 
 
 def schedule(cfg, steps):
@@ -70,7 +80,7 @@ def _muon(cfg, dims):
 
 
 def make_optimizer(cfg, steps, axes, moved=None, lr=None):
-  """The optax transformation of a run.
+  """The Optimizer of a run; its rate is Adam's.
 
   cfg: OptimConfig   steps: of the whole run   axes: tree of the parameters
   whose leaves are PartitionSpecs of logical axis names   moved: such a tree of
@@ -104,18 +114,39 @@ def make_optimizer(cfg, steps, axes, moved=None, lr=None):
   )
   adam = optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
   fixed = optax.set_to_zero()
-
-  def rate(peak):
-    return optax.scale_by_learning_rate(lambda step: peak * factor(step))
-
-  adam_rate = rate(cfg.lr if lr is None else lr)
-  return optax.chain(
+  chain = optax.chain(
     optax.clip_by_global_norm(cfg.clip),
     optax.partition(
       {'muon': _muon(cfg, dims), 'adam': adam, 'fixed': fixed}, labels
     ),
     optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
     optax.partition(
-      {'muon': rate(cfg.muon_lr), 'adam': adam_rate, 'fixed': fixed}, labels
+      {'muon': _descend('muon'), 'adam': _descend('adam'), 'fixed': fixed},
+      labels,
     ),
   )
+  peaks = {'muon': cfg.muon_lr, 'adam': cfg.lr if lr is None else lr}
+
+  def update(grads, state, params):
+    count = state[-1].inner_states['adam'].inner_state.count
+    part = factor(count)
+    rates = {name: peak * part for name, peak in peaks.items()}
+    updates, state = chain.update(grads, state, params, rates=rates)
+    return updates, state, rates['adam']
+
+  return Optimizer(chain.init, update)
+
+
+def _descend(name):
+  """Updates times -rates[name], `rates` given to the update; the state counts
+  the steps that were taken, as optax's own schedules do."""
+
+  def update(updates, state, params=None, *, rates, **others):
+    del params, others
+    step = -rates[name]
+    updates = jax.tree.map(lambda x: step.astype(x.dtype) * x, updates)
+    count = optax.safe_increment(state.count)
+    return updates, optax.ScaleByScheduleState(count)
+
+  init = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+  return optax.GradientTransformationExtraArgs(init, update)

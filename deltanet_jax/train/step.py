@@ -4,22 +4,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deltanet_jax.config.experiment import ObjectiveConfig
-from deltanet_jax.objectives.auxiliary import (
-  Told,
-  load_figures,
-  make_objective,
-  updated_biases,
-)
+from deltanet_jax.objectives.base import Outcome
 
 MAX_STREAK = 10  # skipped steps in a row that end a run
-
-
-def make_loss(cfg, dtype):
-  """The function (params, batch) -> summed next-token loss in nats, by which
-  a ModelConfig is evaluated; batch as for `auxiliary.make_objective`."""
-  objective = make_objective(cfg, dtype, ObjectiveConfig())
-  return lambda params, batch: objective(params, batch)[0]
 
 
 def micro_batches(batch, parts):
@@ -33,9 +20,9 @@ def micro_batches(batch, parts):
   return jax.tree.map(split, batch)
 
 
-def told_and_grads(objective, params, batch, accumulate):
-  """Told with its nats and reports as means, and the objective's gradient per
-  token, over all micro-batches.
+def outcome_and_grads(objective, params, batch, accumulate):
+  """The Outcome with its nats and reports as means, and the gradient per token
+  of the objective, over all micro-batches.
 
   Sums over tokens are divided by the weight of the whole batch, so that
   `accumulate` changes the memory and nothing else, however the weights are
@@ -45,12 +32,12 @@ def told_and_grads(objective, params, batch, accumulate):
 
   def part(batch):
     def mean(params):
-      total, told = objective(params, batch)
-      reports = jax.tree.map(lambda x: x / accumulate, told.reports)
-      return total / count, Told(told.nats / count, reports)
+      total, outcome = objective(params, batch)
+      reports = jax.tree.map(lambda x: x / accumulate, outcome.reports)
+      return total / count, Outcome(outcome.nats / count, reports)
 
-    (_, told), grads = jax.value_and_grad(mean, has_aux=True)(params)
-    return told, grads
+    (_, outcome), grads = jax.value_and_grad(mean, has_aux=True)(params)
+    return outcome, grads
 
   if accumulate == 1:
     return part(batch)
@@ -71,30 +58,29 @@ def _finite(tree):
   return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
-def train_step(
-  state, batch, *, objective, optimizer, rate, accumulate, bias_rate
-):
+def train_step(state, batch, *, objective, optimizer, accumulate):
   """The next State and the step's metrics.
 
-  objective: as `auxiliary.make_objective` makes it   bias_rate: of the routers'
-  biases, moved after the optimiser's update; 0 leaves them.
+  objective: an `Objective`, whose `adjust` comes after the optimizer's update
+  optimizer: an `optimizer.Optimizer`
 
   A batch whose loss, gradient norm or new parameters are not finite changes
   neither parameters nor optimiser; it is counted in `skipped` and, until a good
   one, in `streak`.
 
   metrics: loss (next token, nats per token), grad_norm (before clipping), lr,
-  skipped, streak, and `auxiliary.load_figures`.
+  skipped, streak, and `objective.figures`.
   """
-  told, grads = told_and_grads(objective, state.params, batch, accumulate)
-  loss = told.nats
+  outcome, grads = outcome_and_grads(objective, state.params, batch, accumulate)
+  loss = outcome.nats
   norm = optax.tree.norm(grads)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  updates, opt_state, rate = optimizer.update(
+    grads, state.opt_state, state.params
+  )
   params = optax.apply_updates(state.params, updates)
   # moments of finite gradients are finite
   good = jnp.isfinite(loss) & jnp.isfinite(norm) & _finite(params)
-  if bias_rate:
-    params = updated_biases(params, told.reports, bias_rate)
+  params = objective.adjust(params, outcome)
 
   def choose(new, old):
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
@@ -103,10 +89,10 @@ def train_step(
   metrics = {
     'loss': loss,
     'grad_norm': norm,
-    'lr': rate(state.step - state.skipped),
+    'lr': rate,
     'skipped': state.skipped + bad,
     'streak': (state.streak + bad) * bad,
-    **load_figures(told.reports),
+    **objective.figures(outcome),
   }
   state = state._replace(
     params=choose(params, state.params),

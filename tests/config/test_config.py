@@ -13,6 +13,7 @@ from deltanet_jax import config
 from deltanet_jax.config import experiment, mixers
 from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.config.mixers import AttentionConfig
+from deltanet_jax.config.objectives import NextTokenConfig
 from deltanet_jax.lab.study.config import StudyConfig
 
 SOURCE = """
@@ -271,7 +272,7 @@ def _every_kind():
     experiment.ModelConfig(9, 8, (layer,), 1, prefix=(layer,)),
     experiment.DataConfig('*.txt', 8, 2),
     experiment.OptimConfig(),
-    experiment.ObjectiveConfig(balance=1.0),
+    NextTokenConfig(balance=1.0),
     experiment.TrainConfig(9),
     MeshConfig(),
     mixers.YarnConfig(4.0, 8),
@@ -337,8 +338,8 @@ ZERO = {
   'StudyConfig.warmup': 'none',
   'StudyConfig.weight_decay': 'none',
   **{
-    f'ObjectiveConfig.{field.name}': 'no part of the objective'
-    for field in dataclasses.fields(experiment.ObjectiveConfig)
+    f'NextTokenConfig.{field.name}': 'no part of the objective'
+    for field in dataclasses.fields(NextTokenConfig)
   },
 }
 BOUNDED = 'OptimConfig.b1', 'OptimConfig.b2', 'DataConfig.heldout'
@@ -437,7 +438,7 @@ def test_yarn_needs_frequencies_that_differ(kind):
 
 def test_an_objective_of_nothing_is_refused():
   with pytest.raises(ValueError, match='nothing to learn; give one'):
-    experiment.ObjectiveConfig(next=0.0, bias_rate=0.1)
+    NextTokenConfig(next=0.0, bias_rate=0.1)
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,7 @@ def test_multi_token_prediction_is_the_references(folder, tmp_path):
   reference = np.load(FIXTURES / 'qwen3_next' / 'mtp.npz')
   tokens = jnp.asarray(reference['tokens'], jnp.int32)[:, 1:]
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  hidden, _ = MTP(model.cfg).apply(
+  hidden, *_ = MTP(model.cfg).apply(
     {'params': params['mtp']},
     reference['main_hidden'][:, :-1],
     embed(params, tokens),

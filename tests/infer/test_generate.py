@@ -1,5 +1,6 @@
 """Sampling, generation from the cache, and text in whole characters."""
 
+import dataclasses
 import json
 import types
 
@@ -166,6 +167,15 @@ def test_greedy_tokens_are_those_of_the_whole_model(model, length):
   )
   want = jnp.argmax(logits[0], -1)[length - 1 : -1]
   assert made == want.tolist() and len(set(made)) > 1
+
+
+def test_attention_in_a_layer_that_is_not_scanned(model):
+  # its cache is donated array by array
+  cfg, _ = model
+  cfg = dataclasses.replace(cfg, prefix=cfg.period, period=(), repeats=0)
+  mesh = sharding.make_mesh(MeshConfig())
+  params = sharding.init_params(HybridLM(cfg), jax.random.key(0), mesh)
+  assert len(_generate((cfg, params), [1, 2], 2)) == 2
 
 
 def test_a_seed_gives_one_text_and_another_seed_another(model):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from deltanet_jax.config.experiment import (
   Layer,
@@ -54,6 +55,47 @@ def test_pieces_into_a_growing_cache_give_the_logits_of_the_whole(
   np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
   for ours, theirs in zip(*map(jax.tree.leaves, (cache, whole)), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_rows_of_other_lengths_and_one_put_among_them(quick_compile):
+  window = dataclasses.replace(FULL, window=12)
+  cfg = _config([FULL, window, MLAConfig.tiny(), DSAConfig.tiny(), DELTA])
+  ends = _config([FULL]).period, _config([DELTA]).period
+  cfg = dataclasses.replace(cfg, prefix=ends[0], suffix=ends[1], repeats=2)
+  model, mesh = HybridLM(cfg), sharding.make_mesh(MeshConfig())
+  params = sharding.init_params(model, jax.random.key(0), mesh)
+  call = jax.jit(
+    lambda *args, **how: model.apply({'params': params}, *args, **how)
+  )
+  texts = np.random.default_rng(1).integers(0, 50, (4, 24), np.int32)
+  want, none = call(texts)
+  close = lambda got, want: np.testing.assert_allclose(
+    got, want, atol=1e-5 * np.abs(want).max()
+  )
+  assert none is None
+
+  lengths, padded = np.array([5, 17, 1]), texts[:3, :17].copy()
+  padded[np.arange(17) >= lengths[:, None]] = 49
+  cache = init_cache(cfg, 3, 24, jnp.float32)
+  got, cache = call(padded, cache=cache, lengths=jnp.asarray(lengths))
+  for row, n in enumerate(lengths):
+    close(got[row, :n], want[row, :n])
+  # the second text makes room for another, at another place
+  _, row = call(texts[3:, :9], cache=init_cache(cfg, 1, 24, jnp.float32))
+  cache = room.insert_row(cache, row, 1)
+  order, lengths = np.array([0, 3, 2]), np.array([5, 9, 1])
+  for _ in range(3):
+    np.testing.assert_array_equal(cache.length, lengths)
+    got, cache = call(texts[order, lengths][:, None], cache=cache)
+    close(got[:, 0], want[order, lengths])
+    lengths = lengths + 1
+
+
+def test_a_row_of_fewer_slots_is_refused():
+  cfg = _config([FULL])
+  big, small = (init_cache(cfg, 1, n, jnp.float32) for n in (16, 8))
+  with pytest.raises(ValueError, match='make both of as many slots'):
+    room.insert_row(big, small, 0)
 
 
 def test_slots_hold_the_text_and_are_fewer_than_twice_it(monkeypatch):

@@ -1,5 +1,6 @@
 """launch.bench: what it runs, compares and refuses; never how fast."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deltanet_jax.config.forms import FORMS
 from deltanet_jax.lab.bench import bench, report
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -131,11 +133,12 @@ def test_backward_gives_every_gradient(quick_compile):
   np.testing.assert_allclose(d_state, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('op', bench.INPUTS)
+@pytest.mark.parametrize('op', FORMS)
 def test_inputs_are_those_of_a_mixer(op, quick_compile):
   settings = TINY._replace(op=op, dtype='bfloat16', batch=3)
   inputs, state, d_o = bench.make_inputs(settings, 7, jax.random.key(1))
-  given = dict(zip(bench.INPUTS[op], inputs, strict=True))
+  names = importlib.import_module(f'deltanet_jax.ops.{op}').DESCRIPTION.inputs
+  given = dict(zip(names, inputs, strict=True))
   norm = lambda x: np.linalg.norm(np.asarray(x, np.float32), axis=-1)
   assert given['q'].shape == given['k'].shape == (3, 7, 1, 4)
   np.testing.assert_allclose(norm(given['k']), 1, rtol=1e-2)

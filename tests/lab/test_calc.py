@@ -65,8 +65,8 @@ def test_cache_bytes_by_layer_kind():
   for context, size in sizes.items():
     assert size['GatedDeltaNet'] == 2 * 3 * (state + conv)
     keys = 2 * 2 * 2 * 8 * context * 3
-    # beside the keys and values: each slot's position, and the length
-    assert size['Attention'] == 2 * (keys + 4 * context + 4)
+    # beside the keys and values: each slot's position, and each row's length
+    assert size['Attention'] == 2 * (keys + 3 * (4 * context + 4))
 
 
 def test_cache_of_a_window_stops_growing():
@@ -93,8 +93,8 @@ def test_twin_of_latent_attention_is_latent_and_its_cache_is_counted():
   assert [layer.mixer for layer in twin.layers] == [latent] * 4
   size = calc.cache_bytes(twin, 100, 3, jnp.bfloat16)
   token = 2 * (latent.latent + latent.shared_dim)
-  # beside the latents and shared keys: each slot's position, and the length
-  assert size == {'MLA': 4 * (3 * 100 * token + 4 * 100 + 4)}
+  # beside the latents and shared keys: each slot's position, each row's length
+  assert size == {'MLA': 4 * 3 * (100 * token + 4 * 100 + 4)}
 
 
 def test_no_twin_without_attention():
@@ -119,8 +119,9 @@ def test_cache_is_that_of_the_model():
   for context, batch in ((64, 1), (100, 3)):
     cache = init_cache(cfg, batch, context, jnp.bfloat16)
     held = sum(x.nbytes for x in jax.tree.leaves(cache))
-    # beside the layers' caches: how many tokens the model has seen
-    assert calc.total_bytes(cfg, context, batch, jnp.bfloat16) == held - 4
+    # beside the layers' caches: how many tokens the model has seen of a row
+    held -= 4 * batch
+    assert calc.total_bytes(cfg, context, batch, jnp.bfloat16) == held
     by_type = {
       dtype: sum(x.nbytes for x in jax.tree.leaves(cache) if x.dtype == dtype)
       for dtype in (jnp.bfloat16, jnp.float32, jnp.int32)
@@ -129,7 +130,7 @@ def test_cache_is_that_of_the_model():
     for part in sizes(cfg, context, batch, jnp.bfloat16).values():
       parts.update(part)
     assert parts['state'] == by_type[jnp.float32]
-    assert parts['positions'] == by_type[jnp.int32] - 4
+    assert parts['positions'] == by_type[jnp.int32] - 4 * batch
     assert parts['tokens'] + parts['convolution'] == by_type[jnp.bfloat16]
 
 
@@ -140,7 +141,7 @@ def test_cache_by_what_it_holds_and_in_other_types():
     'convolution': 2 * 3 * 2 * 3 * (2 * 2 * 8 + 4 * 16),
   }
   assert parts['Attention'] == {
-    'tokens': 2 * 3 * 2 * 2 * 2 * 8 * 64, 'positions': 2 * 4 * (64 + 1)
+    'tokens': 2 * 3 * 2 * 2 * 2 * 8 * 64, 'positions': 2 * 3 * 4 * (64 + 1)
   }  # fmt: skip
   other = calc.cache_parts(
     _model(DELTA, FULL), 64, 3, 'float8_e4m3fn', 'bfloat16'

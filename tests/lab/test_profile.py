@@ -64,10 +64,10 @@ def test_a_nearly_full_cache_is_one_that_so_many_tokens_have_been_put_into():
   assert jax.tree.map(jnp.shape, cache) == jax.tree.map(jnp.shape, shapes)
   written = 128 - plan.STEPS - plan.WARM
   full, rotating, delta = cache.period
-  assert cache.length == written and (full.length == written).all()
-  assert full.positions[1, :written].tolist() == list(range(written))
-  assert (full.positions[:, written:] == UNWRITTEN).all()
-  slots = rotating.positions[0]
+  assert (cache.length == written).all() and (full.length == written).all()
+  assert full.positions[1, 2, :written].tolist() == list(range(written))
+  assert (full.positions[..., written:] == UNWRITTEN).all()
+  slots = rotating.positions[0, 2]
   assert sorted(slots.tolist()) == list(range(written - 50, written))
   assert (slots % 50 == jnp.arange(50)).all()
   # noise, the same for every sequence, not for every slot

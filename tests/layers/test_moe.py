@@ -18,7 +18,13 @@ from deltanet_jax.config.experiment import (
 )
 from deltanet_jax.config.mixers import LinearAttentionConfig
 from deltanet_jax.layers.moe import MoE
-from deltanet_jax.model import HybridLM, init_cache
+from deltanet_jax.model import (
+  Backbone,
+  HybridLM,
+  compute_logits,
+  head_weight,
+  init_cache,
+)
 from deltanet_jax.ops import routing
 from deltanet_jax.parallel import sharding
 
@@ -274,7 +280,10 @@ def test_a_model_reports_every_layers_load_and_shards(c):
   @jax.jit
   def run(params):
     def loss(params):
-      logits, reports = model.apply({'params': params}, tokens)
+      hidden, _, reports = Backbone(model.cfg).apply(
+        {'params': params['backbone']}, tokens
+      )
+      logits = compute_logits(hidden, head_weight(params, model.cfg))
       return jnp.sum(logits**2), reports
 
     return jax.value_and_grad(loss, has_aux=True)(params)

@@ -14,6 +14,7 @@ import pytest
 from deltanet_jax import config
 from deltanet_jax.config import mixers as mixer_config
 from deltanet_jax.config.experiment import MeshConfig
+from deltanet_jax.config.forms import OWN
 from deltanet_jax.layers.proj import AXES
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.parallel import sharding
@@ -67,15 +68,16 @@ every_class = pytest.mark.parametrize('cfg', list(_configs({})))
 every_mixer = pytest.mark.parametrize('cfg', list(_configs(OPTIONS)))
 
 
-def _call(cfg, params, x, segment_ids=None, cache=None, start=0):
-  index = start + jnp.arange(x.shape[1], dtype=jnp.int32)
-  positions = jnp.broadcast_to(index, x.shape[:2])
+def _call(cfg, params, x, segment_ids=None, cache=None, start=0, lengths=None):
+  index = jnp.arange(x.shape[1], dtype=jnp.int32)
+  positions = jnp.broadcast_to(index, x.shape[:2]) + start
   if segment_ids is not None:
     run = jnp.cumsum(jnp.diff(segment_ids, prepend=0) != 0, 1)
     positions -= (run[:, None] == run[:, :, None]).argmax(-1)
-  ctx = Context(positions, segment_ids, jnp.float32(0.5))
+  ctx = Context(positions, segment_ids, jnp.float32(0.5), lengths)
   module = cfg.make(d_model=D, dtype=x.dtype)
-  return module.apply({'params': params}, x, ctx, cache)
+  y, cache, _ = module.apply({'params': params}, x, ctx, cache)
+  return y, cache
 
 
 @functools.cache
@@ -135,7 +137,7 @@ def _close(got, want, rtol=2e-5):
 @pytest.mark.parametrize('cfg', list(_configs(RULE_OPTIONS)))
 def test_forms_agree_in_value_and_gradient(cfg):
   x, w = _inputs()
-  forms = mixer_config.FORMS if hasattr(cfg, 'form') else (None,)
+  forms = OWN if hasattr(cfg, 'form') else (None,)
   found = [
     _pull(dataclasses.replace(cfg, form=form) if form else cfg)(
       _params(cfg), x, w
@@ -172,6 +174,46 @@ def test_prefill_then_steps_equals_full(cfg):
     y, cache = _apply(cfg)(params, x[:, t : t + 1], cache=cache, start=t)
     parts.append(y)
   _close(jnp.concatenate(parts, 1), whole)
+
+
+LENGTHS = (5, 17, 1, 0)  # of the rows' prompts
+
+
+@every_mixer
+def test_rows_of_other_lengths_equal_each_alone(cfg):
+  """Prompts padded by what is no number, then row by row other pieces."""
+  (x, _), params = _inputs(), _params(cfg)
+  cache = cfg.init_cache(B, T, jnp.float32)
+  lengths = np.zeros(B, np.int32)
+  got = [[] for _ in range(B)]
+  # tokens a row takes: prompts, then steps, some of them of other rows alone
+  for counts in (LENGTHS, (1, 1, 1, 1), (1, 0, 1, 0), (3, 5, 0, 4), (1,) * B):
+    width = max(17 if counts == LENGTHS else 1, *counts)
+    part = np.full((B, width, D), np.nan, np.float32)
+    for b, n in enumerate(counts):
+      part[b, :n] = x[b, lengths[b] : lengths[b] + n]
+    before = cache
+    y, cache = _apply(cfg)(
+      params,
+      part,
+      cache=cache,
+      start=lengths[:, None],
+      lengths=jnp.int32(counts),
+    )
+    for b, n in enumerate(counts):
+      got[b].append(y[b, :n])
+      if n == 0:
+        row = lambda x, b=b: x[b]
+        jax.tree.map(
+          np.testing.assert_array_equal,
+          *(jax.tree.map(row, x) for x in (cache, before)),
+        )
+    lengths = lengths + np.int32(counts)
+  for b, n in enumerate(lengths):
+    alone = cfg.init_cache(1, T, jnp.float32)
+    want, alone = _apply(cfg)(params, x[b : b + 1, :n], cache=alone)
+    _close(jnp.concatenate(got[b]), want[0])
+    _close(jax.tree.map(lambda x, b=b: x[b : b + 1], cache), alone)
 
 
 @every_mixer
@@ -221,6 +263,27 @@ def test_segments_with_a_cache_are_refused(cfg):
     )
 
 
+@every_mixer
+def test_both_ways_is_for_attention_alone(cfg):
+  (x, _), params = _inputs(), _params(cfg)
+  ctx = Context(
+    jnp.broadcast_to(jnp.arange(T), (B, T)),
+    depth=jnp.float32(0.5),
+    mode='bidirectional',
+  )
+  run = lambda x: cfg.make(d_model=D).apply({'params': params}, x, ctx)[0]
+  if not isinstance(cfg, mixer_config.ATTENTION) or getattr(
+    cfg, 'window', None
+  ):
+    with pytest.raises(ValueError, match="'bidirectional'; .* causal alone"):
+      run(x)
+    return
+  # the last token sees the same either way, and the first sees the last
+  _close(run(x)[:, -1], _apply(cfg)(params, x)[0][:, -1])
+  other = run(np.concatenate([x[:, :-1], -x[:, -1:]], 1))
+  assert np.abs(other - run(x))[:, 0].any()
+
+
 @every_class
 def test_bfloat16_input_keeps_float32_states(cfg):
   (x, w), params = _inputs(), _params(cfg)
@@ -248,6 +311,24 @@ def test_cache_of_a_recurrent_mixer_does_not_grow(cfg):
     hasattr(cfg, 'kv_heads') and cfg.window is None
   )
   assert (size(64) == size(4096)) != grows
+
+
+@every_mixer
+def test_a_cache_says_what_its_parts_hold(cfg):
+  small, large = (
+    jax.eval_shape(lambda n=n: cfg.init_cache(B, n, jnp.bfloat16))
+    for n in (1, 3)
+  )
+  assert set(small.PARTS) == set(small._fields)
+  for name, one, more in zip(small._fields, small, large, strict=True):
+    if one is None:
+      continue
+    part = small.PARTS[name]
+    assert (one.shape != more.shape) == (
+      part == 'tokens' or name == 'positions'
+    )
+    assert (one.dtype == jnp.int32) == (part == 'positions')
+    assert one.shape[0] == B
 
 
 @every_class

@@ -19,11 +19,11 @@ from deltanet_jax.config.experiment import (
   MLPConfig,
   ModelConfig,
   MoEConfig,
-  ObjectiveConfig,
   OptimConfig,
   TrainConfig,
 )
 from deltanet_jax.config.mixers import DSAConfig, GatedDeltaNetConfig
+from deltanet_jax.config.objectives import NextTokenConfig
 from deltanet_jax.model import (
   MTP,
   Backbone,
@@ -36,6 +36,7 @@ from deltanet_jax.model import (
 from deltanet_jax.objectives import auxiliary
 from deltanet_jax.ops import routing
 from deltanet_jax.train import state as states, step as steps
+from deltanet_jax.train.optimizer import Optimizer
 
 pytestmark = [
   pytest.mark.slow,
@@ -81,16 +82,17 @@ def _batch():
 @functools.cache
 def _hidden_and_reports():
   batch = _batch()
-  return jax.jit(Backbone(CFG).apply)(
+  hidden, _, reports = jax.jit(Backbone(CFG).apply)(
     {'params': _params()['backbone']},
     batch['tokens'],
     batch['positions'],
     batch['segment_ids'],
   )
+  return hidden, reports
 
 
 def _further(params, hidden, batch):
-  out, _ = MTP(CFG).apply(
+  out, *_ = MTP(CFG).apply(
     {'params': params['mtp']},
     hidden,
     embed(params, batch['targets']),
@@ -118,7 +120,7 @@ def test_multi_token_prediction_sees_nothing_later():
   embedded = embed(params, batch['targets'])
 
   def at(hidden, embedded):
-    out, _ = MTP(CFG).apply(
+    out, *_ = MTP(CFG).apply(
       {'params': params['mtp']}, hidden, embedded, batch['positions']
     )
     return jnp.sum(out[:, 6] ** 2)
@@ -144,10 +146,12 @@ def test_multi_token_prediction_continues_from_its_cache():
   run = lambda hidden, embedded, index, cache=None: MTP(CFG).apply(
     {'params': params['mtp']}, hidden, embedded, index, cache=cache
   )
-  want, _ = run(hidden, embedded, index)
+  want, *_ = run(hidden, embedded, index)
   cache, parts = CFG.mtp.mixer.init_cache(B, T, jnp.float32), []
   for part in (slice(0, 8), slice(8, 9), slice(9, 10)):
-    out, cache = run(hidden[:, part], embedded[:, part], index[:, part], cache)
+    out, cache, _ = run(
+      hidden[:, part], embedded[:, part], index[:, part], cache
+    )
     parts.append(out)
   np.testing.assert_allclose(jnp.concatenate(parts, 1), want, atol=2e-5)
 
@@ -214,17 +218,16 @@ def test_config_survives_json():
 
 
 def _step(objective, accumulate=1):
-  optimizer = optax.adam(1e-2)
+  adam = optax.adam(1e-2)
+  optimizer = Optimizer(adam.init, lambda *args: (*adam.update(*args), 1e-2))
   state = states.create(_params(), optimizer)
   return jax.jit(
     lambda state, batch: steps.train_step(
       state,
       batch,
       optimizer=optimizer,
-      rate=lambda step: 1.0,
       accumulate=accumulate,
-      bias_rate=objective.bias_rate,
-      objective=auxiliary.make_objective(CFG, jnp.float32, objective),
+      objective=objective.make(CFG, jnp.float32),
     )
   )(state, _batch())
 
@@ -240,11 +243,11 @@ def _moved(state):
 
 
 def test_every_part_of_the_objective_moves_its_own_weights():
-  everything = ObjectiveConfig(
+  everything = NextTokenConfig(
     further=0.3, balance=0.01, indexer=1.0, bias_rate=0.001
   )
   state, metrics = _step(everything)
-  plain, plain_metrics = _step(ObjectiveConfig())
+  plain, plain_metrics = _step(NextTokenConfig())
   # the loss shown is the next token's, whatever else is minimised
   np.testing.assert_allclose(metrics['loss'], plain_metrics['loss'], rtol=1e-6)
   assert metrics['grad_norm'] > plain_metrics['grad_norm']
@@ -260,14 +263,14 @@ def test_every_part_of_the_objective_moves_its_own_weights():
 
 @pytest.mark.long
 def test_warm_up_moves_the_indexers_alone():
-  state, _ = _step(ObjectiveConfig(next=0.0, indexer=1.0))
+  state, _ = _step(NextTokenConfig(next=0.0, indexer=1.0))
   for name, moved in _moved(state).items():
     assert moved == ("['index_" in name and "['mtp']" not in name), name
 
 
 @pytest.mark.long
 def test_two_micro_batches_give_the_gradient_of_one_batch():
-  objective = ObjectiveConfig(further=0.3, indexer=1.0)
+  objective = NextTokenConfig(further=0.3, indexer=1.0)
   _, a = _step(objective)
   _, b = _step(objective, accumulate=2)
   np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
@@ -280,7 +283,7 @@ def test_an_objective_without_its_part_of_the_model_is_refused(name):
     vocab=Z, d_model=D, repeats=1, period=(Layer(DELTA, MLPConfig(6)),)
   )
   rest = DataConfig('x', 8, 2), OptimConfig()
-  train = TrainConfig(steps=1, objective=ObjectiveConfig(**{name: 0.1}))
+  train = TrainConfig(steps=1, objective=NextTokenConfig(**{name: 0.1}))
   with pytest.raises(
     ValueError, match=f'objective.{name} is 0.1 and the model'
   ):
@@ -291,22 +294,22 @@ def test_an_objective_without_its_part_of_the_model_is_refused(name):
 
 def test_a_negative_weight_is_refused():
   with pytest.raises(ValueError, match='objective.balance is -1; give 0'):
-    ObjectiveConfig(balance=-1)
+    NextTokenConfig(balance=-1)
 
 
 @pytest.mark.parametrize(
   'weights',
   [
-    ObjectiveConfig(),
-    ObjectiveConfig(further=0.5, indexer=1.0),
-    ObjectiveConfig(next=0.0, indexer=1.0),
+    NextTokenConfig(),
+    NextTokenConfig(further=0.5, indexer=1.0),
+    NextTokenConfig(next=0.0, indexer=1.0),
   ],
 )
 def test_what_moves_is_what_has_a_gradient(weights):
-  objective = auxiliary.make_objective(CFG, jnp.float32, weights)
+  objective = weights.make(CFG, jnp.float32)
   slope = jax.grad(lambda params: objective(params, _batch())[0])
   grads = jax.jit(slope)(_params())
   for path, grad in jax.tree_util.tree_leaves_with_path(grads):
     keys = [key.key for key in path]
     if keys[-2:] != ['ffn', 'bias']:  # it only ever moves by its own rule
-      assert auxiliary.moves(keys, weights) == bool(np.any(grad)), keys
+      assert objective.has_gradient(keys) == bool(np.any(grad)), keys

@@ -269,9 +269,9 @@ def test_mixers_rely_on_no_implicit_promotion_of_ranks(mixer):
     )
     jax.eval_shape(jax.grad(loss, (0, 1)), params, x)
     cache = mixer.init_cache(2, 24, jnp.float32)
-    ctx = ctx._replace(segment_ids=None)
+    ctx = ctx.replace(segment_ids=None)
     for n in (20, 1):
-      part = ctx._replace(positions=positions[:, :n])
+      part = ctx.replace(positions=positions[:, :n])
       jax.eval_shape(
         lambda p, part=part, n=n: module.apply(p, x[:, :n], part, cache),
         params,

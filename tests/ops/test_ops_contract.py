@@ -2,6 +2,7 @@
 may rely on: any length, chunk and entry state, packed documents, causality."""
 
 import functools
+import inspect
 import itertools
 import pkgutil
 import re
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltanet_jax import ops
+from deltanet_jax import kernels, ops
+from deltanet_jax.config.forms import FORMS, OWN
 from deltanet_jax.ops import attention, delta_rule, kda, linear_attention
+from deltanet_jax.parallel import sequence
 from tests import float64
 
 RULES = {
@@ -121,9 +124,48 @@ def test_every_module_with_forms_is_tested_here():
       __import__(f'deltanet_jax.ops.{module.name}', fromlist=['x']), 'FORMS'
     )
   }
-  assert found == set(RULES)
-  for rule in RULES.values():
-    assert set(rule.FORMS) == {'recurrent', 'associative', 'chunked'}
+  assert found == set(RULES) == set(FORMS)
+  for name, rule in RULES.items():
+    assert tuple(rule.FORMS) == OWN
+    assert tuple(kernels.forms(rule)) == FORMS[name]
+    for form in kernels.forms(rule).values():
+      order = tuple(inspect.signature(form).parameters)
+      inputs, gates = rule.DESCRIPTION.inputs, rule.DESCRIPTION.gates
+      assert order[: len(inputs)] == tuple(inputs)
+      assert {*gates, 'state', 'segment_ids'} <= set(order[len(inputs) :])
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_a_rules_carry_is_what_it_does_to_a_state(variant, quick_compile):
+  rule, inputs, state, *_ = draw(variant, 20)
+  description = RULES[rule].DESCRIPTION
+  described = description.inputs | description.gates
+  sizes = description.check(**inputs, state=state)
+  assert sizes == dict(
+    zip('BTHJKV', (B, 20, H, VARIANTS[variant][1], K, V), strict=True)
+  )
+
+  @jax.jit
+  def exit_state(arrays, state=None):
+    args, keywords = split_arguments(dict(zip(inputs, arrays, strict=True)))
+    return RULES[rule].recurrent(*args, state=state, **keywords)[1]
+
+  letters = [
+    None if x is None else described[name].axes_of(x)
+    for name, x in inputs.items()
+  ]
+  scalar = description.carry == 'scalar'
+  arrays = list(inputs.values())
+  carry, write = sequence._fold(exit_state, scalar, letters, arrays)
+  chex.assert_shape(carry, (B, H, 1, 1) if scalar else (B, H, K, K))
+  through = carry * state if scalar else carry @ state
+  zero = description.zero_state(sizes)
+  assert zero.dtype == jnp.float32
+  chex.assert_trees_all_close(
+    (through + write, write),
+    (exit_state(arrays, state), exit_state(arrays, zero)),
+    atol=2e-5,
+  )
 
 
 # compiling is all the cost here: every variant at T=100, where chunks of 16 are

@@ -18,18 +18,18 @@ from deltanet_jax.config.experiment import (
   MLPConfig,
   ModelConfig,
   MoEConfig,
-  ObjectiveConfig,
   OptimConfig,
   TrainConfig,
 )
+from deltanet_jax.config.objectives import NextTokenConfig
 from deltanet_jax.lab.dryrun.hlo import collectives
 from deltanet_jax.layers.conv import ShortConv
 from deltanet_jax.layers.moe import MoE
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import HybridLM
-from deltanet_jax.objectives.auxiliary import make_objective
 from deltanet_jax.ops import delta_rule, kda, linear_attention
 from deltanet_jax.parallel import experts, sequence, sharding
+from deltanet_jax.parallel.choice import Choice
 from deltanet_jax.train import loop
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -230,7 +230,8 @@ EVEN, TILTED, ONE = (
   ],
 )
 def test_experts_on_other_devices_do_the_same(way, bias, axes, monkeypatch):
-  monkeypatch.setattr(experts, 'gathered', getattr(experts, way))
+  choice = Choice(exchange=way, slices=False)
+  monkeypatch.setattr(experts, 'choose', lambda device: choice)
   monkeypatch.setattr(jax.lax, 'ragged_all_to_all', _ragged)
   monkeypatch.setattr(experts, 'FEW', 0)
   moe = MoE(
@@ -290,7 +291,7 @@ def test_a_mixer_over_split_time_equals_the_whole_row(cfg):
   params = nn.unbox(mixer.init(jax.random.key(1), x, ctx))
 
   def loss(params, x):
-    y, told = mixer.apply(params, x, ctx)
+    y, _, told = mixer.apply(params, x, ctx)
     told = 0.0 if told is None else told
     return jnp.sum(jnp.sin(y) * jnp.arange(16)) + told, y
 
@@ -333,12 +334,12 @@ def _like(name):
 
 def _objective(name):
   cfg = _like(name)
-  weights = ObjectiveConfig(
+  weights = NextTokenConfig(
     further=0.3 if cfg.mtp else 0.0,
     balance=0.1,
     indexer=0.1 if name == 'DeepSeek-V3.2' else 0.0,
   )
-  run = make_objective(cfg, jnp.float32, weights)
+  run = weights.make(cfg, jnp.float32)
   f = jax.value_and_grad(lambda params, batch: run(params, batch)[0] / (4 * T))
   tokens = np.random.default_rng(0).integers(0, Z, (4, T + 1), np.int32)
   ids = np.concatenate([SEGMENTS] * 2)

@@ -40,7 +40,7 @@ def _params(seed=0):
 
 def _update(cfg, params, grads, moved=None):
   optimizer = make_optimizer(cfg, 100, AXES, moved)
-  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  updates, _, _ = optimizer.update(grads, optimizer.init(params), params)
   return updates
 
 
@@ -152,3 +152,34 @@ def test_what_is_not_moved_neither_decays_nor_has_moments(name):
   assert params['q'].shape not in shapes
   assert params['embed'].shape not in shapes
   assert params['up'].shape in shapes
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+@pytest.mark.parametrize('lr', [None, 0.02])
+def test_the_rate_told_is_the_one_applied(name, lr):
+  params = _params()
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  cfg = OptimConfig(name=name, weight_decay=0.5, warmup=3, lr=0.01)
+  given = None if lr is None else jnp.float32(lr)
+  optimizer = make_optimizer(cfg, 9, AXES, lr=given)
+  state = optimizer.init(params)
+  factors = schedule(cfg, 9)(np.arange(9))
+  for factor in factors:
+    updates, state, rate = optimizer.update(zeros, state, params)
+    # no gradient: decay alone moves the embedding, that Adam has in both
+    applied = -updates['embed'] / (0.5 * params['embed'])
+    np.testing.assert_allclose(applied, rate, rtol=1e-5)
+    np.testing.assert_allclose(rate, (lr or 0.01) * factor, rtol=1e-6)
+  assert len(set(factors.tolist())) == 9
+
+
+def test_the_optimizers_state_is_that_of_stored_runs():
+  state = make_optimizer(OptimConfig(), 9, AXES).init(_params())
+  counts = [
+    jax.tree_util.keystr(path)
+    for path, x in jax.tree_util.tree_leaves_with_path(state)
+    if x.ndim == 0
+  ]
+  assert [c for c in counts if c.startswith('[3]')] == [
+    f"[3].inner_states['{name}'].inner_state.count" for name in ('adam', 'muon')
+  ]

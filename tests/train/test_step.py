@@ -6,14 +6,27 @@ import numpy as np
 import optax
 import pytest
 
-from deltanet_jax.objectives.auxiliary import Told
+from deltanet_jax.objectives.base import Outcome
 from deltanet_jax.train import state as states, step as steps
+from deltanet_jax.train.optimizer import Optimizer
 
 
-def _line_loss(params, batch):
-  error = (batch['tokens'] @ params['w'] - batch['targets']) ** 2
-  nats = jnp.sum(batch['weights'] * error)
-  return nats, Told(nats, reports=())
+class _Line:
+  """An objective: squared errors."""
+
+  def __call__(self, params, batch):
+    error = (batch['tokens'] @ params['w'] - batch['targets']) ** 2
+    nats = jnp.sum(batch['weights'] * error)
+    return nats, Outcome(nats, reports=())
+
+  def adjust(self, params, outcome):
+    return params
+
+  def figures(self, outcome):
+    return {}
+
+
+_line_loss = _Line()
 
 
 def _line(rows=8):
@@ -27,12 +40,23 @@ def _line(rows=8):
   return {'w': jax.random.normal(keys[3], (3,))}, batch
 
 
+def _optimizer(*parts):
+  """Its rate is the number of updates so far."""
+  chain = optax.chain(*parts)
+
+  def update(grads, state, params):
+    count = state[0][0].count.astype(float)
+    return *chain.update(grads, state, params), count
+
+  return Optimizer(chain.init, update)
+
+
 def test_four_micro_batches_equal_one_large_batch():
   params, batch = _line()
   weights = batch['weights'].reshape(2, 4, 5).sum((0, 2))
   assert len(set(weights.tolist())) > 1
-  one = steps.told_and_grads(_line_loss, params, batch, 1)
-  four = steps.told_and_grads(_line_loss, params, batch, 4)
+  one = steps.outcome_and_grads(_line_loss, params, batch, 1)
+  four = steps.outcome_and_grads(_line_loss, params, batch, 4)
   mean = _line_loss(params, batch)[0] / batch['weights'].sum()
   np.testing.assert_allclose(one[0].nats, mean, rtol=1e-6)
   jax.tree.map(
@@ -42,11 +66,11 @@ def test_four_micro_batches_equal_one_large_batch():
 
 def test_a_batch_without_finite_loss_changes_nothing_and_is_counted():
   params, batch = _line()
-  optimizer = optax.adam(0.1)
+  optimizer = _optimizer(optax.adam(0.1))
   step = jax.jit(
     lambda state, batch: steps.train_step(
       state, batch, objective=_line_loss, optimizer=optimizer,
-      rate=lambda step: 1.0 * step, accumulate=1, bias_rate=0.0,
+      accumulate=1,
     )
   )  # fmt: skip
   first, _ = step(states.create(params, optimizer), batch)
@@ -71,7 +95,7 @@ def test_a_batch_without_finite_loss_changes_nothing_and_is_counted():
 def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(what):
   params, batch = _line()
   scale = {'nan': jnp.nan, 'overflow': 3e38}[what]
-  optimizer = optax.chain(
+  optimizer = _optimizer(
     optax.adam(0.1),
     # of finite gradients: what b2 = 1 or a rate of 1e38 make of them
     optax.stateless(lambda g, p: jax.tree.map(lambda x: x * scale * 100, g)),
@@ -79,7 +103,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(what):
   step = jax.jit(
     lambda state, batch: steps.train_step(
       state, batch, objective=_line_loss, optimizer=optimizer,
-      rate=lambda step: 1.0, accumulate=1, bias_rate=0.0,
+      accumulate=1,
     )
   )  # fmt: skip
   first = states.create(params, optimizer)

@@ -22,11 +22,9 @@ import pathlib
 from absl import flags
 
 from deltanet_jax.cli import command
-from deltanet_jax.config import ConfigError
+from deltanet_jax.config import ConfigError, forms
 
-OP = flags.DEFINE_enum(
-  'op', 'delta_rule', ['linear_attention', 'delta_rule', 'kda'], 'The rule.'
-)
+OP = flags.DEFINE_enum('op', 'delta_rule', list(forms.FORMS), 'The rule.')
 FORMS = flags.DEFINE_list(
   'forms', ['chunked', 'associative', 'recurrent'],
   'Its forms; ratios are over the first.',

@@ -16,13 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax import kernels
+from deltanet_jax.ops.description import VALUE
 from deltanet_jax.progress import span
 
-INPUTS = {
-  'linear_attention': ('q', 'k', 'v', 'g'),
-  'delta_rule': ('q', 'k', 'v', 'beta', 'g'),
-  'kda': ('q', 'k', 'v', 'beta', 'g'),
-}
 PASSES = ('forward', 'forward+backward')
 # largest difference of outputs, over the largest output, that is rounding
 ROUNDING = {'float32': 1e-3, 'bfloat16': 5e-2}
@@ -107,7 +104,7 @@ def functions(settings):
 
   ValueError for a form or peer that is not there or does not take the inputs.
   """
-  forms = importlib.import_module(f'deltanet_jax.ops.{settings.op}').FORMS
+  forms = kernels.forms(_rule(settings))
   found = {}
   for name in settings.forms:
     if name not in forms:
@@ -125,6 +122,10 @@ def functions(settings):
   return found
 
 
+def _rule(settings):
+  return importlib.import_module(f'deltanet_jax.ops.{settings.op}')
+
+
 def _load(path, name):
   # not imported, which would leave a cached copy beside the file
   try:
@@ -139,7 +140,7 @@ def _load(path, name):
 
 def _check_peer(peer, function, settings):
   """One trace per length: a peer that fails, fails before the first timing."""
-  names = ', '.join(INPUTS[settings.op])
+  names = ', '.join(_rule(settings).DESCRIPTION.inputs)
   for length in settings.lengths:
     inputs, state, d_o = shapes(settings, length)
     try:
@@ -170,27 +171,37 @@ def _line(error):
 def make_inputs(settings, length, key):
   """What a mixer gives: (inputs, state, d_o).
 
-  inputs as INPUTS names them: q, k [B,T,J,K], |k| = 1, |q| = K^-0.5;
-  v [B,T,H,K] normal; beta [B,T,H] in (0, 1); g = -softplus(normal - 3) in
-  float32, [B,T,H], for kda [B,T,H,K]. The state is zeros, d_o is normal.
+  inputs as the rule describes them: a key has norm 1, a query K^-0.5; values
+  are normal; gates in (0, 1); decays -softplus(normal - 3), in float32. The
+  state is zero, d_o is normal.
   """
-  B, H, J = settings.batch, settings.heads, settings.key_heads
-  K, T = settings.dim, length
-  names = ('q', 'k', 'v', 'beta', 'g', 'd_o')
-  keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-  normal = lambda name, *shape: jax.random.normal(keys[name], (B, T, *shape))
+  description = _rule(settings).DESCRIPTION
+  sizes = {
+    'B': settings.batch,
+    'T': length,
+    'J': settings.key_heads,
+    'H': settings.heads,
+    'K': settings.dim,
+    'V': settings.dim,
+  }
   unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
   low = lambda x: x.astype(settings.dtype)
-  per_channel = (K,) if settings.op == 'kda' else ()
-  every = {
-    'q': low(unit(normal('q', J, K)) * K**-0.5),
-    'k': low(unit(normal('k', J, K))),
-    'v': low(normal('v', H, K)),
-    'beta': low(jax.nn.sigmoid(normal('beta', H))),
-    'g': -jax.nn.softplus(normal('g', H, *per_channel) - 3),
+  of_kind = {
+    'query': lambda x: low(unit(x) * settings.dim**-0.5),
+    'key': lambda x: low(unit(x)),
+    'value': low,
+    'gate': lambda x: low(jax.nn.sigmoid(x)),
+    'decay': lambda x: -jax.nn.softplus(x - 3),
   }
-  inputs = tuple(every[name] for name in INPUTS[settings.op])
-  return inputs, jnp.zeros((B, H, K, K)), low(normal('d_o', H, K))
+  described = (*description.inputs.values(), VALUE)
+  keys = jax.random.split(key, len(described))
+  *inputs, d_o = (
+    of_kind[x.kind](
+      jax.random.normal(key, [sizes[n] for n in x.axes.split('|')[0]])
+    )
+    for x, key in zip(described, keys, strict=True)
+  )
+  return tuple(inputs), description.zero_state(sizes), d_o
 
 
 def shapes(settings, length):

@@ -17,9 +17,8 @@ from deltanet_jax.config.mixers import ATTENTION
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.parallel import sharding
 
-# stands for the cache's type while parts are told apart, and for the
-# computation's: neither the shapes nor the products depend on it
-_PROBE = jnp.bfloat16
+# of caches and computation: neither shapes nor products depend on it
+_DTYPE = jnp.bfloat16
 
 LONGEST = 2**40  # tokens; beyond any context
 
@@ -75,8 +74,7 @@ def cache_bytes(cfg, context, batch, dtype, state_dtype=jnp.float32):
 def cache_parts(cfg, context, batch, dtype, state_dtype=jnp.float32):
   """`cache_bytes` with each mixer's bytes by what they hold: 'tokens' (keys
   and values, latents), 'convolution' (its last inputs), both in dtype;
-  'state' in state_dtype (the model's own is float32); 'positions', int32, one
-  for all sequences."""
+  'state' in state_dtype (the model's own is float32); 'positions', int32."""
   widths = {'state': jnp.dtype(state_dtype).itemsize, 'positions': 4}
   sizes = collections.defaultdict(collections.Counter)
   for mixer, count in collections.Counter(x.mixer for x in cfg.layers).items():
@@ -90,22 +88,16 @@ def cache_parts(cfg, context, batch, dtype, state_dtype=jnp.float32):
 @functools.lru_cache(maxsize=1024)
 def cache_arrays(mixer):
   """What each array of a mixer's cache holds, as in `cache_parts`."""
-  return tuple(_part(empty) for empty in cache_shapes(mixer, 0, 1))
-
-
-def _part(empty):
-  """What an array holds, from its shape for no token at all."""
-  if jnp.issubdtype(empty.dtype, jnp.integer):
-    return 'positions'
-  if empty.dtype != _PROBE:
-    return 'state'
-  return 'convolution' if empty.size else 'tokens'
+  cache = jax.eval_shape(lambda: mixer.init_cache(1, 1, _DTYPE))
+  # a part may be none: the inputs of a convolution that is not there
+  arrays = zip(cache._fields, cache, strict=True)
+  return tuple(cache.PARTS[name] for name, x in arrays if x is not None)
 
 
 @functools.lru_cache(maxsize=4096)
 def cache_shapes(mixer, context, batch):
   """The shapes of those arrays."""
-  fresh = lambda: mixer.init_cache(batch, context, _PROBE)
+  fresh = lambda: mixer.init_cache(batch, context, _DTYPE)
   return jax.tree.leaves(jax.eval_shape(fresh))
 
 
@@ -271,7 +263,7 @@ def _forward_flops(cfg, context):
 
 @functools.lru_cache(maxsize=256)
 def _step_flops(cfg, context):
-  fresh = lambda: cfg.period[0].mixer.init_cache(1, context, _PROBE)
+  fresh = lambda: cfg.period[0].mixer.init_cache(1, context, _DTYPE)
   return _block_flops(cfg, 1, jax.eval_shape(fresh))
 
 
@@ -284,14 +276,14 @@ def _block_flops(cfg, tokens, cache):
 @functools.lru_cache(maxsize=64)
 def _block(cfg):
   """The only layer of the model, and its parameters' shapes."""
-  block = model.Block(cfg, cfg.period[0], _PROBE)
+  block = model.Block(cfg, cfg.period[0], _DTYPE)
   inputs = _inputs(cfg, 1)
   return block, jax.eval_shape(block.init, jax.random.key(0), *inputs, None)
 
 
 def _inputs(cfg, tokens):
   shape = jax.ShapeDtypeStruct
-  return shape((1, tokens, cfg.d_model), _PROBE), Context(
+  return shape((1, tokens, cfg.d_model), _DTYPE), Context(
     shape((1, tokens), jnp.int32), None, shape((), jnp.float32)
   )
 

@@ -26,6 +26,8 @@ _CACHE = {
   'latent': ('batch', None, None),
   'key': ('batch', None, None),
   'index': ('batch', None, None),
+  'positions': ('batch', None),
+  'length': ('batch',),
 }
 
 

@@ -14,10 +14,10 @@ import time
 from absl import flags
 
 from deltanet_jax.cli import command
-from deltanet_jax.config.mixers import FORMS
+from deltanet_jax.config.forms import OWN
 
 FORM = flags.DEFINE_enum(
-  'form', 'recurrent', FORMS, 'Of the rules: the step, or what trains.'
+  'form', 'recurrent', OWN, 'Of the rules: the step, or what trains.'
 )
 JSON = flags.DEFINE_string('json', None, 'File for all the numbers.')
 PNG = flags.DEFINE_string('png', None, 'Plot of capacity and recency.')

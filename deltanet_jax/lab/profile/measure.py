@@ -74,7 +74,7 @@ class Subject:
     one, two = (
       calc.total_bytes(self.cfg, context, n, self.dtype) for n in (1, 2)
     )
-    each = two - one  # positions and lengths are shared by the batch
+    each = two - one
     left = self.settings.budget_gib * 2**30 - self.parameter_bytes - one + each
     fits = int(max(0, left // each))
     return min(fits, self.settings.max_batch), fits > self.settings.max_batch
@@ -100,7 +100,8 @@ def nearly_full(subject, batch, slots):
       size = one.shape[-1]
       # the newest position that is written to this slot, if there is one
       newest = index + size * ((length - 1 - index) // size)
-      return jnp.where(newest < 0, UNWRITTEN, newest)
+      newest = jnp.where(newest < 0, UNWRITTEN, newest)
+      return jnp.broadcast_to(newest, all_.shape)
     bits = jax.lax.iota(jnp.uint32, one.size) * jnp.uint32(2654435769)
     noise = (bits >> 8).astype(jnp.float32) * 2.0**-23 - 1
     noise = noise.reshape(one.shape).astype(one.dtype)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from deltanet_jax import model
-from deltanet_jax.config.experiment import ObjectiveConfig, OptimConfig
+from deltanet_jax.config.experiment import OptimConfig
 from deltanet_jax.config.mixers import DSAConfig
-from deltanet_jax.objectives import auxiliary
+from deltanet_jax.config.objectives import NextTokenConfig
 from deltanet_jax.parallel import sharding
 from deltanet_jax.train import optimizer
 
@@ -44,67 +44,74 @@ class Program(NamedTuple):
 def make(cfg, model_cfg, task, steps):
   """The Program that trains `model_cfg` on `task` for `steps` in all."""
   lm = model.HybridLM(model_cfg, jnp.dtype(cfg.dtype))
-  sparse = any(isinstance(x.mixer, DSAConfig) for x in model_cfg.layers)
-  # the choice of keys has no gradient of the loss: the indexer has its own
-  weights = ObjectiveConfig(indexer=float(sparse))
-  objective = auxiliary.make_objective(model_cfg, jnp.dtype(cfg.dtype), weights)
   axes = sharding.logical_axes(lm)
-  plain = jax.tree.structure(sharding.abstract_params(lm))
   rules = OptimConfig(
     warmup=cfg.warmup, weight_decay=cfg.weight_decay, clip=cfg.clip, final=0.0
   )
-
-  def optimise(rate):
-    return optimizer.make_optimizer(rules, steps, axes, lr=rate)
-
-  def init(seed):
-    boxed = lm.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))
-    # without the names of the axes
-    params = jax.tree.unflatten(plain, jax.tree.leaves(boxed['params']))
-    # tokens enter as large as what a layer adds to them: smaller, they drown
-    # in it, and small models learn no lookup in some hundred steps
-    params['backbone']['embed'] /= model.EMBED_STD
-    return params, optimise(1.0).init(params)
-
-  def loss(params, example):
-    total, _ = objective(params, _batch(example))
-    return total / example.weights.sum()
-
-  def train(state, rate, data, start, stop):
-    adam = optimise(rate)
-
-    def step(i, state):
-      params, moments = state
-      example = task.sample(jax.random.fold_in(data, i), cfg.batch)
-      grads = jax.grad(loss)(params, example)
-      updates, moments = adam.update(grads, moments, params)
-      return optax.apply_updates(params, updates), moments
-
-    return jax.lax.fori_loop(start, stop, step, state)
-
-  def score(params, data):
-    example = task.sample(jax.random.fold_in(data, EVALUATION), cfg.items)
-    logits, _ = lm.apply({'params': params}, example.tokens)
-    nats = optax.softmax_cross_entropy_with_integer_labels(
-      logits, example.targets
-    )
-    correct = logits.argmax(-1) == example.targets
-    return Scores(
-      correct, nats, example.weights, example.slices, example.tokens
-    )
+  optimise = lambda rate: optimizer.make_optimizer(rules, steps, axes, lr=rate)
+  loss = _make_loss(cfg, model_cfg)
 
   def member(state, rate, seed, start, stop):
     data = jax.random.fold_in(jax.random.key(seed), 1)
-    state = train(state, rate, data, start, stop)
-    return state, score(state[0], data)
+    draw = lambda step, batch: task.sample(
+      jax.random.fold_in(data, step), batch
+    )
+    sample = lambda step: draw(step, cfg.batch)
+    state = _train(loss, optimise(rate), sample, state, start, stop)
+    return state, _score(lm, state[0], draw(EVALUATION, cfg.items))
 
-  one = jax.jit(init)  # compiled sooner than for all seeds at once
+  # compiled sooner than for all seeds at once
+  one = jax.jit(lambda seed: _init(lm, optimise(1.0), seed))
 
   def begin(seeds):
     return jax.tree.map(lambda *x: jnp.stack(x), *map(one, seeds))
 
   advance = jax.vmap(member, in_axes=(0, 0, 0, None, None))
   return Program(begin, jax.jit(advance, donate_argnums=(0,)))
+
+
+def _init(lm, adam, seed):
+  """Parameters and moments of a member."""
+  plain = jax.tree.structure(sharding.abstract_params(lm))
+  boxed = lm.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))
+  # without the names of the axes
+  params = jax.tree.unflatten(plain, jax.tree.leaves(boxed['params']))
+  # tokens enter as large as what a layer adds to them: smaller, they drown
+  # in it, and small models learn no lookup in some hundred steps
+  params['backbone']['embed'] /= model.EMBED_STD
+  return params, adam.init(params)
+
+
+def _make_loss(cfg, model_cfg):
+  sparse = any(isinstance(x.mixer, DSAConfig) for x in model_cfg.layers)
+  # the choice of keys has no gradient of the loss: the indexer has its own
+  weights = NextTokenConfig(indexer=float(sparse))
+  objective = weights.make(model_cfg, jnp.dtype(cfg.dtype))
+
+  def loss(params, example):
+    total, _ = objective(params, _batch(example))
+    return total / example.weights.sum()
+
+  return loss
+
+
+def _train(loss, adam, sample, state, start, stop):
+  def step(i, state):
+    params, moments = state
+    grads = jax.grad(loss)(params, sample(i))
+    updates, moments, _ = adam.update(grads, moments, params)
+    return optax.apply_updates(params, updates), moments
+
+  return jax.lax.fori_loop(start, stop, step, state)
+
+
+def _score(lm, params, example):
+  logits, _ = lm.apply({'params': params}, example.tokens)
+  nats = optax.softmax_cross_entropy_with_integer_labels(
+    logits, example.targets
+  )
+  correct = logits.argmax(-1) == example.targets
+  return Scores(correct, nats, example.weights, example.slices, example.tokens)
 
 
 def _batch(example):

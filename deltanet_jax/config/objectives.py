@@ -1,0 +1,73 @@
+"""What training minimizes. Standard library only: each class names the module
+that implements it, as a mixer's configuration does.
+"""
+
+import dataclasses
+import importlib
+from typing import ClassVar
+
+from deltanet_jax.config import ranges
+from deltanet_jax.config.mixers import DSAConfig
+from deltanet_jax.config.ranges import NotNegative
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """What a training run needs of its objective."""
+
+  module: ClassVar[str]  # 'package.module:Class' of an `Objective`
+
+  def make(self, model, dtype):
+    """The objective of a ModelConfig, computed in `dtype`."""
+    path, name = self.module.split(':')
+    return getattr(importlib.import_module(path), name)(self, model, dtype)
+
+  def check_model(self, model):
+    """Refuses a ModelConfig that lacks what the objective is about."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NextTokenConfig(ObjectiveConfig):
+  """The next token's loss and what stands beside it, each with its weight per
+  token; what is reported as the loss is the next token's alone."""
+
+  module = 'deltanet_jax.objectives.next_token:NextToken'
+
+  next: NotNegative = 1.0  # nats of the next token; 0 while an indexer warms up
+  further: NotNegative = 0.0  # nats of the token after it, by model.mtp
+  balance: NotNegative = 0.0  # balance loss of the experts
+  indexer: NotNegative = 0.0  # the indexers' divergence, summed over layers
+  bias_rate: NotNegative = 0.0  # step of the routers' selection biases
+
+  def __post_init__(self):
+    ranges.check(self, 'train.objective')
+    if not (self.next or self.further or self.balance or self.indexer):
+      raise ValueError(
+        'train.objective has next, further, balance and indexer at 0, and'
+        ' nothing to learn; give one of them a weight'
+      )
+
+  def check_model(self, model):
+    # what is no Layer is refused with its name by whoever reads the file
+    layers = [x for x in model.layers if dataclasses.is_dataclass(x)]
+    needs = {
+      'further': (model.mtp, 'give model.mtp'),
+      'balance': (
+        any(hasattr(layer.ffn, 'experts') for layer in layers),
+        'use a MoEConfig',
+      ),
+      'bias_rate': (
+        any(getattr(layer.ffn, 'bias', False) for layer in layers),
+        'use a MoEConfig with bias',
+      ),
+      'indexer': (
+        any(isinstance(layer.mixer, DSAConfig) for layer in layers),
+        'use a DSAConfig',
+      ),
+    }
+    for name, (there, change) in needs.items():
+      if getattr(self, name) and not there:
+        raise ValueError(
+          f'train.objective.{name} is {getattr(self, name)} and the model has'
+          f' nothing for it; {change} or leave it at 0'
+        )

@@ -1,0 +1,19 @@
+"""The forms of a rule, those of other backends among them.
+
+`ops/<rule>.py` has the rule's own forms. A module `kernels/<rule>.py`, where
+there is one, has more in a `FORMS` of the same kind: same arguments, same
+results. `ops` knows nothing of these. Their names are in `config.forms`.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from types import ModuleType
+
+
+def forms(rule: ModuleType) -> dict[str, Callable]:
+  """The forms of a module of `ops` by name: its own, then the kernels'."""
+  name = f'{__name__}.{rule.__name__.rpartition(".")[2]}'
+  if importlib.util.find_spec(name) is None:
+    return rule.FORMS
+  return rule.FORMS | importlib.import_module(name).FORMS

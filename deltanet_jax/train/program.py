@@ -1,0 +1,131 @@
+"""The compiled functions of a training run."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.experiment import Experiment
+from deltanet_jax.data.tokenizer import ByteTokenizer
+from deltanet_jax.model import HybridLM
+from deltanet_jax.objectives.next_token import make_loss
+from deltanet_jax.parallel import sharding
+from deltanet_jax.runs import processes
+from deltanet_jax.train import optimizer, state as states, step as steps
+
+# what a step takes, all [B,T]
+BATCH = {
+  'tokens': jnp.int32,
+  'targets': jnp.int32,
+  'segment_ids': jnp.int32,
+  'positions': jnp.int32,
+  'weights': jnp.float32,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """The compiled functions of an Experiment on a mesh."""
+
+  abstract: states.State  # ShapeDtypeStructs with shardings
+  init: Callable[[], Any]  # fresh parameters
+  begin: Callable[[Any], states.State]  # with parameters that it takes over
+  step: Callable[..., Any]  # state (donated), batch -> state, metrics
+  loss: Callable[..., Any]  # params, batch -> nats
+  share: Callable[..., Any]  # rows of a batch -> processes.Share
+  batch: dict[str, Any]  # ShapeDtypeStructs with shardings, what `step` takes
+
+
+def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
+  """The `Program` of an Experiment.
+
+  Raises:
+    ConfigError: the mesh does not divide a weight.
+  """
+  train, data = experiment.train, experiment.data
+  dtype = jnp.dtype(train.dtype)
+  model = HybridLM(experiment.model, dtype)
+  objective = train.objective.make(experiment.model, dtype)
+  optim = _make_optimizer(experiment, model, objective)
+  abstract = _abstract_state(model, optim, mesh)
+  homes = jax.tree.map(lambda x: x.sharding, abstract)
+  rows, whole = sharding.batch_sharding(mesh), homes.step
+  return Program(
+    abstract=abstract,
+    init=lambda: sharding.init_params(model, jax.random.key(train.seed), mesh),
+    begin=functools.partial(_begin, optim, homes),
+    step=jax.jit(
+      _make_step(experiment, objective, optim),
+      in_shardings=(homes, rows),
+      out_shardings=(homes, whole),
+      donate_argnums=0,
+    ),
+    loss=jax.jit(
+      make_loss(experiment.model, dtype),
+      in_shardings=(homes.params, rows),
+      out_shardings=whole,
+    ),
+    share=lambda count: processes.share(rows, (count, data.seq_len)),
+    batch={
+      name: jax.ShapeDtypeStruct(
+        (data.batch, data.seq_len), dtype, sharding=rows
+      )
+      for name, dtype in BATCH.items()
+    },
+  )
+
+
+def _make_optimizer(experiment, model, objective):
+  axes = sharding.logical_axes(model)
+  moved = jax.tree_util.tree_map_with_path(
+    lambda path, _: objective.has_gradient([key.key for key in path]),
+    axes,
+  )
+  return optimizer.make_optimizer(
+    experiment.optim, experiment.train.steps, axes, moved
+  )
+
+
+def _abstract_state(model, optim, mesh):
+  """State of ShapeDtypeStructs, each with its sharding."""
+  place = lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
+  try:
+    homes = sharding.param_shardings(model, mesh)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  params = jax.tree.map(place, sharding.abstract_params(model), homes)
+  shapes = jax.eval_shape(lambda p: states.create(p, optim), params)
+  return jax.tree.map(place, shapes, states.shardings(params, optim, mesh))
+
+
+def _begin(optim, homes, params):
+  """The first State: the parameters stay out of the program, which would copy
+  them."""
+  rest = jax.jit(
+    lambda params: tuple(states.create(params, optim)[1:]),
+    out_shardings=tuple(homes[1:]),
+  )
+  return states.State(params, *rest(params))
+
+
+def _make_step(experiment, objective, optim):
+  """`step.train_step` of a state and a batch; with the batch's sizes."""
+  take = functools.partial(
+    steps.train_step,
+    objective=objective,
+    optimizer=optim,
+    accumulate=experiment.optim.accumulate,
+  )
+
+  def step(state, batch):
+    state, metrics = take(state, batch)
+    # of a byte text every target but the end of a document is a byte
+    bytes_ = (batch['weights'] > 0) & (batch['targets'] != ByteTokenizer.eod)
+    sizes = {'tokens': batch['weights'].sum(), 'bytes': bytes_.sum()}
+    return state, metrics | sizes
+
+  return step
