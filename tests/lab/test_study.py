@@ -10,7 +10,6 @@ import pytest
 from deltanet_jax.config import ConfigError
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.lab.study import (
-  cell as cells_,
   expect,
   matrix,
   plots,
@@ -18,6 +17,7 @@ from deltanet_jax.lab.study import (
   results,
   runner,
   stats,
+  training,
 )
 from deltanet_jax.lab.study.config import Cell, StudyConfig, model
 
@@ -113,7 +113,7 @@ def test_report_of_made_up_scores_says_what_was_made_up(tmp_path):
 @pytest.mark.parametrize('arm', ['mla', 'dsa', 'linear', 'kda', 'gdn-3:1'])
 def test_every_arm_has_the_parameters_of_full(arm):
   cfg = StudyConfig()
-  built, parameters = cells_.fit(cfg, Cell('mqar', arm, 4, 8), 64)
+  built, parameters = training.fit(cfg, Cell('mqar', arm, 4, 8), 64)
   full = calc.parameters(model(cfg, 'full', 64, 4, cfg.hidden))
   assert parameters == calc.parameters(built)
   assert abs(parameters / full - 1) < 0.02
@@ -135,7 +135,7 @@ def test_every_task_of_a_size_can_be_traced(size):
       continue
     seen.add(cell.task)
     task = matrix.make_task(cfg, cell.task)
-    built, _ = cells_.fit(cfg, cell, task.vocab)
+    built, _ = training.fit(cfg, cell, task.vocab)
     made = program.make(cfg, built, task, cell.steps)
     lanes = jax.ShapeDtypeStruct((3,), 'int32')
     rates = jax.ShapeDtypeStruct((3,), 'float32')
@@ -204,7 +204,7 @@ def test_rows_count_answers_sequences_and_levels():
   got = scores(
     [[[True, False], [True, True]]], [[[1, 3], [0, 0]]], d=[[[1, 5], [2, 9]]]
   )
-  rows = cells_.slices(got, 0, {'d': (1, 4)})
+  rows = training.slices(got, 0, {'d': (1, 4)})
   assert rows[0]['accuracy'] == 0.75
   assert rows[0]['exact'] == 0.5
   assert rows[0]['nats'] == 1.0
@@ -215,17 +215,17 @@ def test_rows_count_answers_sequences_and_levels():
 
 def test_what_is_not_finite_has_no_accuracy_and_is_never_the_best_rate():
   got = scores([[[True]], [[False]]], [[[np.nan]], [[1.0]]])
-  rows = [cells_.row(got, 0), cells_.row(got, 1)]
+  rows = [training.row(got, 0), training.row(got, 1)]
   assert rows[0]['accuracy'] is None and not rows[0]['finite']
-  assert cells_.best_rate([1.0, 0.1], rows) == 0.1
-  assert cells_.best_rate([1.0], rows[:1]) is None
+  assert training.best_rate([1.0, 0.1], rows) == 0.1
+  assert training.best_rate([1.0], rows[:1]) is None
 
 
 def test_of_rates_that_are_as_good_the_smallest_is_taken():
   rows = [{'finite': True, 'accuracy': x} for x in (0.7, 0.9, 0.915, 0.91)]
-  assert cells_.best_rate([0.001, 0.002, 0.004, 0.008], rows) == 0.002
+  assert training.best_rate([0.001, 0.002, 0.004, 0.008], rows) == 0.002
   rows[1]['accuracy'] = 0.89
-  assert cells_.best_rate([0.001, 0.002, 0.004, 0.008], rows) == 0.004
+  assert training.best_rate([0.001, 0.002, 0.004, 0.008], rows) == 0.004
 
 
 def test_interrupted_study_ends_with_the_files_of_an_unbroken_one(
@@ -242,7 +242,7 @@ def test_interrupted_study_ends_with_the_files_of_an_unbroken_one(
     arrays = fake_arrays(lambda x: 0.5 + 0 * x)
     return fake_rows(cell, arrays), arrays
 
-  monkeypatch.setattr(cells_, 'run', fake)
+  monkeypatch.setattr(training, 'run', fake)
   broken, whole = (results.Folder(tmp_path / n) for n in 'ab')
   broken.make(TINY)
   whole.make(TINY)
@@ -265,7 +265,7 @@ def test_cell_that_raises_is_told_and_the_others_run(tmp_path, monkeypatch):
     arrays = fake_arrays(lambda x: 0.5 + 0 * x)
     return fake_rows(cell, arrays), arrays
 
-  monkeypatch.setattr(cells_, 'run', fake)
+  monkeypatch.setattr(training, 'run', fake)
   cfg = dataclasses.replace(TINY, length=32, pairs=8)
   folder = results.Folder(tmp_path)
   folder.make(cfg)

@@ -5,7 +5,7 @@ import threading
 import time
 import traceback
 
-from deltanet_jax.lab.study import cell as cells_
+from deltanet_jax.lab.study import training
 from deltanet_jax.lab.study.matrix import make_task, seconds
 from deltanet_jax.progress import Line, span
 
@@ -63,19 +63,19 @@ def run(cfg, cells, folder, jobs, limit=0.0):
 
   def work(cell):
     if stop.is_set():
-      raise cells_.Stopped
+      raise training.Stopped
     start = time.monotonic()
     if limit and start - began > limit:
       return
 
     def tell(share):
       if stop.is_set():
-        raise cells_.Stopped
+        raise training.Stopped
       progress.part(cell.name, share)
 
     try:
-      rows, arrays = cells_.run(cfg, cell, make_task(cfg, cell.task), tell)
-    except (cells_.Stopped, KeyboardInterrupt):
+      rows, arrays = training.run(cfg, cell, make_task(cfg, cell.task), tell)
+    except (training.Stopped, KeyboardInterrupt):
       stop.set()  # before this thread takes another cell
       raise
     except Exception as error:
