@@ -44,7 +44,7 @@ def mark_places(axes: Axes, places: Iterable[int], labels: list[str]) -> None:
   axes.xaxis.set_minor_locator(NullLocator())
 
 
-def theme_settings(theme: str) -> dict[str, str]:
+def make_theme(theme: str) -> dict[str, str]:
   """matplotlib's settings for one of THEMES, without a ground."""
   colors = THEMES[theme]
   text = 'text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color'

@@ -123,7 +123,7 @@ def test_preset_builds_with_the_parameters_its_row_states(name):
   cfg = experiment.model
   if ':' in name:  # quickstart states what its run prints
     stated = re.search(r'# +([\d,]+)$', read_row(name))[1]
-    assert calc.parameters(cfg) == int(stated.replace(',', ''))
+    assert calc.count_parameters(cfg) == int(stated.replace(',', ''))
   model = HybridLM(cfg, jnp.dtype(experiment.train.dtype))
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   logits, _ = jax.eval_shape(

@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parents[2]
   ],
 )
 def test_a_topology_has_so_many_devices(text, slices, count, devices):
-  found = chips.parse(text, slices)
+  found = chips.parse_topology(text, slices)
   assert (found.name, found.chips, found.devices) == (text, count, devices)
 
 
@@ -45,7 +45,7 @@ def test_a_topology_has_so_many_devices(text, slices, count, devices):
 )
 def test_a_topology_that_is_none_is_refused(text, says):
   with pytest.raises(ConfigError, match=says):
-    chips.parse(text)
+    chips.parse_topology(text)
 
 
 @pytest.mark.parametrize(
@@ -59,24 +59,31 @@ def test_a_topology_that_is_none_is_refused(text, says):
 )
 def test_a_mesh_that_does_not_fill_the_topology_is_refused(mesh, slices, says):
   with pytest.raises(ConfigError, match=says):
-    chips.check_mesh(MeshConfig(**mesh), chips.parse('v5e:4x4', slices))
-  chips.check_mesh(MeshConfig(fsdp=8, tensor=2), chips.parse('v5e:4x4'))
+    chips.check_mesh(
+      MeshConfig(**mesh), chips.parse_topology('v5e:4x4', slices)
+    )
+  chips.check_mesh(
+    MeshConfig(fsdp=8, tensor=2), chips.parse_topology('v5e:4x4')
+  )
 
 
 def test_a_ring_has_two_links_and_a_line_one():
-  pod, part = chips.parse('v5e:16x4'), chips.parse('v5p:2x4x1')
+  pod, part = (
+    chips.parse_topology('v5e:16x4'),
+    chips.parse_topology('v5p:2x4x1'),
+  )
   assert [pod.links(axis) for axis in (0, 1)] == [2, 1]
   assert [part.links(axis) for axis in (0, 1, 2)] == [1, 2, 0]
   assert part.ici_rate((0, 1)) == 3 * 100e9
 
 
 def test_bytes_sent_are_those_of_rings():
-  topology = chips.parse('v5p:2x2x1')
+  topology = chips.parse_topology('v5p:2x2x1')
   places = [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)]
 
   def sent(kind, group=(0, 1)):
     one = hlo.Collective(kind, ((256,),), 1024, 3, group)
-    (found,) = bound.network([one], topology, places)
+    (found,) = bound.time_networks([one], topology, places)
     return found
 
   assert sent('all-gather').sent == 3 * 512
@@ -100,7 +107,9 @@ def test_bytes_sent_are_those_of_rings():
 def test_a_refused_program_tells_its_size(text, size):
   arguments = 2**30 if 'temporaries' in text else 0
   want = int(size * 2**30) + arguments
-  assert run.refused_bytes(text, arguments) == pytest.approx(want, rel=1e-9)
+  assert run.parse_refused_bytes(text, arguments) == pytest.approx(
+    want, rel=1e-9
+  )
 
 
 def _record(**sizes):
@@ -117,7 +126,7 @@ def _record(**sizes):
 def _advised(changes, **sizes):
   """The first advice, and the experiment with what it says to set."""
   before = config.read(ROOT / 'configs/gdn.py:hybrid_1p3b', changes)
-  said = advice.advice(before, _record(**sizes))
+  said = advice.give_advice(before, _record(**sizes))
   words = said[0].replace(':', ' ').replace(',', ' ').split()
   flags = [w for w in words if w.startswith('--config.')]
   _, changed, _ = config.split_argv(flags)
@@ -260,7 +269,7 @@ needs_libtpu = pytest.mark.skipif(
   ],
 )
 def test_a_small_model_is_compiled_for(topology, slices, tiny, tmp_path):
-  devices = chips.parse(topology, slices).devices
+  devices = chips.parse_topology(topology, slices).devices
   path = tmp_path / 'out.json'
   done = _dryrun(
     tiny, f'--topology={topology}', f'--slices={slices}', f'--json={path}',

@@ -25,7 +25,7 @@ PASSES = ('forward', 'forward+backward')
 ROUNDING = {'float32': 1e-3, 'bfloat16': 5e-2}
 
 
-class Settings(NamedTuple):
+class BenchSettings(NamedTuple):
   """What to time; heads are value heads, memory_limit is in GB."""
 
   op: str
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
   memory_limit: float = 8.0
 
 
-class Program:
+class TimedProgram:
   """One function, pass and length: compiled, then run."""
 
   def __init__(self, name, way, length):
@@ -99,7 +99,7 @@ def _both(function, inputs, state, d_o):
 # ---------------------------------------------------------------- functions
 
 
-def functions(settings):
+def find_functions(settings):
   """{name: function} of the forms, then the peers. No device is touched.
 
   ValueError for a form or peer that is not there or does not take the inputs.
@@ -142,7 +142,7 @@ def _check_peer(peer, function, settings):
   """One trace per length: a peer that fails, fails before the first timing."""
   names = ', '.join(_rule(settings).DESCRIPTION.inputs)
   for length in settings.lengths:
-    inputs, state, d_o = shapes(settings, length)
+    inputs, state, d_o = infer_shapes(settings, length)
     try:
       o, last = jax.eval_shape(
         functools.partial(_forward, function), inputs, state, d_o
@@ -204,7 +204,7 @@ def make_inputs(settings, length, key):
   return tuple(inputs), description.zero_state(sizes), d_o
 
 
-def shapes(settings, length):
+def infer_shapes(settings, length):
   """`make_inputs` without the numbers."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.eval_shape(lambda key: make_inputs(settings, length, key), key)
@@ -213,17 +213,17 @@ def shapes(settings, length):
 # ---------------------------------------------------------------- measuring
 
 
-def measure(settings, found, progress):
-  """The programs of `found` (see `functions`), compiled and timed."""
+def measure_programs(settings, found, progress):
+  """The programs of `found` (see `find_functions`), compiled and timed."""
   programs = [
-    Program(name, way, length)
+    TimedProgram(name, way, length)
     for length in settings.lengths
     for way in PASSES
     for name in found
   ]
   for i, program in enumerate(programs):
     progress.show(f'compiling {i + 1}/{len(programs)}: {program}')
-    program.compile(found[program.name], shapes(settings, program.length))
+    program.compile(found[program.name], infer_shapes(settings, program.length))
   limit = settings.memory_limit * 1e9
   runnable = [p for p in programs if p.temporary_bytes <= limit]
   make = jax.jit(make_inputs, static_argnums=(0, 1))
@@ -266,7 +266,7 @@ def _difference(o, first):
   return float(jnp.max(jnp.abs(o - first)) / jnp.max(jnp.abs(first)))
 
 
-def same(program, settings):
+def is_same(program, settings):
   """False where o differs by more than rounding; a nan differs."""
   difference = program.difference
   return difference is None or difference <= ROUNDING[settings.dtype]

@@ -4,10 +4,10 @@ import json
 import math
 import statistics
 
-from deltanet_jax.lab.bench.bench import PASSES, same
+from deltanet_jax.lab.bench.bench import PASSES, is_same
 
 
-def growth(programs):
+def compute_growth(programs):
   """How time and temporary bytes grow with the length, a row per function
   and pass: {name, pass, lengths, time, temporary: [per token, over that of
   the first length], time_slope, temporary_slope}; slopes are least squares
@@ -55,8 +55,8 @@ def _slope(lengths, values):
   return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
-def text(settings, programs, where):
-  """The tables to read. where: of `environment`."""
+def format_text(settings, programs, where):
+  """The tables to read. where: of `describe_environment`."""
   first = programs[0].name
   sizes = (
     f'{settings.op}: {settings.dtype}, batch {settings.batch},'
@@ -73,7 +73,7 @@ def text(settings, programs, where):
       lines += ['', f'T = {length}, {way}; "x" is over {first}']
       lines += _table(rows, settings)
   if len(settings.lengths) > 1:
-    lines += ['', *_growth_table(growth(programs))]
+    lines += ['', *_growth_table(compute_growth(programs))]
   return '\n'.join(lines)
 
 
@@ -108,7 +108,7 @@ def _remark(program, settings):
   if program.difference is None:
     return '-'
   remark = f'{program.difference:.1e}'
-  if not same(program, settings):
+  if not is_same(program, settings):
     remark += ' COMPUTES SOMETHING ELSE'
   return remark
 
@@ -132,7 +132,7 @@ def _growth_table(rows):
   return lines
 
 
-def as_json(settings, programs, where):
+def format_json(settings, programs, where):
   """Everything measured, as JSON; a number that is not finite is null."""
   finite = lambda x: x if x is None or math.isfinite(x) else None
   tree = {
@@ -143,16 +143,16 @@ def as_json(settings, programs, where):
       | {
         'ran': bool(program.seconds),
         'difference': finite(program.difference),
-        'same': same(program, settings),
+        'same': is_same(program, settings),
       }
       for program in programs
     ],
-    'growth': growth(programs) if len(settings.lengths) > 1 else None,
+    'growth': compute_growth(programs) if len(settings.lengths) > 1 else None,
   }
   return json.dumps(tree, indent=2, allow_nan=False) + '\n'
 
 
-def plot(settings, programs, where, path):
+def draw_growth(settings, programs, where, path):
   """Draws time and temporary bytes against the length, both logarithmic."""
   from deltanet_jax.lab import plots
 

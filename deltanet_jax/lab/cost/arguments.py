@@ -20,7 +20,7 @@ KINDS = {
 }
 
 
-def contexts(texts):
+def parse_contexts(texts):
   """Different numbers of tokens, ascending."""
   try:
     found = sorted({int(text) for text in texts})
@@ -35,7 +35,7 @@ def contexts(texts):
   return tuple(found)
 
 
-def ratio(text):
+def parse_ratio(text):
   """(recurrent, attention) of '3' or '20:7'; None of None."""
   if text is None:
     return None
@@ -49,7 +49,7 @@ def ratio(text):
   return tuple(found)
 
 
-def mixer(cfg, items, flag):
+def change_mixer(cfg, items, flag):
   """The model's first mixer of a sort with other fields, or a new one.
 
   flag: 'attention' or 'recurrent', which sort; items: 'name=value', and to

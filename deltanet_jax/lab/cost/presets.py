@@ -67,11 +67,14 @@ def format_row(name: str) -> str:
   from deltanet_jax.lab.cost import calc, report
 
   cfg = config.load(name).model
-  parameters, active = calc.parameters(cfg), calc.active_parameters(cfg)
+  parameters, active = (
+    calc.count_parameters(cfg),
+    calc.count_active_parameters(cfg),
+  )
   used = '' if active == parameters else f', a token {active:,}'
   size, more = (_bytes_without_positions(cfg, n) for n in (LONG, LONG + 1))
   constant = (size - LONG * (more - size)) / 2**20
-  kinds = report.pattern(report.kinds(cfg))
+  kinds = report.format_kinds(report.count_kinds(cfg))
   return (
     f'| `{name}` | {kinds} | {parameters:,}{used} |'
     f' {more - size:,} | {constant:.1f} |'
@@ -81,7 +84,7 @@ def format_row(name: str) -> str:
 def _bytes_without_positions(cfg, n):
   from deltanet_jax.lab.cost import calc
 
-  parts = calc.cache_parts(cfg, n, 1, 'bfloat16').values()
+  parts = calc.count_cache_parts(cfg, n, 1, 'bfloat16').values()
   return sum(sum(x.values()) - x.get('positions', 0) for x in parts)
 
 

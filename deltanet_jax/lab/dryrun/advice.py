@@ -8,7 +8,7 @@ from deltanet_jax.lab.dryrun.chips import GIB
 ROOM = 0.95
 
 
-def advice(experiment, record):
+def give_advice(experiment, record):
   """Sentences, the most useful first; sizes in them are estimates."""
   memory = record['memory']
   if record['of'] == 'train':

@@ -19,7 +19,7 @@ class Network:
   seconds: float
 
 
-def network(collectives, topology, places):
+def time_networks(collectives, topology, places):
   """[Network], the longest first.
 
   places: the coordinates of the devices of one slice in the order of the mesh
@@ -86,7 +86,7 @@ class Bound:
     return max(names, key=names.get)
 
 
-def bound(topology, flops, traffic, networks):
+def compute_bound(topology, flops, traffic, networks):
   """The Bound of a program.
 
   flops: of all devices   traffic: bytes of HBM that one device moves

@@ -99,7 +99,7 @@ class Topology:
     return links * self.chip.link_rate / self.chip.devices
 
 
-def parse(text, slices=1):
+def parse_topology(text, slices=1):
   """The Topology of 'v5p:4x4x8'.
 
   Raises:

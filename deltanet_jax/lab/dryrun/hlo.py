@@ -49,7 +49,7 @@ class Instruction(NamedTuple):
   literal: str  # between the parentheses
 
 
-class Program(NamedTuple):
+class HloProgram(NamedTuple):
   computations: dict  # name -> {name: Instruction} in order
   entry: str
 
@@ -71,7 +71,7 @@ class Collective(NamedTuple):
   group: tuple  # the first group of devices; () where it is all or not told
 
 
-def parse(text):
+def parse_program(text):
   """The Program of a compiled module's text."""
   computations, entry, now = {}, None, None
   for line in text.splitlines():
@@ -85,7 +85,7 @@ def parse(text):
     elif name := _NAME.match(line):
       found = _instruction(name[2], line[name.end() :], bool(name[1]))
       now[found.name] = found
-  return Program(computations, entry)
+  return HloProgram(computations, entry)
 
 
 def _instruction(name, text, root):
@@ -121,7 +121,7 @@ def _arrays(text):
   return tuple(found)
 
 
-def steps(program):
+def list_steps(program):
   """Every Step, in no particular order; those of a fusion too."""
   yield from _steps(program, program.entry, program.entry, 1)
 
@@ -130,9 +130,9 @@ def _steps(program, name, home, times):
   for found in program.computations[name].values():
     yield Step(found, name, home, times)
     if found.op == 'while':
-      runs = trips(program, found, program.computations[name])
+      runs = count_trips(program, found, program.computations[name])
       times_body = times * (1 if runs is None else runs)
-    for how, to in called(found):
+    for how, to in list_called(found):
       if how == 'condition' or to not in program.computations:
         continue
       if found.op == 'conditional' and _rare(program.computations[to]):
@@ -149,7 +149,7 @@ def _rare(branch):
   return any(f'/{RARE}/' in x.text for x in branch.values())
 
 
-def called(instruction):
+def list_called(instruction):
   """(how, name) of every computation that an instruction runs."""
   found = _CALLED.findall(instruction.text)
   for branches in _BRANCHES.findall(instruction.text):
@@ -157,14 +157,14 @@ def called(instruction):
   return found
 
 
-def trips(program, loop, around):
+def count_trips(program, loop, around):
   """How often a while runs; None where the text does not tell."""
   known = re.search(r'known_trip_count[^\d]*(\d+)', loop.text)
   if known:
     return int(known[1])
-  names = dict(called(loop))
+  names = dict(list_called(loop))
   condition = program.computations[names['condition']]
-  last = root(condition)
+  last = find_root(condition)
   direction = re.search(r'direction=(\w+)', last.text)
   if last.op == 'compare' and direction:
     ends = [_constant(condition, x) for x in last.operands]
@@ -181,15 +181,15 @@ def trips(program, loop, around):
   return None
 
 
-def unknown_loops(text):
+def find_unknown_loops(text):
   """The names of loops that count once because nothing tells how often they
   run."""
-  program = parse(text)
+  program = parse_program(text)
   return sorted(
     x.name
     for around in program.computations.values()
     for x in around.values()
-    if x.op == 'while' and trips(program, x, around) is None
+    if x.op == 'while' and count_trips(program, x, around) is None
   )
 
 
@@ -224,15 +224,15 @@ def _first(around, name, index):
 # ------------------------------------------------------------- collectives
 
 
-def collectives(text):
+def find_collectives(text):
   """Every Collective of a compiled program's text.
 
   A transfer that a TPU's compiler spread over several fusions, so that other
   work hides it, stands in each of them and counts once.
   """
-  program = parse(text)
+  program = parse_program(text)
   found, seen = [], set()
-  for step in steps(program):
+  for step in list_steps(program):
     x = step.instruction
     kind = x.op.removesuffix('-start')
     if kind == 'send' and 'xla_megascale' in x.text:
@@ -248,11 +248,11 @@ def collectives(text):
     arrays = _result(x)
     if kind == 'ragged-all-to-all':
       # room for all rows of all, while a device sends no more than it has
-      arrays = (least(program.computations[step.computation], x),)
+      arrays = (find_smaller(program.computations[step.computation], x),)
     if kind == 'all-reduce' and 'reduce-scatter' in step.computation:
       kind, arrays = (
         'reduce-scatter',
-        root(program.computations[step.computation]).arrays,
+        find_root(program.computations[step.computation]).arrays,
       )
     found.append(
       Collective(
@@ -260,18 +260,18 @@ def collectives(text):
         tuple(a.shape for a in arrays),
         sum(a.bytes for a in arrays),
         step.times,
-        group(x.text),
+        parse_group(x.text),
       )
     )
   return found
 
 
-def root(computation):
+def find_root(computation):
   """The instruction whose value a computation returns."""
   return next(x for x in computation.values() if x.root)
 
 
-def least(around, x):
+def find_smaller(around, x):
   """The smaller array of those that an exchange reads and writes into."""
   both = (around[name].arrays[0] for name in x.operands[:2])
   return min(both, key=lambda a: a.bytes)
@@ -293,7 +293,7 @@ def _sent(x, times):
   return Collective(kind, (array.shape,), array.bytes, times, ())
 
 
-def group(text):
+def parse_group(text):
   """The first group of devices of a collective, by place in the mesh."""
   if pairs := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', text):
     return tuple(map(int, pairs.groups()))

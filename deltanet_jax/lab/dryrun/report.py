@@ -5,8 +5,8 @@ from deltanet_jax.lab.dryrun.chips import GIB
 _PARTS = 'arguments', 'outputs', 'aliased', 'temporaries', 'program'
 
 
-def text(record, topology):
-  """The page of one record of `run.run`."""
+def format_text(record, topology):
+  """The page of one record of `run.run_dryrun`."""
   mesh = ', '.join(f'{axis} {n}' for axis, n in record['mesh'].items())
   lines = [
     record['program'],

@@ -58,7 +58,7 @@ def _by_hand(out):
 
   from deltanet_jax.lab.first_steps import first_steps
 
-  found = first_steps.overload(jax.random.key(SEED.value))
+  found = first_steps.measure_overload(jax.random.key(SEED.value))
   K, N = first_steps.WIDTH, first_steps.PAIRS
   print(f"""1. A state is a matrix
 
@@ -104,8 +104,8 @@ def _exceptions():
 
   key = jax.random.key(SEED.value + 1)
   K = first_steps.WIDTH
-  right = first_steps.orthogonal_error(key)
-  again = first_steps.overwrite_error(key, TIMES)
+  right = first_steps.measure_orthogonal_error(key)
+  again = first_steps.measure_overwrite_error(key, TIMES)
   each = lambda errors: ', '.join(f'{r} {e:.1e}' for r, e in errors.items())
   print(f"""
 It is crowding that hurts, as keys that are not at right angles share room. Of

@@ -75,7 +75,7 @@ def write_one_by_one(rule, keys, values):
   return known(own / size), known(1.0 * (nearest == jnp.arange(N)))
 
 
-def random_pairs(key, draws, pairs, width):
+def draw_pairs(key, draws, pairs, width):
   """Keys of length 1 and values, [draws,pairs,width] each."""
   k, v = jax.random.normal(key, (2, draws, pairs, width))
   return k / jnp.linalg.norm(k, axis=-1, keepdims=True), v
@@ -95,9 +95,9 @@ class Overload(NamedTuple):
     return float(cut[part].mean())
 
 
-def overload(key):
+def measure_overload(key):
   """{rule: Overload} of the same random pairs."""
-  keys, values = random_pairs(key, DRAWS, PAIRS, WIDTH)
+  keys, values = draw_pairs(key, DRAWS, PAIRS, WIDTH)
   out = {}
   for rule in RULES:
     found = jax.jit(functools.partial(write_one_by_one, rule))(keys, values)
@@ -105,10 +105,10 @@ def overload(key):
   return out
 
 
-def orthogonal_error(key):
+def measure_orthogonal_error(key):
   """{rule: largest error} with as many pairs as the keys are wide, their keys
   at right angles."""
-  keys, values = random_pairs(key, DRAWS, WIDTH, WIDTH)
+  keys, values = draw_pairs(key, DRAWS, WIDTH, WIDTH)
   keys = jnp.linalg.qr(keys)[0]
   return {
     rule: float(write_one_by_one(rule, keys, values)[0][:, -1].max())
@@ -116,9 +116,9 @@ def orthogonal_error(key):
   }
 
 
-def overwrite_error(key, times):
+def measure_overwrite_error(key, times):
   """{rule: mean error} of a key's newest value, after `times` values of it."""
-  keys, values = random_pairs(key, DRAWS, times, WIDTH)
+  keys, values = draw_pairs(key, DRAWS, times, WIDTH)
   keys = jnp.broadcast_to(keys[:, :1], keys.shape)
   return {
     rule: float(write_one_by_one(rule, keys, values)[0][:, -1, -1].mean())
@@ -142,7 +142,7 @@ class Copier(NamedTuple):
     return f'{self.rule}, keys of {self.width}'
 
 
-def layer(rule, width, task, d_model):
+def make_model(rule, width, task, d_model):
   """The model: an embedding, one mixer with one head, an MLP, a head."""
   kind = {'delta': DeltaNetConfig, 'linear': LinearAttentionConfig}[rule]
   # both with a short convolution, by which a token knows the ones before it;
@@ -157,7 +157,7 @@ def train_copier(
   rule, width, task, *, steps, seed, show, d_model=64, batch=32, lr=1e-2
 ):
   """A `Copier`.   show: takes (steps done, loss), about ten times."""
-  model = HybridLM(layer(rule, width, task, d_model))
+  model = HybridLM(make_model(rule, width, task, d_model))
   data, test, start = jax.random.split(jax.random.key(seed), 3)
   params = sharding.init_params(model, start, sharding.make_mesh(MeshConfig()))
   rate = optax.warmup_cosine_decay_schedule(0, lr, steps // 10, steps, lr / 20)

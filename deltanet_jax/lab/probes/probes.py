@@ -26,7 +26,7 @@ SWAPS = 2000
 SHARP = 64.0  # scale of the softmax: a cosine of 0.9 counts e^-6
 
 
-class Finding(NamedTuple):
+class ProbeResult(NamedTuple):
   """probe: what was done; rule; at: the size; what: of the value."""
 
   probe: str
@@ -36,18 +36,18 @@ class Finding(NamedTuple):
   value: float
 
 
-def find(form='recurrent', tell=lambda name: None):
+def run_probes(form='recurrent', tell=lambda name: None):
   """Every probe's findings. form: of `FORMS`; tell: called before each."""
   found = []
   memories = _memories(form)
   for name, probe in {
-    'rebinding': lambda: rebinding(memories),
-    'overload': lambda: overload(memories),
-    'exact keys': lambda: geometry(memories),
-    'parity': lambda: parity(form),
-    'permutations': lambda: permutations(form),
-    'special cases': lambda: special_cases(form),
-    'cache': cache,
+    'rebinding': lambda: probe_rebinding(memories),
+    'overload': lambda: probe_overload(memories),
+    'exact keys': lambda: probe_geometry(memories),
+    'parity': lambda: probe_parity(form),
+    'permutations': lambda: probe_permutations(form),
+    'special cases': lambda: probe_special_cases(form),
+    'cache': probe_cache,
   }.items():
     tell(name)
     found += probe()
@@ -101,7 +101,7 @@ def _memories(form):
   return {name: memory(rule) for name, rule in rules.items()}
 
 
-def rebinding(memories):
+def probe_rebinding(memories):
   """Accuracy of the latest value of 4 keys, each given m values in turn."""
   draw = np.random.default_rng(0)
   m = np.repeat(BINDINGS, DRAWS)
@@ -118,13 +118,13 @@ def rebinding(memories):
     o = memory(_fill(k_written), v, writes.astype('f'), _fill(k))
     right = _nearest(o, v, writes)[:, :keys] == latest
     found += [
-      Finding('rebinding', name, n, 'accuracy', right[m == n].mean())
+      ProbeResult('rebinding', name, n, 'accuracy', right[m == n].mean())
       for n in BINDINGS
     ]
   return found
 
 
-def overload(memories):
+def probe_overload(memories):
   """Accuracy of n random pairs, each written once; of the first and the last
   quarter of them too. A value is right if it is the nearest of the n."""
   draw = np.random.default_rng(1)
@@ -144,11 +144,11 @@ def overload(memories):
         'first quarter': rows[:, : size // 4],
         'last quarter': rows[:, -(size // 4) :],
       }.items():
-        found.append(Finding('overload', name, size, what, part.mean()))
+        found.append(ProbeResult('overload', name, size, what, part.mean()))
   return found
 
 
-def geometry(memories):
+def probe_geometry(memories):
   """|read - written| / |written|: keys at right angles, keys with cosine 1/2.
 
   D orthonormal keys, read back; D / 2 keys that share half of their square.
@@ -166,7 +166,7 @@ def geometry(memories):
       o = np.asarray(memories[name](_fill(k), v, writes, _fill(k)))
       apart = np.linalg.norm(o[:, :n] - v[:, :n], axis=-1)
       value = apart.max() if probe == 'orthonormal keys' else apart.mean()
-      found.append(Finding(probe, name, n, 'relative error', value))
+      found.append(ProbeResult(probe, name, n, 'relative error', value))
   return found
 
 
@@ -207,7 +207,7 @@ def _act(form):
   return jax.jit(act)
 
 
-def parity(form='recurrent'):
+def probe_parity(form='recurrent'):
   """Accuracy of the parity so far, from the sign of a state of one number.
 
   k is the bit, v is 0: a 1 multiplies the state by 1 - beta.
@@ -227,11 +227,13 @@ def parity(form='recurrent'):
       ('last quarter', right[:, -BITS // 4 :]),
       ('accuracy', right),
     ):
-      found.append(Finding('parity', f'beta {beta:g}', BITS, what, part.mean()))
+      found.append(
+        ProbeResult('parity', f'beta {beta:g}', BITS, what, part.mean())
+      )
   return found
 
 
-def permutations(form='recurrent'):
+def probe_permutations(form='recurrent'):
   """Accuracy of all five objects' places after products of permutations.
 
   The state is the permutation itself, [places, objects]. A swap of the places
@@ -262,8 +264,8 @@ def permutations(form='recurrent'):
       late = right[:, -right.shape[1] // 4 :].mean()
       worst = np.abs(read - places).max()
       found += [
-        Finding(probe, f'beta {beta:g}', size, 'last quarter', late),
-        Finding(probe, f'beta {beta:g}', size, 'largest error', worst),
+        ProbeResult(probe, f'beta {beta:g}', size, 'last quarter', late),
+        ProbeResult(probe, f'beta {beta:g}', size, 'largest error', worst),
       ]
   return found
 
@@ -286,7 +288,7 @@ def _reflections(steps):
   return table
 
 
-def special_cases(form='recurrent'):
+def probe_special_cases(form='recurrent'):
   """Largest difference, over the largest value, of rules that are one rule."""
   draw = np.random.default_rng(3)
   B, T, H = 2, 100, 2
@@ -311,11 +313,11 @@ def special_cases(form='recurrent'):
       float(jnp.abs(x - y).max() / jnp.abs(y).max())
       for x, y in zip(ours, like, strict=True)
     )
-    found.append(Finding('special cases', name, T, f'apart {what}', apart))
+    found.append(ProbeResult('special cases', name, T, f'apart {what}', apart))
   return found
 
 
-def cache():
+def probe_cache():
   """Bytes that a small mixer of each kind keeps of T tokens, in float32."""
   found = []
   for cfg in mixers.MixerConfig.__subclasses__():
@@ -326,5 +328,5 @@ def cache():
       )
       size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
       name = cfg.__name__.removesuffix('Config')
-      found.append(Finding('cache', name, T, 'bytes', size))
+      found.append(ProbeResult('cache', name, T, 'bytes', size))
   return found

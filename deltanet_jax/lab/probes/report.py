@@ -4,7 +4,7 @@ import json
 import math
 
 
-def text(found):
+def format_text(found):
   """A table for every probe and quantity: rules down, sizes across."""
   lines = []
   for probe, what in _distinct((f.probe, f.what) for f in found):
@@ -31,7 +31,7 @@ def _distinct(values):
   return list(dict.fromkeys(values))
 
 
-def as_json(found, where):
+def format_json(found, where):
   """One record a finding; `where`: the form, versions and device."""
   records = [
     f._asdict() | {'at': int(f.at), 'value': _finite(f.value)} for f in found
@@ -43,7 +43,7 @@ def _finite(value):
   return float(value) if math.isfinite(value) else None
 
 
-def plot(found, path):
+def draw_results(found, path):
   """Capacity, recency under overload and overwriting, side by side."""
   from deltanet_jax.lab import plots
 

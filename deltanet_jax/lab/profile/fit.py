@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
     return f'{form.format(self.value)} ({low} to {high})'
 
 
-def median(samples):
+def estimate_median(samples):
   """The median between order statistics: they hold the true one with 95%, or
   with what so few samples allow (6: 97%, 5: 94%, 3: 75%); one has none."""
   x, n = np.sort(samples), len(samples)
@@ -34,13 +34,13 @@ def median(samples):
   return Estimate(float(np.median(x)), float(x[drop]), float(x[n - 1 - drop]))
 
 
-def power(contexts, times):
+def fit_power(contexts, times):
   """The exponent of times ~ context^e: least squares of the logarithms."""
   (slope, _), (spread, _) = _fit_line(np.log(contexts), np.log(times))
   return _student(slope, spread, len(times) - 2)
 
 
-class Line(NamedTuple):
+class FittedLine(NamedTuple):
   """time = w + a context, by least squares of the relative error."""
 
   w: Estimate
@@ -50,11 +50,11 @@ class Line(NamedTuple):
   freedom: int
 
 
-def line(contexts, times):
+def fit_line(contexts, times):
   x, y = np.asarray(contexts, float), np.asarray(times, float)
   (a, w), (spread, spread_w) = _fit_line(x, y, 1 / y)
   freedom = len(y) - 2
-  return Line(
+  return FittedLine(
     _student(w, spread_w, freedom),
     _student(a, spread, freedom),
     float(np.abs((w + a * x) / y - 1).max()),
@@ -63,7 +63,7 @@ def line(contexts, times):
   )
 
 
-def ratio(over, under):
+def compare_slopes(over, under):
   """The ratio of two lines' slopes, its interval symmetric in logarithms.
 
   None where a slope is not above zero by more than its error."""

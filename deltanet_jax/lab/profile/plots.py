@@ -29,7 +29,7 @@ PANELS = {
 }  # fmt: skip
 
 
-def draw(settings, records, where, folder):
+def draw_panels(settings, records, where, folder):
   """Writes each of PANELS into the folder; returns their paths."""
   table, paths = Table(records), []
   for file, (title, what, value) in PANELS.items():

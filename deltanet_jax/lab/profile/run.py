@@ -9,14 +9,14 @@ from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.config.files import finite, write_text
-from deltanet_jax.lab.environment import environment, machine
+from deltanet_jax.lab.environment import describe_environment, describe_machine
 from deltanet_jax.lab.profile import measure, plots, report
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
 from deltanet_jax.progress import Line, span
 
 
-def run(settings, models, folder):
+def run_profile(settings, models, folder):
   """The text of the report; everything else is written into `folder`.
 
   models: {name: (ModelConfig, its parameters, or None for random ones)}
@@ -27,15 +27,15 @@ def run(settings, models, folder):
     ConfigError: the folder holds another profile, or cannot be written.
   """
   cfgs = {name: cfg for name, (cfg, _) in models.items()}
-  where = environment() | {'machine': machine()}
+  where = describe_environment() | {'machine': describe_machine()}
   records = _claim(folder, settings, models, where)
   done = {r['context'] for r in records}
   if done != set(settings.contexts):
     _measure(settings, models, folder, records, done)
-  text = report.text(settings, cfgs, records, where)
+  text = report.format_text(settings, cfgs, records, where)
   write_text(folder / 'summary.md', text)
-  write_text(folder / 'summary.csv', report.as_csv(records))
-  plots.draw(settings, records, where, folder)
+  write_text(folder / 'summary.csv', report.format_csv(records))
+  plots.draw_panels(settings, records, where, folder)
   return text
 
 
@@ -46,7 +46,7 @@ def _measure(settings, models, folder, records, done):
   for name, (cfg, params) in models.items():
     progress.show(f'parameters of {name}')
     subjects.append(
-      measure.Subject(name, cfg, params or random_params(cfg), settings)
+      measure.Subject(name, cfg, params or make_random_params(cfg), settings)
     )
   contexts = settings.contexts
   for i, context in enumerate(contexts):
@@ -57,7 +57,7 @@ def _measure(settings, models, folder, records, done):
     show = _sparsely(progress, head)
 
     before = [r for r in records if i and r['context'] == contexts[i - 1]]
-    records += measure.measure(subjects, context, before, show)
+    records += measure.measure_context(subjects, context, before, show)
     lines = ''.join(json.dumps(finite(r)) + '\n' for r in records)
     write_text(folder / 'results.jsonl', lines)
     progress.clear()
@@ -83,7 +83,7 @@ def _sparsely(progress, head):
   return show
 
 
-def random_params(cfg):
+def make_random_params(cfg):
   mesh = sharding.make_mesh(MeshConfig())
   return sharding.init_params(HybridLM(cfg), jax.random.key(0), mesh)
 

@@ -65,7 +65,7 @@ def tally_prefixes(predicted, example):
   return Tally(right.sum(0), rows)
 
 
-def majority(example, vocab):
+def measure_majority(example, vocab):
   """Accuracy of always giving the most frequent target: the floor."""
   targets = example.targets.reshape(-1)
   counts = jnp.zeros(vocab).at[targets].add(example.weights.reshape(-1))

@@ -162,7 +162,7 @@ def _mixers(cfg):
   }  # fmt: skip
 
 
-def model(cfg, arm, vocab, layers, hidden):
+def make_model(cfg, arm, vocab, layers, hidden):
   """The ModelConfig of an arm: a local layer, then `layers` of its pattern.
 
   A hybrid r:1 ends every r + 1 layers with attention without positions, as

@@ -32,7 +32,7 @@ class Finding(NamedTuple):
   claim: str
   kind: str
   bound: float
-  estimate: stats.Estimate
+  estimate: stats.AccuracyEstimate
   verdict: str
   gate: bool
 
@@ -48,7 +48,7 @@ class Finding(NamedTuple):
     return self.gate and not good
 
 
-def judge(expectations, arrays, draws):
+def judge_all(expectations, arrays, draws):
   """The Findings of those whose cells are in `arrays` {(task, arm): arrays}."""
   found = []
   for one in expectations:
@@ -57,15 +57,15 @@ def judge(expectations, arrays, draws):
     parts = []
     for term in one.terms:
       data = arrays[term.task, term.arm]
-      chosen = stats.choose(data, term.limits)
-      parts.append(stats.part(term.sign, term.task, data, chosen))
-    value = stats.estimate(parts, draws)
+      chosen = stats.choose_questions(data, term.limits)
+      parts.append(stats.make_part(term.sign, term.task, data, chosen))
+    value = stats.estimate_sum(parts, draws)
     if one.kind == 'equal':
       verdict = value.within(one.bound)
     elif one.kind == 'above':
       verdict = value.above(one.bound)
     else:
-      turned = stats.Estimate(-value.value, -value.high, -value.low)
+      turned = stats.AccuracyEstimate(-value.value, -value.high, -value.low)
       verdict = turned.above(-one.bound)
     found.append(
       Finding(one.claim, one.kind, one.bound, value, verdict, one.gate)
@@ -73,7 +73,7 @@ def judge(expectations, arrays, draws):
   return found
 
 
-def smoke(cfg):
+def list_smoke_expectations(cfg):
   """Orderings that continuous integration hangs on."""
   full = {'pairs': (cfg.pairs, cfg.pairs)}
   one = lambda arm: (Term(1, 'mqar', arm, full),)
@@ -89,7 +89,7 @@ def smoke(cfg):
   ]
 
 
-def study(cfg, arms):
+def list_expectations(cfg, arms):
   """What the literature lets expect. arms: {task: names that ran}."""
   return [
     *_recall(cfg, arms), *_recency(cfg, arms), *_rebinding(cfg, arms),
@@ -120,7 +120,7 @@ def _same(claim, task, a, b, limits, margin=MARGIN):
 
 
 # the hardest questions of each task of recall: {slice: field of the sizes}
-def hardest(cfg, task):
+def limit_to_hardest(cfg, task):
   """Limits that leave a task's largest size."""
   if task in ('mqar', 'deep'):
     return {'pairs': (cfg.pairs, cfg.pairs)}
@@ -137,7 +137,7 @@ def hardest(cfg, task):
 
 def _recall(cfg, arms):
   for task in ('mqar', 'deep', 'copy', 'selective-copy', 'palindrome', 'quote'):
-    names, limits = arms.get(task, ()), hardest(cfg, task)
+    names, limits = arms.get(task, ()), limit_to_hardest(cfg, task)
     where = f'{task}, hardest size' if limits else task
     for name in _pure(names):
       yield _less(f'full > {name} ({where})', task, 'full', name, limits)
@@ -173,7 +173,7 @@ def _rebinding(cfg, arms):
           'rebinding',
           name,
           other,
-          hardest(cfg, 'rebinding'),
+          limit_to_hardest(cfg, 'rebinding'),
         )
 
 

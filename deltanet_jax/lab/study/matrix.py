@@ -5,7 +5,7 @@ from deltanet_jax.lab.study.config import (
   TASKS,
   Cell,
   StudyConfig,
-  model,
+  make_model,
   parse_arm,
 )
 
@@ -49,7 +49,7 @@ ORDER = {
 }  # fmt: skip
 
 
-def cells(cfg, size, models, tasks):
+def list_cells(cfg, size, models, tasks):
   """The Cells of a size; `tasks`, where given, choose, and `models` too: every
   model then runs on every task.
 
@@ -68,19 +68,20 @@ def cells(cfg, size, models, tasks):
   elif tasks:
     arms = {task: row for task, row in reversed(wanted)}
     wanted = [x for x in wanted if x[0] in tasks]
-    wanted += [(t, arms[wanted_task(size)]) for t in tasks if t not in arms]
+    wanted += [(t, arms[find_first_task(size)]) for t in tasks if t not in arms]
   found = []
   for task, arms in wanted:
     for arm in arms:
       deep = task in DEEP
       layers = cfg.deep if deep else cfg.layers
       steps = cfg.deep_steps if deep else cfg.steps
-      model(cfg, arm, cfg.symbols, layers, cfg.hidden)  # or it says what is odd
+      # or it says what is odd
+      make_model(cfg, arm, cfg.symbols, layers, cfg.hidden)
       found.append(Cell(task, arm, layers, steps))
   return list(dict.fromkeys(found))
 
 
-def wanted_task(size):
+def find_first_task(size):
   """The first task of a size: its arms go for a task that has none."""
   return ORDER[size][0][0]
 
@@ -126,7 +127,7 @@ def make_task(cfg, name):
   return make[name]()
 
 
-def seconds(cfg, cell):
+def estimate_seconds(cfg, cell):
   """About how long a core works at a cell: measured on 2 cores of an AMD
   EPYC, linear in tokens and layers."""
   name, ratio = parse_arm(cell.arm)

@@ -31,7 +31,7 @@ class Scores(NamedTuple):
   tokens: Any  # [M,I,T] int32, what the model read
 
 
-class Program(NamedTuple):
+class StudyProgram(NamedTuple):
   """init: seeds [M] -> state
   advance: (state, rates [M], seeds [M], start, stop) -> (state, Scores), the
   scores after the steps start, ..., stop - 1; start == stop only scores
@@ -41,7 +41,7 @@ class Program(NamedTuple):
   advance: Any
 
 
-def make(cfg, model_cfg, task, steps):
+def make_program(cfg, model_cfg, task, steps):
   """The Program that trains `model_cfg` on `task` for `steps` in all."""
   lm = model.HybridLM(model_cfg, jnp.dtype(cfg.dtype))
   axes = sharding.logical_axes(lm)
@@ -67,7 +67,7 @@ def make(cfg, model_cfg, task, steps):
     return jax.tree.map(lambda *x: jnp.stack(x), *map(one, seeds))
 
   advance = jax.vmap(member, in_axes=(0, 0, 0, None, None))
-  return Program(begin, jax.jit(advance, donate_argnums=(0,)))
+  return StudyProgram(begin, jax.jit(advance, donate_argnums=(0,)))
 
 
 def _init(lm, adam, seed):

@@ -19,7 +19,7 @@ class Report(NamedTuple):
   status: int  # 1: a gate failed
 
 
-def write(cfg, size, cells, folder, rows):
+def write_report(cfg, size, cells, folder, rows):
   """Draws, judges and writes everything; the cells that `folder` lacks are
   named as missing."""
   done = [cell for cell in cells if folder.done(cell)]
@@ -28,24 +28,28 @@ def write(cfg, size, cells, folder, rows):
   arrays = {key: found for key, found in arrays.items() if found}
   view = plots.View(cfg, rows, arrays)
   arms = {task: view.arms(task) for task, _ in arrays}
-  wanted = expect.smoke(cfg) if size == 'smoke' else expect.study(cfg, arms)
-  findings = expect.judge(wanted, arrays, cfg.draws)
-  verdict = words(cfg, view, findings)
+  wanted = (
+    expect.list_smoke_expectations(cfg)
+    if size == 'smoke'
+    else expect.list_expectations(cfg, arms)
+  )
+  findings = expect.judge_all(wanted, arrays, cfg.draws)
+  verdict = describe_hybrids(cfg, view, findings)
   missing = [cell.name for cell in cells if cell not in done]
-  remarks = unlearned(view)
+  remarks = describe_unlearned(view)
   if failed:
     remarks.append(f'Not finite at any learning rate: {", ".join(failed)}.')
   if missing:
     remarks.append(f'Not trained yet: {", ".join(missing)}.')
-  text = markdown(cfg, view, findings, [*verdict, *remarks])
+  text = format_markdown(cfg, view, findings, [*verdict, *remarks])
   write_text(folder.text, text)
-  images = plots.draw(view, folder.plots)
+  images = plots.draw_plots(view, folder.plots)
   sentences = [*verdict, *_counts(findings)]
   page = _page(cfg, size, view, findings, sentences, remarks, images)
   write_text(folder.report, page)
   gates = [f for f in findings if f.failed]
   lines = [*verdict, *remarks, *_counts(findings)]
-  lines += [f'FAILED: {f.claim}: {show(f.estimate)}' for f in gates]
+  lines += [f'FAILED: {f.claim}: {format_estimate(f.estimate)}' for f in gates]
   lost = size == 'smoke' and len(findings) < len(wanted) and not missing
   if lost:
     lines.append('FAILED: a model of the gates was not finite')
@@ -53,7 +57,7 @@ def write(cfg, size, cells, folder, rows):
   return Report('\n'.join(lines), int(bool(gates) or lost))
 
 
-def show(e):
+def format_estimate(e):
   """'0.512 [0.480, 0.541]'."""
   return f'{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]'
 
@@ -65,7 +69,7 @@ def _counts(findings):
   return [f'Expectations: {told}.'] if findings else []
 
 
-def words(cfg, view, findings):
+def describe_hybrids(cfg, view, findings):
   """Sentences on what each hybrid gave up and saved against full attention."""
   out = []
   names = {a for _, a in view.arrays if parse_arm(a)[1]}
@@ -76,7 +80,7 @@ def words(cfg, view, findings):
   return out or ['No hybrid ran beside full attention.']
 
 
-def unlearned(view):
+def describe_unlearned(view):
   """Sentences on the arms that are not shown to bind values to keys, not even
   in the shortest lists: to pick any of the n values shown is right in 1/n."""
   out = []
@@ -105,13 +109,13 @@ def _base(view, task):
 def _sentence(cfg, view, arm, tasks):
   lost, equal, gained, open_ = [], [], [], []
   for task in tasks:
-    limits = expect.hardest(cfg, task)
+    limits = expect.limit_to_hardest(cfg, task)
     parts = []
     for sign, name in ((1, arm), (-1, _base(view, task))):
       data = view.arrays[task, name]
-      chosen = stats.choose(data, limits)
-      parts.append(stats.part(sign, task, data, chosen))
-    e = stats.estimate(parts, cfg.draws)
+      chosen = stats.choose_questions(data, limits)
+      parts.append(stats.make_part(sign, task, data, chosen))
+    e = stats.estimate_sum(parts, cfg.draws)
     base = parts[1].right.sum() / parts[1].asked.sum()
     told = f'{task} {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]'
     told += f' of {base:.2f}'
@@ -141,26 +145,26 @@ def _saved(cfg, view, arm, task):
     for r in view.rows
     if (r['task'], r['model']) == (task, arm)
   )
-  kept = lambda name, n: kept_floats(cfg, name, cell, n)
+  kept = lambda name, n: count_cache_floats(cfg, name, cell, n)
   told = []
   for n in (cell['length'], LONG):
     mine, full = kept(arm, n), kept('full', n)
     less = f'{mine / full - 1:+.0%}'
     told.append(f'{mine:,} numbers of {n:,} tokens, full {full:,} ({less})')
-  meet = break_even(lambda n: kept(arm, n) - kept('full', n))
+  meet = find_break_even(lambda n: kept(arm, n) - kept('full', n))
   least = f' It saves from {meet:,} tokens on.' if meet else ''
   return f'It keeps {"; ".join(told)}.{least}'
 
 
-def kept_floats(cfg, arm, cell, context):
+def count_cache_floats(cfg, arm, cell, context):
   """Numbers that decoding keeps of `context` tokens."""
   from deltanet_jax.lab.study import config
 
-  built = config.model(cfg, arm, cell['vocab'], cell['layers'], cfg.hidden)
-  return sum(calc.cache_bytes(built, context, 1, 'float32').values()) // 4
+  built = config.make_model(cfg, arm, cell['vocab'], cell['layers'], cfg.hidden)
+  return sum(calc.count_cache_bytes(built, context, 1, 'float32').values()) // 4
 
 
-def break_even(difference, most=1 << 20):
+def find_break_even(difference, most=1 << 20):
   """The least context at which difference(context) <= 0; None above most."""
   low, high = 0, 1
   while difference(high) > 0:
@@ -173,10 +177,10 @@ def break_even(difference, most=1 << 20):
   return high
 
 
-def task_table(cfg, view, task):
+def list_results(cfg, view, task):
   """[(model, parameters, numbers kept, Estimate all, Estimate hardest, its
   accuracy by seed)]."""
-  limits = expect.hardest(cfg, task)
+  limits = expect.limit_to_hardest(cfg, task)
   return [
     (
       arm, view.fact(task, arm, 'parameters'),
@@ -195,7 +199,7 @@ HEAD = (
 
 def _cells(one):
   by_seed = ' '.join(f'{x:.2f}' for x in one[5])
-  told = show(one[3]), show(one[4]), by_seed
+  told = format_estimate(one[3]), format_estimate(one[4]), by_seed
   return one[0], f'{one[1]:,}', f'{one[2]:,}', *told
 
 
@@ -203,17 +207,19 @@ def _tables(cfg, view):
   """{task: rows of HEAD's cells}"""
   tasks = dict.fromkeys(task for task, _ in view.arrays)
   return {
-    task: [_cells(row) for row in task_table(cfg, view, task)] for task in tasks
+    task: [_cells(row) for row in list_results(cfg, view, task)]
+    for task in tasks
   }
 
 
-def markdown(cfg, view, findings, sentences):
+def format_markdown(cfg, view, findings, sentences):
   """summary.md."""
   lines = ['# Recall against memory', '']
   lines += [f'{s}\n' for s in sentences] + _counts(findings)
   lines += ['', '| expectation | value [95 %] | verdict |', '|---|---|---|']
   lines += [
-    f'| {f.claim} | {show(f.estimate)} | {f.verdict} |' for f in findings
+    f'| {f.claim} | {format_estimate(f.estimate)} | {f.verdict} |'
+    for f in findings
   ]
   for task, rows in _tables(cfg, view).items():
     lines += ['', f'## {task}', '']
@@ -229,7 +235,7 @@ def _page(cfg, size, view, findings, sentences, remarks, figures):
     autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
   )  # fmt: skip
-  environment.filters['show'] = show
+  environment.filters['show'] = format_estimate
   sizes = ', '.join(
     f'{f.name} {getattr(cfg, f.name)}' for f in dataclasses.fields(cfg)
   )

@@ -19,7 +19,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Folder:
+class StudyFolder:
   """Paths of a study's files."""
 
   def __init__(self, path):
@@ -95,11 +95,11 @@ class Folder:
     rows = [row for cell in done for row in self.rows(cell)]
     lines = ''.join(json.dumps(row) + '\n' for row in rows)
     write_text(self.results, lines)
-    write_text(self.summary, table(summarise(rows)))
+    write_text(self.summary, format_csv(summarize_rows(rows)))
     return rows
 
 
-def summarise(rows):
+def summarize_rows(rows):
   """A dict of COLUMNS for each task, model and slice: the mean over the fresh
   seeds after the last step, with the lowest and highest seed."""
   groups = {}
@@ -122,7 +122,7 @@ def summarise(rows):
   return out
 
 
-def table(summary):
+def format_csv(summary):
   """The summary as CSV; what was not finite is empty."""
   text = io.StringIO()
   writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')

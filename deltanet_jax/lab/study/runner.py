@@ -6,7 +6,7 @@ import time
 import traceback
 
 from deltanet_jax.lab.study import training
-from deltanet_jax.lab.study.matrix import make_task, seconds
+from deltanet_jax.lab.study.matrix import estimate_seconds, make_task
 from deltanet_jax.progress import Line, span
 
 
@@ -48,7 +48,7 @@ class Cells:
     )
 
 
-def run(cfg, cells, folder, jobs, limit=0.0):
+def run_cells(cfg, cells, folder, jobs, limit=0.0):
   """Every cell of `cells` that `folder` lacks, `jobs` at a time; none is begun
   after `limit` seconds, unless that is 0.
 
@@ -57,7 +57,7 @@ def run(cfg, cells, folder, jobs, limit=0.0):
   {name: error} of these.
   """
   todo = [cell for cell in cells if not folder.done(cell)]
-  progress = Cells({cell.name: seconds(cfg, cell) for cell in todo})
+  progress = Cells({cell.name: estimate_seconds(cfg, cell) for cell in todo})
   errors = {}
   stop, began = threading.Event(), time.monotonic()
 
@@ -74,7 +74,9 @@ def run(cfg, cells, folder, jobs, limit=0.0):
       progress.part(cell.name, share)
 
     try:
-      rows, arrays = training.run(cfg, cell, make_task(cfg, cell.task), tell)
+      rows, arrays = training.run_cell(
+        cfg, cell, make_task(cfg, cell.task), tell
+      )
     except (training.Stopped, KeyboardInterrupt):
       stop.set()  # before this thread takes another cell
       raise

@@ -20,7 +20,7 @@ class Part(NamedTuple):
   asked: np.ndarray
 
 
-class Estimate(NamedTuple):
+class AccuracyEstimate(NamedTuple):
   """A value with its 95 % interval."""
 
   value: float
@@ -40,14 +40,14 @@ class Estimate(NamedTuple):
     return VIOLATED if self.low > margin or self.high < -margin else OPEN
 
 
-def part(sign, group, arrays, chosen):
+def make_part(sign, group, arrays, chosen):
   """The Part of a cell's arrays over the questions `chosen` [S,I,T] bool."""
   asked = arrays['weights'].astype(np.float64) * chosen
   right = (asked * arrays['correct']).sum(-1)
   return Part(sign, group, right, asked.sum(-1))
 
 
-def choose(arrays, limits):
+def choose_questions(arrays, limits):
   """Questions [S,I,T] whose slices lie in limits {name: (least, most)}."""
   chosen = arrays['weights'] > 0
   for name, (least, most) in limits.items():
@@ -56,7 +56,7 @@ def choose(arrays, limits):
   return chosen
 
 
-def estimate(parts, draws):
+def estimate_sum(parts, draws):
   """The Estimate of sum_i sign_i right_i / asked_i.
 
   Seeds are drawn with replacement, then sequences in each; parts of a group
@@ -76,4 +76,4 @@ def estimate(parts, draws):
     value += one.sign * one.right.sum() / one.asked.sum()
     samples += one.sign * total(one.right) / total(one.asked)
   low, high = np.percentile(samples, [2.5, 97.5])
-  return Estimate(float(value), float(low), float(high))
+  return AccuracyEstimate(float(value), float(low), float(high))

@@ -22,11 +22,15 @@ class Stopped(Exception):
   """The study was asked to end."""
 
 
-def fit(cfg, cell, vocab):
+def match_parameters(cfg, cell, vocab):
   """(ModelConfig, parameters) of the cell's arm, its MLP as wide as makes the
   parameters those of `full`."""
-  build = functools.partial(config.model, cfg, vocab=vocab, layers=cell.layers)
-  count = lambda arm, hidden: calc.parameters(build(arm=arm, hidden=hidden))
+  build = functools.partial(
+    config.make_model, cfg, vocab=vocab, layers=cell.layers
+  )
+  count = lambda arm, hidden: calc.count_parameters(
+    build(arm=arm, hidden=hidden)
+  )
   goal = count('full', cfg.hidden)
   low, high = count(cell.arm, 1), count(cell.arm, 2)
   hidden = 1 + round((goal - low) / (high - low))  # an affine function
@@ -38,30 +42,32 @@ def fit(cfg, cell, vocab):
   return build(arm=cell.arm, hidden=hidden), low + (hidden - 1) * (high - low)
 
 
-def run(cfg, cell, task, tell=lambda done: None):
+def run_cell(cfg, cell, task, tell=lambda done: None):
   """(rows, arrays) of the cell.
 
   rows: dicts of results.jsonl   arrays: of the fresh seeds' last scores, for
   the bootstrap; empty when no learning rate stayed finite   tell: called with
   the share of the work that is done; may raise Stopped
   """
-  model_cfg, parameters = fit(cfg, cell, task.vocab)
+  model_cfg, parameters = match_parameters(cfg, cell, task.vocab)
   facts = {
     'task': cell.task, 'model': cell.arm, 'layers': cell.layers,
     'parameters': parameters,
-    'cache_floats': cache_floats(model_cfg, task.length),
+    'cache_floats': count_cache_floats(model_cfg, task.length),
     'vocab': task.vocab, 'length': task.length,
   }  # fmt: skip
-  trainer = _Trainer(cfg, cell, program.make(cfg, model_cfg, task, cell.steps))
+  trainer = _Trainer(
+    cfg, cell, program.make_program(cfg, model_cfg, task, cell.steps)
+  )
   phases = 2.0
   grid = list(cfg.lrs) + [cfg.lrs[-1]] * (trainer.members - len(cfg.lrs))
   rows, best = [], None
   told = lambda share: tell(share / phases)
   for _, step, scores in trainer.train(grid, [VALIDATION], told):
-    found = [row(scores, i) for i in range(len(cfg.lrs))]
+    found = [score_all(scores, i) for i in range(len(cfg.lrs))]
     for lr, one in zip(cfg.lrs, found, strict=True):
       rows.append(facts | _at('grid', lr, VALIDATION, step, cell) | one)
-  lr = best_rate(cfg.lrs, found)
+  lr = choose_rate(cfg.lrs, found)
   if lr is None:
     return rows, {}
   seeds = list(range(FRESH, FRESH + cfg.seeds))
@@ -71,8 +77,10 @@ def run(cfg, cell, task, tell=lambda done: None):
     full = step in [round(part * cell.steps) for part in BUDGETS]
     for i, seed in enumerate(seeds):
       head = facts | _at('fresh', lr, seed, step, cell)
-      rows += [head | x for x in slices(scores, i, task.levels if full else {})]
-  arrays = last_scores(scores, cfg.seeds)
+      rows += [
+        head | x for x in score_slices(scores, i, task.levels if full else {})
+      ]
+  arrays = select_scores(scores, cfg.seeds)
   rows += _decays(trainer, best, lr, seeds, facts, cell, model_cfg)
   return rows, arrays
 
@@ -130,18 +138,18 @@ def _decays(trainer, state, lr, seeds, facts, cell, model_cfg):
     _, scores = trainer.call(changed, [lr], seeds, cell.steps, cell.steps)
     for i, seed in enumerate(seeds):
       head = _at('decay', lr, seed, cell.steps, cell)
-      rows.append(facts | head | {'scale': scale} | row(scores, i))
+      rows.append(facts | head | {'scale': scale} | score_all(scores, i))
   return rows
 
 
-def cache_floats(model_cfg, context):
+def count_cache_floats(model_cfg, context):
   """Numbers that decoding keeps of one sequence of `context` tokens; the
   local layer, the same in every arm, included."""
-  sizes = calc.cache_bytes(model_cfg, context, 1, jnp.float32)
+  sizes = calc.count_cache_bytes(model_cfg, context, 1, jnp.float32)
   return sum(sizes.values()) // 4
 
 
-def row(scores, member, chosen=None):
+def score_all(scores, member, chosen=None):
   """What member `member` scored over all targets, or those `chosen` [I,T]:
   accuracy, sequences without a mistake, nats a target, and their number.
   A model that is not finite has no accuracy."""
@@ -163,23 +171,23 @@ def row(scores, member, chosen=None):
   }
 
 
-def slices(scores, member, levels):
+def score_slices(scores, member, levels):
   """The row over all targets, and one for each level of each slice in
   `levels` {name: values}: 'pairs=8'. A number between two levels counts for
   the lower one."""
-  out = [row(scores, member)]
+  out = [score_all(scores, member)]
   asked = scores.weights[member] > 0
   for name, values in levels.items():
     values = np.asarray(values)
     labels = scores.slices[name][member]
     below = np.searchsorted(values, labels, 'right') - 1
     for i in np.unique(below[asked & (labels >= values[0])]):
-      one = row(scores, member, below == i)
+      one = score_all(scores, member, below == i)
       out.append(one | {'slice': f'{name}={values[i]}'})
   return out
 
 
-def best_rate(rates, rows):
+def choose_rate(rates, rows):
   """The smallest rate within TIE of the best accuracy: what is gained beyond
   on one seed is chance, and a smaller rate fails on fewer others. None when no
   member stayed finite."""
@@ -190,7 +198,7 @@ def best_rate(rates, rows):
   return min(rate for rate, one in good if one['accuracy'] >= best - TIE)
 
 
-def last_scores(scores, seeds):
+def select_scores(scores, seeds):
   """What the bootstrap needs, of the first `seeds` members, small."""
   one = {
     'correct': scores.correct[:seeds],
