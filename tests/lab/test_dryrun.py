@@ -114,7 +114,7 @@ def test_a_refused_program_tells_its_size(text, size):
 
 def _record(**sizes):
   sizes = {name: size * chips.GIB for name, size in sizes.items()}
-  held = {k: sizes[k] for k in ('parameters', 'optimiser')}
+  held = {k: sizes[k] for k in ('parameters', 'optimizer')}
   total = sum(held.values()) + sizes['temporaries']
   memory = {
     'held': held, 'available': 16 * chips.GIB, 'total': total,
@@ -134,7 +134,7 @@ def _advised(changes, **sizes):
 
 
 def test_many_rows_are_taken_in_smaller_parts():
-  said, after, _ = _advised((), parameters=1, optimiser=2, temporaries=21)
+  said, after, _ = _advised((), parameters=1, optimizer=2, temporaries=21)
   # of 4 rows a device: 20 GiB of activations into the 11.2 that are left
   assert after.optim.accumulate == 8
   assert '2 rows of 4,096 tokens' in said[0] and '10.0 GiB' in said[0]
@@ -145,7 +145,7 @@ def test_a_long_row_is_split_over_time():
     ('data.batch', '8'), ('data.seq_len', '131072'), ('optim.accumulate', '1'),
   ]  # fmt: skip
   _, after, before = _advised(
-    changes, parameters=1, optimiser=2, temporaries=31
+    changes, parameters=1, optimizer=2, temporaries=31
   )
   assert (after.mesh.fsdp, after.mesh.seq, after.optim.accumulate) == (2, 4, 4)
   size = lambda mesh: mesh.fsdp * mesh.seq
@@ -153,7 +153,7 @@ def test_a_long_row_is_split_over_time():
 
 
 def test_large_weights_are_split_over_more_devices():
-  said, after, _ = _advised((), parameters=8, optimiser=16, temporaries=9)
+  said, after, _ = _advised((), parameters=8, optimizer=16, temporaries=9)
   # 32 GiB into 70% of 15.2: a quarter on each
   assert after.mesh.fsdp == 32
   assert '32.0 GiB' in said[0]
@@ -161,7 +161,7 @@ def test_large_weights_are_split_over_more_devices():
 
 def test_kept_activations_are_recomputed_first():
   changes = [('model.remat', 'none')]
-  _, after, _ = _advised(changes, parameters=1, optimiser=2, temporaries=21)
+  _, after, _ = _advised(changes, parameters=1, optimizer=2, temporaries=21)
   assert after.model.remat == 'full'
 
 

@@ -83,10 +83,10 @@ def _main(taken):
     memory_limit=MEMORY_LIMIT.value,
   )  # fmt: skip
   try:
-    found = bench.find_functions(settings)
+    functions = bench.find_functions(settings)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  programs = bench.measure_programs(settings, found, Line())
+  programs = bench.measure_programs(settings, functions, Line())
   where = describe_environment()
   print(report.format_text(settings, programs, where))
   if json_path:

@@ -105,21 +105,21 @@ def find_functions(settings):
   ValueError for a form or peer that is not there or does not take the inputs.
   """
   forms = kernels.forms(_rule(settings))
-  found = {}
+  functions = {}
   for name in settings.forms:
     if name not in forms:
       raise ValueError(
         f'{settings.op} has no form {name!r}; it has {", ".join(forms)}'
       )
-    found[name] = forms[name]
+    functions[name] = forms[name]
     if 'chunk' in inspect.signature(forms[name]).parameters:
-      found[name] = functools.partial(forms[name], chunk=settings.chunk)
+      functions[name] = functools.partial(forms[name], chunk=settings.chunk)
   for peer in settings.peers:
     path, name = peer.rsplit(':', 1)
     function = _load(path, name)
     _check_peer(peer, function, settings)
-    found[name if name not in found else peer] = function
-  return found
+    functions[name if name not in functions else peer] = function
+  return functions
 
 
 def _rule(settings):
@@ -213,17 +213,19 @@ def infer_shapes(settings, length):
 # ---------------------------------------------------------------- measuring
 
 
-def measure_programs(settings, found, progress):
+def measure_programs(settings, functions, progress):
   """The programs of `found` (see `find_functions`), compiled and timed."""
   programs = [
     TimedProgram(name, way, length)
     for length in settings.lengths
     for way in PASSES
-    for name in found
+    for name in functions
   ]
   for i, program in enumerate(programs):
     progress.show(f'compiling {i + 1}/{len(programs)}: {program}')
-    program.compile(found[program.name], infer_shapes(settings, program.length))
+    program.compile(
+      functions[program.name], infer_shapes(settings, program.length)
+    )
   limit = settings.memory_limit * 1e9
   runnable = [p for p in programs if p.temporary_bytes <= limit]
   make = jax.jit(make_inputs, static_argnums=(0, 1))
@@ -231,7 +233,7 @@ def measure_programs(settings, found, progress):
     length: make(settings, length, jax.random.key(0))
     for length in {p.length for p in runnable}
   }
-  once = _warm_up(next(iter(found)), runnable, inputs, progress)
+  once = _warm_up(next(iter(functions)), runnable, inputs, progress)
   left = settings.rounds * sum(once)
   for i in range(settings.rounds):
     for program, seconds in zip(runnable, once, strict=True):

@@ -85,14 +85,14 @@ def _table(rows, settings):
     f'{value:>{w}}' for value, w in zip(values, widths, strict=True)
   )
   lines = [f'{"":{width}}{cells(head)}  o differs by']
-  one = rows[0].record()
+  first = rows[0].record()
   for program in rows:
     record = program.record()
     values = []
     for key, scale in (
       ('median', 1e3), ('minimum', 1e3), ('temporary_bytes', 1e-6)
     ):  # fmt: skip
-      value, base = record[key], one[key]
+      value, base = record[key], first[key]
       values.append('-' if value is None else f'{value * scale:.2f}')
       values.append(f'{value / base:.2f}' if value and base else '-')
     values.append(f'{program.compile_seconds:.1f}')

@@ -72,8 +72,8 @@ def count_cache_bytes(cfg, context, batch, dtype, state_dtype=jnp.float32):
 
 
 def count_cache_parts(cfg, context, batch, dtype, state_dtype=jnp.float32):
-  """`count_cache_bytes` with each mixer's bytes by what they hold: 'tokens' (keys
-  and values, latents), 'convolution' (its last inputs), both in dtype;
+  """`count_cache_bytes` with each mixer's bytes by what they hold: 'tokens'
+  (keys and values, latents), 'convolution' (its last inputs), both in dtype;
   'state' in state_dtype (the model's own is float32); 'positions', int32."""
   widths = {'state': jnp.dtype(state_dtype).itemsize, 'positions': 4}
   sizes = collections.defaultdict(collections.Counter)
@@ -115,8 +115,8 @@ def find_break_even(cfg, batch, dtype, state_dtype=jnp.float32):
   size = lambda which, n: count_total_bytes(which, n, batch, dtype, state_dtype)
   # the difference never falls: attention's cache only grows
   smaller = lambda n: size(cfg, n) < size(twin, n)
-  found = bisect.bisect_left(range(1, LONGEST), True, key=smaller) + 1
-  return found if found < LONGEST else None
+  tokens = bisect.bisect_left(range(1, LONGEST), True, key=smaller) + 1
+  return tokens if tokens < LONGEST else None
 
 
 def compute_saving(cfg, context, batch, dtype, state_dtype=jnp.float32):
@@ -201,10 +201,10 @@ def resize_model(cfg, layers=None, ratio=None, attention=None, recurrent=None):
   attends = sum(_attends(layer.mixer) for layer in old)
   L, (R, A) = layers or len(old), ratio or (len(old) - attends, attends)
   N = count_attention_layers(L, R, A)
-  for some, mixer, what in (
+  for count, mixer, what in (
     (N, attention, 'attention'), (L - N, recurrent, 'recurrent')
   ):  # fmt: skip
-    if some and mixer is None:
+    if count and mixer is None:
       raise ValueError(f'the model has no {what} layer; name its mixer')
   new = []
   for i in range(L):
@@ -231,7 +231,7 @@ def count_flops(cfg, context):
   whole chunks; attention over whole blocks of tokens (`ops.attention`), masked
   pairs in them too; of the experts those chosen; the output head at every
   token. A training step takes three times as much (each product has two in the
-  backward pass), without what is made again there, scores and rematerialised
+  backward pass), without what is made again there, scores and rematerialized
   layers, which model-FLOPs utilisation leaves out.
   """
   blocks = sum(

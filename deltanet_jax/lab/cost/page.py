@@ -81,7 +81,7 @@ def build_page(start):
 def list_models():
   """Every model of configs/ that the page can show, hybrids first: one kind of
   attention without a window, at most one kind of recurrent layer."""
-  found = {}
+  models = {}
   for name in preset_names.list_presets():
     cfg = config.load(name).model
     mixers = dict.fromkeys(layer.mixer for layer in cfg.layers)
@@ -91,15 +91,15 @@ def list_models():
     if attention is None or set(mixers) - known or _window(attention):
       continue
     attends = sum(layer.mixer == attention for layer in cfg.layers)
-    found[name] = {
+    models[name] = {
       'about': preset_names.describe(name),
       'layers': len(cfg.layers),
       'ratio': _lowest(len(cfg.layers) - attends, attends),
       'attention': describe_mixer(attention),
       'recurrent': recurrent and describe_mixer(recurrent),
     }
-  hybrid = lambda name: found[name]['recurrent'] is None
-  return {name: found[name] for name in sorted(found, key=hybrid)}
+  hybrid = lambda name: models[name]['recurrent'] is None
+  return {name: models[name] for name in sorted(models, key=hybrid)}
 
 
 def _window(attention):
@@ -113,8 +113,8 @@ def _lowest(R, A):
 def describe_mixer(mixer):
   """A mixer's kind, the arrays of its cache, and the fields they depend on.
 
-  An array: what it holds (`calc.count_cache_parts`) and its axes, each a number or
-  [name, number to add]. A field: its value, and the range that the
+  An array: what it holds (`calc.count_cache_parts`) and its axes, each a number
+  or [name, number to add]. A field: its value, and the range that the
   configuration takes.
   """
   arrays = [

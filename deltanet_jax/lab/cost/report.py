@@ -44,11 +44,13 @@ def measure_model(name, cfg, settings):
     'break_even': None,
   }
   if record['all_attention']:
-    how = settings.batch, settings.dtype, settings.state_dtype
+    cache_settings = settings.batch, settings.dtype, settings.state_dtype
     record |= {
-      'saved': [calc.compute_saving(cfg, n, *how) for n in settings.contexts],
-      'saved_in_the_limit': calc.compute_saving(cfg, None, *how),
-      'break_even': calc.find_break_even(cfg, *how),
+      'saved': [
+        calc.compute_saving(cfg, n, *cache_settings) for n in settings.contexts
+      ],
+      'saved_in_the_limit': calc.compute_saving(cfg, None, *cache_settings),
+      'break_even': calc.find_break_even(cfg, *cache_settings),
     }
   return record
 
@@ -184,10 +186,10 @@ def _model(record, settings):
     lines.append(line('saved', '', '', share))
   lines += ['', f'  {describe_saving(record)}', '', '  GFLOP of a token']
   for way, name in (('forward', 'prefill'), ('decode', 'decoding')):
-    for label, found in (
+    for label, entry in (
       ('', record), *((f', {x}', record[key]) for key, x in twins.items())
     ):  # fmt: skip
-      values = (f'{x / 1e9:,.2f}' for x in found['flops_per_token'][way])
+      values = (f'{x / 1e9:,.2f}' for x in entry['flops_per_token'][way])
       lines.append(line(name + label, '', '', values))
   return '\n'.join(x.rstrip() for x in lines)
 
@@ -229,24 +231,24 @@ def draw_cache(cfgs, settings, path):
   figure, panels = plots.make_figure(
     (1 + 5.2 * len(cfgs), 4.8), len(cfgs), share_y=True
   )
-  how = settings.batch, settings.dtype, settings.state_dtype
+  cache_settings = settings.batch, settings.dtype, settings.state_dtype
   top = max(2**20, *settings.contexts)
   steps = 4 * int(math.log2(top / 64))
   contexts = [round(64 * 2 ** (i / 4)) for i in range(steps + 1)]
   for axes, (name, cfg) in zip(panels, cfgs, strict=True):
-    for label, colour, model in list_lines(cfg):
-      sizes = [calc.count_total_bytes(model, n, *how) for n in contexts]
-      axes.plot(
-        contexts, sizes, color=colour, lw=2 if label == 'model' else 1.3
-      )
+    for label, color, model in list_lines(cfg):
+      sizes = [
+        calc.count_total_bytes(model, n, *cache_settings) for n in contexts
+      ]
+      axes.plot(contexts, sizes, color=color, lw=2 if label == 'model' else 1.3)
       axes.annotate(
         label, (contexts[-1], sizes[-1]), (6, 0), textcoords='offset points',
-        color=colour, va='center', fontsize=9,
+        color=color, va='center', fontsize=9,
       )  # fmt: skip
     both = all(calc.find_mixer(cfg, recurrent=x) for x in (True, False))
-    cross = calc.find_break_even(cfg, *how) if both else None
+    cross = calc.find_break_even(cfg, *cache_settings) if both else None
     if cross:
-      there = cross, calc.count_total_bytes(cfg, cross, *how)
+      there = cross, calc.count_total_bytes(cfg, cross, *cache_settings)
       axes.plot(*there, 'o', color='0.2', ms=5)
       axes.annotate(
         f'{cross:,} tokens', there, (8, -10), textcoords='offset points',
@@ -264,7 +266,7 @@ def draw_cache(cfgs, settings, path):
 
 
 def list_lines(cfg):
-  """(label, colour, ModelConfig) of the lines of a plot."""
+  """(label, color, ModelConfig) of the lines of a plot."""
   attention = calc.find_mixer(cfg, recurrent=False)
   recurrent = calc.find_mixer(cfg, recurrent=True)
   if attention and recurrent:

@@ -83,8 +83,8 @@ def parse_program(text):
     elif line.startswith('}'):
       now = None
     elif name := _NAME.match(line):
-      found = _instruction(name[2], line[name.end() :], bool(name[1]))
-      now[found.name] = found
+      instruction = _instruction(name[2], line[name.end() :], bool(name[1]))
+      now[instruction.name] = instruction
   return HloProgram(computations, entry)
 
 
@@ -103,22 +103,22 @@ def _instruction(name, text, root):
 def _closing(text):
   """Where the parenthesis that opens the text closes."""
   depth = 0
-  for found in re.finditer(r'[()]', text):
-    depth += 1 if found[0] == '(' else -1
+  for match in re.finditer(r'[()]', text):
+    depth += 1 if match[0] == '(' else -1
     if not depth:
-      return found.start()
+      return match.start()
   raise ValueError(f'no end of {text[:80]!r}')
 
 
 def _arrays(text):
-  found = []
+  arrays = []
   for kind, bits, sizes, layout in _ARRAY.findall(text):
     shape = tuple(map(int, filter(None, sizes.split(','))))
     # pred has a byte an element; token and opaque have no size
     width = int(bits) / 8 if bits else kind == 'pred'
     fast = re.search(r'S\([1-9]', layout) is not None
-    found.append(Array(shape, math.ceil(width * math.prod(shape)), fast))
-  return tuple(found)
+    arrays.append(Array(shape, math.ceil(width * math.prod(shape)), fast))
+  return tuple(arrays)
 
 
 def list_steps(program):
@@ -127,22 +127,24 @@ def list_steps(program):
 
 
 def _steps(program, name, home, times):
-  for found in program.computations[name].values():
-    yield Step(found, name, home, times)
-    if found.op == 'while':
-      runs = count_trips(program, found, program.computations[name])
+  for instruction in program.computations[name].values():
+    yield Step(instruction, name, home, times)
+    if instruction.op == 'while':
+      runs = count_trips(program, instruction, program.computations[name])
       times_body = times * (1 if runs is None else runs)
-    for how, to in list_called(found):
-      if how == 'condition' or to not in program.computations:
+    for link, target in list_called(instruction):
+      if link == 'condition' or target not in program.computations:
         continue
-      if found.op == 'conditional' and _rare(program.computations[to]):
+      if instruction.op == 'conditional' and _rare(
+        program.computations[target]
+      ):
         continue
       # a reduction's function works on single elements
-      if how == 'to_apply' and found.op not in ('call', 'call-start'):
+      if link == 'to_apply' and instruction.op not in ('call', 'call-start'):
         continue
-      inner = home if found.op == 'fusion' else to
-      often = times_body if found.op == 'while' else times
-      yield from _steps(program, to, inner, often)
+      inner = home if instruction.op == 'fusion' else target
+      often = times_body if instruction.op == 'while' else times
+      yield from _steps(program, target, inner, often)
 
 
 def _rare(branch):
@@ -151,10 +153,10 @@ def _rare(branch):
 
 def list_called(instruction):
   """(how, name) of every computation that an instruction runs."""
-  found = _CALLED.findall(instruction.text)
+  links = _CALLED.findall(instruction.text)
   for branches in _BRANCHES.findall(instruction.text):
-    found += [('calls', x.strip(' %')) for x in branches.split(',')]
-  return found
+    links += [('calls', x.strip(' %')) for x in branches.split(',')]
+  return links
 
 
 def count_trips(program, loop, around):
@@ -194,31 +196,31 @@ def find_unknown_loops(text):
 
 
 def _constant(computation, name):
-  found = computation.get(name)
-  if found is None or found.op != 'constant':
+  instruction = computation.get(name)
+  if instruction is None or instruction.op != 'constant':
     return None
-  return int(found.literal)
+  return int(instruction.literal)
 
 
 def _index(computation, name):
   """Which part of a loop's tuple a value of its condition is."""
-  found = computation[name]
-  while found.op in ('copy', 'bitcast'):
-    found = computation[found.operands[0]]
-  if found.op != 'get-tuple-element':
+  instruction = computation[name]
+  while instruction.op in ('copy', 'bitcast'):
+    instruction = computation[instruction.operands[0]]
+  if instruction.op != 'get-tuple-element':
     return None
-  return int(re.search(r'index=(\d+)', found.text)[1])
+  return int(re.search(r'index=(\d+)', instruction.text)[1])
 
 
 def _first(around, name, index):
   """What that part is before the loop: 0 unless it says otherwise."""
-  made = around.get(name)
-  if made is None or made.op != 'tuple':
+  before = around.get(name)
+  if before is None or before.op != 'tuple':
     return 0
-  found = around.get(made.operands[index])
-  while found is not None and found.op in ('copy', 'bitcast'):
-    found = around.get(found.operands[0])
-  return _constant(around, found.name) or 0 if found is not None else 0
+  part = around.get(before.operands[index])
+  while part is not None and part.op in ('copy', 'bitcast'):
+    part = around.get(part.operands[0])
+  return _constant(around, part.name) or 0 if part is not None else 0
 
 
 # ------------------------------------------------------------- collectives
@@ -231,12 +233,12 @@ def find_collectives(text):
   work hides it, stands in each of them and counts once.
   """
   program = parse_program(text)
-  found, seen = [], set()
+  collectives, seen = [], set()
   for step in list_steps(program):
     x = step.instruction
     kind = x.op.removesuffix('-start')
     if kind == 'send' and 'xla_megascale' in x.text:
-      found.append(_sent(x, step.times))
+      collectives.append(_sent(x, step.times))
       continue
     if kind not in KINDS:
       continue
@@ -254,7 +256,7 @@ def find_collectives(text):
         'reduce-scatter',
         find_root(program.computations[step.computation]).arrays,
       )
-    found.append(
+    collectives.append(
       Collective(
         kind,
         tuple(a.shape for a in arrays),
@@ -263,7 +265,7 @@ def find_collectives(text):
         parse_group(x.text),
       )
     )
-  return found
+  return collectives
 
 
 def find_root(computation):
@@ -287,9 +289,10 @@ def _result(x):
 
 
 def _sent(x, times):
-  how = re.search(r'_xla_megascale_transfer_type="(\w+)"', x.text)
+  transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', x.text)
   array = x.arrays[0]
-  kind = f'{BETWEEN}: {how[1].lower().replace("_", "-") if how else "send"}'
+  way = transfer[1].lower().replace('_', '-') if transfer else 'send'
+  kind = f'{BETWEEN}: {way}'
   return Collective(kind, (array.shape,), array.bytes, times, ())
 
 

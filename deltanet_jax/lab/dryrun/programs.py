@@ -66,7 +66,7 @@ def lower_training(experiment, mesh):
       filled,
       {
         'parameters': sharding.bytes_per_device(program.abstract.params),
-        'optimiser': sharding.bytes_per_device(program.abstract.opt_state),
+        'optimizer': sharding.bytes_per_device(program.abstract.opt_state),
         'batch': sharding.bytes_per_device(program.batch),
       },
     )
@@ -77,22 +77,22 @@ def lower_prefill(experiment, mesh, context, batch, weights):
   it. `runs` pieces are the prompt; attention's earlier ones are cheaper, since
   they skip the slots that are not written yet."""
   piece = min(context, room.PIECE)
-  found = _advance(experiment, mesh, context, batch, weights, piece)
+  program = _advance(experiment, mesh, context, batch, weights, piece)
   runs = -(-context // piece)
   need = batch * context * calc.count_flops(experiment.model, context)
   what = f'prefill of {batch} x {context:,} tokens, {piece:,} at a time'
   # that count has the output head at every token, a piece at its last alone
-  need = min(need / runs, found.flops)
-  return found._replace(what=what, model_flops=need, runs=runs)
+  need = min(need / runs, program.flops)
+  return program._replace(what=what, model_flops=need, runs=runs)
 
 
 def lower_decoding(experiment, mesh, context, batch, weights):
   """One token of each sequence, the last of `context`, as `launch.generate`
   runs it."""
-  found = _advance(experiment, mesh, context, batch, weights, 1)
+  program = _advance(experiment, mesh, context, batch, weights, 1)
   need = batch * calc.count_decoding_flops(experiment.model, context)
   what = f'decoding {batch} x 1 token in a cache of {context:,}'
-  return found._replace(what=what, model_flops=need)
+  return program._replace(what=what, model_flops=need)
 
 
 def _filled(cfg, mesh, tokens):

@@ -88,28 +88,28 @@ def parse_refused_bytes(text, arguments):
   names those of temporaries alone, or those of all."""
   size = r'([\d.]+)([KMGT]?)'
   of = lambda x: int(float(x[1]) * _UNITS[x[2]])
-  if found := re.search(rf'temporaries \({size}\)', text):
-    return arguments + of(found)
-  if found := re.search(rf'(?:Used|hbm requirement) {size}', text):
-    return max(arguments, of(found))
+  if match := re.search(rf'temporaries \({size}\)', text):
+    return arguments + of(match)
+  if match := re.search(rf'(?:Used|hbm requirement) {size}', text):
+    return max(arguments, of(match))
   raise ValueError(f'no size in {text!r}')
 
 
 def _memory(compiled, refused, lowered, topology):
   """Bytes on one device."""
   chip = topology.chip
-  found = {'available': chip.hbm / chip.devices, 'held': lowered.held}
+  sizes = {'available': chip.hbm / chip.devices, 'held': lowered.held}
   if compiled is None:
     arguments = sum(lowered.held.values())
     total = parse_refused_bytes(refused, arguments)
-    return found | {
+    return sizes | {
       'arguments': arguments,
       'temporaries': total - arguments,
       'total': total,
       'refused': refused.splitlines()[0],
     }
   m = compiled.memory_analysis()
-  return found | {
+  return sizes | {
     'arguments': m.argument_size_in_bytes,
     'outputs': m.output_size_in_bytes,
     'aliased': m.alias_size_in_bytes,
@@ -129,7 +129,7 @@ def _work(record, compiled, lowered, topology, mesh):
   places = [tuple(d.coords) for d in mesh.devices.flat][:per_slice]
   networks = bound.time_networks(hlo.find_collectives(text), topology, places)
   moved = traffic.count_bytes(text, lowered.filled)
-  found = bound.compute_bound(topology, lowered.flops, moved, networks)
+  least = bound.compute_bound(topology, lowered.flops, moved, networks)
   peak = topology.chips * topology.chip.flops
   record['collectives'] = [vars(x) for x in networks]
   record['flops'] = {'model': lowered.model_flops, 'program': lowered.flops}
@@ -137,6 +137,6 @@ def _work(record, compiled, lowered, topology, mesh):
   record['unknown_loops'] = hlo.find_unknown_loops(text)
   record['runs'] = lowered.runs
   record['tokens'] = lowered.tokens
-  record['bound'] = vars(found) | {'limit': found.limit}
-  record['step_seconds'] = found.seconds
-  record['mfu'] = lowered.model_flops / (peak * found.seconds)
+  record['bound'] = vars(least) | {'limit': least.limit}
+  record['step_seconds'] = least.seconds
+  record['mfu'] = lowered.model_flops / (peak * least.seconds)

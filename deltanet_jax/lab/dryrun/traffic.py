@@ -63,7 +63,9 @@ def _moved(program, step, x, filled):
 
 def _inlined(program, fusion):
   """A fusion's computation, with those that are fused within it written out."""
-  (name,) = [to for how, to in hlo.list_called(fusion) if how == 'calls']
+  (name,) = [
+    target for link, target in hlo.list_called(fusion) if link == 'calls'
+  ]
   flat = {}
   for x in program.computations[name].values():
     if x.op != 'fusion':

@@ -58,7 +58,7 @@ def _by_hand(out):
 
   from deltanet_jax.lab.first_steps import first_steps
 
-  found = first_steps.measure_overload(jax.random.key(SEED.value))
+  overloads = first_steps.measure_overload(jax.random.key(SEED.value))
   K, N = first_steps.WIDTH, first_steps.PAIRS
   print(f"""1. A state is a matrix
 
@@ -73,18 +73,18 @@ To read: S'k. We write random pairs one after the other and count the pairs of
 which what comes back is nearer to the right value than to any other.
 
   pairs written{'':10}{''.join(f'{n:>6}' for n in SHOWN)}""")
-  for rule, overload in found.items():
+  for rule, overload in overloads.items():
     for part in ('all', 'oldest', 'newest'):
       cells = ''.join(f'{overload.share(n, part):6.0%}' for n in SHOWN)
       label = part if part == 'all' else f'{part} quarter'
       print(f'  {rule:8}{label:15}{cells}')
   print()
-  for rule, overload in found.items():
+  for rule, overload in overloads.items():
     old, new = (overload.share(N, part) for part in ('oldest', 'newest'))
     print(f'With {N} pairs {rule} {_who_fails(old, new)}.')
   _exceptions()
   path = out / 'state.png'
-  first_steps.draw_state(found, path)
+  first_steps.draw_state(overloads, path)
   print(f'Every pair after every write: {path}')
 
 

@@ -100,8 +100,8 @@ def measure_overload(key):
   keys, values = draw_pairs(key, DRAWS, PAIRS, WIDTH)
   out = {}
   for rule in RULES:
-    found = jax.jit(functools.partial(write_one_by_one, rule))(keys, values)
-    out[rule] = Overload(*(np.asarray(x.mean(0)) for x in found))
+    pairs = jax.jit(functools.partial(write_one_by_one, rule))(keys, values)
+    out[rule] = Overload(*(np.asarray(x.mean(0)) for x in pairs))
   return out
 
 
@@ -190,9 +190,9 @@ def _judge(model, params, task, key, rows=1024):
   example = task.sample(key, rows)
   logits, _ = jax.jit(model.apply)({'params': params}, example.tokens)
   right = np.asarray(jnp.argmax(logits, -1) == example.targets)
-  asked = np.asarray(example.weights) > 0
+  questions = np.asarray(example.weights) > 0
   size, place = (np.asarray(example.slices[n]) for n in ('size', 'position'))
-  mean = lambda where: float(right[asked & where].mean())
+  mean = lambda where: float(right[questions & where].mean())
   sizes = sorted(task.sizes)
   last = size == sizes[-1]
   return (
@@ -204,12 +204,12 @@ def _judge(model, params, task, key, rows=1024):
 # ----------------------------------------------------------------------- plots
 
 
-def draw_state(found, path):
+def draw_state(overloads, path):
   """Error of every pair after every write, a panel a rule."""
   from deltanet_jax.lab import plots
 
-  figure, axes = plots.make_figure((10, 5), len(found), share_y=True)
-  for panel, (rule, overload) in zip(axes, found.items(), strict=True):
+  figure, axes = plots.make_figure((10, 5), len(overloads), share_y=True)
+  for panel, (rule, overload) in zip(axes, overloads.items(), strict=True):
     image = panel.imshow(
       overload.error.T, origin='lower', vmin=0, vmax=1.5, cmap='viridis',
       extent=(0.5, PAIRS + 0.5, 0.5, PAIRS + 0.5),

@@ -38,7 +38,7 @@ class ProbeResult(NamedTuple):
 
 def run_probes(form='recurrent', tell=lambda name: None):
   """Every probe's findings. form: of `FORMS`; tell: called before each."""
-  found = []
+  results = []
   memories = _memories(form)
   for name, probe in {
     'rebinding': lambda: probe_rebinding(memories),
@@ -50,8 +50,8 @@ def run_probes(form='recurrent', tell=lambda name: None):
     'cache': probe_cache,
   }.items():
     tell(name)
-    found += probe()
-  return found
+    results += probe()
+  return results
 
 
 def _memories(form):
@@ -113,15 +113,15 @@ def probe_rebinding(memories):
   writes = np.arange(WRITES) < keys * m[:, None]
   v = _units(draw, B, WRITES)
   k_written = np.take_along_axis(k, pair[..., None], 1)
-  found = []
+  results = []
   for name, memory in memories.items():
     o = memory(_fill(k_written), v, writes.astype('f'), _fill(k))
     right = _nearest(o, v, writes)[:, :keys] == latest
-    found += [
+    results += [
       ProbeResult('rebinding', name, n, 'accuracy', right[m == n].mean())
       for n in BINDINGS
     ]
-  return found
+  return results
 
 
 def probe_overload(memories):
@@ -131,7 +131,7 @@ def probe_overload(memories):
   n = np.repeat(PAIRS, DRAWS)
   k, v = _units(draw, len(n), WRITES), _units(draw, len(n), WRITES)
   writes = np.arange(WRITES) < n[:, None]
-  found = []
+  results = []
   for name, memory in memories.items():
     if name == 'softmax, recent first':
       continue  # for keys that come again
@@ -144,8 +144,8 @@ def probe_overload(memories):
         'first quarter': rows[:, : size // 4],
         'last quarter': rows[:, -(size // 4) :],
       }.items():
-        found.append(ProbeResult('overload', name, size, what, part.mean()))
-  return found
+        results.append(ProbeResult('overload', name, size, what, part.mean()))
+  return results
 
 
 def probe_geometry(memories):
@@ -158,7 +158,7 @@ def probe_geometry(memories):
   v = _units(draw, B, WRITES)
   square = np.linalg.qr(draw.standard_normal((B, D, D)))[0].astype('f')
   shared = (square[:, :1] + square[:, 1 : D // 2 + 1]) * np.float32(0.5**0.5)
-  found = []
+  results = []
   for probe, k in (('orthonormal keys', square), ('cosine 1/2', shared)):
     n = k.shape[1]
     writes = np.broadcast_to(np.arange(WRITES) < n, (B, WRITES)).astype('f')
@@ -166,8 +166,8 @@ def probe_geometry(memories):
       o = np.asarray(memories[name](_fill(k), v, writes, _fill(k)))
       apart = np.linalg.norm(o[:, :n] - v[:, :n], axis=-1)
       value = apart.max() if probe == 'orthonormal keys' else apart.mean()
-      found.append(ProbeResult(probe, name, n, 'relative error', value))
-  return found
+      results.append(ProbeResult(probe, name, n, 'relative error', value))
+  return results
 
 
 def _units(draw, *shape):
@@ -214,23 +214,23 @@ def probe_parity(form='recurrent'):
   """
   rows = 8
   bits = np.random.default_rng(4).integers(0, 2, (rows, BITS))
-  wanted = np.cumsum(bits, 1) % 2 == 1
+  target = np.cumsum(bits, 1) % 2 == 1
   k = np.tile(bits, (len(BETAS), 1))[..., None].astype('f')
   beta = np.repeat(BETAS, rows)[:, None].astype('f')
   o = _act(form)(k, beta, np.ones(1, 'f'), np.ones((1, 1), 'f'))
   odd = (np.asarray(o)[..., 0] < 0).reshape(len(BETAS), rows, BITS)
-  found = []
+  results = []
   for beta, guess in zip(BETAS, odd, strict=True):
-    right = guess == wanted
+    right = guess == target
     for what, part in (
       ('first 64', right[:, :64]),
       ('last quarter', right[:, -BITS // 4 :]),
       ('accuracy', right),
     ):
-      found.append(
+      results.append(
         ProbeResult('parity', f'beta {beta:g}', BITS, what, part.mean())
       )
-  return found
+  return results
 
 
 def probe_permutations(form='recurrent'):
@@ -242,17 +242,17 @@ def probe_permutations(form='recurrent'):
   product of at most four swaps; so one token cannot do it, with any weights.
   """
   rows, act = 4, _act(form)
-  found = []
+  results = []
   draw = np.random.default_rng(5)
   moved = (tracking.PERMUTATIONS != np.arange(5)).sum(-1)
   for probe, moves, steps in (('swaps', 2, 1), ('S5', 5, 4)):
     size = SWAPS // steps
     word = draw.choice(np.flatnonzero(moved <= moves), (rows, size))
-    wanted = np.empty_like(word)
+    product = np.empty_like(word)
     for t in range(size):
-      before = wanted[:, t - 1] if t else 0  # the identity is the first
-      wanted[:, t] = tracking.PRODUCTS[before, word[:, t]]
-    places = tracking.PERMUTATIONS[wanted]
+      before = product[:, t - 1] if t else 0  # the identity is the first
+      product[:, t] = tracking.PRODUCTS[before, word[:, t]]
+    places = tracking.PERMUTATIONS[product]
     k = _reflections(steps)[word].reshape(rows, SWAPS, 5)
     k = np.tile(k, (len(BETAS), 1, 1))
     beta = np.repeat(BETAS, rows)[:, None].astype('f')
@@ -263,11 +263,11 @@ def probe_permutations(form='recurrent'):
       right = (np.rint(read) == places).all(-1)
       late = right[:, -right.shape[1] // 4 :].mean()
       worst = np.abs(read - places).max()
-      found += [
+      results += [
         ProbeResult(probe, f'beta {beta:g}', size, 'last quarter', late),
         ProbeResult(probe, f'beta {beta:g}', size, 'largest error', worst),
       ]
-  return found
+  return results
 
 
 def _reflections(steps):
@@ -275,11 +275,11 @@ def _reflections(steps):
   0, which does nothing, for the rest. Zeros for what would take more."""
   table = np.zeros((120, steps, 5), 'f')
   for p, places in enumerate(tracking.PERMUTATIONS):
-    wanted = np.argsort(places)  # the object at each place
+    order = np.argsort(places)  # the object at each place
     now, swaps = list(range(5)), []
     for place in range(5):
-      if now[place] != wanted[place]:
-        other = now.index(wanted[place])
+      if now[place] != order[place]:
+        other = now.index(order[place])
         now[place], now[other] = now[other], now[place]
         swaps.append((place, other))
     if len(swaps) <= steps:
@@ -302,24 +302,27 @@ def probe_special_cases(form='recurrent'):
   plain = jax.jit(delta_rule.FORMS[form])(q, k, v, beta, None)
   gated = jax.jit(delta_rule.FORMS[form])(*twice, both)
   channels = jax.jit(kda.FORMS[form])(*twice, wide)
-  no, some = (lambda x: x[:B]), (lambda x: x[B:])
-  found = []
+  without_decay, with_decay = (lambda x: x[:B]), (lambda x: x[B:])
+  results = []
   for name, what, ours, like in (
-    ('KDA, no decay', 'from delta', map(no, channels), plain),
-    ('KDA, one decay', 'from GDN', map(some, channels), map(some, gated)),
-    ('GDN, no decay', 'from delta', map(no, gated), plain),
-  ):
+    ('KDA, no decay', 'from delta', map(without_decay, channels), plain),
+    ('KDA, one decay', 'from GDN', map(with_decay, channels),
+     map(with_decay, gated)),
+    ('GDN, no decay', 'from delta', map(without_decay, gated), plain),
+  ):  # fmt: skip
     apart = max(
       float(jnp.abs(x - y).max() / jnp.abs(y).max())
       for x, y in zip(ours, like, strict=True)
     )
-    found.append(ProbeResult('special cases', name, T, f'apart {what}', apart))
-  return found
+    results.append(
+      ProbeResult('special cases', name, T, f'apart {what}', apart)
+    )
+  return results
 
 
 def probe_cache():
   """Bytes that a small mixer of each kind keeps of T tokens, in float32."""
-  found = []
+  results = []
   for cfg in mixers.MixerConfig.__subclasses__():
     tiny = cfg.tiny()
     for T in (64, 128, 256):
@@ -328,5 +331,5 @@ def probe_cache():
       )
       size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
       name = cfg.__name__.removesuffix('Config')
-      found.append(ProbeResult('cache', name, T, 'bytes', size))
-  return found
+      results.append(ProbeResult('cache', name, T, 'bytes', size))
+  return results

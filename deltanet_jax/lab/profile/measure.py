@@ -71,11 +71,13 @@ class Subject:
   def largest_batch(self, context):
     """How many sequences' caches fit beside the parameters, and whether it is
     max_batch that limits them."""
-    one, two = (
+    of_one, of_two = (
       calc.count_total_bytes(self.cfg, context, n, self.dtype) for n in (1, 2)
     )
-    each = two - one
-    left = self.settings.budget_gib * 2**30 - self.parameter_bytes - one + each
+    each = of_two - of_one
+    left = (
+      self.settings.budget_gib * 2**30 - self.parameter_bytes - of_one + each
+    )
     fits = int(max(0, left // each))
     return min(fits, self.settings.max_batch), fits > self.settings.max_batch
 
@@ -91,21 +93,21 @@ def make_nearly_full_cache(subject, batch, slots):
   the choice of keys, which should not find them in order."""
   length = slots - STEPS - WARM
 
-  def fill(path, one, all_):
+  def fill(path, row, rows):
     name = getattr(path[-1], 'name', None)
     if name == 'length':
-      return jnp.full(all_.shape, length, all_.dtype)
-    index = jax.lax.broadcasted_iota(jnp.int32, one.shape, max(0, one.ndim - 1))
+      return jnp.full(rows.shape, length, rows.dtype)
+    index = jax.lax.broadcasted_iota(jnp.int32, row.shape, max(0, row.ndim - 1))
     if name == 'positions':
-      size = one.shape[-1]
+      size = row.shape[-1]
       # the newest position that is written to this slot, if there is one
       newest = index + size * ((length - 1 - index) // size)
       newest = jnp.where(newest < 0, UNWRITTEN, newest)
-      return jnp.broadcast_to(newest, all_.shape)
-    bits = jax.lax.iota(jnp.uint32, one.size) * jnp.uint32(2654435769)
+      return jnp.broadcast_to(newest, rows.shape)
+    bits = jax.lax.iota(jnp.uint32, row.size) * jnp.uint32(2654435769)
     noise = (bits >> 8).astype(jnp.float32) * 2.0**-23 - 1
-    noise = noise.reshape(one.shape).astype(one.dtype)
-    return jnp.broadcast_to(noise, all_.shape)
+    noise = noise.reshape(row.shape).astype(row.dtype)
+    return jnp.broadcast_to(noise, rows.shape)
 
   return jax.tree_util.tree_map_with_path(
     fill, subject.shapes(1, slots), subject.shapes(batch, slots)

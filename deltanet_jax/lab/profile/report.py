@@ -37,7 +37,7 @@ class Table:
 
 def find_pairs(cfgs):
   """(model, its all-attention twin) for the models whose twin is there."""
-  found = []
+  pairs = []
   for name, cfg in cfgs.items():
     try:
       twin = calc.make_attention_twin(cfg)
@@ -49,8 +49,8 @@ def find_pairs(cfgs):
       for n, c in cfgs.items()
       if n != name and (c.layers, c.d_model) == (twin.layers, twin.d_model)
     ]
-    found += [(name, same[0])] if same else []
-  return found
+    pairs += [(name, same[0])] if same else []
+  return pairs
 
 
 def format_text(settings, cfgs, records, where):
@@ -191,8 +191,10 @@ def _compared(t, cfgs, settings):
   out, decode = [], fit_lines(t)
   for name, twin in find_pairs(cfgs):
     layers = cfgs[name].layers
-    kept = sum(isinstance(x.mixer, ATTENTION) for x in layers)
-    out += [f'**{name} beside {twin}** ({kept} of {len(layers)} layers attend)']
+    attending = sum(isinstance(x.mixer, ATTENTION) for x in layers)
+    out += [
+      f'**{name} beside {twin}** ({attending} of {len(layers)} layers attend)'
+    ]
     n = calc.find_break_even(cfgs[name], 1, settings.dtype)
     where = f'from {n:,} tokens on' if n else 'at no context'
     out.append(f'- The cache is smaller {where}.')
@@ -214,7 +216,9 @@ def _compared(t, cfgs, settings):
         f' {other["batch"]}) it makes'
         f' {_throughput(mine) / _throughput(other):.2f} times the tokens.'
       )
-    out.append(_slopes(decode.get(twin), decode.get(name), len(layers) / kept))
+    out.append(
+      _slopes(decode.get(twin), decode.get(name), len(layers) / attending)
+    )
     out.append('')
   return out
 
@@ -222,11 +226,11 @@ def _compared(t, cfgs, settings):
 def _slopes(twin, hybrid, layers):
   if twin is None or hybrid is None:
     return '- Slopes of decoding: not resolved, with fewer than two contexts.'
-  found = fit.compare_slopes(twin, hybrid)
-  if found is None:
+  slopes = fit.compare_slopes(twin, hybrid)
+  if slopes is None:
     return '- Slopes of decoding: not resolved; one is within its error of 0.'
   return (
-    f'- A token of context costs {found.text()} times less to decode; the'
+    f'- A token of context costs {slopes.text()} times less to decode; the'
     f' ratio of the layers that attend is {layers:.2f}.'
   )
 

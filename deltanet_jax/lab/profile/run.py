@@ -101,15 +101,15 @@ def _claim(folder, settings, models, where):
   path, results = folder / 'settings.json', folder / 'results.jsonl'
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    found = json.loads(path.read_text()) if path.is_file() else None
-    if found is None:
+    stored = json.loads(path.read_text()) if path.is_file() else None
+    if stored is None:
       write_text(path, json.dumps(tree, indent=2) + '\n')
   except OSError as error:
     raise ConfigError(f'--out={folder}: {error.strerror}') from error
-  if found is None:
+  if stored is None:
     return []
-  if found != tree:
-    names = [name for name in tree if found.get(name) != tree[name]]
+  if stored != tree:
+    names = [name for name in tree if stored.get(name) != tree[name]]
     raise ConfigError(
       f'--out={folder} holds a profile of other {", ".join(names)}; give'
       ' another folder'

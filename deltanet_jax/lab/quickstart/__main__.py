@@ -52,9 +52,9 @@ def _baselines(experiment, workdir):
   """Bits per byte of the order-2 and order-3 models, computed once."""
   path = workdir.path / 'baselines.json'
   # a run may have gone on with another text
-  told = workdir.corpus
-  old = told.is_file() and path.is_file()
-  if not path.is_file() or old and _time(path) < _time(told):
+  corpus = workdir.corpus
+  old = corpus.is_file() and path.is_file()
+  if not path.is_file() or old and _time(path) < _time(corpus):
     from deltanet_jax.data.text import TextData
     from deltanet_jax.lab.quickstart import ngram
 

@@ -83,9 +83,9 @@ def _study(cfg, cells, folder):
   folder.make(cfg)
   errors = runner.run_cells(cfg, cells, folder, jobs, 60 * MINUTES.value)
   rows = folder.collect(cells)
-  found = report.write_report(cfg, SIZE.value, cells, folder, rows)
-  print(found.text)
-  return 1 if errors else found.status
+  summary = report.write_report(cfg, SIZE.value, cells, folder, rows)
+  print(summary.text)
+  return 1 if errors else summary.status
 
 
 def take_changes(argv):

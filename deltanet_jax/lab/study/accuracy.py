@@ -37,8 +37,8 @@ def tally_rows(predicted, example):
 def tally_whole(predicted, example):
   """`Tally` of rows that ask something, [], right if all of it is."""
   hits, count = tally_rows(predicted, example)
-  asked = count > 0
-  return Tally(jnp.sum(asked & (hits == count)), jnp.sum(asked))
+  questions = count > 0
+  return Tally(jnp.sum(questions & (hits == count)), jnp.sum(questions))
 
 
 def tally_by(predicted, example, name, levels):

@@ -117,10 +117,10 @@ def parse_arm(name):
   Raises:
     ValueError: there is no such arm.
   """
-  found = re.fullmatch(r'(.+)-(\d+):1', name)
+  match = re.fullmatch(r'(.+)-(\d+):1', name)
   if name not in ARMS:
     raise ValueError(f'no model {name!r}; there is {", ".join(ARMS)}')
-  return (found[1], int(found[2])) if found else (name, 0)
+  return (match[1], int(match[2])) if match else (name, 0)
 
 
 def _mixers(cfg):

@@ -61,24 +61,24 @@ def list_cells(cfg, size, models, tasks):
       raise ValueError(f'no task {name!r}; there is {", ".join(TASKS)}')
   for name in models:
     parse_arm(name)
-  wanted = ORDER[size]
+  order = ORDER[size]
   if models:
-    names = tasks or dict.fromkeys(task for task, _ in wanted)
-    wanted = [(task, models) for task in names]
+    names = tasks or dict.fromkeys(task for task, _ in order)
+    order = [(task, models) for task in names]
   elif tasks:
-    arms = {task: row for task, row in reversed(wanted)}
-    wanted = [x for x in wanted if x[0] in tasks]
-    wanted += [(t, arms[find_first_task(size)]) for t in tasks if t not in arms]
-  found = []
-  for task, arms in wanted:
+    arms = {task: row for task, row in reversed(order)}
+    order = [x for x in order if x[0] in tasks]
+    order += [(t, arms[find_first_task(size)]) for t in tasks if t not in arms]
+  cells = []
+  for task, arms in order:
     for arm in arms:
       deep = task in DEEP
       layers = cfg.deep if deep else cfg.layers
       steps = cfg.deep_steps if deep else cfg.steps
       # or it says what is odd
       make_model(cfg, arm, cfg.symbols, layers, cfg.hidden)
-      found.append(Cell(task, arm, layers, steps))
-  return list(dict.fromkeys(found))
+      cells.append(Cell(task, arm, layers, steps))
+  return list(dict.fromkeys(cells))
 
 
 def find_first_task(size):
@@ -132,7 +132,7 @@ def estimate_seconds(cfg, cell):
   EPYC, linear in tokens and layers."""
   name, ratio = parse_arm(cell.arm)
   heavy = {'kda': 5.0, 'gdn': 2.2, 'delta': 2.0, 'delta-neg': 2.0, 'dsa': 2.0}
-  one = heavy.get(name, 1.2)
-  per_layer = (one * ratio + 1) / (ratio + 1) if ratio else one
+  weight = heavy.get(name, 1.2)
+  per_layer = (weight * ratio + 1) / (ratio + 1) if ratio else weight
   work = cfg.batch * cfg.length * cell.steps * 2 * max(len(cfg.lrs), cfg.seeds)
   return 30 + 2.9e-6 * work * cfg.d_model / 48 * (cell.layers * per_layer + 1)

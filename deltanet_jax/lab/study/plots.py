@@ -36,8 +36,8 @@ class View:
 
   def arms(self, task):
     """In the order of ARMS."""
-    found = {arm for name, arm in self.arrays if name == task}
-    return [arm for arm in ARMS if arm in found]
+    names = {arm for name, arm in self.arrays if name == task}
+    return [arm for arm in ARMS if arm in names]
 
   def accuracy(self, task, arm, limits):
     """The Estimate over the questions in limits."""
@@ -53,8 +53,8 @@ class View:
   def seeds(self, task, arm, limits):
     """The accuracy of each seed over the questions in limits."""
     data = self.arrays[task, arm]
-    one = stats.make_part(1, task, data, stats.choose_questions(data, limits))
-    return (one.right.sum(1) / one.asked.sum(1)).tolist()
+    part = stats.make_part(1, task, data, stats.choose_questions(data, limits))
+    return (part.right.sum(1) / part.questions.sum(1)).tolist()
 
   def levels(self, task, name):
     """Values of a slice that are asked of."""
@@ -64,13 +64,13 @@ class View:
 
   def scaled(self):
     """{arm: {factor of the log-decay: accuracies of the seeds}}, of 'deep'."""
-    found = {}
+    accuracies = {}
     for row in self.rows:
-      told = row['phase'] == 'decay' and row['accuracy'] is not None
-      if told and row['task'] == 'deep':
-        by_scale = found.setdefault(row['model'], {})
+      scored = row['phase'] == 'decay' and row['accuracy'] is not None
+      if scored and row['task'] == 'deep':
+        by_scale = accuracies.setdefault(row['model'], {})
         by_scale.setdefault(row['scale'], []).append(row['accuracy'])
-    return found
+    return accuracies
 
   def fact(self, task, arm, name):
     return next(
@@ -96,12 +96,14 @@ def style_arm(arm):
 
 def _line(axes, view, task, arm, name, limits, scale=1.0):
   xs = view.levels(task, name)
-  found = [view.accuracy(task, arm, limits | {name: (x, x)}) for x in xs]
+  estimates = [view.accuracy(task, arm, limits | {name: (x, x)}) for x in xs]
   xs = xs * scale
-  how = style_arm(arm)
-  axes.plot(xs, [e.value for e in found], **how)
-  low, high = [e.low for e in found], [e.high for e in found]
-  axes.fill_between(xs, low, high, color=how['color'], alpha=0.12, linewidth=0)
+  style = style_arm(arm)
+  axes.plot(xs, [e.value for e in estimates], **style)
+  low, high = [e.low for e in estimates], [e.high for e in estimates]
+  axes.fill_between(
+    xs, low, high, color=style['color'], alpha=0.12, linewidth=0
+  )
 
 
 def draw_capacity(axes, view):
@@ -114,10 +116,10 @@ def draw_capacity(axes, view):
 def draw_memory(axes, view):
   """Recall against what decoding keeps."""
   for arm in view.arms('mqar'):
-    found = view.accuracy('mqar', arm, limit_to_hardest(view.cfg, 'mqar'))
+    estimate = view.accuracy('mqar', arm, limit_to_hardest(view.cfg, 'mqar'))
     x = view.fact('mqar', arm, 'cache_floats')
-    bars = [[found.value - found.low], [found.high - found.value]]
-    axes.errorbar(x, found.value, yerr=bars, **style_arm(arm))
+    bars = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+    axes.errorbar(x, estimate.value, yerr=bars, **style_arm(arm))
   axes.set(
     xscale='log', ylabel=f'accuracy on MQAR, {view.cfg.pairs} pairs',
     xlabel=f'numbers kept of {view.cfg.length} tokens (state and cache)',
@@ -179,9 +181,9 @@ def draw_budget(axes, view):
 
 def draw_gates(axes, view):
   """Recall when the learned log-decay is scaled after training."""
-  for arm, found in view.scaled().items():
-    xs = sorted(found)
-    axes.plot(xs, [np.mean(found[x]) for x in xs], **style_arm(arm))
+  for arm, accuracies in view.scaled().items():
+    xs = sorted(accuracies)
+    axes.plot(xs, [np.mean(accuracies[x]) for x in xs], **style_arm(arm))
   axes.set(
     xlabel='factor of the learned log-decay, after training',
     ylabel=f'accuracy on MQAR, {view.cfg.deep} layers',
@@ -217,7 +219,7 @@ ALL = {
 def draw_plots(view, folder):
   """[(name, title, {theme: svg})] of the plots whose data are there; writes
   each as PNG and SVG too."""
-  found = []
+  figures = []
   for name, (title, paint, need) in ALL.items():
     task, arm = need
     if not view.arms(task) or arm and arm not in view.arms(task):
@@ -228,8 +230,8 @@ def draw_plots(view, folder):
       theme: _render(paint, view, theme, folder / f'{name}-{theme}.png')
       for theme in THEMES
     }
-    found.append((name, title, images))
-  return found
+    figures.append((name, title, images))
+  return figures
 
 
 def _render(paint, view, theme, path):

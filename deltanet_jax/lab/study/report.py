@@ -24,16 +24,16 @@ def write_report(cfg, size, cells, folder, rows):
   named as missing."""
   done = [cell for cell in cells if folder.done(cell)]
   arrays = {(c.task, c.arm): folder.arrays(c) for c in done}
-  failed = [f'{t} {a}' for (t, a), found in arrays.items() if not found]
-  arrays = {key: found for key, found in arrays.items() if found}
+  failed = [f'{t} {a}' for (t, a), scores in arrays.items() if not scores]
+  arrays = {key: scores for key, scores in arrays.items() if scores}
   view = plots.View(cfg, rows, arrays)
   arms = {task: view.arms(task) for task, _ in arrays}
-  wanted = (
+  expectations = (
     expect.list_smoke_expectations(cfg)
     if size == 'smoke'
     else expect.list_expectations(cfg, arms)
   )
-  findings = expect.judge_all(wanted, arrays, cfg.draws)
+  findings = expect.judge_all(expectations, arrays, cfg.draws)
   verdict = describe_hybrids(cfg, view, findings)
   missing = [cell.name for cell in cells if cell not in done]
   remarks = describe_unlearned(view)
@@ -50,7 +50,7 @@ def write_report(cfg, size, cells, folder, rows):
   gates = [f for f in findings if f.failed]
   lines = [*verdict, *remarks, *_counts(findings)]
   lines += [f'FAILED: {f.claim}: {format_estimate(f.estimate)}' for f in gates]
-  lost = size == 'smoke' and len(findings) < len(wanted) and not missing
+  lost = size == 'smoke' and len(findings) < len(expectations) and not missing
   if lost:
     lines.append('FAILED: a model of the gates was not finite')
   lines.append(str(folder.report))
@@ -65,8 +65,8 @@ def format_estimate(e):
 def _counts(findings):
   kinds = stats.HOLDS, stats.VIOLATED, stats.OPEN
   number = lambda kind: sum(f.verdict == kind for f in findings)
-  told = ', '.join(f'{number(kind)} {kind}' for kind in kinds)
-  return [f'Expectations: {told}.'] if findings else []
+  counts = ', '.join(f'{number(kind)} {kind}' for kind in kinds)
+  return [f'Expectations: {counts}.'] if findings else []
 
 
 def describe_hybrids(cfg, view, findings):
@@ -88,8 +88,8 @@ def describe_unlearned(view):
     names = []
     for arm in view.arms(task):
       n = int(view.levels(task, 'pairs').min())
-      found = view.accuracy(task, arm, {'pairs': (n, n)})
-      if found.low < 1 / n + expect.MARGIN:
+      estimate = view.accuracy(task, arm, {'pairs': (n, n)})
+      if estimate.low < 1 / n + expect.MARGIN:
         names.append(arm)
     if names:
       out.append(
@@ -116,26 +116,25 @@ def _sentence(cfg, view, arm, tasks):
       chosen = stats.choose_questions(data, limits)
       parts.append(stats.make_part(sign, task, data, chosen))
     e = stats.estimate_sum(parts, cfg.draws)
-    base = parts[1].right.sum() / parts[1].asked.sum()
-    told = f'{task} {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]'
-    told += f' of {base:.2f}'
+    base = parts[1].right.sum() / parts[1].questions.sum()
+    clause = f'{task} {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]'
+    clause += f' of {base:.2f}'
     if e.within(expect.MARGIN) == stats.HOLDS:
-      equal.append(told)
+      equal.append(clause)
     elif e.above(0) == stats.HOLDS:
-      gained.append(told)
+      gained.append(clause)
     elif e.above(0) == stats.VIOLATED:
-      lost.append(told)
+      lost.append(clause)
     else:
-      open_.append(told)
+      open_.append(clause)
   kinds = (
     ('gave up', lost), ('gained', gained),
     (f'was equal within {expect.MARGIN:g} on', equal),
     ('is not resolved on', open_),
   )  # fmt: skip
-  told = '; '.join(f'{k} {", ".join(x)}' for k, x in kinds if x)
-  return (
-    f'Against full attention, {arm} {told}. {_saved(cfg, view, arm, tasks[0])}'
-  )
+  clauses = '; '.join(f'{k} {", ".join(x)}' for k, x in kinds if x)
+  saved = _saved(cfg, view, arm, tasks[0])
+  return f'Against full attention, {arm} {clauses}. {saved}'
 
 
 def _saved(cfg, view, arm, task):
@@ -145,15 +144,15 @@ def _saved(cfg, view, arm, task):
     for r in view.rows
     if (r['task'], r['model']) == (task, arm)
   )
-  kept = lambda name, n: count_cache_floats(cfg, name, cell, n)
-  told = []
+  floats = lambda name, n: count_cache_floats(cfg, name, cell, n)
+  clauses = []
   for n in (cell['length'], LONG):
-    mine, full = kept(arm, n), kept('full', n)
+    mine, full = floats(arm, n), floats('full', n)
     less = f'{mine / full - 1:+.0%}'
-    told.append(f'{mine:,} numbers of {n:,} tokens, full {full:,} ({less})')
-  meet = find_break_even(lambda n: kept(arm, n) - kept('full', n))
+    clauses.append(f'{mine:,} numbers of {n:,} tokens, full {full:,} ({less})')
+  meet = find_break_even(lambda n: floats(arm, n) - floats('full', n))
   least = f' It saves from {meet:,} tokens on.' if meet else ''
-  return f'It keeps {"; ".join(told)}.{least}'
+  return f'It keeps {"; ".join(clauses)}.{least}'
 
 
 def count_cache_floats(cfg, arm, cell, context):
@@ -197,10 +196,10 @@ HEAD = (
 )  # fmt: skip
 
 
-def _cells(one):
-  by_seed = ' '.join(f'{x:.2f}' for x in one[5])
-  told = format_estimate(one[3]), format_estimate(one[4]), by_seed
-  return one[0], f'{one[1]:,}', f'{one[2]:,}', *told
+def _cells(row):
+  by_seed = ' '.join(f'{x:.2f}' for x in row[5])
+  estimates = format_estimate(row[3]), format_estimate(row[4]), by_seed
+  return row[0], f'{row[1]:,}', f'{row[2]:,}', *estimates
 
 
 def _tables(cfg, view):

@@ -42,10 +42,10 @@ class StudyFolder:
     require_folder(self.path)
     if not self.config.is_file():
       return
-    found = config.from_json(self.config.read_text(), classes=(type(cfg),))
-    if type(found) is not type(cfg):
+    stored = config.from_json(self.config.read_text(), classes=(type(cfg),))
+    if type(stored) is not type(cfg):
       raise ConfigError(f'{self.config} is of no study; give another --workdir')
-    lines = config.difference(found, cfg)
+    lines = config.difference(stored, cfg)
     require_same(self.path, lines, 'a study of other sizes')
 
   def make(self, cfg):
@@ -72,7 +72,7 @@ class StudyFolder:
     with open(temporary, 'wb') as file:
       np.savez_compressed(file, **arrays)
     os.replace(temporary, path)
-    lines = ''.join(json.dumps(one, allow_nan=False) + '\n' for one in rows)
+    lines = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows)
     write_text(self.cells / f'{cell.name}.json', lines)
     with open(self.timing, 'a') as file:
       note = {'cell': cell.name, 'seconds': round(seconds, 1)}
@@ -85,8 +85,8 @@ class StudyFolder:
 
   def arrays(self, cell):
     """The cell's last scores, or {} when no learning rate stayed finite."""
-    with np.load(self.cells / f'{cell.name}.npz') as found:
-      return dict(found)
+    with np.load(self.cells / f'{cell.name}.npz') as file:
+      return dict(file)
 
   def collect(self, cells):
     """Writes results.jsonl and summary.csv of what is done; returns the
@@ -109,16 +109,21 @@ def summarize_rows(rows):
       groups.setdefault(key, []).append(row)
   out = []
   for group in groups.values():
-    one = {name: group[0].get(name) for name in COLUMNS}
+    summary = {name: group[0].get(name) for name in COLUMNS}
     accuracy = [row['accuracy'] for row in group]
-    one |= {'seeds': len(group), 'targets': sum(r['targets'] for r in group)}
+    summary |= {
+      'seeds': len(group),
+      'targets': sum(r['targets'] for r in group),
+    }
     if None in accuracy:
-      one |= dict.fromkeys(('accuracy', 'lowest', 'highest', 'exact', 'nats'))
+      summary |= dict.fromkeys(
+        ('accuracy', 'lowest', 'highest', 'exact', 'nats')
+      )
     else:
       mean = lambda name, g=group: sum(row[name] for row in g) / len(g)
-      one |= {name: mean(name) for name in ('accuracy', 'exact', 'nats')}
-      one |= {'lowest': min(accuracy), 'highest': max(accuracy)}
-    out.append(one)
+      summary |= {name: mean(name) for name in ('accuracy', 'exact', 'nats')}
+      summary |= {'lowest': min(accuracy), 'highest': max(accuracy)}
+    out.append(summary)
   return out
 
 
@@ -127,11 +132,11 @@ def format_csv(summary):
   text = io.StringIO()
   writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
   writer.writeheader()
-  for one in summary:
+  for line in summary:
     writer.writerow(
       {
         k: round(v, 6) if isinstance(v, float) and k != 'lr' else v
-        for k, v in one.items()
+        for k, v in line.items()
       }
     )
   return text.getvalue()

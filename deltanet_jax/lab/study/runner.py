@@ -37,10 +37,10 @@ class Cells:
     self._shown = self._clock()
     spent = self._shown - self._start
     cost = lambda share: sum(self._costs[n] * share(n) for n in self._costs)
-    made = cost(lambda n: self._shares[n])
+    work = cost(lambda n: self._shares[n])
     left = cost(lambda n: 1 - self._shares[n])
     finished = sum(x == 1 for x in self._shares.values())
-    rest = f', {span(spent / made * left)} left' if made else ''
+    rest = f', {span(spent / work * left)} left' if work else ''
     rate = f'{60 * finished / spent:.1f} cells a minute' if spent else ''
     self._line.say(
       f'{finished}/{len(self._shares)} {what} ({span(spent)} gone, {rate}'

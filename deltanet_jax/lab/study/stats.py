@@ -11,13 +11,13 @@ class Part(NamedTuple):
   """One accuracy of a sum: sign times right answers over questions.
 
   group: parts of a group have the same seeds and sequences, and so are drawn
-  together   right, asked [S,I] of S seeds and I sequences
+  together   right, questions [S,I] of S seeds and I sequences
   """
 
   sign: float
   group: str
   right: np.ndarray
-  asked: np.ndarray
+  questions: np.ndarray
 
 
 class AccuracyEstimate(NamedTuple):
@@ -42,9 +42,9 @@ class AccuracyEstimate(NamedTuple):
 
 def make_part(sign, group, arrays, chosen):
   """The Part of a cell's arrays over the questions `chosen` [S,I,T] bool."""
-  asked = arrays['weights'].astype(np.float64) * chosen
-  right = (asked * arrays['correct']).sum(-1)
-  return Part(sign, group, right, asked.sum(-1))
+  questions = arrays['weights'].astype(np.float64) * chosen
+  right = (questions * arrays['correct']).sum(-1)
+  return Part(sign, group, right, questions.sum(-1))
 
 
 def choose_questions(arrays, limits):
@@ -57,7 +57,7 @@ def choose_questions(arrays, limits):
 
 
 def estimate_sum(parts, draws):
-  """The Estimate of sum_i sign_i right_i / asked_i.
+  """The AccuracyEstimate of sum_i sign_i right_i / questions_i.
 
   Seeds are drawn with replacement, then sequences in each; parts of a group
   take the same draw, which makes their difference a paired one. With three
@@ -66,14 +66,14 @@ def estimate_sum(parts, draws):
   value, samples = 0.0, np.zeros(draws)
   rng = np.random.default_rng(0)
   index = {}
-  for one in parts:
-    S, N = one.right.shape
-    if one.group not in index:
+  for part in parts:
+    S, N = part.right.shape
+    if part.group not in index:
       seeds = rng.integers(S, size=(draws, S, 1))
-      index[one.group] = seeds, rng.integers(N, size=(draws, S, N))
-    at = index[one.group]
+      index[part.group] = seeds, rng.integers(N, size=(draws, S, N))
+    at = index[part.group]
     total = lambda x, at=at: x[at].sum((1, 2))
-    value += one.sign * one.right.sum() / one.asked.sum()
-    samples += one.sign * total(one.right) / total(one.asked)
+    value += part.sign * part.right.sum() / part.questions.sum()
+    samples += part.sign * total(part.right) / total(part.questions)
   low, high = np.percentile(samples, [2.5, 97.5])
   return AccuracyEstimate(float(value), float(low), float(high))

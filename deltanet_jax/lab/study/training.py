@@ -62,17 +62,17 @@ def run_cell(cfg, cell, task, tell=lambda done: None):
   phases = 2.0
   grid = list(cfg.lrs) + [cfg.lrs[-1]] * (trainer.members - len(cfg.lrs))
   rows, best = [], None
-  told = lambda share: tell(share / phases)
-  for _, step, scores in trainer.train(grid, [VALIDATION], told):
-    found = [score_all(scores, i) for i in range(len(cfg.lrs))]
-    for lr, one in zip(cfg.lrs, found, strict=True):
-      rows.append(facts | _at('grid', lr, VALIDATION, step, cell) | one)
-  lr = choose_rate(cfg.lrs, found)
+  report = lambda share: tell(share / phases)
+  for _, step, scores in trainer.train(grid, [VALIDATION], report):
+    scored = [score_all(scores, i) for i in range(len(cfg.lrs))]
+    for lr, score in zip(cfg.lrs, scored, strict=True):
+      rows.append(facts | _at('grid', lr, VALIDATION, step, cell) | score)
+  lr = choose_rate(cfg.lrs, scored)
   if lr is None:
     return rows, {}
   seeds = list(range(FRESH, FRESH + cfg.seeds))
-  told = lambda share: tell((1 + share) / phases)
-  for state, step, scores in trainer.train([lr], seeds, told):
+  report = lambda share: tell((1 + share) / phases)
+  for state, step, scores in trainer.train([lr], seeds, report):
     best = state
     full = step in [round(part * cell.steps) for part in BUDGETS]
     for i, seed in enumerate(seeds):
@@ -95,8 +95,8 @@ def _at(phase, lr, seed, step, cell):
 class _Trainer:
   """A compiled program and how it is driven."""
 
-  def __init__(self, cfg, cell, made):
-    self.cfg, self.cell, self.program = cfg, cell, made
+  def __init__(self, cfg, cell, compiled):
+    self.cfg, self.cell, self.program = cfg, cell, compiled
     self.members = max(len(cfg.lrs), cfg.seeds)
     self.advance = None
 
@@ -158,13 +158,13 @@ def score_all(scores, member, chosen=None):
     weights = weights * chosen
   nats = np.asarray(scores.nats[member], np.float64)
   count = weights.sum()
-  some = weights.sum(1) > 0
+  rows = weights.sum(1) > 0
   wrong = (weights * ~scores.correct[member]).sum(1)
   mean = (weights * nats).sum() / count if count else np.nan
   finite = bool(np.isfinite(nats).all())
   return {
     'accuracy': float(1 - wrong.sum() / count) if finite and count else None,
-    'exact': float((wrong[some] == 0).mean()) if finite and count else None,
+    'exact': float((wrong[rows] == 0).mean()) if finite and count else None,
     'nats': float(mean) if finite and count else None,
     'targets': int(count),
     'finite': finite,
@@ -176,14 +176,14 @@ def score_slices(scores, member, levels):
   `levels` {name: values}: 'pairs=8'. A number between two levels counts for
   the lower one."""
   out = [score_all(scores, member)]
-  asked = scores.weights[member] > 0
+  questions = scores.weights[member] > 0
   for name, values in levels.items():
     values = np.asarray(values)
     labels = scores.slices[name][member]
     below = np.searchsorted(values, labels, 'right') - 1
-    for i in np.unique(below[asked & (labels >= values[0])]):
-      one = score_all(scores, member, below == i)
-      out.append(one | {'slice': f'{name}={values[i]}'})
+    for i in np.unique(below[questions & (labels >= values[0])]):
+      score = score_all(scores, member, below == i)
+      out.append(score | {'slice': f'{name}={values[i]}'})
   return out
 
 
@@ -191,19 +191,19 @@ def choose_rate(rates, rows):
   """The smallest rate within TIE of the best accuracy: what is gained beyond
   on one seed is chance, and a smaller rate fails on fewer others. None when no
   member stayed finite."""
-  good = [(r, one) for r, one in zip(rates, rows, strict=True) if one['finite']]
+  good = [(r, row) for r, row in zip(rates, rows, strict=True) if row['finite']]
   if not good:
     return None
-  best = max(one['accuracy'] for _, one in good)
-  return min(rate for rate, one in good if one['accuracy'] >= best - TIE)
+  best = max(row['accuracy'] for _, row in good)
+  return min(rate for rate, row in good if row['accuracy'] >= best - TIE)
 
 
 def select_scores(scores, seeds):
   """What the bootstrap needs, of the first `seeds` members, small."""
-  one = {
+  arrays = {
     'correct': scores.correct[:seeds],
     'nats': scores.nats[:seeds].astype(np.float32),
     'weights': scores.weights[:seeds].astype(np.float32),
     'tokens': scores.tokens[:seeds].astype(np.int32),
   }
-  return one | {f'slice.{k}': v[:seeds] for k, v in scores.slices.items()}
+  return arrays | {f'slice.{k}': v[:seeds] for k, v in scores.slices.items()}
