@@ -112,9 +112,9 @@ def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
   v, sums in float32.
   """
   places = {
-    'at.positions': (at.positions, 'T'),
+    'at.positions': (at.positions, 'T|BT'),
     'at.segments': (at.segments, 'BT'),
-    'seen.positions': (seen.positions, 'S'),
+    'seen.positions': (seen.positions, 'S|BS'),
     'seen.segments': (seen.segments, 'BS'),
   }
   _check(q, k, v, **places)
