@@ -13,7 +13,10 @@ from deltanet_jax.config.overrides import check_types
 PACKAGE = 'deltanet_jax'
 
 # what is stored under another name than today's: classes, fields of a class
-RENAMED = {'ObjectiveConfig': 'NextTokenConfig'}
+RENAMED = {
+  'ObjectiveConfig': 'NextTokenConfig',
+  'Settings': 'ProfileSettings',  # of a profile, in lab
+}
 RENAMED_FIELDS: dict[str, dict[str, str]] = {}
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +178,18 @@ def test_a_folder_of_another_profile_is_refused(small):
     run.run_profile(other, models, folder)
   with pytest.raises(ConfigError, match='of other models'):
     run.run_profile(SETTINGS, {'twin': models['twin']}, folder)
+
+
+def test_the_stored_profile_is_known_again(monkeypatch, tmp_path):
+  stored = pathlib.Path(run.__file__).parent / 'result' / 'settings.json'
+  (tmp_path / 'settings.json').write_bytes(stored.read_bytes())
+  size = plan.SIZES['cpu']
+  cfgs = plan.make_models(size, size.models)
+  models = {name: (cfg, None) for name, cfg in cfgs.items()}
+  where = json.loads(stored.read_text())['where']
+  assert run._claim(tmp_path, size.settings, models, where) == []
+  with pytest.raises(ConfigError, match='of other where'):
+    run._claim(tmp_path, size.settings, models, where | {'jax': '0'})
 
 
 def test_what_would_take_too_long_is_left_out_and_named():

@@ -11,6 +11,7 @@ from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.config.files import finite, write_text
 from deltanet_jax.lab.environment import describe_environment, describe_machine
 from deltanet_jax.lab.profile import measure, plots, report
+from deltanet_jax.lab.profile.plan import ProfileSettings
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
 from deltanet_jax.progress import Line, span
@@ -108,8 +109,12 @@ def _claim(folder, settings, models, where):
     raise ConfigError(f'--out={folder}: {error.strerror}') from error
   if stored is None:
     return []
-  if stored != tree:
-    names = [name for name in tree if stored.get(name) != tree[name]]
+  classes = config.own_classes(tuple(cfg for cfg, _ in models.values()))
+  try:
+    stored, given = (_read_claim(x, classes) for x in (stored, tree))
+  except (ConfigError, KeyError) as error:
+    raise ConfigError(f'{path}: {error}; give another folder') from error
+  if names := [name for name in given if stored[name] != given[name]]:
     raise ConfigError(
       f'--out={folder} holds a profile of other {", ".join(names)}; give'
       ' another folder'
@@ -117,3 +122,18 @@ def _claim(folder, settings, models, where):
   if not results.is_file():
     return []
   return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+def _read_claim(tree, classes):
+  """settings.json as values: whatever its classes were called when it was
+  written."""
+  read = lambda part: config.from_json(
+    json.dumps(part), classes=(ProfileSettings, *classes)
+  )
+  models = {name: dict(model) for name, model in tree['models'].items()}
+  return tree | {
+    'settings': read(tree['settings']),
+    'models': {
+      name: (model.pop('given'), read(model)) for name, model in models.items()
+    },
+  }
