@@ -214,7 +214,7 @@ def infer_shapes(settings, length):
 
 
 def measure_programs(settings, functions, progress):
-  """The programs of `found` (see `find_functions`), compiled and timed."""
+  """The programs of `functions` (see `find_functions`), compiled and timed."""
   programs = [
     TimedProgram(name, way, length)
     for length in settings.lengths
