@@ -25,7 +25,7 @@ def _by_hand(rule, keys, values):
 
 
 def test_pairs_are_written_and_read_as_the_equations_say():
-  keys, values = first_steps.draw_pairs(jax.random.key(0), 2, 9, 4)
+  keys, values = first_steps.make_pairs(jax.random.key(0), 2, 9, 4)
   for rule in first_steps.RULES:
     got = write_one_by_one(rule, keys, values)
     for b in range(2):

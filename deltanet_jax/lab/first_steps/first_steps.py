@@ -75,7 +75,7 @@ def write_one_by_one(rule, keys, values):
   return known(own / size), known(1.0 * (nearest == jnp.arange(N)))
 
 
-def draw_pairs(key, draws, pairs, width):
+def make_pairs(key, draws, pairs, width):
   """Keys of length 1 and values, [draws,pairs,width] each."""
   k, v = jax.random.normal(key, (2, draws, pairs, width))
   return k / jnp.linalg.norm(k, axis=-1, keepdims=True), v
@@ -97,7 +97,7 @@ class Overload(NamedTuple):
 
 def measure_overload(key):
   """{rule: Overload} of the same random pairs."""
-  keys, values = draw_pairs(key, DRAWS, PAIRS, WIDTH)
+  keys, values = make_pairs(key, DRAWS, PAIRS, WIDTH)
   out = {}
   for rule in RULES:
     pairs = jax.jit(functools.partial(write_one_by_one, rule))(keys, values)
@@ -108,7 +108,7 @@ def measure_overload(key):
 def measure_orthogonal_error(key):
   """{rule: largest error} with as many pairs as the keys are wide, their keys
   at right angles."""
-  keys, values = draw_pairs(key, DRAWS, WIDTH, WIDTH)
+  keys, values = make_pairs(key, DRAWS, WIDTH, WIDTH)
   keys = jnp.linalg.qr(keys)[0]
   return {
     rule: float(write_one_by_one(rule, keys, values)[0][:, -1].max())
@@ -118,7 +118,7 @@ def measure_orthogonal_error(key):
 
 def measure_overwrite_error(key, times):
   """{rule: mean error} of a key's newest value, after `times` values of it."""
-  keys, values = draw_pairs(key, DRAWS, times, WIDTH)
+  keys, values = make_pairs(key, DRAWS, times, WIDTH)
   keys = jnp.broadcast_to(keys[:, :1], keys.shape)
   return {
     rule: float(write_one_by_one(rule, keys, values)[0][:, -1, -1].mean())
