@@ -17,7 +17,10 @@ PACKAGE = 'deltanet_jax'
 C = typing.TypeVar('C', bound=Configuration)
 
 # what is stored under another name than today's: classes, fields of a class
-RENAMED = {'ObjectiveConfig': 'NextTokenConfig'}
+RENAMED = {
+  'ObjectiveConfig': 'NextTokenConfig',
+  'Settings': 'ProfileSettings',  # of a profile, in lab
+}
 RENAMED_FIELDS: dict[str, dict[str, str]] = {}
 
 

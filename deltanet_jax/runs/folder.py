@@ -33,6 +33,26 @@ TEXT = re.compile(r'data\.(path|field)')
 Fingerprint = Mapping[str, int | list[int]]
 
 
+def require_folder(path: pathlib.Path) -> None:
+  """Refuses a --workdir that is a file."""
+  if path.exists() and not path.is_dir():
+    raise ConfigError(f'--workdir={path} is a file; give a folder')
+
+
+def require_same(
+  path: pathlib.Path, differences: list[str], what: str, advice: str = ''
+) -> None:
+  """Refuses a folder that holds `what` of another configuration.
+
+  differences: lines of `config.difference`   advice: what else helps
+  """
+  if differences:
+    raise ConfigError(
+      f'{path} holds {what}: {"; ".join(differences)} (there != here); give'
+      f' another --workdir{advice}'
+    )
+
+
 class Workdir:
   """Paths of a run's files, and its configuration."""
 
@@ -78,8 +98,7 @@ class Workdir:
     Raises:
       ConfigError: with the fields that differ.
     """
-    if self.path.exists() and not self.path.is_dir():
-      raise ConfigError(f'--workdir={self.path} is a file; give a folder')
+    require_folder(self.path)
     if not self.config.is_file():
       return
     stored, lines = self.read(config.find_own_classes(experiment)), []
@@ -87,12 +106,8 @@ class Workdir:
       name = line.split(':')[0]
       if not FREE.fullmatch(name) and not (new_text and TEXT.fullmatch(name)):
         lines.append(line)
-    if lines:
-      raise ConfigError(
-        f'{self.path} holds a run of another configuration:'
-        f' {"; ".join(lines)} (there != here); give another --workdir'
-        f'{_or_new_text(lines)}'
-      )
+    what, advice = 'a run of another configuration', _or_new_text(lines)
+    require_same(self.path, lines, what, advice)
 
   def find_tokenizer(self, experiment: Experiment) -> str:
     """What `data.tokenizer` names, or the folder's own copy of it."""

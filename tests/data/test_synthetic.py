@@ -129,7 +129,7 @@ def test_simple_tricks_fail(name):
     np.where(possible, np.arange(task.length), 0), axis=1
   )
   latest = np.take_along_axis(e.tokens, when, axis=1)
-  tricks = {'most frequent': accuracy.majority(e, task.vocab)}
+  tricks = {'most frequent': accuracy.measure_majority(e, task.vocab)}
   for trick, guess in {
     'the token': e.tokens,
     'the one before': back(1),

@@ -74,8 +74,8 @@ def main():
 
 def _main(taken):
   del taken
-  contexts = arguments.contexts(CONTEXT.value)
-  ratio = arguments.ratio(RATIO.value)
+  contexts = arguments.parse_contexts(CONTEXT.value)
+  ratio = arguments.parse_ratio(RATIO.value)
   given = [(x, config.load(x).model) for x in PRESET.value]
   cfgs = {preset_names.label_preset(x): cfg for x, cfg in given}
   if not cfgs:
@@ -84,8 +84,8 @@ def _main(taken):
     name: {
       'layers': LAYERS.value,
       'ratio': ratio,
-      'attention': arguments.mixer(cfg, ATTENTION.value, 'attention'),
-      'recurrent': arguments.mixer(cfg, RECURRENT.value, 'recurrent'),
+      'attention': arguments.change_mixer(cfg, ATTENTION.value, 'attention'),
+      'recurrent': arguments.change_mixer(cfg, RECURRENT.value, 'recurrent'),
     }
     for name, cfg in cfgs.items()
   }
@@ -95,27 +95,28 @@ def _main(taken):
   from deltanet_jax.config.files import write_text
   from deltanet_jax.lab.cost import calc, report
 
-  settings = report.Settings(
+  settings = report.CostSettings(
     contexts, BATCH.value, DTYPES[DTYPE.value], STATE_DTYPE.value
   )
   try:
     models = {
-      name: calc.resized(cfg, **changes[name]) for name, cfg in cfgs.items()
+      name: calc.resize_model(cfg, **changes[name])
+      for name, cfg in cfgs.items()
     }
   except ValueError as error:
     raise ConfigError(str(error)) from error
   records = [
-    report.measure(name, cfg, settings) for name, cfg in models.items()
+    report.measure_model(name, cfg, settings) for name, cfg in models.items()
   ]
-  print(report.text(records, settings))
+  print(report.format_text(records, settings))
   if paths['json']:
-    write_text(paths['json'], report.as_json(records, settings))
+    write_text(paths['json'], report.format_json(records, settings))
   if paths['png']:
-    report.plot(list(models.items()), settings, paths['png'])
+    report.draw_cache(list(models.items()), settings, paths['png'])
   if paths['html']:
     from deltanet_jax.lab.cost import page
 
-    write_text(paths['html'], page.page(next(iter(models))))
+    write_text(paths['html'], page.build_page(next(iter(models))))
   return 0
 
 

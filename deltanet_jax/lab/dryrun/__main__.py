@@ -78,7 +78,7 @@ def _main(experiment):
       'no --topology given; name a chip and the sides of a slice, as'
       ' --topology=v5p:4x4x8'
     )
-  topology = chips.parse(TOPOLOGY.value, SLICES.value)
+  topology = chips.parse_topology(TOPOLOGY.value, SLICES.value)
   _check_flags()
   experiment = _filled(experiment, topology)
   chips.check_mesh(experiment.mesh, topology)
@@ -88,7 +88,7 @@ def _main(experiment):
   from deltanet_jax.config.files import format_json, write_text
   from deltanet_jax.lab.dryrun import report, run
 
-  record = run.run(
+  record = run.run_dryrun(
     experiment,
     topology,
     OF.value,
@@ -97,7 +97,7 @@ def _main(experiment):
     WEIGHTS.value,
     say=lambda line: print(line, file=sys.stderr, flush=True),
   )
-  print(report.text(record, topology))
+  print(report.format_text(record, topology))
   if path:
     write_text(path, format_json(record))
   return 0 if record['fits'] else 1

@@ -42,18 +42,18 @@ def _main(taken):
     spent = time.monotonic() - start
     print(f'{spent:5.1f} s  {name}', file=sys.stderr, flush=True)
 
-  found = probes.find(FORM.value, tell)
+  results = probes.run_probes(FORM.value, tell)
   tell('done')
-  print(report.text(found))
+  print(report.format_text(results))
   if paths['json']:
     where = {
       'form': FORM.value,
       'jax': jax.__version__,
       'device': jax.devices()[0].device_kind,
     }
-    write_text(paths['json'], report.as_json(found, where))
+    write_text(paths['json'], report.format_json(results, where))
   if paths['png']:
-    report.plot(found, paths['png'])
+    report.draw_results(results, paths['png'])
   return 0
 
 

@@ -52,17 +52,18 @@ def _baselines(experiment, workdir):
   """Bits per byte of the order-2 and order-3 models, computed once."""
   path = workdir.path / 'baselines.json'
   # a run may have gone on with another text
-  told = workdir.corpus
-  old = told.is_file() and path.is_file()
-  if not path.is_file() or old and _time(path) < _time(told):
+  corpus = workdir.corpus
+  old = corpus.is_file() and path.is_file()
+  if not path.is_file() or old and _time(path) < _time(corpus):
     from deltanet_jax.data.text import TextData
     from deltanet_jax.lab.quickstart import ngram
 
     data = TextData(experiment.data)
     bits = {}
     for order in (2, 3):
-      documents = data.train_documents, data.heldout_documents
-      bits[f'order-{order} n-gram'] = ngram.bits_per_byte(*documents, order)
+      bits[f'order-{order} n-gram'] = ngram.measure_bits_per_byte(
+        data.train_documents, data.heldout_documents, order
+      )
     write_text(path, format_json(bits))
   return read_json(path)
 
@@ -101,11 +102,11 @@ def _show_cache(experiment):
   from deltanet_jax.lab.cost import calc
 
   models = [('this model', experiment.model)]
-  models.append(('all attention', calc.all_attention_twin(experiment.model)))
+  models.append(('all attention', calc.make_attention_twin(experiment.model)))
   print('\nCache of one sequence in bfloat16, MiB')
   print(f'  {"tokens":16}' + ''.join(f'{n:>12,}' for n in CONTEXTS))
   for name, model in models:
-    sizes = [calc.total_bytes(model, n, 1, 'bfloat16') for n in CONTEXTS]
+    sizes = [calc.count_total_bytes(model, n, 1, 'bfloat16') for n in CONTEXTS]
     print(f'  {name:16}' + ''.join(f'{s / 2**20:12.2f}' for s in sizes))
 
 
