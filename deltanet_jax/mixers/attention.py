@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.layers.norm import RMSNorm
-from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import rope
 from deltanet_jax.ops.attention import Place
@@ -65,41 +64,19 @@ class Attention(base.Mixer):
   @nn.compact
   def __call__(self, x, ctx, cache=None):
     base.check(ctx, cache, base.MODES[: 1 if self.cfg.window else 2])
-    c, D = self.cfg, self.d_model
+    c = self.cfg
     H, J, K = c.heads, c.kv_heads, c.head_dim
-    q, k, v = (
-      Proj((D, n, K), ('embed', *axes), 'BTD,DHK->BTHK', self.dtype, name=name)(
-        x
-      )
-      for name, n, *axes in (
-        ('q', H, 'heads', 'head_k'),
-        ('k', J, 'kv_heads', 'head_k'),
-        ('v', J, 'kv_heads', 'head_v'),
-      )
-    )
+    q = self.project(x, 'q', (H, K), ('heads', 'head_k'))
+    k = self.project_keys(x, 'k', J, K)
+    v = self.project(x, 'v', (J, K), ('kv_heads', 'head_v'))
     if c.qk_norm:
       q, k = self._normalise(q, 'q_norm'), self._normalise(k, 'k_norm')
     if c.rotary_dim:
       q, k = (rope.rotate(y, ctx.positions, **c.turn) for y in (q, k))
     o, cache = self._attend(q, k, v, ctx, cache)
     if c.gate:
-      gate = Proj(
-        (D, H, K),
-        ('embed', 'heads', 'head_v'),
-        'BTD,DHK->BTHK',
-        self.dtype,
-        name='gate',
-      )(x)
-      o *= jax.nn.sigmoid(gate)
-    y = Proj(
-      (H, K, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHK,HKD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o)
-    return y, cache, None
+      o *= jax.nn.sigmoid(self.project_values(x, 'gate', H, K))
+    return self.heads_out(o), cache, None
 
   def _normalise(self, x, name):
     norm = RMSNorm(self.cfg.norm_eps, self.zero_centred, name=name)

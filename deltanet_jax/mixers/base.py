@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from deltanet_jax import kernels
 from deltanet_jax.config.mixers import MixerConfig
 from deltanet_jax.layers import conv
+from deltanet_jax.layers.proj import Proj
 from deltanet_jax.ops.attention import Place
 from deltanet_jax.ops.compiler import put
 from deltanet_jax.ops.documents import runs_of
@@ -80,6 +82,59 @@ class Mixer(nn.Module):
   dtype: Any = jnp.float32
   zero_centred: bool = False
   out_scale: float = 1.0  # of the output projection's standard deviation
+
+  def project(
+    self,
+    x: jax.Array,
+    name: str,
+    sizes: tuple[int, ...],
+    axes: tuple[str, ...],
+    *,
+    source: str = 'embed',
+    dtype: DTypeLike | None = None,
+    out_dtype: DTypeLike | None = None,
+  ) -> jax.Array:
+    """[B,T,*sizes]: x [B,T,D] times the weight `name` [D,*sizes], a `Proj`.
+
+    source: the axis of D   axes: those of `sizes`   dtype: of the product, None
+    for the mixer's own   out_dtype: of the result, None for the product's
+    """
+    to = 'HK'[: len(sizes)]
+    return Proj(
+      (x.shape[-1], *sizes),
+      (source, *axes),
+      f'BTD,D{to}->BT{to}',
+      self.dtype if dtype is None else dtype,
+      out_dtype,
+      name=name,
+    )(x)
+
+  def project_keys(
+    self, x: jax.Array, name: str, heads: int, width: int
+  ) -> jax.Array:
+    """[B,T,J,K]: as many heads as there are of keys."""
+    return self.project(x, name, (heads, width), ('kv_heads', 'head_k'))
+
+  def project_values(
+    self, x: jax.Array, name: str, heads: int, width: int
+  ) -> jax.Array:
+    """[B,T,H,V]: values, or a gate for each channel of theirs."""
+    return self.project(x, name, (heads, width), ('heads', 'head_v'))
+
+  def project_gate(self, x: jax.Array, name: str, heads: int) -> jax.Array:
+    """[B,T,H], float32: a number for each head."""
+    return self.project(x, name, (heads,), ('heads',), out_dtype=jnp.float32)
+
+  def heads_out(self, o: jax.Array) -> jax.Array:
+    """y [B,T,D] = o W_o of the heads' outputs o [B,T,H,V]."""
+    return Proj(
+      (*o.shape[2:], self.d_model),
+      ('heads', 'head_v', 'embed'),
+      'BTHV,HVD->BTD',
+      self.dtype,
+      scale=self.out_scale,
+      name='o',
+    )(o)
 
 
 def check(ctx, cache, modes=('causal',)):

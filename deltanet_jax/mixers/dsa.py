@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.layers.norm import LayerNorm
-from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base, mla
 from deltanet_jax.ops import latent_attention, rope, sparse_attention
 from deltanet_jax.parallel import softmax
@@ -75,26 +74,18 @@ class DSA(mla.MLA):
 
   def _indexer(self, inputs, ctx):
     """q^I [B,T,I,K], k^I [B,T,K] and w [B,T,I] float32."""
-    c, D = self.cfg, self.d_model
+    c = self.cfg
     I, K = c.index_heads, c.index_dim
     x, u = jax.lax.stop_gradient((inputs.x, inputs.u))
-    q = Proj(
-      (c.query_latent, I, K),
-      ('latent', 'heads', 'head_k'),
-      'BTR,RIK->BTIK',
-      self.dtype,
-      name='index_q',
-    )(u)
-    k = Proj(
-      (D, K), ('embed', 'head_k'), 'BTD,DK->BTK', self.dtype, name='index_k'
-    )(x)
+    q = self.project(u, 'index_q', (I, K), ('heads', 'head_k'), source='latent')
+    k = self.project(x, 'index_k', (K,), ('head_k',))
     k = LayerNorm(c.norm_eps, name='index_norm')(k)
     if c.rotary:
       turn = lambda y: rope.rotate(
         y, ctx.positions, **c.turn | {'interleaved': False}
       )
       q, k = turn(q), turn(k[:, :, None])[:, :, 0]
-    w = Proj((D, I), ('embed', 'heads'), 'BTD,DI->BTI', name='index_w')(x)
+    w = self.project(x, 'index_w', (I,), ('heads',), dtype=jnp.float32)
     return q, k, w * (I * K) ** -0.5
 
   @staticmethod

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalise
-from deltanet_jax.layers.proj import Proj, named
+from deltanet_jax.layers.proj import named
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import delta_rule
 
@@ -22,19 +22,15 @@ class GatedDeltaNet(base.Mixer):
 
   @nn.compact
   def __call__(self, x, ctx, cache=None):
-    c, D = self.cfg, self.d_model
+    c = self.cfg
     J, H, K, V = c.key_heads, c.value_heads, c.key_dim, c.value_dim
-    values = (D, H, V), ('embed', 'heads', 'head_v'), 'BTD,DHV->BTHV'
-    keys = (D, J, K), ('embed', 'kv_heads', 'head_k'), 'BTD,DJK->BTJK'
-    gates = (D, H), ('embed', 'heads'), 'BTD,DH->BTH', self.dtype, jnp.float32
-    q = Proj(*keys, self.dtype, name='q')(x)
-    k = Proj(*keys, self.dtype, name='k')(x)
-    v = Proj(*values, self.dtype, name='v')(x)
+    q, k = (self.project_keys(x, name, J, K) for name in 'qk')
+    v = self.project_values(x, 'v', H, V)
     qkv, past = base.convolve(c, q, k, v, ctx, cache)
     q, k, v = (jax.nn.silu(y) for y in qkv)
     q, k = l2_normalise(q) * K**-0.5, l2_normalise(k)
 
-    beta = jax.nn.sigmoid(Proj(*gates, name='b')(x))
+    beta = jax.nn.sigmoid(self.project_gate(x, 'b', H))
     if c.negative_eigenvalues:
       beta *= 2
     # A from 0.01 and not from 0, as the paper has it: log 0 is -inf
@@ -44,22 +40,14 @@ class GatedDeltaNet(base.Mixer):
     dt_bias = self.param(
       'dt_bias', named(base.log_uniform_dt, ('heads',)), (H,)
     )
-    a = Proj(*gates, name='a')(x)
+    a = self.project_gate(x, 'a', H)
     A_log, dt_bias = A_log[None, None], dt_bias[None, None]
     g = -jnp.exp(A_log) * jax.nn.softplus(a + dt_bias)
 
     o, state = base.run_rule(delta_rule, c, (q, k, v, beta, g), ctx, cache)
-    z = Proj(*values, self.dtype, name='gate')(x)
+    z = self.project_values(x, 'gate', H, V)
     o = GatedRMSNorm(c.norm_eps, 'silu', name='norm')(o, z)
-    y = Proj(
-      (H, V, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHV,HVD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o)
-    return y, base.next_cache(cache, state, past), None
+    return self.heads_out(o), base.next_cache(cache, state, past), None
 
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):

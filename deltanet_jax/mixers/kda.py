@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalise
-from deltanet_jax.layers.proj import Proj, named
+from deltanet_jax.layers.proj import named
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import kda
 
@@ -23,18 +23,10 @@ class KDA(base.Mixer):
 
   @nn.compact
   def __call__(self, x, ctx, cache=None):
-    c, D = self.cfg, self.d_model
+    c = self.cfg
     H, K, V = c.heads, c.key_dim, c.value_dim
-    keys = (D, H, K), ('embed', 'kv_heads', 'head_k'), 'BTD,DHK->BTHK'
-    q = Proj(*keys, self.dtype, name='q')(x)
-    k = Proj(*keys, self.dtype, name='k')(x)
-    v = Proj(
-      (D, H, V),
-      ('embed', 'heads', 'head_v'),
-      'BTD,DHV->BTHV',
-      self.dtype,
-      name='v',
-    )(x)
+    q, k = (self.project_keys(x, name, H, K) for name in 'qk')
+    v = self.project_values(x, 'v', H, V)
     qkv, past = base.convolve(c, q, k, v, ctx, cache)
     q, k, v = (jax.nn.silu(y) for y in qkv)
     q, k = l2_normalise(q) * K**-0.5, l2_normalise(k)
@@ -44,31 +36,20 @@ class KDA(base.Mixer):
     )
     z = self._low_rank(x, 'gate', 'head_v', V)
     o = GatedRMSNorm(c.norm_eps, 'sigmoid', name='norm')(o, z)
-    y = Proj(
-      (H, V, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHV,HVD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o)
-    return y, base.next_cache(cache, state, past), None
+    return self.heads_out(o), base.next_cache(cache, state, past), None
 
   def _low_rank(self, x, name, axis, width):
     """(x name_a) name_b [B,T,H,width], float32."""
-    c, D = self.cfg, self.d_model
+    c = self.cfg
     R = c.value_dim if c.gate_rank is None else c.gate_rank
-    y = Proj(
-      (D, R), ('embed', 'latent'), 'BTD,DR->BTR', self.dtype, name=f'{name}_a'
-    )(x)
-    return Proj(
-      (R, c.heads, width),
-      ('latent', 'heads', axis),
-      'BTR,RHK->BTHK',
-      self.dtype,
-      jnp.float32,
-      name=f'{name}_b',
-    )(y)
+    return self.project(
+      self.project(x, f'{name}_a', (R,), ('latent',)),
+      f'{name}_b',
+      (c.heads, width),
+      ('heads', axis),
+      source='latent',
+      out_dtype=jnp.float32,
+    )
 
   def _decay(self, x):
     c, H, K = self.cfg, self.cfg.heads, self.cfg.key_dim
@@ -86,19 +67,20 @@ class KDA(base.Mixer):
 
   def _write_and_erase(self, x):
     """beta [B,T,H] and None, or beta [B,T,H,V] and erase [B,T,H,K]."""
-    c, D, H = self.cfg, self.d_model, self.cfg.heads
-    gate = lambda name, *args: jax.nn.sigmoid(
-      Proj(*args, self.dtype, jnp.float32, name=name)(x)
-    )
+    c = self.cfg
     if not c.separate_gates:
-      return gate('b', (D, H), ('embed', 'heads'), 'BTD,DH->BTH'), None
-    return tuple(
-      gate(name, (D, H, n), ('embed', 'heads', axis), 'BTD,DHK->BTHK')
-      for name, n, axis in (
-        ('write', c.value_dim, 'head_v'),
-        ('erase', c.key_dim, 'head_k'),
+      return jax.nn.sigmoid(self.project_gate(x, 'b', c.heads)), None
+    gate = lambda name, axis, width: jax.nn.sigmoid(
+      self.project(
+        x,
+        name,
+        (c.heads, width),
+        ('heads', axis),
+        out_dtype=jnp.float32,
       )
     )
+    beta = gate('write', 'head_v', c.value_dim)
+    return beta, gate('erase', 'head_k', c.key_dim)
 
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):

@@ -5,24 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.layers.norm import GatedRMSNorm
-from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import linear_attention
-
-
-def _project(mixer, x, H, K, V):
-  """q, k [B,T,H,K] and v [B,T,H,V] of x; called in a module."""
-  D = mixer.d_model
-  return (
-    Proj((D, H, n), ('embed', *axes), 'BTD,DHK->BTHK', mixer.dtype, name=name)(
-      x
-    )
-    for name, n, *axes in (
-      ('q', K, 'kv_heads', 'head_k'),
-      ('k', K, 'kv_heads', 'head_k'),
-      ('v', V, 'heads', 'head_v'),
-    )
-  )
 
 
 class LinearAttention(base.Mixer):
@@ -33,10 +17,11 @@ class LinearAttention(base.Mixer):
 
   @nn.compact
   def __call__(self, x, ctx, cache=None):
-    c, D = self.cfg, self.d_model
+    c = self.cfg
     H, K, V = c.heads, c.key_dim, c.value_dim
-    qkv = _project(self, x, H, K, V)
-    (q, k, v), past = base.convolve(c, *qkv, ctx, cache)
+    q, k = (self.project_keys(x, name, H, K) for name in 'qk')
+    v = self.project_values(x, 'v', H, V)
+    (q, k, v), past = base.convolve(c, q, k, v, ctx, cache)
     # in float32: elu + 1 is an exponential below zero, which bfloat16 rounds
     # to nothing of itself
     q, k = (jax.nn.elu(y.astype(jnp.float32)) + 1 for y in (q, k))
@@ -44,15 +29,7 @@ class LinearAttention(base.Mixer):
       linear_attention, c, (q, k, v, g), ctx, cache
     )
     o, state = linear_attention.normalised(rule, q, k, v)
-    y = Proj(
-      (H, V, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHV,HVD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o)
-    return y, base.next_cache(cache, state, past), None
+    return self.heads_out(o), base.next_cache(cache, state, past), None
 
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):
@@ -71,33 +48,24 @@ class Lightning(base.Mixer):
 
   @nn.compact
   def __call__(self, x, ctx, cache=None):
-    c, D = self.cfg, self.d_model
+    c = self.cfg
     H, V = c.heads, c.head_dim
     B, T, _ = x.shape
-    qkv = _project(self, x, H, V, V)
-    qkv, past = base.convolve(c, *qkv, ctx, cache)
+    q, k = (self.project_keys(x, name, H, V) for name in 'qk')
+    v = self.project_values(x, 'v', H, V)
+    qkv, past = base.convolve(c, q, k, v, ctx, cache)
     q, k, v = (jax.nn.silu(y) for y in qkv)
     slope = 2.0 ** (-8 * jnp.arange(1, H + 1) / H) * (1 - ctx.depth + 1e-5)
     g = jnp.broadcast_to(-slope.astype(jnp.float32), (B, T, H))
     o, state = base.run_rule(linear_attention, c, (q, k, v, g), ctx, cache)
-    z = Proj(
-      (D, H, V),
-      ('embed', 'heads', 'head_v'),
-      'BTD,DHV->BTHV',
-      self.dtype,
-      name='gate',
-    )(x)
+    z = self.project_values(x, 'gate', H, V)
     norm = GatedRMSNorm(c.norm_eps, 'sigmoid', name='norm')
     o = norm(o.reshape(B, T, H * V), z.reshape(B, T, H * V))
-    y = Proj(
-      (H, V, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHV,HVD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o.reshape(B, T, H, V))
-    return y, base.next_cache(cache, state, past), None
+    return (
+      self.heads_out(o.reshape(B, T, H, V)),
+      base.next_cache(cache, state, past),
+      None,
+    )
 
   @staticmethod
   def init_cache(cfg, batch, max_len, dtype):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.layers.norm import RMSNorm
-from deltanet_jax.layers.proj import Proj, named, scaled_normal
+from deltanet_jax.layers.proj import named, scaled_normal
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import latent_attention, rope
 from deltanet_jax.ops.attention import Place, between
@@ -50,51 +50,25 @@ class MLA(base.Mixer):
   @nn.compact
   def __call__(self, x, ctx, cache=None):
     base.check(ctx, cache, base.MODES)
-    c, D = self.cfg, self.d_model
+    c = self.cfg
     o, cache, report = self._attend(self._inputs(x, ctx), ctx, cache)
     if c.gate == 'channel':
-      gate = Proj(
-        (D, c.heads, c.value_dim),
-        ('embed', 'heads', 'head_v'),
-        'BTD,DHV->BTHV',
-        self.dtype,
-        name='gate',
-      )(x)
+      gate = self.project_values(x, 'gate', c.heads, c.value_dim)
       o *= jax.nn.sigmoid(gate)
     elif c.gate == 'head':
-      gate = Proj(
-        (D, c.heads),
-        ('embed', 'heads'),
-        'BTD,DH->BTH',
-        self.dtype,
-        name='gate',
-      )(x)
+      gate = self.project(x, 'gate', (c.heads,), ('heads',))
       o *= jax.nn.sigmoid(gate)[..., None]
-    y = Proj(
-      (c.heads, c.value_dim, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHV,HVD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o)
-    return y, cache, report
+    return self.heads_out(o), cache, report
 
   def _inputs(self, x, ctx):
     c = self.cfg
-    width, axis, u = self.d_model, 'embed', x
+    u, source = x, 'embed'
     if c.query_latent is not None:
-      width, axis = c.query_latent, 'latent'
-      u = self._norm('q_norm')(self._down(x, 'q_a', width))
-    q = Proj(
-      (width, c.heads, c.key_dim + c.shared_dim),
-      (axis, 'heads', 'head_k'),
-      'BTR,RHK->BTHK',
-      self.dtype,
-      name='q_b',
-    )(u)
-    latent = self._norm('kv_norm')(self._down(x, 'kv_a', c.latent))
-    key = self._down(x, 'k_shared', c.shared_dim, 'head_k')
+      u, source = self._make_latent(x, 'q', c.query_latent), 'latent'
+    widths = c.heads, c.key_dim + c.shared_dim
+    q = self.project(u, 'q_b', widths, ('heads', 'head_k'), source=source)
+    latent = self._make_latent(x, 'kv', c.latent)
+    key = self.project(x, 'k_shared', (c.shared_dim,), ('head_k',))
     if c.rotary:
       turn = lambda y: rope.rotate(y, ctx.positions, **c.turn)
       plain, turned = jnp.split(q, (c.key_dim,), axis=-1)
@@ -102,17 +76,10 @@ class MLA(base.Mixer):
       key = turn(key[:, :, None])[:, :, 0]
     return Inputs(q, latent, key, x, u)
 
-  def _norm(self, name):
-    return RMSNorm(self.cfg.norm_eps, self.zero_centred, name=name)
-
-  def _down(self, x, name, width, axis='latent'):
-    return Proj(
-      (x.shape[-1], width),
-      ('embed', axis),
-      'BTD,DR->BTR',
-      self.dtype,
-      name=name,
-    )(x)
+  def _make_latent(self, x, name, width):
+    """rms(x name_a) [B,T,width]."""
+    norm = RMSNorm(self.cfg.norm_eps, self.zero_centred, name=f'{name}_norm')
+    return norm(self.project(x, f'{name}_a', (width,), ('latent',)))
 
   def _up(self):
     """k_b [R,H,K] and v_b [R,H,V]; two forms use them differently."""
