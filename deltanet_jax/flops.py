@@ -8,14 +8,15 @@ scan once, which is why this exists.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
-from jax.extend.core import jaxprs_in_params
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from deltanet_jax.ops.routing import RARE
 
 
-def of(function, *args):
+def of(function: Callable[..., object], *args: object) -> int:
   """Operations of function(*args); shapes (jax.ShapeDtypeStruct) are enough.
 
   Raises:
@@ -25,7 +26,7 @@ def of(function, *args):
   return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def of_jaxpr(jaxpr, filled=1):
+def of_jaxpr(jaxpr: Jaxpr, filled: float = 1) -> int:
   """The same of what was traced already; of a program on a mesh, on all its
   devices together.
 

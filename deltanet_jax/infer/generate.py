@@ -1,16 +1,41 @@
 """Tokens one at a time: prefill, then from the cache."""
 
 import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from deltanet_jax.config.experiment import ModelConfig
+from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.infer import room
 from deltanet_jax.infer.sampling import sample
-from deltanet_jax.model import Backbone, compute_logits, head_weight, init_cache
+from deltanet_jax.model import (
+  Backbone,
+  ModelCache,
+  compute_logits,
+  head_weight,
+  init_cache,
+)
+from deltanet_jax.parallel.sharding import Params
+
+Advance = Callable[
+  [Params, ModelCache, jax.Array, jax.Array], tuple[jax.Array, ModelCache]
+]
 
 
-def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype, vocab):
+def generate(
+  params: Params,
+  cfg: ModelConfig,
+  prompt: Sequence[int],
+  *,
+  max_tokens: int,
+  sampling: Sampling,
+  key: jax.Array,
+  dtype: np.dtype | type,
+  vocab: int,
+) -> Iterator[int]:
   """Yields up to `max_tokens` token ids, each as soon as it is chosen.
 
   prompt: ids, at least one   cfg: ModelConfig   dtype: of the computation
@@ -40,7 +65,9 @@ def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype, vocab):
 
 
 @functools.cache
-def make_advance(cfg, dtype, sampling, vocab):
+def make_advance(
+  cfg: ModelConfig, dtype: np.dtype | type, sampling: Sampling, vocab: int
+) -> Advance:
   """(params, cache (donated), tokens [B,T], key) -> next token [B], cache."""
   backbone = Backbone(cfg, dtype)
 

@@ -6,7 +6,11 @@ import jax.numpy as jnp
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.sampling import Sampling
-from deltanet_jax.data import tokenizer as tokenizers
+from deltanet_jax.data.tokenizer import (
+  ByteTokenizer,
+  FileTokenizer,
+  open_tokenizer,
+)
 from deltanet_jax.infer.generate import generate
 from deltanet_jax.infer.sampling import seeded
 from deltanet_jax.runs.source import Source
@@ -36,7 +40,7 @@ def continue_text(
   """
   key = seeded(seed)
   source.require_tokenizer()
-  tokenizer = tokenizers.open_tokenizer(source.tokenizer)
+  tokenizer = open_tokenizer(source.tokenizer)
   ids, ends = prompt_ids(source, tokenizer, prompt, chat), set(tokenizer.ends)
   if not ids:
     raise ConfigError('the prompt has no token; give --prompt')
@@ -67,7 +71,12 @@ def continue_text(
   yield stream.close()
 
 
-def prompt_ids(source, tokenizer, prompt, chat):
+def prompt_ids(
+  source: Source,
+  tokenizer: ByteTokenizer | FileTokenizer,
+  prompt: str,
+  chat: bool,
+) -> list[int]:
   """The ids that a model is given of a prompt."""
   if chat:  # the template has the special tokens
     return tokenizer.prompt(tokenizer.chat(prompt), special=False)

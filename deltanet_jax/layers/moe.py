@@ -1,10 +1,9 @@
 """Mixture of experts in place of the gated MLP."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from deltanet_jax.config.experiment import MoEConfig
 from deltanet_jax.layers.mlp import MLP
@@ -22,11 +21,11 @@ class MoE(nn.Module):
   """
 
   cfg: MoEConfig
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   out_scale: float = 1.0  # of the last weights' standard deviation
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, routing.Load]:
     c, D = self.cfg, x.shape[-1]
     E, F = c.experts, c.hidden
     # a choice between close scores must not hang on a product's rounding
@@ -48,11 +47,12 @@ class MoE(nn.Module):
       weight('up', *inward),
       weight('down', ('mlp', 'embed'), (F, D), self.out_scale * F**-0.5),
     )
+    gate, up, down = (w.astype(self.dtype) for w in weights)
     y, load = experts.mixture(
       x.astype(self.dtype),
       logits,
       bias,
-      tuple(w.astype(self.dtype) for w in weights),
+      (gate, up, down),
       self._route,
     )
     if c.shared:

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.mixers import AttentionConfig
 from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import rope
@@ -25,7 +27,9 @@ class KVCache(NamedTuple):
   positions: jax.Array  # [B,S] int32, index along the sequence
   length: jax.Array  # [B] int32, tokens so far
 
-  PARTS = dict.fromkeys('kv', 'tokens') | base.COUNTED
+  @staticmethod
+  def describe_parts() -> dict[str, str]:
+    return dict.fromkeys('kv', 'tokens') | base.COUNTED
 
 
 def _append(cache, ctx, k, v, now):
@@ -61,8 +65,12 @@ class Attention(base.Mixer):
   multiplied by sigmoid(x gate) per channel (`gate`).
   """
 
+  cfg: AttentionConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
+  def __call__(
+    self, x: jax.Array, ctx: base.Context, cache: KVCache | None = None
+  ) -> tuple[jax.Array, KVCache | None, None]:
     base.check(ctx, cache, base.MODES[: 1 if self.cfg.window else 2])
     c = self.cfg
     H, J, K = c.heads, c.kv_heads, c.head_dim
@@ -72,7 +80,8 @@ class Attention(base.Mixer):
     if c.qk_norm:
       q, k = self._normalise(q, 'q_norm'), self._normalise(k, 'k_norm')
     if c.rotary_dim:
-      q, k = (rope.rotate(y, ctx.positions, **c.turn) for y in (q, k))
+      turn = lambda y: rope.rotate(y, ctx.positions, **c.turn)  # type: ignore[arg-type]
+      q, k = turn(q), turn(k)
     o, cache = self._attend(q, k, v, ctx, cache)
     if c.gate:
       o *= jax.nn.sigmoid(self.project_values(x, 'gate', H, K))
@@ -104,7 +113,9 @@ class Attention(base.Mixer):
     return o, cache
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: AttentionConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> KVCache:
     S = max_len if cfg.window is None else min(max_len, cfg.window)
     # two arrays, as both are donated
     keys = lambda: jnp.zeros((batch, S, cfg.kv_heads, cfg.head_dim), dtype)

@@ -3,7 +3,9 @@ a rule."""
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import flax.linen as nn
 import jax
@@ -13,17 +15,18 @@ from jax.typing import DTypeLike
 from deltanet_jax import kernels
 from deltanet_jax.config.mixers import MixerConfig
 from deltanet_jax.layers import conv
-from deltanet_jax.layers.proj import Proj
+from deltanet_jax.layers.proj import Init, Proj
 from deltanet_jax.ops.attention import Place
 from deltanet_jax.ops.compiler import put
-from deltanet_jax.ops.documents import runs_of
+from deltanet_jax.ops.documents import Inputs, runs_of
 from deltanet_jax.parallel import sequence
 
 MODES = 'causal', 'bidirectional'
 
-# Every cache says in PARTS what each of its fields holds: 'tokens', which have
-# a slot for every token or for those of a window; where these stand and how
-# many they are, 'positions'; 'state' and 'convolution', which never grow.
+# Every cache says in `describe_parts` what each of its fields holds: 'tokens',
+# which have a slot for every token or for those of a window; where these stand
+# and how many they are, 'positions'; 'state' and 'convolution', which never
+# grow.
 COUNTED = dict.fromkeys(('positions', 'length'), 'positions')
 
 # the position of a slot not yet written: later than any query, so never seen
@@ -53,8 +56,34 @@ class Context:
   lengths: jax.Array | None = None
   mode: str = 'causal'
 
-  def replace(self, **changes) -> 'Context':
-    return dataclasses.replace(self, **changes)
+  def replace(self, **changes: jax.Array | float | str | None) -> 'Context':
+    return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+class TokenCache(Protocol):
+  """A cache with slots for tokens: a NamedTuple with these fields at least."""
+
+  @property
+  def positions(self) -> jax.Array: ...  # [B,S]
+  @property
+  def length(self) -> jax.Array: ...  # [B]
+  def _replace(self, **fields: jax.Array) -> Self: ...
+
+
+class RuleConfig(Protocol):
+  """What is read of the configuration of a mixer with a rule."""
+
+  @property
+  def conv(self) -> int: ...
+  @property
+  def form(self) -> str: ...
+  @property
+  def chunk(self) -> int: ...
+
+
+Slots = TypeVar('Slots', bound=TokenCache)
+Triple = tuple[jax.Array, jax.Array, jax.Array]  # q, k, v
+Past = tuple[jax.Array | None, jax.Array | None, jax.Array | None]
 
 
 class RecurrentCache(NamedTuple):
@@ -65,7 +94,9 @@ class RecurrentCache(NamedTuple):
   k: jax.Array | None  # [B,W-1,J,K]
   v: jax.Array | None  # [B,W-1,H,V]
 
-  PARTS = {'state': 'state', **dict.fromkeys('qkv', 'convolution')}
+  @staticmethod
+  def describe_parts() -> dict[str, str]:
+    return {'state': 'state', **dict.fromkeys('qkv', 'convolution')}
 
 
 class Mixer(nn.Module):
@@ -79,7 +110,7 @@ class Mixer(nn.Module):
 
   cfg: MixerConfig
   d_model: int
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   zero_centred: bool = False
   out_scale: float = 1.0  # of the output projection's standard deviation
 
@@ -137,7 +168,11 @@ class Mixer(nn.Module):
     )(o)
 
 
-def check(ctx, cache, modes=('causal',)):
+def check(
+  ctx: Context,
+  cache: tuple[jax.Array | None, ...] | None,
+  modes: Sequence[str] = ('causal',),
+) -> None:
   """ValueError for what a mixer cannot do; modes: those it has."""
   if ctx.mode not in modes:
     raise ValueError(
@@ -155,14 +190,14 @@ def check(ctx, cache, modes=('causal',)):
     )
 
 
-def index_tokens(count, cache):
+def index_tokens(count: int, cache: TokenCache | None) -> jax.Array:
   """Where `count` tokens stand along the sequence, int32: [T], or behind those
   that each row of a cache has [B,T]."""
   index = jnp.arange(count, dtype=jnp.int32)
   return index if cache is None else cache.length[:, None] + index[None]
 
 
-def place_tokens(ctx, index):
+def place_tokens(ctx: Context, index: jax.Array) -> tuple[Place, Place | None]:
   """The Places of tokens as queries and as keys, None for the same; index:
   `index_tokens`. Who sees all stands where the last token does."""
   run = runs_of(ctx.segment_ids)
@@ -172,19 +207,19 @@ def place_tokens(ctx, index):
   return Place(last, run), Place(index, run)
 
 
-def count_tokens(ctx, count):
+def count_tokens(ctx: Context, count: int) -> int | jax.Array:
   """How many of `count` tokens a row are there: [B], or the number."""
   return count if ctx.lengths is None else ctx.lengths
 
 
-def find_padding(ctx, count):
+def find_padding(ctx: Context, count: int) -> jax.Array | None:
   """Which of `count` tokens a row are padding: [B,T] bool, None for none."""
   if ctx.lengths is None:
     return None
   return jnp.arange(count)[None] >= ctx.lengths[:, None]
 
 
-def clear(x, where):
+def clear(x: jax.Array, where: jax.Array | None) -> jax.Array:
   """x [B,T,...], zero where `where` [B,T] is; None: nowhere."""
   if where is None:
     return x
@@ -192,7 +227,9 @@ def clear(x, where):
   return jnp.where(where, jnp.zeros((), x.dtype), x)
 
 
-def append(cache, ctx, now, **new):
+def append(
+  cache: Slots, ctx: Context, now: jax.Array, **new: jax.Array
+) -> Slots:
   """`cache` with each row's tokens written at its length, without padding.
 
   cache: a NamedTuple with positions [B,S] and length [B] besides the fields of
@@ -213,7 +250,14 @@ def append(cache, ctx, now, **new):
   )
 
 
-def init_recurrent(cfg, batch, dtype, key_shape, value_shape, state_shape):
+def init_recurrent(
+  cfg: RuleConfig,
+  batch: int,
+  dtype: DTypeLike,
+  key_shape: tuple[int, int],
+  value_shape: tuple[int, int],
+  state_shape: tuple[int, int, int],
+) -> RecurrentCache:
   """key_shape (J,K), value_shape (H,V), state_shape (H,K,V)."""
   past = lambda shape: (
     conv.init_state(batch, cfg.conv, shape, dtype) if cfg.conv else None
@@ -226,9 +270,16 @@ def init_recurrent(cfg, batch, dtype, key_shape, value_shape, state_shape):
   )
 
 
-def convolve(cfg, q, k, v, ctx, cache):
+def convolve(
+  cfg: RuleConfig,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  ctx: Context,
+  cache: RecurrentCache | None,
+) -> tuple[Triple, Past]:
   """The short convolutions of q, k and v, or none; called in a module."""
-  past = (None,) * 3 if cache is None else cache[1:]
+  past: Past = (None, None, None) if cache is None else cache[1:]
   if not cfg.conv:
     return (q, k, v), past
   axes = ('kv_heads', 'head_k'), ('kv_heads', 'head_k'), ('heads', 'head_v')
@@ -238,10 +289,18 @@ def convolve(cfg, q, k, v, ctx, cache):
     )
     for name, x, axes, state in zip('qkv', (q, k, v), axes, past, strict=True)
   ]
-  return tuple(zip(*pairs, strict=True))
+  qkv, past = zip(*pairs, strict=True)
+  return qkv, past
 
 
-def run_rule(rule, cfg, inputs, ctx, cache, **gates):
+def run_rule(
+  rule: ModuleType,
+  cfg: RuleConfig,
+  inputs: Inputs,
+  ctx: Context,
+  cache: RecurrentCache | None,
+  **gates: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
   """Runs `rule`'s form, or its step for one token with a cache.
 
   inputs: the rule's arguments [B,T,...] or None in its order; `gates` by name
@@ -268,19 +327,25 @@ def run_rule(rule, cfg, inputs, ctx, cache, **gates):
   )
 
 
-def next_cache(cache, state, past):
+def next_cache(
+  cache: RecurrentCache | None, state: jax.Array | None, past: Past
+) -> RecurrentCache | None:
   """The RecurrentCache after `cache`; None after None."""
-  return None if cache is None else RecurrentCache(state, *past)
+  if cache is None or state is None:
+    return None
+  return RecurrentCache(state, *past)
 
 
-def log_uniform_dt(key, shape, dtype=jnp.float32):
+def log_uniform_dt(
+  key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
   """x with softplus(x) log-uniform in [1e-3, 1e-1], as Mamba's dt bias."""
   low, high = jnp.log(1e-3), jnp.log(1e-1)
   dt = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
   return dt + jnp.log(-jnp.expm1(-dt))
 
 
-def log_uniform_decay(low):
+def log_uniform_decay(low: float) -> Init:
   """log A with A uniform in [low, 16]."""
 
   def init(key, shape, dtype=jnp.float32):

@@ -2,7 +2,9 @@
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.mixers import DeltaNetConfig
 from deltanet_jax.layers.norm import RMSNorm, l2_normalise
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import delta_rule
@@ -16,8 +18,15 @@ class DeltaNet(base.Mixer):
   y = (rms(o) w) W_o, the norm over each head
   """
 
+  cfg: DeltaNetConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
+  def __call__(
+    self,
+    x: jax.Array,
+    ctx: base.Context,
+    cache: base.RecurrentCache | None = None,
+  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
     c = self.cfg
     H, K, V = c.heads, c.key_dim, c.value_dim
     q, k = (self.project_keys(x, name, H, K) for name in 'qk')
@@ -32,7 +41,9 @@ class DeltaNet(base.Mixer):
     return self.heads_out(o), base.next_cache(cache, state, past), None
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: DeltaNetConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> base.RecurrentCache:
     del max_len
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
     return base.init_recurrent(cfg, batch, dtype, (H, K), (H, V), (H, K, V))

@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.mixers import DSAConfig
 from deltanet_jax.layers.norm import LayerNorm
 from deltanet_jax.mixers import base, mla
 from deltanet_jax.ops import latent_attention, rope, sparse_attention
@@ -16,11 +18,13 @@ class IndexedCache(NamedTuple):
 
   latent: jax.Array  # [B,S,R] normalised
   key: jax.Array  # [B,S,P] rotated, one for all heads
-  index: jax.Array  # [B,S,K] the indexer's keys
+  index_key: jax.Array  # [B,S,K] the indexer's keys
   positions: jax.Array  # [B,S] int32, index along the sequence
   length: jax.Array  # [B] int32, tokens so far
 
-  PARTS = dict.fromkeys(('latent', 'key', 'index'), 'tokens') | base.COUNTED
+  @staticmethod
+  def describe_parts() -> dict[str, str]:
+    return mla.LatentCache.describe_parts() | {'index_key': 'tokens'}
 
 
 class DSA(mla.MLA):
@@ -33,6 +37,8 @@ class DSA(mla.MLA):
   indexer's loss, a mean over tokens; its stage is `cfg.stage`.
   """
 
+  cfg: DSAConfig
+
   def _attend(self, inputs, ctx, cache):
     B, T = inputs.q.shape[:2]
     index_q, index_k, weight = self._indexer(inputs, ctx)
@@ -42,21 +48,21 @@ class DSA(mla.MLA):
     at, _ = base.place_tokens(ctx, now)
     if cache is not None:
       cache = base.append(
-        cache, ctx, now, latent=latent, key=key, index=index_k
+        cache, ctx, now, latent=latent, key=key, index_key=index_k
       )
       latent, key, index_k = (y.astype(latent.dtype) for y in cache[:3])
       seen = cache.positions
     rows = lambda x: jnp.broadcast_to(x, (B, x.shape[-1]))
     o, loss = softmax.over_keys(
       self._sparse,
-      sparse_attention.Queries(
+      sparse_attention.SparseQueries(
         latent_attention.absorb(inputs.q, k_b),
         index_q,
         weight,
         rows(at.positions),
         at.segments,
       ),
-      sparse_attention.Keys(
+      sparse_attention.SparseKeys(
         jnp.concatenate([latent, key], -1),
         latent,
         index_k,
@@ -89,7 +95,9 @@ class DSA(mla.MLA):
     return q, k, w * (I * K) ** -0.5
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(  # type: ignore[override]
+    cfg: DSAConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> IndexedCache:
     latent, key, *rest = mla.MLA.init_cache(cfg, batch, max_len, dtype)
     index = jnp.zeros((batch, max_len, cfg.index_dim), dtype)
     return IndexedCache(latent, key, index, *rest)

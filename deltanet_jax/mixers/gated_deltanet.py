@@ -3,7 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.mixers import GatedDeltaNetConfig
 from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalise
 from deltanet_jax.layers.proj import named
 from deltanet_jax.mixers import base
@@ -20,8 +22,15 @@ class GatedDeltaNet(base.Mixer):
     y = (rms(o) w silu(x gate)) W_o, the norm over each value head
   """
 
+  cfg: GatedDeltaNetConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
+  def __call__(
+    self,
+    x: jax.Array,
+    ctx: base.Context,
+    cache: base.RecurrentCache | None = None,
+  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
     c = self.cfg
     J, H, K, V = c.key_heads, c.value_heads, c.key_dim, c.value_dim
     q, k = (self.project_keys(x, name, J, K) for name in 'qk')
@@ -50,7 +59,9 @@ class GatedDeltaNet(base.Mixer):
     return self.heads_out(o), base.next_cache(cache, state, past), None
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: GatedDeltaNetConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> base.RecurrentCache:
     del max_len
     J, H, K, V = cfg.key_heads, cfg.value_heads, cfg.key_dim, cfg.value_dim
     return base.init_recurrent(cfg, batch, dtype, (J, K), (H, V), (H, K, V))

@@ -3,7 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.mixers import KDAConfig
 from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalise
 from deltanet_jax.layers.proj import named
 from deltanet_jax.mixers import base
@@ -21,8 +23,15 @@ class KDA(base.Mixer):
   y = (rms(o) w sigmoid((x gate_a) gate_b)) W_o, the norm over each head
   """
 
+  cfg: KDAConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
+  def __call__(
+    self,
+    x: jax.Array,
+    ctx: base.Context,
+    cache: base.RecurrentCache | None = None,
+  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
     c = self.cfg
     H, K, V = c.heads, c.key_dim, c.value_dim
     q, k = (self.project_keys(x, name, H, K) for name in 'qk')
@@ -83,7 +92,9 @@ class KDA(base.Mixer):
     return beta, gate('erase', 'head_k', c.key_dim)
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: KDAConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> base.RecurrentCache:
     del max_len
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
     return base.init_recurrent(cfg, batch, dtype, (H, K), (H, V), (H, K, V))

@@ -3,7 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.mixers import LightningConfig, LinearAttentionConfig
 from deltanet_jax.layers.norm import GatedRMSNorm
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import linear_attention
@@ -15,8 +17,15 @@ class LinearAttention(base.Mixer):
   as its last column. Scaling q would cancel.
   """
 
+  cfg: LinearAttentionConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
+  def __call__(
+    self,
+    x: jax.Array,
+    ctx: base.Context,
+    cache: base.RecurrentCache | None = None,
+  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
     c = self.cfg
     H, K, V = c.heads, c.key_dim, c.value_dim
     q, k = (self.project_keys(x, name, H, K) for name in 'qk')
@@ -32,7 +41,9 @@ class LinearAttention(base.Mixer):
     return self.heads_out(o), base.next_cache(cache, state, past), None
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: LinearAttentionConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> base.RecurrentCache:
     del max_len
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
     return base.init_recurrent(cfg, batch, dtype, (H, K), (H, V), (H, K, V + 1))
@@ -46,8 +57,15 @@ class Lightning(base.Mixer):
   y = (rms(o) w sigmoid(x gate)) W_o, the norm over all heads together
   """
 
+  cfg: LightningConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
+  def __call__(
+    self,
+    x: jax.Array,
+    ctx: base.Context,
+    cache: base.RecurrentCache | None = None,
+  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
     c = self.cfg
     H, V = c.heads, c.head_dim
     B, T, _ = x.shape
@@ -68,7 +86,9 @@ class Lightning(base.Mixer):
     )
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: LightningConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> base.RecurrentCache:
     del max_len
     H, V = cfg.heads, cfg.head_dim
     return base.init_recurrent(cfg, batch, dtype, (H, V), (H, V), (H, V, V))

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.mixers import MLAConfig
 from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.layers.proj import named, scaled_normal
 from deltanet_jax.mixers import base
@@ -22,7 +24,9 @@ class LatentCache(NamedTuple):
   positions: jax.Array  # [B,S] int32, index along the sequence
   length: jax.Array  # [B] int32, tokens so far
 
-  PARTS = dict.fromkeys(('latent', 'key'), 'tokens') | base.COUNTED
+  @staticmethod
+  def describe_parts() -> dict[str, str]:
+    return dict.fromkeys(('latent', 'key'), 'tokens') | base.COUNTED
 
 
 class Inputs(NamedTuple):
@@ -47,8 +51,12 @@ class MLA(base.Mixer):
   absorbed form, which reads the cache of c and r as it lies.
   """
 
+  cfg: MLAConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
+  def __call__(
+    self, x: jax.Array, ctx: base.Context, cache: LatentCache | None = None
+  ) -> tuple[jax.Array, LatentCache | None, jax.Array | None]:
     base.check(ctx, cache, base.MODES)
     c = self.cfg
     o, cache, report = self._attend(self._inputs(x, ctx), ctx, cache)
@@ -120,7 +128,9 @@ class MLA(base.Mixer):
     return o, cache, None
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: MLAConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> LatentCache:
     return LatentCache(
       jnp.zeros((batch, max_len, cfg.latent), dtype),
       jnp.zeros((batch, max_len, cfg.shared_dim), dtype),

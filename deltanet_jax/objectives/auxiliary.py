@@ -1,32 +1,46 @@
 """What is learned beside the next token: further tokens, balanced experts, an
 indexer that knows the attention."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.model import (
   MTP,
   LayerReport,
+  Reports,
   embed,
   head_weight,
 )
 from deltanet_jax.objectives.loss import cross_entropy
 from deltanet_jax.ops.routing import balance_loss, updated_bias
+from deltanet_jax.parallel.sharding import Batch, Params
 
 
-def further_loss(params, cfg, dtype, hidden, batch):
+def further_loss(
+  params: Params,
+  cfg: ModelConfig,
+  dtype: DTypeLike,
+  hidden: jax.Array,
+  batch: Batch,
+) -> jax.Array:
   """Summed nats of the tokens after the targets (arXiv:2412.19437 eq. 24).
 
   hidden [B,T,D]: Backbone's, batch: as for the main loss. A document's last
   target has none after it and counts nothing.
   """
-  out, *_ = MTP(cfg, dtype).apply(
-    {'params': params['mtp']},
+  mtp: Any = params['mtp']
+  result: Any = MTP(cfg, dtype).apply(
+    {'params': mtp},
     hidden,
     embed(params, batch['targets'], dtype),
     batch['positions'],
     batch['segment_ids'],
   )
+  out = result[0]
   # zero, and so without weight, behind the last column
   after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
   weights = batch['weights'] * after(batch['weights'])
@@ -36,12 +50,12 @@ def further_loss(params, cfg, dtype, hidden, batch):
   )
 
 
-def balance(reports):
+def balance(reports: Reports) -> jax.Array:
   """The balance loss of all layers with experts, taken together."""
   return balance_loss(_loads(reports))
 
 
-def load_figures(reports):
+def load_figures(reports: Reports) -> dict[str, jax.Array]:
   """How evenly experts are used: the share of tokens of the most and the least
   chosen one of any layer, over an equal share. {} of a model without experts.
   """
@@ -61,7 +75,7 @@ def _loads(reports):
   return jax.tree.map(lambda *x: jnp.concatenate([rows(a) for a in x]), *loads)
 
 
-def indexer_loss(reports):
+def indexer_loss(reports: Reports) -> jax.Array:
   """The indexers' losses, summed over layers (a mean over tokens in each).
 
   Its gradient moves the indexers only. Alone, with DSAConfig.stage 'dense', it
@@ -70,10 +84,11 @@ def indexer_loss(reports):
   return sum(r.mixer.sum() for r in _layers(reports) if r.mixer is not None)
 
 
-def updated_biases(params, reports, rate):
+def updated_biases(params: Params, reports: Reports, rate: float) -> Params:
   """HybridLM's parameters with every router's selection bias moved towards
   balance by `rate` (arXiv:2408.15664), from the shares of one batch."""
-  backbone = dict(params['backbone'])
+  old: Any = params['backbone']
+  backbone = dict(old)
   for part in reports._fields:
     for i, report in enumerate(getattr(reports, part)):
       layer = backbone.get(part, {}).get(f'layer_{i}', {})

@@ -8,7 +8,14 @@ from deltanet_jax.model import compute_logits
 from deltanet_jax.parallel.sharding import time_to_rows
 
 
-def cross_entropy(hidden, head, targets, weights, *, block=128):
+def cross_entropy(
+  hidden: jax.Array,
+  head: jax.Array,
+  targets: jax.Array,
+  weights: jax.Array,
+  *,
+  block: int = 128,
+) -> jax.Array:
   """Weighted sum of next-token losses in nats.
 
     total = sum_bt w_bt (log sum_z exp(l_btz) - l_bt,y_bt),   l = hidden head

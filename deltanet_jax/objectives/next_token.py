@@ -1,6 +1,7 @@
 """The next token's loss, and further tokens, balance and indexers beside it."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.typing import DTypeLike
@@ -32,12 +33,14 @@ class NextToken:
   def __call__(self, params: Params, batch: Batch) -> tuple[jax.Array, Outcome]:
     """The weighted sum of all parts, and the Outcome."""
     cfg, weights = self._cfg, self._weights
-    hidden, _, reports = self._backbone.apply(
-      {'params': params['backbone']},
+    backbone: Any = params['backbone']
+    result: Any = self._backbone.apply(
+      {'params': backbone},
       batch['tokens'],
       positions=batch['positions'],
       segment_ids=batch['segment_ids'],
     )
+    hidden, _, reports = result
     head = head_weight(params, cfg)
     nats = cross_entropy(hidden, head, batch['targets'], batch['weights'])
     total, count = weights.next * nats, batch['weights'].sum()

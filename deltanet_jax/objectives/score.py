@@ -1,10 +1,16 @@
 """Loss, perplexity and bits per byte from sums over targets."""
 
 import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from deltanet_jax.parallel.sharding import Batch, Params
+
+HostBatch = dict[str, np.ndarray]
 
 
 class Score(NamedTuple):
@@ -15,24 +21,30 @@ class Score(NamedTuple):
   ends: int  # of these tokens, ends of a document
 
   @property
-  def loss(self):
+  def loss(self) -> float:
     """Nats per token."""
     return self.nats / self.tokens
 
   @property
-  def perplexity(self):
+  def perplexity(self) -> float:
     """e^loss; of a model that diverged, inf."""
     try:
       return math.exp(self.loss)
     except OverflowError:
       return math.inf
 
-  def bits_per_byte(self, size):
+  def bits_per_byte(self, size: int) -> float:
     """Bits per byte of a text of `size` bytes that these targets spell."""
     return self.nats / math.log(2) / size
 
 
-def evaluate(total_loss, params, batches, place, eod):
+def evaluate(
+  total_loss: Callable[[Params, Batch], jax.Array],
+  params: Params,
+  batches: Iterable[HostBatch],
+  place: Callable[[HostBatch], Batch],
+  eod: int,
+) -> Score:
   """The `Score` of batches as `TextData.heldout_batches` gives them.
 
   total_loss: jitted (params, batch) -> nats   place: host batch -> device batch
@@ -40,10 +52,10 @@ def evaluate(total_loss, params, batches, place, eod):
   """
   nats, tokens, ends = 0.0, 0, 0
   for batch in batches:
-    batch = place(batch)  # may be rows that other processes hold
+    placed = place(batch)  # may be rows that other processes hold
     # the sum over batches is kept on the host in float64
-    nats += float(jax.device_get(total_loss(params, batch)))
-    counts = jax.device_get(_counts(batch['weights'], batch['targets'], eod))
+    nats += float(jax.device_get(total_loss(params, placed)))
+    counts = jax.device_get(_counts(placed['weights'], placed['targets'], eod))
     tokens, ends = tokens + int(counts[0]), ends + int(counts[1])
   return Score(nats, tokens, ends)
 
@@ -55,11 +67,11 @@ def _counts(weights, targets, eod):
   return jnp.sum(scored), jnp.sum(scored & (targets == eod))
 
 
-def add_up(scored, eod):
+def add_up(scored: Iterable[tuple[HostBatch, float]], eod: int) -> Score:
   """The `Score` of pairs (host batch, nats of its targets with weight)."""
   nats, tokens, ends = 0.0, 0, 0
-  for batch, one in scored:
-    nats += float(one)  # in float64
+  for batch, loss in scored:
+    nats += float(loss)  # in float64
     tokens += int(batch['weights'].sum())
     ends += int(batch['weights'][batch['targets'] == eod].sum())
   return Score(nats, tokens, ends)

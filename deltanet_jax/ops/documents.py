@@ -1,11 +1,16 @@
 """Documents packed into a row: which token belongs to which, and that none
 reaches another, whatever it holds."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+# of a rule: the first, q, is an array; others may be None
+Inputs = tuple[jax.Array, *tuple[jax.Array | None, ...]]
 
-def runs_of(segment_ids):
+
+def runs_of(segment_ids: jax.Array | None) -> jax.Array | None:
   """Numbers the runs of equal neighbours in segment_ids [B,T]: 0, 1, 2, ...
 
   A document is a run, so an id that comes back later starts a new one. None
@@ -16,13 +21,20 @@ def runs_of(segment_ids):
   return jnp.cumsum(starts(segment_ids), axis=1, dtype=jnp.int32)
 
 
-def starts(segment_ids):
+def starts(segment_ids: jax.Array) -> jax.Array:
   """Where a document begins that is not the row's first: [B,T] bool."""
   before = jnp.concatenate([segment_ids[:, :1], segment_ids[:, :-1]], axis=1)
   return segment_ids != before
 
 
-def apart(rule, inputs, state, segment_ids):
+def apart(
+  rule: Callable[
+    [Inputs, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]
+  ],
+  inputs: Inputs,
+  state: jax.Array,
+  segment_ids: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
   """`rule(inputs, state, segment_ids) -> (o, state)`, no document seeing what
   is not finite in another.
 

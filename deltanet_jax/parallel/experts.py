@@ -13,6 +13,7 @@ bring rows and experts together, equal but for the order of sums:
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,10 +26,19 @@ from deltanet_jax.parallel.choice import choose
 (AXIS,) = sharding.over('experts')
 (HIDDEN,) = sharding.over('mlp')
 SHARES = 2  # even ones, that a device has room for in most steps
+Weights = tuple[jax.Array, jax.Array, jax.Array]  # gate, up, down
+Route = Callable[[jax.Array, jax.Array | None], routing.Routing]
+
 FEW = 4096  # rows, too few to choose a room for: those of decoding
 
 
-def mixture(x, logits, bias, weights, route):
+def mixture(
+  x: jax.Array,
+  logits: jax.Array,
+  bias: jax.Array | None,
+  weights: Weights,
+  route: Route,
+) -> tuple[jax.Array, routing.Load]:
   """(y [B,T,D], Load) of x [B,T,D] and the router's logits [B,T,E].
 
   weights: gate, up [E,D,F], down [E,F,D]   bias: [E] or None
@@ -50,7 +60,7 @@ def mixture(x, logits, bias, weights, route):
   return jax.shard_map(
     functools.partial(_own, route=route, mesh=mesh),
     in_specs=specs,
-    out_specs=(specs[0], routing.Load(whole, whole)),
+    out_specs=(specs[0], whole),
     check_vma=False,
   )(x, logits, bias, weights)
 
@@ -74,7 +84,13 @@ def _own(x, logits, bias, weights, route, mesh=None):
   return y.reshape(B, T, D), jax.lax.pmean(load, tokens)
 
 
-def gathered(x, chosen, gate, up, down):
+def gathered(
+  x: jax.Array,
+  chosen: routing.Routing,
+  gate: jax.Array,
+  up: jax.Array,
+  down: jax.Array,
+) -> jax.Array:
   """Products of this device's tokens x [N,D] by all devices' experts."""
   E = gate.shape[0]
   both = lambda x: jax.lax.all_gather(x, AXIS, tiled=True)
@@ -82,13 +98,21 @@ def gathered(x, chosen, gate, up, down):
   mine = (own >= 0) & (own < E)
   # E: no expert of this device
   own = routing.Routing(
-    jnp.where(mine, own, E), jnp.where(mine, both(chosen.weights), 0), None
+    jnp.where(mine, own, E),
+    jnp.where(mine, both(chosen.weights), 0),
+    None,  # type: ignore[arg-type]
   )
   y = routing.grouped(both(x), own, gate, up, down)
   return jax.lax.psum_scatter(y, AXIS, tiled=True)
 
 
-def exchanged(x, chosen, gate, up, down):
+def exchanged(
+  x: jax.Array,
+  chosen: routing.Routing,
+  gate: jax.Array,
+  up: jax.Array,
+  down: jax.Array,
+) -> jax.Array:
   """`gathered` by sending every row to its expert; for `jax.grad` too.
 
   At worst a device gets P N min(X, E/P) rows. It has room for so many only in
@@ -131,7 +155,7 @@ def _rooms(N, X, own, P):
   return min(max(SHARES * N * X, FEW), most), most
 
 
-def filled(N, experts, top, P):
+def filled(N: int, experts: int, top: int, P: int) -> float:
   """The share of the usual room that even routing fills, N tokens a device."""
   return N * top / _rooms(N, top, experts // P, P)[0] if P > 1 else 1
 

@@ -14,19 +14,22 @@ without a mesh.
 """
 
 import functools
+from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.description import STATE, VALUE
-from deltanet_jax.ops.documents import starts
+from deltanet_jax.ops.documents import Inputs, starts
 from deltanet_jax.ops.scan import matmul
 from deltanet_jax.parallel import sharding
+from deltanet_jax.parallel.sharding import Axes
 
 (AXIS,) = sharding.over('time')
 
 
-def split(T, least=1):
+def split(T: int, least: int = 1) -> bool:
   """Are rows of T tokens split, every span `least` tokens or longer?"""
   P = sharding.parts('time')
   return P > 1 and T % P == 0 and T // P >= least
@@ -50,7 +53,9 @@ def _on_spans(f, axes, out_axes, *args):
   )(*args)
 
 
-def from_before(x, distance=1, reverse=False):
+def from_before(
+  x: jax.Array, distance: int = 1, reverse: bool = False
+) -> jax.Array:
   """x of the device `distance` spans earlier (later, reversed); zeros where
   there is none. Inside `_on_spans`."""
   P = sharding.parts('time')
@@ -63,7 +68,13 @@ def from_before(x, distance=1, reverse=False):
 # ---------------------------------------------------------------- recurrences
 
 
-def run(rule, form, inputs, segment_ids, gates):
+def run(
+  rule: ModuleType,
+  form: Callable[..., tuple[jax.Array, jax.Array]],
+  inputs: Inputs,
+  segment_ids: jax.Array | None,
+  gates: dict[str, jax.Array | None],
+) -> jax.Array:
   """o [B,T,H,V] of a rule over split time, from zero states.
 
   rule: module of `ops`   form: one of its forms, with all else it takes
@@ -78,7 +89,7 @@ def run(rule, form, inputs, segment_ids, gates):
     None if x is None else described[name].axes_of(x)
     for name, x in arrays.items()
   ]
-  arrays = [
+  repeated = [
     divisible(x, H) if letter and 'J' in letter else x
     for letter, x in zip(letters, arrays.values(), strict=True)
   ]
@@ -90,12 +101,12 @@ def run(rule, form, inputs, segment_ids, gates):
     call,
     (*axes, _logical('BT')),
     _logical(VALUE.axes),
-    *arrays,
+    *repeated,
     segment_ids,
   )
 
 
-def divisible(x, H):
+def divisible(x: jax.Array, H: int) -> jax.Array:
   """Key heads [B,T,J,K] repeated until the mesh divides them; each still
   serves neighbouring value heads."""
   J, parts = x.shape[2], sharding.parts('kv_heads')
@@ -233,7 +244,15 @@ def _onto(carry, x):
 # ---------------------------------------------------------------- convolution
 
 
-def with_past(f, w, w_axes, x, x_axes, segment_ids, count):
+def with_past(
+  f: Callable[..., jax.Array],
+  w: jax.Array,
+  w_axes: Axes,
+  x: jax.Array,
+  x_axes: Axes,
+  segment_ids: jax.Array | None,
+  count: int,
+) -> jax.Array:
   """f(w, x, past, segment_ids, past_ids) over split time: `past` [B,count,...]
   are the inputs just before those in x, zero before the first; every span
   has `count` tokens."""

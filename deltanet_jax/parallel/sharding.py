@@ -5,7 +5,7 @@ activations name to axes of the mesh.
 
     replica   between slices or pods: copies of everything, batch split
     data      copies of everything, batch split
-    fsdp      weights and optimiser split, batch split
+    fsdp      weights and optimizer split, batch split
     expert    experts split, other weights split as by fsdp, batch split
     seq       time split, weights split as by fsdp
     tensor    heads, hidden channels and the vocabulary split
@@ -14,16 +14,29 @@ A weight is gathered over fsdp, seq and expert where it is used (`in_use`).
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
+from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.parallel.choice import choose
 
 Params = dict[str, 'Params | jax.Array']  # nested, by the modules' names
+# the same tree, of what stands for its arrays
+Shapes = dict[str, 'Shapes | jax.ShapeDtypeStruct']
+Shardings = dict[str, 'Shardings | NamedSharding']
+LogicalAxes = dict[str, 'LogicalAxes | PartitionSpec']  # of axis names
+Axes = Sequence[str | None]  # logical ones of an array, None: whole
 Batch = dict[str, jax.Array]  # tokens, targets, weights, segment_ids [B,T]
 
 # the last ones are neighbours on the network
@@ -55,7 +68,9 @@ RULES = {
 WHOLE_IF_UNEVEN = ('vocab', 'kv_heads')
 
 
-def make_mesh(cfg, devices=None):
+def make_mesh(
+  cfg: MeshConfig, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """A mesh of MeshConfig's sizes on the first of `devices`, by default all.
 
   TPUs of several slices: `replica` counts the slices.
@@ -74,12 +89,16 @@ def make_mesh(cfg, devices=None):
   if choose(devices[0]).slices:
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
   # a physical axis may serve two of ours: 64 x 4 on a 16 x 16 pod
-  how = {'devices': devices, 'allow_split_physical_axes': True}
   if slices == 1:
-    grid = mesh_utils.create_device_mesh(shape, **how)
+    grid = mesh_utils.create_device_mesh(
+      shape, devices=devices, allow_split_physical_axes=True
+    )
   elif slices == cfg.replica:
     grid = mesh_utils.create_hybrid_device_mesh(
-      (1, *shape[1:]), (slices, *(1 for _ in shape[1:])), **how
+      (1, *shape[1:]),
+      (slices, *(1 for _ in shape[1:])),
+      devices=devices,
+      allow_split_physical_axes=True,
     )
   else:
     raise ValueError(
@@ -89,43 +108,48 @@ def make_mesh(cfg, devices=None):
   return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def current_mesh():
+def current_mesh() -> AbstractMesh | None:
   """The mesh of `jax.set_mesh`, or None."""
   mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty else mesh
 
 
-def parts(axis):
+def parts(axis: str | None) -> int:
   """Over how many devices the current mesh spreads a logical axis."""
   mesh = current_mesh()
   return 1 if mesh is None else math.prod(mesh.shape[a] for a in over(axis))
 
 
-def over(axis):
+def over(axis: str | None) -> tuple[str, ...]:
   """The mesh axes of a logical axis; () where it stays whole."""
   to = () if axis is None else RULES[axis]
   return (to,) if isinstance(to, str) else to or ()
 
 
-def spec(axes, shape, mesh, uneven=lambda i, to: None):
+def spec(
+  axes: Axes,
+  shape: Sequence[int],
+  mesh: Mesh | AbstractMesh,
+  uneven: Callable[[int, tuple[str, ...]], None] = lambda i, to: None,
+) -> PartitionSpec:
   """The PartitionSpec of an array by its logical axes (None: whole).
 
   A mesh axis serves the first of the array's axes that asks for it. Where the
   mesh does not divide the size, `uneven(index, mesh axes)` is called, and the
   axis stays whole.
   """
-  used, found = set(), []
+  used, places = set(), []
   for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
     to = tuple(a for a in over(axis) if a not in used)
     if size % math.prod(mesh.shape[a] for a in to):
       uneven(i, to)
       to = ()
     used |= set(to)
-    found.append(to if len(to) > 1 else to[0] if to else None)
-  return PartitionSpec(*found)
+    places.append(to if len(to) > 1 else to[0] if to else None)
+  return PartitionSpec(*places)
 
 
-def batch_sharding(mesh):
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Of arrays [B,T]."""
   whole = tuple(math.prod(mesh.shape[a] for a in over(x)) for x in _ROWS)
   return NamedSharding(mesh, spec(_ROWS, whole, mesh))
@@ -134,7 +158,7 @@ def batch_sharding(mesh):
 _ROWS = ('batch', 'time')
 
 
-def constrain(x, *axes):
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """x laid out by its logical axes (None: whole) on the current mesh; axes
   that the mesh does not divide are whole; unchanged without a mesh."""
   mesh = current_mesh()
@@ -143,7 +167,7 @@ def constrain(x, *axes):
   return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
 
 
-def in_use(w, axes):
+def in_use(w: jax.Array, axes: Axes) -> jax.Array:
   """A weight as products take it: gathered over the axes that only store it,
   split over 'tensor' alone.
 
@@ -153,7 +177,7 @@ def in_use(w, axes):
   return constrain(w, *(None if axis in stored else axis for axis in axes))
 
 
-def time_to_rows(x):
+def time_to_rows(x: jax.Array) -> jax.Array:
   """[B,T,...] -> [P B, T/P, ...]: the P devices' spans of time as rows, so that
   a scan over time runs on every device's own span; x itself without a mesh."""
   P = parts('time')
@@ -168,7 +192,7 @@ def time_to_rows(x):
   return jax.lax.with_sharding_constraint(x, PartitionSpec(to))
 
 
-def bytes_per_device(tree):
+def bytes_per_device(tree: object) -> int:
   """Bytes that arrays, or ShapeDtypeStructs with a sharding, take on the
   device that holds most of them: all devices hold the same."""
   return sum(
@@ -182,17 +206,17 @@ def _boxed(model):
   return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
 
 
-def abstract_params(model):
+def abstract_params(model: nn.Module) -> Shapes:
   """The parameters' shapes and types, as a plain nested dict."""
   return nn.unbox(_boxed(model))
 
 
-def logical_axes(model):
+def logical_axes(model: nn.Module) -> LogicalAxes:
   """The parameters' logical axes: a tree of PartitionSpec of axis names."""
   return nn.get_partition_spec(_boxed(model))
 
 
-def param_shardings(model, mesh):
+def param_shardings(model: nn.Module, mesh: Mesh) -> Shardings:
   """The parameters' NamedSharding by RULES.
 
   Raises a ValueError that names the weight when the mesh does not divide it.
@@ -201,9 +225,9 @@ def param_shardings(model, mesh):
   def place(path, axes, weight):
     def uneven(i, to):
       if axes[i] not in WHOLE_IF_UNEVEN:
-        asked = [f'mesh.{a} {n}' for a in to if (n := mesh.shape[a]) > 1]
+        split = [f'mesh.{a} {n}' for a in to if (n := mesh.shape[a]) > 1]
         raise ValueError(
-          f'{" x ".join(asked)} does not divide the {weight.shape[i]} {axes[i]}'
+          f'{" x ".join(split)} does not divide the {weight.shape[i]} {axes[i]}'
           f' of {"/".join(key.key for key in path)}; change one of them'
         )
 
@@ -217,7 +241,7 @@ def param_shardings(model, mesh):
   )
 
 
-def init_params(model, key, mesh):
+def init_params(model: nn.Module, key: jax.Array, mesh: Mesh) -> Params:
   """Fresh parameters, a plain nested dict of arrays born on their devices.
 
   The values do not depend on the mesh.

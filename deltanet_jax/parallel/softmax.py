@@ -19,8 +19,8 @@ has seen so far is `attention.Sums`.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +32,23 @@ from deltanet_jax.ops.compiler import tied
 from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.sequence import AXIS, divisible, from_before, split
 
+Make = Callable[..., tuple[jax.Array, jax.Array]]  # (*keys, *weights) -> k, v
+Q = TypeVar('Q')
+K = TypeVar('K')
+R = TypeVar('R')
+
 
 def attend(
-  q, keys, at, seen=None, *, weights=(), make=None, scale, window=None
-):
+  q: jax.Array,
+  keys: Sequence[jax.Array],
+  at: Place,
+  seen: Place | None = None,
+  *,
+  weights: Sequence[jax.Array] = (),
+  make: Make | None = None,
+  scale: float,
+  window: int | None = None,
+) -> jax.Array:
   """`attention.attend` on the current mesh: o [B,T,H,V] of q [B,T,H,K].
 
   keys: arrays [B,S,...]   weights: arrays [.,H,.]   make(*keys, *weights): k
@@ -104,16 +117,16 @@ def _near(q, keys, weights, ids, make, scale, window):
   )
 
 
-def over_keys(f, queries, keys):
+def over_keys(f: Callable[[Q, K], R], queries: Q, keys: K) -> R:
   """f(queries, keys) with the keys of all spans, for an f that sums over heads.
 
   queries, keys: pytrees of arrays [B,T,...]; the result is one too, row by row
   as `queries`. Over the mesh's 'tensor' goes the time of the queries.
   """
   B, T = jax.tree.leaves(queries)[0].shape[:2]
-  if not split(T):
-    return f(queries, keys)
   mesh = sharding.current_mesh()
+  if mesh is None or not split(T):
+    return f(queries, keys)
   plain = sharding.spec(('batch', 'time'), (B, T), mesh)
   where = plain
   if not T % (sharding.parts('time') * sharding.parts('heads')):
@@ -137,8 +150,8 @@ def _balanced_ring(q, keys, weights, ids, make, scale):
   L = q.shape[1]
   n = -(-L // (2 * attention.BLOCK))  # blocks of a half
   half = n * -(-L // (2 * n))
-  fill = lambda x, **how: jnp.pad(
-    x, ((0, 0), (0, 2 * half - L)) + ((0, 0),) * (x.ndim - 2), **how
+  fill = lambda x, **mode: jnp.pad(
+    x, ((0, 0), (0, 2 * half - L)) + ((0, 0),) * (x.ndim - 2), **mode
   )
   q, keys = jax.tree.map(lambda x: _exchange(fill(x)), (q, keys))
   if ids is not None:
@@ -201,7 +214,7 @@ def _stations(n):
 class _Ring(NamedTuple):
   """(q, keys, weights, ids) of a device in balance -> o [B,2 half,H,V]."""
 
-  make: Callable  # (*keys, *weights) -> k, v
+  make: Make  # (*keys, *weights) -> k, v
   scale: float
   L: int  # tokens of a span
   n: int  # blocks of a half

@@ -35,8 +35,9 @@ from deltanet_jax.model import (
 )
 from deltanet_jax.objectives import auxiliary
 from deltanet_jax.ops import routing
-from deltanet_jax.train import state as states, step as steps
 from deltanet_jax.train.optimizer import Optimizer
+from deltanet_jax.train.state import create_state
+from deltanet_jax.train.step import train_step
 
 pytestmark = [
   pytest.mark.slow,
@@ -220,9 +221,9 @@ def test_config_survives_json():
 def _step(objective, accumulate=1):
   adam = optax.adam(1e-2)
   optimizer = Optimizer(adam.init, lambda *args: (*adam.update(*args), 1e-2))
-  state = states.create(_params(), optimizer)
+  state = create_state(_params(), optimizer)
   return jax.jit(
-    lambda state, batch: steps.train_step(
+    lambda state, batch: train_step(
       state,
       batch,
       optimizer=optimizer,

@@ -18,7 +18,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.data.text import TextData
 from deltanet_jax.runs.folder import Workdir
-from deltanet_jax.train import log, loop, step as steps
+from deltanet_jax.train import log, loop
 from tests.tiny_run import (
   Crash,
   Spoiled,
@@ -112,8 +112,8 @@ def test_sigterm_saves_after_the_step_and_the_run_goes_on(
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_good_checkpoint(
   texts, tmp_path, monkeypatch
 ):
-  assert steps.MAX_STREAK == 10
-  monkeypatch.setattr(steps, 'MAX_STREAK', 3)
+  assert loop.MAX_STREAK == 10
+  monkeypatch.setattr(loop, 'MAX_STREAK', 3)
   experiment = make_experiment(texts)
 
   def poison(batch):

@@ -90,7 +90,9 @@ def cache_arrays(mixer):
   cache = jax.eval_shape(lambda: mixer.init_cache(1, 1, _DTYPE))
   # a part may be none: the inputs of a convolution that is not there
   arrays = zip(cache._fields, cache, strict=True)
-  return tuple(cache.PARTS[name] for name, x in arrays if x is not None)
+  return tuple(
+    cache.describe_parts()[name] for name, x in arrays if x is not None
+  )
 
 
 @functools.lru_cache(maxsize=4096)
