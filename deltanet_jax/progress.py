@@ -82,11 +82,11 @@ class Progress:
     done, total = (f'{x / self._size:,.0f}' for x in (self._done, self._total))
     return (
       f'{self._what} {done}/{total} {self._unit}'
-      f'  {rate / self._size:,.0f} {self._unit}/s  {span(left)} left'
+      f'  {rate / self._size:,.0f} {self._unit}/s  {format_span(left)} left'
     )
 
 
-def span(seconds: float) -> str:
+def format_span(seconds: float) -> str:
   """'2m05s' of 125 seconds, '1h02m' of 3,725."""
   minutes, seconds = divmod(max(0, round(seconds)), 60)
   hours, minutes = divmod(minutes, 60)

@@ -31,7 +31,7 @@ def read_config(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
       warnings.simplefilter('always')
       try:
-        result = families.read(tmp_path)[1]
+        result = families.read_config(tmp_path)[1]
       except ConfigError as error:
         result = error
         assert str(tmp_path) in str(error) and '\n' not in str(error)

@@ -48,10 +48,12 @@ CONFIG = {
 
 def write(folder, layers, shard_bytes=200_000_000):
   """A released folder of random bits; returns its bytes."""
-  family = families.named('qwen3_moe')
+  family = families.get_family('qwen3_moe')
   config = CONFIG | {'num_hidden_layers': layers}
-  cfg = family.read(keys.Keys(config))
-  entries = plan.build(family, cfg, sharding.abstract_params(HybridLM(cfg)))
+  cfg = family.read_config(keys.ConfigKeys(config))
+  entries = plan.build_plan(
+    family, cfg, sharding.abstract_params(HybridLM(cfg))
+  )
   kind = np.dtype(ml_dtypes.bfloat16)
   described = {entry.name: (kind, entry.shape) for entry in entries}
   noise = np.random.default_rng(0)
@@ -62,7 +64,7 @@ def write(folder, layers, shard_bytes=200_000_000):
     return (found & 0xBFFF).view(kind).reshape(shape)  # no inf, no nan
 
   folder.mkdir(parents=True)
-  store.write(folder, described, bits, shard_bytes)
+  store.write_files(folder, described, bits, shard_bytes)
   (folder / 'config.json').write_text(json.dumps(config))
   return sum(file.stat().st_size for file in folder.iterdir())
 

@@ -80,8 +80,8 @@ def hidden_states(cfg, params, tokens):
   found = [x]
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   for i, layer in enumerate(cfg.layers):
-    path, index = plan.place(cfg, i)
-    weights = jax.tree.map(lambda w, i=index: w[i], plan.leaf(params, path))
+    path, index = plan.locate_layer(cfg, i)
+    weights = jax.tree.map(lambda w, i=index: w[i], plan.get_leaf(params, path))
     depth = jnp.float32(i / max(1, len(cfg.layers) - 1))
     context = Context(positions, None, depth)
     block = Block(cfg, layer, jnp.float32)
@@ -94,11 +94,13 @@ def hidden_states(cfg, params, tokens):
 
 def gradient_norms(family, cfg, grads):
   """By the reference's names, where experts are fused."""
-  arrays, squares = dict(plan.leaves(grads)), {}
+  arrays, squares = dict(plan.list_leaves(grads)), {}
   shapes = sharding.abstract_params(HybridLM(cfg))
-  for entry in plan.build(family, cfg, shapes):
+  for entry in plan.build_plan(family, cfg, shapes):
     name = memory_name(entry.name)
-    square = np.sum(np.square(store.joined(entry, arrays), dtype=np.float64))
+    square = np.sum(
+      np.square(store.join_entry(entry, arrays), dtype=np.float64)
+    )
     squares[name] = squares.get(name, 0.0) + square
   return {name: np.sqrt(square) for name, square in squares.items()}
 
@@ -148,7 +150,7 @@ def with_chunk(cfg, chunk):
   )
 
 
-def quantise(tensors):
+def quantize(tensors):
   """Matrices of the layers in float8 with scales, as DeepSeek releases."""
   found = {}
   for name, x in tensors.items():
@@ -165,12 +167,12 @@ def distances(name):
   """(ours, the reference's in float32) for logits, then the same for the
   gradients' norms, relative: the largest of each."""
   with tempfile.TemporaryDirectory() as at:
-    model, params = hf.load(folder_of(name, pathlib.Path(at)))
+    model, params = hf.load_model(folder_of(name, pathlib.Path(at)))
   reference = reference_of(name)
   tokens = jnp.asarray(reference['tokens'], jnp.int32)
   (_, logits), grads = loss_and_gradients(model, tokens)(params)
   ours = np.abs(logits - reference['logits_f64']).max()
-  norms = gradient_norms(families.named(name), model.cfg, grads)
+  norms = gradient_norms(families.get_family(name), model.cfg, grads)
   wanted = wanted_norms(reference)
   off = lambda found: max(abs(found[k] / n - 1) for k, n in wanted.items())
   return (

@@ -45,6 +45,6 @@ def test_a_line_is_written_over_on_a_terminal_alone():
 
 
 def test_spans_of_time():
-  assert [progress.span(x) for x in (-1, 9.6, 125, 3725)] == [
+  assert [progress.format_span(x) for x in (-1, 9.6, 125, 3725)] == [
     '0m00s', '0m10s', '2m05s', '1h02m',
   ]  # fmt: skip

@@ -132,11 +132,11 @@ shutil.copytree(source, target)
 path = target / 'config.json'
 settings = json.loads(path.read_text()) | {'model_type': 'toy'}
 path.write_text(json.dumps(settings))
-model, params = hf.load(target)
-hf.save(target / 'again', model, params, family='toy')
+model, params = hf.load_model(target)
+hf.save_model(target / 'again', model, params, family='toy')
 written = json.loads((target / 'again' / 'config.json').read_text())
 assert written['model_type'] == 'toy', written
-assert hf.load(target / 'again')[0].cfg == model.cfg
+assert hf.load_model(target / 'again')[0].cfg == model.cfg
 """
   done = subprocess.run(
     [sys.executable, '-c', script, ROOT / 'tests/fixtures/qwen3',

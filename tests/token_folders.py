@@ -113,8 +113,8 @@ def ask(path):
   """Everything that may be asked of the files of a folder."""
   found = FileTokenizer(path)
   calls = (
-    lambda: found.prompt('Why'),
-    lambda: found.prompt(found.chat('Why'), special=False),
+    lambda: found.encode_prompt('Why'),
+    lambda: found.encode_prompt(found.format_chat('Why'), special=False),
     lambda: found.ends,
     lambda: found.eod and found.encode_documents(documents('Why')),
   )

@@ -1,27 +1,36 @@
 """What the mains share: flags by absl; bad input is one line and status 2."""
 
 import errno
+import io
 import os
 import pathlib
 import sys
 import warnings
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
 
 from absl import app, flags, logging
 
 from deltanet_jax.config import ConfigError
 
+T = TypeVar('T')
 FLAGS = flags.FLAGS
 CLOSED_PIPE = 141  # what a shell says of a command that SIGPIPE ended
 
 
-def run(main, take=lambda argv: (None, argv)):
-  """Runs `main(taken)` as an absl app and exits with the status it returns.
+def run_command(
+  main: Callable[[T], int],
+  take: Callable[[list[str]], tuple[T, list[str]]] | None = None,
+) -> NoReturn:
+  """Runs `main(arguments)` as an absl app and exits with the status it returns.
 
-  take: argv -> (what it took, the other arguments), before absl reads them.
+  take: argv -> (arguments, the rest), before absl reads the rest; without it
+  `arguments` is None.
   --help shows the docstring and the flags of the module of `main`.
   """
   # a character that the terminal has not shows as its number
-  sys.stdout.reconfigure(errors='backslashreplace')
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')
   try:
     status = _run(main, take)
     sys.stdout.flush()
@@ -52,27 +61,27 @@ def _run(main, take):
     return 0
 
   try:
-    taken, argv = take(argv)
+    arguments, argv = (None, argv) if take is None else take(argv)
   except ConfigError as error:
-    refuse(error)
+    refuse_input(error)
 
   def parse(argv):
     try:
       rest = FLAGS(argv)
     except flags.Error as error:
-      refuse(' '.join(str(error).split()))
+      refuse_input(' '.join(str(error).split()))
     if FLAGS['verbosity'].using_default_value:
       logging.set_verbosity(logging.WARNING)  # the libraries tell a lot
     if rest[1:]:
-      refuse(f'unexpected argument {rest[1]!r}; --help shows the flags')
+      refuse_input(f'unexpected argument {rest[1]!r}; --help shows the flags')
     return rest
 
   def guarded(argv):
     del argv
     try:
-      return main(taken)
+      return main(arguments)
     except ConfigError as error:
-      refuse(error)
+      refuse_input(error)
     except KeyboardInterrupt:
       return 130
 
@@ -82,14 +91,16 @@ def _run(main, take):
     return end.code
 
 
-def refuse(message):
+def refuse_input(message: str | ConfigError) -> NoReturn:
   """Ends the process as bad input does."""
   line = ' '.join(str(message).splitlines())
   print(f'error: {line}', file=sys.stderr)
   sys.exit(2)
 
 
-def output(flag, suffix=None):
+def check_output(
+  flag: flags.FlagHolder[str | None], suffix: str | None = None
+) -> pathlib.Path | None:
   """The path that a flag names, or None: known to be writable before the work.
 
   suffix: of the file; the flag's own name unless given
@@ -99,7 +110,8 @@ def output(flag, suffix=None):
   """
   if flag.value is None:
     return None
-  path, suffix = pathlib.Path(flag.value), suffix or f'.{flag.name}'
+  path = pathlib.Path(flag.value)
+  suffix = suffix or f'.{flag.name}'
   if path.suffix != suffix or not path.parent.is_dir():
     raise ConfigError(
       f'--{flag.name}={path}: give a {suffix} file in an existing folder'

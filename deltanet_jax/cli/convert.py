@@ -28,30 +28,31 @@ FROM = flags.DEFINE_string('from', None, 'Folder to read.', required=True)
 TO = flags.DEFINE_string('to', None, 'Folder to write.', required=True)
 
 
-def main():
+def main() -> None:
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
-def _main(taken):
-  del taken
+def _main(arguments):
+  del arguments
   from deltanet_jax.hf import hub
 
-  source, target = hub.find(FROM.value), pathlib.Path(TO.value)
+  source, target = hub.find_folder(FROM.value), pathlib.Path(TO.value)
   if target.resolve() == source.resolve():
     raise ConfigError(f'--to={target} is --from; give another folder')
   from deltanet_jax.hf import convert
+  from deltanet_jax.hf.converted import is_converted
   from deltanet_jax.runs.checkpoint import CheckpointError
   from deltanet_jax.runs.release import write_release
   from deltanet_jax.runs.source import is_run
 
   try:
-    if convert.is_converted(source):
-      convert.to_released(source, target)
+    if is_converted(source):
+      convert.convert_to_released(source, target)
     elif is_run(source):
       write_release(Workdir(source), target)
     else:
-      convert.to_orbax(source, target)
+      convert.convert_to_orbax(source, target)
   except (convert.ConversionError, CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1

@@ -38,7 +38,7 @@ def main() -> None:
   if name not in COMMANDS:
     close = difflib.get_close_matches(name, COMMANDS, n=1)
     there = f'did you mean {close[0]}?' if close else ', '.join(COMMANDS)
-    command.refuse(f'no command {name!r}; {there}')
+    command.refuse_input(f'no command {name!r}; {there}')
   sys.argv = [f'deltanet {name}', *rest]
   module = importlib.import_module(f'deltanet_jax.{COMMANDS[name][0]}')
   module.main()

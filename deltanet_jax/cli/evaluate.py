@@ -32,7 +32,7 @@ from absl import flags
 
 from deltanet_jax.cli import command, model_flags
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.files import json_text, write_text
+from deltanet_jax.config.files import format_json, write_text
 
 flags.adopt_module_key_flags(model_flags)
 
@@ -54,13 +54,13 @@ REPEATS = flags.DEFINE_list(
 OUTPUT = flags.DEFINE_string('output', None, 'File to keep the JSON in.')
 
 
-def main():
+def main() -> None:
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
-def _main(taken):
-  del taken
+def _main(arguments):
+  del arguments
   if DATA.value is None:
     raise ConfigError("no --data=GLOB given, as in --data='texts/**/*.txt'")
   bad = [n for n in REPEATS.value if not n.isdecimal() or int(n) < 1]
@@ -74,7 +74,7 @@ def _main(taken):
   result = _score(source, SEQ_LEN.value or source.seq_len)
   if isinstance(result, int):
     return result
-  text = json_text(result).rstrip('\n')
+  text = format_json(result).rstrip('\n')
   if output:
     write_text(output, text + '\n')
   print(text)
@@ -86,7 +86,9 @@ def _score(source, seq_len):
   from deltanet_jax.data.tokenizer import load_tokenizer
 
   with _named_as_flags():
-    documents = list(files.read(files.find(DATA.value), FIELD.value))
+    documents = list(
+      files.read_documents(files.find_files(DATA.value), FIELD.value)
+    )
   if not documents:
     raise ConfigError(f'--data={DATA.value}: its files hold no text')
   tokenizer = load_tokenizer(source.tokenizer)
@@ -110,15 +112,15 @@ def _score(source, seq_len):
     return 1
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  what = source.model, params, documents, tokenizer
-  how = {
+  scored = source.model, params, documents, tokenizer
+  settings = {
     'dtype': DTYPE.value,
     'mesh': mesh,
     'seq_len': seq_len,
     'batch': BATCH.value * DEVICES.value,
   }
   with _named_as_flags():
-    score, found = _scored(what, how)
+    score, repeats = _evaluate(scored, settings)
   size = sum(len(document.content) for document in documents)
   return {
     'model': source.name,
@@ -132,19 +134,19 @@ def _score(source, seq_len):
     'altered_bytes': tokenizer.altered[1],
     'seq_len': seq_len,
     'dtype': DTYPE.value,
-    **found,
+    **repeats,
   }
 
 
-def _scored(what, how):
+def _evaluate(scored, settings):
   """(Score, the part of the result that --repeats asks for)."""
   from deltanet_jax.evals import perplexity, repeats
 
   if not REPEATS.value:
-    return perplexity.score_documents(*what, **how), {}
+    return perplexity.score_documents(*scored, **settings), {}
   lengths = sorted({int(n) for n in REPEATS.value})
-  score, shares = repeats.score_documents(*what, lengths, **how)
-  print(repeats.text(shares), file=sys.stderr)
+  score, shares = repeats.score_documents(*scored, lengths, **settings)
+  print(repeats.format_shares(shares), file=sys.stderr)
   return score, {'repeats': [share._asdict() for share in shares]}
 
 

@@ -50,13 +50,13 @@ SEED = flags.DEFINE_integer(
 )
 
 
-def main():
+def main() -> None:
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
-def _main(taken):
-  del taken
+def _main(arguments):
+  del arguments
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
   try:
     sampling.check()

@@ -1,10 +1,15 @@
 """The flags that name a trained model, the same for every command."""
 
+from typing import TYPE_CHECKING
+
 from absl import flags
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.runs.folder import Workdir
+
+if TYPE_CHECKING:
+  from deltanet_jax.runs.source import Source
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.')
 RELEASED = flags.DEFINE_string(
@@ -15,7 +20,7 @@ CONFIG = flags.DEFINE_string(
 )
 
 
-def open_source():
+def open_source() -> 'Source':
   """The `Source` that the flags name.
 
   Raises:
@@ -24,12 +29,14 @@ def open_source():
   from deltanet_jax.hf import hub
   from deltanet_jax.runs import source
 
-  if (WORKDIR.value is None) == (RELEASED.value is None):
+  workdir, released = WORKDIR.value, RELEASED.value
+  if (workdir is None) == (released is None):
     raise ConfigError('give one of --workdir and --released')
-  classes = config.classes(CONFIG.value) if CONFIG.value else ()
-  if WORKDIR.value is not None:
-    return source.open_run(Workdir(WORKDIR.value), classes)
-  folder = hub.find(RELEASED.value)
+  classes = config.find_classes(CONFIG.value) if CONFIG.value else ()
+  if workdir is not None:
+    return source.open_run(Workdir(workdir), classes)
+  assert released is not None
+  folder = hub.find_folder(released)
   if source.is_run(folder):
     raise ConfigError(f'{folder} is a training run; give it as --workdir')
-  return source.open_model(RELEASED.value)
+  return source.open_model(released)

@@ -4,6 +4,8 @@ import contextlib
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from absl import flags
 
@@ -28,68 +30,79 @@ MEET_SECONDS = flags.DEFINE_integer(
 )
 
 
-def asked():
-  """The arguments of `processes.join`, or None for a process alone.
+class Meeting(NamedTuple):
+  """The arguments of `processes.join_processes`."""
+
+  seconds: int
+  coordinator: str | None = None
+  processes: int | None = None
+  process: int | None = None
+
+
+def read_process_flags() -> Meeting | None:
+  """Where the processes meet, or None for a process alone.
 
   Raises:
     ConfigError: flags are missing or do not fit each other.
   """
-  given = {
-    'coordinator': COORDINATOR.value,
-    'processes': PROCESSES.value,
-    'process': PROCESS.value,
+  coordinator, process = COORDINATOR.value, PROCESS.value
+  processes, seconds = PROCESSES.value, MEET_SECONDS.value
+  values = {
+    '--coordinator': coordinator,
+    '--processes': processes,
+    '--process': process,
   }
-  missing = [f'--{name}' for name, value in given.items() if value is None]
+  missing = [name for name, value in values.items() if value is None]
   if DISTRIBUTED.value and len(missing) < 3:
     raise ConfigError(
       '--distributed finds the other processes by itself; give it alone, or'
       ' --coordinator, --processes and --process'
     )
   if DISTRIBUTED.value:
-    return {'seconds': MEET_SECONDS.value}
+    return Meeting(seconds)
   if len(missing) == 3:
     return None
-  if missing:
+  if coordinator is None or processes is None or process is None:
     raise ConfigError(
       f'no {" and no ".join(missing)} given; several processes need'
       ' --coordinator=HOST:PORT, --processes=N and --process=I'
     )
-  if not re.fullmatch(r'.+:\d+', COORDINATOR.value):
+  if not re.fullmatch(r'.+:\d+', coordinator):
     raise ConfigError(
-      f'--coordinator={COORDINATOR.value}: give HOST:PORT, as in 10.0.0.1:8476'
+      f'--coordinator={coordinator}: give HOST:PORT, as in 10.0.0.1:8476'
     )
-  if PROCESS.value >= PROCESSES.value:
+  if process >= processes:
     raise ConfigError(
-      f'--process={PROCESS.value} of --processes={PROCESSES.value}: give 0 to'
-      f' {PROCESSES.value - 1}'
+      f'--process={process} of --processes={processes}: give 0 to'
+      f' {processes - 1}'
     )
-  return given | {'seconds': MEET_SECONDS.value}
+  return Meeting(seconds, coordinator, processes, process)
 
 
 @contextlib.contextmanager
-def joined():
+def join_others() -> Iterator[None]:
   """What is done in it is done by all processes together.
 
   A failure in one ends it at once, and thereby the others.
 
   Raises:
-    ConfigError: as `asked`.
+    ConfigError: as `read_process_flags`.
   """
-  how = asked()
-  if how is None:
+  meeting = read_process_flags()
+  if meeting is None:
     yield
     return
   from deltanet_jax.runs import processes
 
-  processes.join(**how)
+  processes.join_processes(*meeting)
   try:
     yield
   except BaseException as error:
-    processes.leave(_told(error))
+    processes.leave_processes(_report(error))
 
 
-def _told(error):
-  """The exit status of an error, after saying what it is."""
+def _report(error):
+  """The exit status of an error, once it is printed."""
   if isinstance(error, SystemExit) and isinstance(error.code, int):
     return error.code
   if isinstance(error, KeyboardInterrupt):

@@ -39,7 +39,7 @@ the same command and the same files, --workdir on a disk that all share:
   python -m launch.train ... --coordinator=HOST:PORT --processes=2 --process=0
 
 or with --distributed under SLURM, Open MPI, GKE or on TPU VMs. A run may go on
-with another number of process_flags.
+with another number of processes.
 
 JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:
   JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8
@@ -47,14 +47,22 @@ JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:
 
 import dataclasses
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from deltanet_jax import config
 from deltanet_jax.cli import command, process_flags
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.files import json_text
+from deltanet_jax.config.experiment import Experiment
+from deltanet_jax.config.files import JsonObject, format_json
 from deltanet_jax.runs.folder import Workdir
+
+if TYPE_CHECKING:
+  from deltanet_jax.runs.source import Source
+
+Changes = Sequence[tuple[str, str]]
 
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run: made, or continued.'
@@ -68,28 +76,32 @@ NEW_TEXT = flags.DEFINE_bool(
 flags.adopt_module_key_flags(process_flags)
 
 
-def main():
+def main() -> None:
   """The command."""
-  command.run(_main, take)
+  command.run_command(_main, split_flags)
 
 
-def _main(taken):
-  experiment, source = read_flags(*taken)
-  result = run(experiment, Workdir(WORKDIR.value), source)
+def _main(arguments):
+  experiment, source = read_flags(*arguments)
+  result = train_run(experiment, Workdir(WORKDIR.value), source)
   if isinstance(result, int):
     return 128 + result
   if result is not None:
-    print(json_text(result), end='')
+    print(format_json(result), end='')
   return 0
 
 
-def take(argv):
+def split_flags(
+  argv: list[str],
+) -> tuple[tuple[str | None, Changes], list[str]]:
   """((file or None, changes), the other arguments) of a command line."""
   path, changes, rest = config.split_argv(argv)
   return (path, changes), rest
 
 
-def read_flags(path, changes):
+def read_flags(
+  path: str | None, changes: Changes
+) -> 'tuple[Experiment, Source | None]':
   """(Experiment, the Source that it begins with or None) of the command line.
 
   path: of the configuration or None   changes: (name, text) pairs
@@ -102,14 +114,14 @@ def read_flags(path, changes):
   if RELEASED.value is None and not workdir.start.is_file():
     return experiment, None
   from deltanet_jax.runs import start
-  from deltanet_jax.runs.source import open_model, recorded
+  from deltanet_jax.runs.source import open_model, read_start
 
-  classes = config.classes(path) if path else ()
-  source = recorded(workdir, classes)
+  classes = config.find_classes(path) if path else ()
+  source = read_start(workdir, classes)
   if RELEASED.value is None:
     return experiment, source
   if workdir.config.is_file():
-    start.require_same(workdir, source, RELEASED.value)
+    source = start.require_same_source(workdir, source, RELEASED.value)
   else:
     source = open_model(RELEASED.value, classes)
   return start.make_experiment(source, path or 'finetune', changes), source
@@ -117,15 +129,17 @@ def read_flags(path, changes):
 
 def _without_start(path, changes, workdir):
   if path is None and workdir is not None and workdir.config.is_file():
-    return config.override_all(workdir.read(), changes)
-  return config.read(path, changes)
+    return config.override_fields(workdir.read(), changes)
+  return config.read_experiment(path, changes)
 
 
-def run(experiment, workdir, source=None):
+def train_run(
+  experiment: Experiment, workdir: Workdir, source: 'Source | None' = None
+) -> JsonObject | int | None:
   """The results of the run, or the signal that stopped it; of several
   processes only the first has results, the others None."""
   workdir.check(experiment, NEW_TEXT.value)
-  result = workdir.finished()
+  result = workdir.read_result()
   if result is not None:
     if NEW_TEXT.value:
       raise ConfigError(
@@ -134,8 +148,8 @@ def run(experiment, workdir, source=None):
       )
     print(f'finished before: {workdir.path}', file=sys.stderr)
     return result
-  with process_flags.joined():
-    tokenizer = workdir.tokenizer(experiment)
+  with process_flags.join_others():
+    tokenizer = workdir.find_tokenizer(experiment)
     if source is not None and tokenizer == source.tokenizer:
       source.require_tokenizer()
     data = _read(experiment, tokenizer)
@@ -148,12 +162,12 @@ def _read(experiment, tokenizer):
   from deltanet_jax.data.text import TextData
   from deltanet_jax.data.tokenizer import load_tokenizer
 
-  # before a long text is tokenised
-  need = load_tokenizer(tokenizer).vocab_size
-  have = experiment.model.vocab
-  if need > have:
+  # before a long text is tokenized
+  ids = load_tokenizer(tokenizer).vocab_size
+  rows = experiment.model.vocab
+  if ids > rows:
     raise ConfigError(
-      f'the tokenizer has {need} ids and model.vocab is {have};'
+      f'the tokenizer has {ids} ids and model.vocab is {rows};'
       + (
         " give this model's tokenizer as --config.data.tokenizer"
         if RELEASED.value
@@ -168,7 +182,7 @@ def _train(experiment, workdir, data, source, tokenizer):
   from deltanet_jax.runs.checkpoint import CheckpointError
   from deltanet_jax.train import loop
 
-  texts = start.stored_texts(source, tokenizer)
+  texts = start.make_texts(source, tokenizer)
   try:
     return loop.train(
       experiment,

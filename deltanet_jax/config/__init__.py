@@ -5,26 +5,32 @@ is imported.
 """
 
 from deltanet_jax.config.error import ConfigError
-from deltanet_jax.config.load import classes, from_argv, load, read, split_argv
-from deltanet_jax.config.overrides import override, override_all
+from deltanet_jax.config.load import (
+  find_classes,
+  load,
+  parse_argv,
+  read_experiment,
+  split_argv,
+)
+from deltanet_jax.config.overrides import override_field, override_fields
 from deltanet_jax.config.stored import (
-  difference,
+  find_own_classes,
   from_json,
-  own_classes,
+  list_differences,
   to_json,
 )
 
 __all__ = (
   'ConfigError',
-  'classes',
-  'difference',
-  'from_argv',
+  'find_classes',
+  'list_differences',
+  'parse_argv',
   'from_json',
   'load',
-  'override',
-  'override_all',
-  'own_classes',
-  'read',
+  'override_field',
+  'override_fields',
+  'find_own_classes',
+  'read_experiment',
   'split_argv',
   'to_json',
 )

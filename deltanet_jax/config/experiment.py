@@ -1,4 +1,4 @@
-"""What a run is: the configuration of model, data, optimiser, training, mesh.
+"""What a run is: the configuration of model, data, optimizer, training, mesh.
 
 Standard library only: configurations are read, changed and checked before
 jax is imported. A file in `configs/` returns one `Experiment`.
@@ -40,7 +40,7 @@ class MLPConfig:
   hidden: Count
 
   def __post_init__(self):
-    ranges.check(self)
+    ranges.check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class MoEConfig:
 
   def __post_init__(self):
     _choice('MoEConfig.score', self.score, ('softmax', 'sigmoid'))
-    ranges.check(self)
+    ranges.check_ranges(self)
     if self.experts % self.groups or self.top_groups > self.groups:
       raise ValueError(
         f'MoEConfig.groups {self.groups} must divide the {self.experts} experts'
@@ -95,7 +95,7 @@ class Residual:
 
   def __post_init__(self):
     _choice('Residual.form', self.form, ('pre', 'post', 'normed'))
-    ranges.check(self)
+    ranges.check_ranges(self)
     if self.form != 'normed' and (self.alpha, self.beta) != (1, 1):
       raise ValueError(
         f'Residual.alpha {self.alpha} and beta {self.beta} belong to the form'
@@ -130,12 +130,12 @@ class ModelConfig:
 
   def __post_init__(self):
     _choice('model.remat', self.remat, ('none', 'dots', 'full'))
-    ranges.check(self, 'model')
+    ranges.check_ranges(self, 'model')
     if not self.layers:
       raise ValueError('model has no layer; give a period and repeats >= 1')
 
   @property
-  def layers(self):
+  def layers(self) -> tuple[Layer, ...]:
     """Every layer in order."""
     return self.prefix + self.period * self.repeats + self.suffix
 
@@ -146,14 +146,14 @@ class DataConfig:
 
   path: str  # globs separated by commas; one that begins with '!' excludes
   seq_len: Count
-  batch: Count  # rows of one optimiser step, all devices together
+  batch: Count  # rows of one optimizer step, all devices together
   tokenizer: str = 'bytes'  # or the path of a tokenizer.json
   field: str = 'text'  # the text's field in jsonl and parquet files
   heldout: Fraction = 0.05  # of the documents, never trained on
   seed: Annotated[int, Whole(0, None)] = 0
 
   def __post_init__(self):
-    ranges.check(self, 'data')
+    ranges.check_ranges(self, 'data')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ class OptimConfig:
   def __post_init__(self):
     _choice('optim.name', self.name, ('adamw', 'muon'))
     _choice('optim.schedule', self.schedule, ('cosine', 'wsd', 'constant'))
-    ranges.check(self, 'optim')
+    ranges.check_ranges(self, 'optim')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ class TrainConfig:
 
   def __post_init__(self):
     _choice('train.dtype', self.dtype, ('float32', 'bfloat16'))
-    ranges.check(self, 'train')
+    ranges.check_ranges(self, 'train')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ class MeshConfig:
   tensor: Devices = 1
 
   def __post_init__(self):
-    ranges.check(self, 'mesh')
+    ranges.check_ranges(self, 'mesh')
     sizes = dataclasses.asdict(self)
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
@@ -221,7 +221,7 @@ class MeshConfig:
         f'mesh.{" and mesh.".join(open_axes)} are -1; give all but one'
       )
 
-  def filled(self, devices):
+  def fill(self, devices: int) -> 'MeshConfig':
     """This mesh on so many devices: its -1, if there is one, as a number."""
     sizes = dataclasses.asdict(self)
     for axis, size in sizes.items():
@@ -259,7 +259,7 @@ def _check_mesh(experiment):
   if not isinstance(model, ModelConfig):
     return  # refused with its name by whoever reads the file
 
-  def check(name, size, axes, parts=1):
+  def require_even(name, size, axes, parts=1):
     # what is -1 is checked once the devices are known
     split = {axis: abs(getattr(mesh, axis)) for axis in axes}
     devices = [f'mesh.{axis} {n}' for axis, n in split.items() if n > 1]
@@ -273,16 +273,16 @@ def _check_mesh(experiment):
       )
 
   rows = ('replica', 'data', 'fsdp', 'expert')
-  check('data.batch', data.batch, rows, experiment.optim.accumulate)
-  check('data.seq_len', data.seq_len, ('seq',))
-  check('model.d_model', model.d_model, ('fsdp', 'expert', 'seq'))
+  require_even('data.batch', data.batch, rows, experiment.optim.accumulate)
+  require_even('data.seq_len', data.seq_len, ('seq',))
+  require_even('model.d_model', model.d_model, ('fsdp', 'expert', 'seq'))
   mtp = () if model.mtp is None else (model.mtp,)
   for layer in (*model.layers, *mtp):
     for part in (getattr(layer, 'mixer', None), getattr(layer, 'ffn', None)):
       for field, axis in _SPLIT.items():
         size = getattr(part, field, 0)
-        check(f'{type(part).__name__}.{field}', size, (axis,))
-  check(
+        require_even(f'{type(part).__name__}.{field}', size, (axis,))
+  require_even(
     '2 x model.d_model of the MTP', 2 * len(mtp) * model.d_model, ('tensor',)
   )
 

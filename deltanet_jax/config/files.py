@@ -6,11 +6,15 @@ Standard library only.
 import json
 import math
 import os
+import pathlib
 
 from deltanet_jax.config.error import ConfigError
 
+Json = None | bool | int | float | str | list['Json'] | dict[str, 'Json']
+JsonObject = dict[str, Json]
 
-def write_text(path, text):
+
+def write_text(path: pathlib.Path, text: str) -> None:
   """Puts `text` in the file at once: a reader sees all of it or the old."""
   temporary = path.with_name(path.name + '.tmp')
   try:
@@ -24,40 +28,40 @@ def write_text(path, text):
     raise
 
 
-def json_text(tree):
-  """A tree as a text that every reader of JSON takes, see `finite`."""
-  return json.dumps(finite(tree), indent=2, allow_nan=False) + '\n'
+def format_json(tree: object) -> str:
+  """A tree as JSON that every reader takes, see `replace_nonfinite`."""
+  return json.dumps(replace_nonfinite(tree), indent=2, allow_nan=False) + '\n'
 
 
-def finite(tree):
+def replace_nonfinite(tree: object) -> object:
   """A tree for JSON, which has no inf and no nan: they become None."""
   if isinstance(tree, dict):
-    return {name: finite(value) for name, value in tree.items()}
+    return {name: replace_nonfinite(value) for name, value in tree.items()}
   if isinstance(tree, list | tuple):
-    return [finite(value) for value in tree]
+    return [replace_nonfinite(value) for value in tree]
   if isinstance(tree, float) and not math.isfinite(tree):
     return None
   return tree
 
 
-def read_json(path):
-  """The dict in a file.
+def read_json(path: pathlib.Path) -> JsonObject:
+  """The object in a file.
 
   Raises:
     ConfigError: there is something else in it.
   """
   try:
-    found = json.loads(read_text(path))
+    tree = json.loads(read_text(path))
   except (ValueError, RecursionError) as error:
     raise ConfigError(
       f'{path}: no JSON: {" ".join(str(error).split())}; remove it'
     ) from error
-  if not isinstance(found, dict):
+  if not isinstance(tree, dict):
     raise ConfigError(f'{path}: no JSON object; remove it')
-  return found
+  return tree
 
 
-def read_text(path):
+def read_text(path: pathlib.Path) -> str:
   """The text in a file; ConfigError where it cannot be read."""
   try:
     return path.read_bytes().decode()

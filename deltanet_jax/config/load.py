@@ -9,33 +9,46 @@ import inspect
 import pathlib
 import traceback
 import warnings
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from deltanet_jax.config import preset_names
 from deltanet_jax.config.error import ConfigError
-from deltanet_jax.config.experiment import Experiment
-from deltanet_jax.config.overrides import check_types, override_all
+from deltanet_jax.config.experiment import Experiment, ModelConfig
+from deltanet_jax.config.overrides import check_types, override_fields
 from deltanet_jax.config.stored import is_config
 
 
-def load(name, released=None):
+class Released(Protocol):
+  """What a run starts from."""
+
+  @property
+  def model(self) -> ModelConfig: ...
+
+  @property
+  def tokenizer(self) -> str: ...
+
+
+def load(
+  name: str | pathlib.Path, released: Released | None = None
+) -> Experiment:
   """The `Experiment` of a preset, as 'qwen3:8b', or of a Python file.
 
   It is what the file's get_config() returns; a parameter `size` of that
   function takes what follows a colon in `name`.
 
-  released: what a run starts from, with a `model` and a `tokenizer`. A file
-  for such runs has get_config(released); of any other one the tokenizer is
-  replaced.
+  released: what a run starts from. A file for such runs has
+  get_config(released); of any other one the tokenizer is replaced.
   """
-  name = str(name)
-  path, size = preset_names.locate(name)
-  if (spelling := preset_names.respell(name)) is not None:
-    warnings.warn(f'{name} is now {spelling}', stacklevel=2)
-    name = spelling
+  preset = str(name)
+  path, size = preset_names.locate_preset(preset)
+  if (spelling := preset_names.respell_preset(preset)) is not None:
+    warnings.warn(f'{preset} is now {spelling}', stacklevel=2)
+    preset = spelling
   try:
     module = preset_names.run_file(path)
-    name = name.removesuffix(f':{size}')
-    cfg, trains_further = _call(name, module, size, released)
+    preset = preset.removesuffix(f':{size}')
+    cfg, trains_further = _call(preset, module, size, released)
   except ConfigError:
     raise
   except SyntaxError as error:
@@ -48,7 +61,7 @@ def load(name, released=None):
       f'{path}: get_config() returned {_kind(cfg)}; return an Experiment'
     )
   try:
-    check_types(cfg, ())
+    check_types(cfg)
   except ConfigError as error:
     raise ConfigError(f'{path}: {error}') from error
   if released is not None and not trains_further:
@@ -57,18 +70,18 @@ def load(name, released=None):
   return cfg
 
 
-def classes(name):
+def find_classes(name: str | pathlib.Path) -> tuple[type, ...]:
   """The configuration classes that a file has by name: what `from_json` is
   given where a run's mixers are a user's own.
 
   name: as for `load`
   """
-  path, _ = preset_names.locate(str(name))
+  path, _ = preset_names.locate_preset(str(name))
   try:
     values = preset_names.run_file(path).values()
   except Exception as error:
     raise ConfigError(_blame(path, error)) from error
-  return tuple(value for value in values if is_config(value))
+  return tuple(v for v in values if isinstance(v, type) and is_config(v))
 
 
 def _call(name, module, size, released):
@@ -100,7 +113,9 @@ def _call(name, module, size, released):
   return get_config(*([released] if takes else []), **sizing), bool(takes)
 
 
-def read(path, changes):
+def read_experiment(
+  path: str | None, changes: Iterable[tuple[str, str]]
+) -> Experiment:
   """The `Experiment` of a preset or file, see `load`, and (name, text) pairs.
 
   Raises:
@@ -110,37 +125,40 @@ def read(path, changes):
     files = sorted(map(str, pathlib.Path('configs').glob('*.py')))
     there = ', '.join(files or preset_names.list_families())
     raise ConfigError(f'no --config=FILE given; there is {there}')
-  return override_all(load(path), changes)
+  return override_fields(load(path), changes)
 
 
-def from_argv(argv):
+def parse_argv(argv: Sequence[str]) -> tuple[Experiment, list[str]]:
   """(Experiment, the other arguments) of a command line, see `split_argv`."""
   path, changes, rest = split_argv(argv)
-  return read(path, changes), rest
+  return read_experiment(path, changes), rest
 
 
-def split_argv(argv):
+def split_argv(
+  argv: Sequence[str],
+) -> tuple[str | None, list[tuple[str, str]], list[str]]:
   """(FILE or None, the (name, text) changes, the other arguments) of a command
   line.
 
   Takes `--config=FILE` and every `--config.NAME=VALUE` out of `argv`; a value
   may also be the next argument. What follows a bare `--` is left alone.
   """
-  path, changes, rest = None, [], []
-  argv = list(argv)
-  while argv:
-    arg = argv.pop(0)
+  path: str | None = None
+  changes: list[tuple[str, str]] = []
+  rest, ahead = [], list(argv)
+  while ahead:
+    arg = ahead.pop(0)
     if arg == '--':
-      rest += [arg, *argv]
+      rest += [arg, *ahead]
       break
     flag, equals, value = arg.partition('=')
     if flag != '--config' and not flag.startswith('--config.'):
       rest.append(arg)
       continue
     if not equals:
-      if not argv or argv[0].startswith('--'):
+      if not ahead or ahead[0].startswith('--'):
         raise ConfigError(f'{flag} has no value; write {flag}=VALUE')
-      value = argv.pop(0)
+      value = ahead.pop(0)
     if flag == '--config':
       path = value
     else:

@@ -9,7 +9,7 @@ width per head, W taps of the short convolution (0: none).
 import dataclasses
 import importlib
 import math
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from deltanet_jax.config import ranges
 from deltanet_jax.config.forms import FORMS
@@ -23,6 +23,11 @@ from deltanet_jax.config.ranges import (
   Size,
 )
 
+if TYPE_CHECKING:
+  import flax.linen as nn
+  import jax
+  from jax.typing import DTypeLike
+
 Chunk = Annotated[int, Doubled(16)]  # as the inverse in it is merged
 
 
@@ -33,17 +38,19 @@ class MixerConfig:
   module: ClassVar[str]  # 'package.module:Class' of the Flax module
 
   def __post_init__(self):
-    ranges.check(self)
+    ranges.check_ranges(self)
 
   def _class(self):
     path, name = self.module.split(':')
     return getattr(importlib.import_module(path), name)
 
-  def make(self, **kwargs):
+  def make(self, **kwargs: object) -> 'nn.Module':
     """The Flax module; `kwargs`: name and the fields of `mixers.base:Mixer`."""
     return self._class()(self, **kwargs)
 
-  def init_cache(self, batch, max_len, dtype):
+  def init_cache(
+    self, batch: int, max_len: int, dtype: 'DTypeLike'
+  ) -> 'tuple[jax.Array | None, ...]':
     """A fresh cache; shapes only under `jax.eval_shape`."""
     return self._class().init_cache(self, batch, max_len, dtype)
 
@@ -77,10 +84,10 @@ class YarnConfig:
   truncate: bool = True  # the ramp's ends are whole pairs
 
   def __post_init__(self):
-    ranges.check(self)
+    ranges.check_ranges(self)
 
   @property
-  def length(self):
+  def length(self) -> float:
     """What rotated queries and keys are multiplied by."""
     if self.attention_factor is not None:
       return self.attention_factor
@@ -89,7 +96,7 @@ class YarnConfig:
     return self._m(1.0)
 
   @property
-  def softmax_scale(self):
+  def softmax_scale(self) -> float:
     """m^2 of DeepSeek's latent attention, which multiplies the softmax scale;
     1 without mscale_all_dim."""
     return self._m(self.mscale_all_dim) ** 2
@@ -155,12 +162,12 @@ class AttentionConfig(MixerConfig):
     )
 
   @property
-  def turn(self):
+  def turn(self) -> dict[str, int | float | bool | YarnConfig | None]:
     """Keywords of `ops.rope.rotate`."""
     return _turn(self, self.rotary_dim)
 
   @classmethod
-  def tiny(cls):
+  def tiny(cls) -> Self:
     return cls(
       heads=4, kv_heads=2, head_dim=8, rotary_dim=4, qk_norm=True, gate=True
     )
@@ -199,18 +206,18 @@ class MLAConfig(MixerConfig):
     )
 
   @property
-  def turn(self):
+  def turn(self) -> dict[str, int | float | bool | YarnConfig | None]:
     """Keywords of `ops.rope.rotate`."""
     return _turn(self, self.shared_dim)
 
   @property
-  def scale(self):
+  def scale(self) -> float:
     """Of the scores before the softmax."""
     m2 = self.yarn.softmax_scale if self.yarn else 1.0
     return (self.key_dim + self.shared_dim) ** -0.5 * m2
 
   @classmethod
-  def tiny(cls):
+  def tiny(cls) -> Self:
     return cls(
       heads=4,
       latent=12,
@@ -250,7 +257,7 @@ class DSAConfig(MLAConfig):
     )
 
   @classmethod
-  def tiny(cls):
+  def tiny(cls) -> Self:
     return cls(
       heads=4,
       latent=12,
@@ -266,7 +273,7 @@ class DSAConfig(MLAConfig):
 
 @dataclasses.dataclass(frozen=True)
 class LinearAttentionConfig(MixerConfig):
-  """Classical linear attention with phi = elu + 1 and its normaliser."""
+  """Classical linear attention with phi = elu + 1 and its normalizer."""
 
   heads: Count
   key_dim: Count
@@ -282,7 +289,7 @@ class LinearAttentionConfig(MixerConfig):
     _check_form(self, 'linear_attention')
 
   @classmethod
-  def tiny(cls):
+  def tiny(cls) -> Self:
     return cls(heads=2, key_dim=8, value_dim=8)
 
 
@@ -304,7 +311,7 @@ class LightningConfig(MixerConfig):
     _check_form(self, 'linear_attention')
 
   @classmethod
-  def tiny(cls):
+  def tiny(cls) -> Self:
     return cls(heads=4, head_dim=8)
 
 
@@ -328,7 +335,7 @@ class DeltaNetConfig(MixerConfig):
     _check_form(self, 'delta_rule')
 
   @classmethod
-  def tiny(cls):
+  def tiny(cls) -> Self:
     return cls(heads=2, key_dim=8, value_dim=16)
 
 
@@ -358,7 +365,7 @@ class GatedDeltaNetConfig(MixerConfig):
     _check_form(self, 'delta_rule')
 
   @classmethod
-  def tiny(cls):
+  def tiny(cls) -> Self:
     return cls(key_heads=2, value_heads=4, key_dim=8, value_dim=16)
 
 
@@ -385,7 +392,7 @@ class KDAConfig(MixerConfig):
     _check_form(self, 'kda')
 
   @classmethod
-  def tiny(cls):
+  def tiny(cls) -> Self:
     return cls(heads=2, key_dim=8, value_dim=16, gate_rank=4)
 
 

@@ -4,11 +4,16 @@ that implements it, as a mixer's configuration does.
 
 import dataclasses
 import importlib
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from deltanet_jax.config import ranges
 from deltanet_jax.config.mixers import DSAConfig
 from deltanet_jax.config.ranges import NotNegative
+
+if TYPE_CHECKING:
+  from jax.typing import DTypeLike
+
+  from deltanet_jax.config.experiment import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,13 +22,13 @@ class ObjectiveConfig:
 
   module: ClassVar[str]  # 'package.module:Class' of an `Objective`
 
-  def make(self, model, dtype):
-    """The objective of a ModelConfig, computed in `dtype`."""
+  def make(self, model: 'ModelConfig', dtype: 'DTypeLike') -> object:
+    """The `objectives.base.Objective` of a model, computed in `dtype`."""
     path, name = self.module.split(':')
     return getattr(importlib.import_module(path), name)(self, model, dtype)
 
-  def check_model(self, model):
-    """Refuses a ModelConfig that lacks what the objective is about."""
+  def check_model(self, model: 'ModelConfig') -> None:
+    """Refuses a model that lacks what the objective is about."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +45,14 @@ class NextTokenConfig(ObjectiveConfig):
   bias_rate: NotNegative = 0.0  # step of the routers' selection biases
 
   def __post_init__(self):
-    ranges.check(self, 'train.objective')
+    ranges.check_ranges(self, 'train.objective')
     if not (self.next or self.further or self.balance or self.indexer):
       raise ValueError(
         'train.objective has next, further, balance and indexer at 0, and'
         ' nothing to learn; give one of them a weight'
       )
 
-  def check_model(self, model):
+  def check_model(self, model: 'ModelConfig') -> None:
     # what is no Layer is refused with its name by whoever reads the file
     layers = [x for x in model.layers if dataclasses.is_dataclass(x)]
     needs = {

@@ -4,12 +4,16 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Iterable
 
 from deltanet_jax.config.error import ConfigError
+from deltanet_jax.config.ranges import Configuration
+
+C = typing.TypeVar('C', bound=Configuration)
 
 
-def override(cfg, name, text):
-  """`cfg` with one field replaced: override(cfg, 'optim.lr', '3e-4').
+def override_field(cfg: C, name: str, text: str) -> C:
+  """`cfg` with one field replaced: override_field(cfg, 'optim.lr', '3e-4').
 
   Names join fields by dots, and index tuples: 'model.period.0.mixer.chunk'.
   The text is read as the field's annotation says: int, float, bool, str, or
@@ -19,16 +23,16 @@ def override(cfg, name, text):
     ConfigError: an unknown name, a text of another type, or a value that the
       configuration itself refuses.
   """
-  return override_all(cfg, [(name, text)])
+  return override_fields(cfg, [(name, text)])
 
 
-def override_all(cfg, changes):
-  """`override` for many (name, text) pairs; the last of a name counts.
+def override_fields(cfg: C, changes: Iterable[tuple[str, str]]) -> C:
+  """`override_field` for many (name, text) pairs; the last of a name counts.
 
   All are set at once, so that two fields that must fit each other can change
   together.
   """
-  tree = {}
+  tree: dict = {}  # names of fields, to their new values or to such a tree
   for name, text in changes:
     parts = name.split('.')
     value = _read_leaf(cfg, parts, text)
@@ -39,12 +43,13 @@ def override_all(cfg, changes):
   return _rebuild(cfg, tree)
 
 
-def check_types(value, path):
-  """Every field holds what its annotation says."""
-  for name, hint in typing.get_type_hints(type(value)).items():
+def check_types(cfg: Configuration, path: tuple[str, ...] = ()) -> None:
+  """Refuses a field, `path` before its name, that does not hold what its
+  annotation says."""
+  for name, hint in typing.get_type_hints(type(cfg)).items():
     if typing.get_origin(hint) is typing.ClassVar:
       continue
-    child, where = getattr(value, name), '.'.join((*path, name))
+    child, where = getattr(cfg, name), '.'.join((*path, name))
     if typing.get_origin(hint) is tuple:
       entry = typing.get_args(hint)[0]
       _check_type(child, tuple, where)
@@ -53,7 +58,7 @@ def check_types(value, path):
         check_types(item, (*path, name, str(i)))
       continue
     _check_type(child, hint, where)
-    if dataclasses.is_dataclass(child):
+    if dataclasses.is_dataclass(child) and not isinstance(child, type):
       check_types(child, (*path, name))
 
 

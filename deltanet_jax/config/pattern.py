@@ -1,7 +1,14 @@
 """Finds prefix, repeated period and suffix in a list of layers."""
 
+import typing
+from collections.abc import Sequence
 
-def fold(layers):
+L = typing.TypeVar('L')
+
+
+def fold_layers(
+  layers: Sequence[L],
+) -> tuple[tuple[L, ...], tuple[L, ...], int, tuple[L, ...]]:
   """(prefix, period, repeats, suffix) of a list of layers.
 
   The split that leaves fewest distinct layers to compile, then the shortest

@@ -13,8 +13,17 @@ import os
 import pathlib
 import runpy
 import sys
+import typing
+from collections.abc import Callable, Mapping
 
 from deltanet_jax.config.error import ConfigError
+
+
+class PresetFile(typing.TypedDict, total=False):
+  """What is read of a file's globals."""
+
+  SIZES: Mapping[str, object]
+  get_config: Callable[..., object]  # returns an Experiment, or should
 
 
 def find_folder() -> pathlib.Path:
@@ -27,7 +36,7 @@ def list_families() -> list[str]:
   return sorted(path.stem for path in find_folder().glob('*.py'))
 
 
-def run_file(path: pathlib.Path) -> dict[str, object]:
+def run_file(path: pathlib.Path) -> PresetFile:
   """The globals of a Python file, by their names.
 
   From here on modules beside the file can be imported: a user's own mixers.
@@ -35,7 +44,8 @@ def run_file(path: pathlib.Path) -> dict[str, object]:
   folder = str(path.parent.resolve())
   if folder not in sys.path:
     sys.path.append(folder)
-  return runpy.run_path(str(path), run_name=path.stem)
+  variables = runpy.run_path(str(path), run_name=path.stem)
+  return typing.cast(PresetFile, variables)
 
 
 def list_presets() -> list[str]:
@@ -56,7 +66,7 @@ def list_former() -> dict[str, str]:
   return {join(name): name for name in list_presets() if ':' in name}
 
 
-def locate(given: str) -> tuple[pathlib.Path, str | None]:
+def locate_preset(name: str) -> tuple[pathlib.Path, str | None]:
   """(file, size or None) of a preset's name or a path, former ones too.
 
   A file whose own path holds a colon is that file.
@@ -64,47 +74,47 @@ def locate(given: str) -> tuple[pathlib.Path, str | None]:
   Raises:
     ConfigError: there is none; the message says what there is.
   """
-  place = _locate(given) or _locate(respell(given) or given)
+  place = _locate(name) or _locate(respell_preset(name) or name)
   if place is None:
-    raise ConfigError(f'no preset or file {given}{_suggest(given)}')
+    raise ConfigError(f'no preset or file {name}{_suggest(name)}')
   return place
 
 
-def label(given: str) -> str:
-  """A short name of what is given: 'qwen3:8b' for configs/qwen3.py."""
-  path, size = locate(given)
-  takes = inspect.signature(run_file(path)['get_config']).parameters
-  if size is None and 'size' in takes:
-    size = takes['size'].default
+def label_preset(name: str) -> str:
+  """A short name of a preset or path: 'qwen3:8b' for configs/qwen3.py."""
+  path, size = locate_preset(name)
+  parameters = inspect.signature(run_file(path)['get_config']).parameters
+  if size is None and 'size' in parameters:
+    size = parameters['size'].default
   return path.stem if size is None else f'{path.stem}:{size}'
 
 
-def describe(given: str) -> str:
+def describe_preset(name: str) -> str:
   """The first line of the docstring of a preset's file."""
-  tree = ast.parse(locate(given)[0].read_text())
+  tree = ast.parse(locate_preset(name)[0].read_text())
   return (ast.get_docstring(tree) or '').split('\n')[0]
 
 
-def respell(given: str) -> str | None:
+def respell_preset(name: str) -> str | None:
   """Today's spelling of a former name or path, None for any other.
 
   Every preset was a file: configs/qwen3_8b.py is now configs/qwen3.py:8b.
   """
-  if _locate(given):
+  if _locate(name):
     return None
-  path, former = pathlib.Path(given), list_former()
+  path, former = pathlib.Path(name), list_former()
   if path.suffix == '.py' and path.stem in former and _is_ours(path):
     return _spell_path(path, former[path.stem])
-  return former.get(given)
+  return former.get(name)
 
 
-def _locate(given):
-  if os.path.isfile(given):
-    return pathlib.Path(given), None
-  file, colon, size = given.rpartition(':')
+def _locate(name: str) -> tuple[pathlib.Path, str | None] | None:
+  if os.path.isfile(name):
+    return pathlib.Path(name), None
+  file, colon, size = name.rpartition(':')
   if colon and os.path.isfile(file):
     return pathlib.Path(file), size
-  family, colon, size = given.partition(':')
+  family, colon, size = name.partition(':')
   if family in list_families():
     return find_folder() / f'{family}.py', size if colon else None
   return None
@@ -120,10 +130,10 @@ def _spell_path(path, name):
   return f'{path.with_name(family)}.py:{size}'
 
 
-def _suggest(given):
-  """What there is instead of the missing `given`."""
-  path, former = pathlib.Path(given), list_former()
-  if path.suffix == '.py' or path.name != given:
+def _suggest(name: str) -> str:
+  """What there is instead of the missing `name`."""
+  path, former = pathlib.Path(name), list_former()
+  if path.suffix == '.py' or path.name != name:
     names = sorted(glob.glob('*.py', root_dir=path.parent))
     files = {name: str(path.with_name(name)) for name in names}
     others = former if _is_ours(path) else {}

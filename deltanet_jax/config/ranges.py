@@ -10,11 +10,17 @@ Standard library only, and nothing of the package.
 import dataclasses
 import functools
 import typing
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple, Protocol
 
 # what a whole number, and the size of a number, may be on a device
 LARGEST_INT = 2**31 - 1
 SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+
+
+class Configuration(Protocol):
+  """A dataclass."""
+
+  __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
 
 class Whole(NamedTuple):
@@ -24,7 +30,7 @@ class Whole(NamedTuple):
   most: int | None = LARGEST_INT  # None: any
   other: int | None = None
 
-  def wanted(self, value):
+  def advise(self, value: object) -> str | None:
     """What to give instead of `value`, or None where it will do."""
     if not isinstance(value, int) or isinstance(value, bool):
       return 'a whole number'
@@ -43,14 +49,14 @@ class Doubled(NamedTuple):
 
   base: int
 
-  def wanted(self, value):
+  def advise(self, value: object) -> str | None:
     """What to give instead of `value`, or None where it will do."""
     b = self.base
-    known = Whole(1).wanted(value)
-    if known is None:
+    if isinstance(value, int) and Whole(1).advise(value) is None:
       times, rest = divmod(value, b)
-      known = rest or times & (times - 1)
-    return f'{b}, {2 * b}, {4 * b} or another {b} * 2^n' if known else None
+      if not (rest or times & (times - 1)):
+        return None
+    return f'{b}, {2 * b}, {4 * b} or another {b} * 2^n'
 
 
 class Real(NamedTuple):
@@ -60,7 +66,7 @@ class Real(NamedTuple):
   least: float
   most: float
 
-  def wanted(self, value):
+  def advise(self, value: object) -> str | None:
     """What to give instead of `value`, or None where it will do."""
     if not isinstance(value, int | float) or isinstance(value, bool):
       return f'a number, {self.words}'
@@ -86,7 +92,7 @@ BelowOne = Annotated[
 ]
 
 
-def check(cfg, name=None):
+def check_ranges(cfg: Configuration, name: str | None = None) -> None:
   """Refuses numbers of a dataclass that are outside of their fields' ranges.
 
   name: of the configuration in messages, its class's unless given. Whole
@@ -95,22 +101,22 @@ def check(cfg, name=None):
   Raises:
     ValueError: with the field, what it holds and what to give.
   """
-  for field, kind, several in _ranges(type(cfg)):
-    held = getattr(cfg, field)
-    if several and not isinstance(held, tuple):
+  for field, kind, several in _list_ranges(type(cfg)):
+    content = getattr(cfg, field)
+    if several and not isinstance(content, tuple):
       continue  # whoever reads the file says so
-    for i, value in enumerate(held) if several else ((None, held),):
+    for i, value in enumerate(content) if several else ((None, content),):
       if value is None and kind.optional:
         continue
-      if wanted := kind.range.wanted(value):
+      if advice := kind.range.advise(value):
         where = f'{field}.{i}' if several else field
         or_none = ', or None' if kind.optional else ''
         raise ValueError(
           f'{name or type(cfg).__name__}.{where} is {value!r}; give'
-          f' {wanted}{or_none}'
+          f' {advice}{or_none}'
         )
-    if isinstance(held, int) and isinstance(kind.range, Real):
-      object.__setattr__(cfg, field, float(held))  # it is frozen
+    if isinstance(content, int) and isinstance(kind.range, Real):
+      object.__setattr__(cfg, field, float(content))  # it is frozen
 
 
 class _Kind(NamedTuple):
@@ -119,18 +125,18 @@ class _Kind(NamedTuple):
 
 
 @functools.cache
-def _ranges(kind):
+def _list_ranges(kind: type) -> list[tuple[str, _Kind, bool]]:
   """[(field, _Kind, whether it is a tuple of such)] of a dataclass."""
   hints = typing.get_type_hints(kind, include_extras=True)
-  found = []
+  ranges = []
   for field in dataclasses.fields(kind):
     hint = hints[field.name]
     several = typing.get_origin(hint) is tuple
     options = typing.get_args(hint)[:1] if several else (hint,)
     if typing.get_origin(options[0]) is typing.Union:
       options = typing.get_args(options[0])
-    known = [o.__metadata__[0] for o in options if hasattr(o, '__metadata__')]
-    if known:
-      one = _Kind(known[0], type(None) in options)
-      found.append((field.name, one, several))
-  return found
+    marks = [o.__metadata__[0] for o in options if hasattr(o, '__metadata__')]
+    if marks:
+      field_kind = _Kind(marks[0], type(None) in options)
+      ranges.append((field.name, field_kind, several))
+  return ranges

@@ -16,7 +16,7 @@ class Sampling(NamedTuple):
   top_k: int = 0
   top_p: float = 1.0
 
-  def check(self):
+  def check(self) -> None:
     """Raises ValueError for settings that mean nothing."""
     if not 0 <= self.temperature < float('inf'):
       raise ValueError(

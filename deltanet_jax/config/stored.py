@@ -5,24 +5,33 @@ A class is stored by its name; one of a user's own module as 'module:Class'.
 
 import dataclasses
 import json
+import typing
+from collections.abc import Iterable
 
 from deltanet_jax.config import experiment, mixers, objectives
 from deltanet_jax.config.error import ConfigError
 from deltanet_jax.config.overrides import check_types
+from deltanet_jax.config.ranges import Configuration
 
 PACKAGE = 'deltanet_jax'
+C = typing.TypeVar('C', bound=Configuration)
 
 # what is stored under another name than today's: classes, fields of a class
-RENAMED = {'ObjectiveConfig': 'NextTokenConfig'}
+RENAMED = {
+  'ObjectiveConfig': 'NextTokenConfig',
+  'Settings': 'ProfileSettings',  # of a profile, in lab
+}
 RENAMED_FIELDS: dict[str, dict[str, str]] = {}
 
 
-def to_json(cfg):
+def to_json(cfg: Configuration) -> str:
   """`cfg` as JSON text; `from_json` gives an equal configuration back."""
   return json.dumps(_encode(cfg), indent=2, allow_nan=False)
 
 
-def from_json(text, kind=None, classes=()):
+def from_json(
+  text: str, kind: type[C] | None = None, classes: Iterable[type] = ()
+) -> C:
   """The configuration that `to_json` wrote.
 
   kind: its class, if only one will do   classes: those that it may hold beside
@@ -34,16 +43,16 @@ def from_json(text, kind=None, classes=()):
   """
   known = {_type_name(c): c for c in (*_package_classes(), *classes)}
   try:
-    found = _decode(json.loads(text), known)
+    cfg = _decode(json.loads(text), known)
   except (json.JSONDecodeError, RecursionError) as error:
     raise ConfigError(f'no JSON configuration: {error}') from error
-  if not isinstance(found, kind or object):
+  if kind is not None and not isinstance(cfg, kind):
     raise ConfigError(f'no JSON of an {kind.__name__}')
-  check_types(found, ())
-  return found
+  check_types(cfg)
+  return cfg
 
 
-def difference(a, b):
+def list_differences(a: object, b: object) -> list[str]:
   """Lines 'optim.lr: 0.001 != 0.002', one for each value not shared."""
   return list(_differences(a, b, ()))
 
@@ -61,14 +70,16 @@ def _differences(a, b, path):
     yield f'{name}: {_brief(a)} != {_brief(b)}'
 
 
-def own_classes(cfg):
+def find_own_classes(
+  cfg: Configuration | tuple[Configuration, ...],
+) -> set[type]:
   """The classes in a configuration that are of no module of this package."""
   if isinstance(cfg, tuple):
-    return {kind for item in cfg for kind in own_classes(item)}
+    return {kind for item in cfg for kind in find_own_classes(item)}
   if not dataclasses.is_dataclass(cfg):
     return set()
   values = [getattr(cfg, field.name) for field in dataclasses.fields(cfg)]
-  own = own_classes(tuple(values))
+  own = find_own_classes(tuple(values))
   return own if ':' not in _type_name(type(cfg)) else own | {type(cfg)}
 
 
@@ -136,6 +147,6 @@ def _package_classes():
   return [value for value in values if is_config(value)]
 
 
-def is_config(value):
+def is_config(value: object) -> bool:
   """Is it a class of configurations?"""
   return isinstance(value, type) and dataclasses.is_dataclass(value)

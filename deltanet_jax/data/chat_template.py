@@ -3,11 +3,14 @@
 import datetime
 import functools
 import json
+from collections.abc import Mapping
 
 from deltanet_jax.config import ConfigError
 
 
-def render(path, template, message, tokens):
+def render_template(
+  path: str, template: str, message: str, tokens: Mapping[str, str]
+) -> str:
   """The prompt that a template makes of a user's message.
 
   path: where the template stands, for error messages   tokens: {'bos_token':

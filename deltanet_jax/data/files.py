@@ -4,6 +4,7 @@ import fnmatch
 import glob
 import json
 import os
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from deltanet_jax.config import ConfigError
@@ -18,7 +19,7 @@ class Document(NamedTuple):
   content: bytes
 
 
-def find(patterns):
+def find_files(patterns: str) -> list[str]:
   """The sorted files that match globs separated by commas.
 
   `**` matches any number of folders. A glob that begins with '!' takes its
@@ -33,36 +34,36 @@ def find(patterns):
   """
   globs = [part.strip() for part in patterns.split(',') if part.strip()]
   unwanted = [_parts(p.removeprefix('!')) for p in globs if p.startswith('!')]
-  wanted = set()
+  wanted: set[str] = set()
   for pattern in globs:
     if pattern.startswith('!'):
       continue
     matches = map(os.path.abspath, _matches(os.path.expanduser(pattern)))
-    found = {path for path in matches if not os.path.isdir(path)}
-    if not found:
+    paths = {path for path in matches if not os.path.isdir(path)}
+    if not paths:
       raise ConfigError(
         f'data.path={patterns!r}: no file matches {pattern!r}; give globs of'
         " existing files, separated by commas, as in 'texts/**/*.txt'"
       )
-    wanted |= found
-  kept = [
+    wanted |= paths
+  names = [
     name
     for real, name in _named_once(wanted, unwanted)
     if real == name or not _excluded(real, unwanted)
   ]
-  for path in kept:
+  for path in names:
     if not os.path.exists(path):
       raise ConfigError(
         f'data.path={patterns!r}: {path} is a link to {os.readlink(path)},'
         f" which is not there; mend it, or exclude it by adding '!{path}'"
       )
-  kept = sorted(filter(os.path.isfile, kept))
-  if not kept:
+  files = sorted(filter(os.path.isfile, names))
+  if not files:
     raise ConfigError(
       f'data.path={patterns!r}: no file matches ({len(wanted)} excluded); give'
       ' a glob that the exclusions leave something of'
     )
-  return kept
+  return files
 
 
 def _matches(pattern):
@@ -115,7 +116,7 @@ def _named_once(paths, unwanted):
     if os.path.islink(path):
       real = os.path.realpath(path)
     names.setdefault(real, []).append(path)
-  return [(real, min(found, key=_links)) for real, found in names.items()]
+  return [(real, min(paths, key=_links)) for real, paths in names.items()]
 
 
 def _links(path):
@@ -149,7 +150,7 @@ def _match(parts, pattern):
   )
 
 
-def read(files, field):
+def read_documents(files: Iterable[str], field: str) -> Iterator[Document]:
   """Yields the `Document`s of `files`, empty ones left out.
 
   A .jsonl file holds one document per line, a .parquet file one per row, both

@@ -1,8 +1,11 @@
 """Which tokens are in row i of a stream of documents?"""
 
 import zlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+HostBatch = dict[str, np.ndarray]
 
 
 class Rows:
@@ -20,8 +23,14 @@ class Rows:
   weights float32, 0 on padding. Only the last row may hold padding.
   """
 
-  def __init__(self, documents, eod, vocab_size, seq_len):
-    """`documents`: a list of integer arrays; sizes decide the memory used."""
+  def __init__(
+    self,
+    documents: Sequence[np.ndarray],
+    eod: int,
+    vocab_size: int,
+    seq_len: int,
+  ):
+    """`documents`: the ids of each; sizes decide the memory used."""
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
     lengths = np.array([len(d) + 1 for d in documents], np.int64)
     self._starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -32,19 +41,19 @@ class Rows:
     self._seq_len = seq_len
     self._eod = eod
 
-  def crc(self):
+  def compute_crc(self) -> int:
     """CRC-32 of all tokens, in order, and of where documents begin."""
-    return zlib.crc32(self._starts, zlib.crc32(self._stream))
+    return zlib.crc32(self._starts.data, zlib.crc32(self._stream.data))
 
   @property
-  def full(self):
+  def full(self) -> int:
     """Rows without padding."""
     return self.tokens // self._seq_len
 
-  def __len__(self):
+  def __len__(self) -> int:
     return -(-self.tokens // self._seq_len)
 
-  def __getitem__(self, i):
+  def __getitem__(self, i: int) -> HostBatch:
     T = self._seq_len
     if not 0 <= i < len(self):
       raise IndexError(f'row {i} of {len(self)}')
@@ -64,17 +73,19 @@ class Rows:
       'weights': np.pad(np.ones(last - first, np.float32), pad),
     }
 
-  def batches(self, size, rows=None):
+  def make_batches(
+    self, size: int, rows: Sequence[int] | np.ndarray | None = None
+  ) -> Iterator[HostBatch]:
     """Yields all rows in order as dicts of [size, T] arrays, the last one
     filled up with rows of padding; with `rows`, numbers of rows of a batch,
     only these of each."""
     rows = range(size) if rows is None else rows
     for first in range(0, len(self), size):
       at = (first + i for i in rows)
-      batch = [self[i] if i < len(self) else self.padding() for i in at]
+      batch = [self[i] if i < len(self) else self.make_padding() for i in at]
       yield {name: np.stack([row[name] for row in batch]) for name in batch[0]}
 
-  def padding(self):
+  def make_padding(self) -> HostBatch:
     """A row of nothing but padding."""
     T = self._seq_len
     return {

@@ -1,18 +1,20 @@
 """Which batch does step s train on, and which text is held out?"""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.experiment import DataConfig
 from deltanet_jax.data import files, tokenizer
-from deltanet_jax.data.rows import Rows
+from deltanet_jax.data.rows import HostBatch, Rows
 
 PREFETCH = 4  # batches made ahead in the background
 
 
 class TextData:
-  """The documents of a `DataConfig`, split, tokenised and packed into rows.
+  """The documents of a `DataConfig`, split, tokenized and packed into rows.
 
   A document is held out when a hash of its content and of the seed falls under
   `heldout`: adding files moves none of the others, and two equal documents
@@ -32,12 +34,13 @@ class TextData:
       on one side, or less training text than one batch.
   """
 
-  def __init__(self, cfg):
-    found = files.find(cfg.path)
-    documents = list(files.read(found, cfg.field))
+  def __init__(self, cfg: DataConfig):
+    paths = files.find_files(cfg.path)
+    documents = list(files.read_documents(paths, cfg.field))
     # one shuffle for both sides, so that the first held-out rows are a sample
     order = np.random.default_rng(cfg.seed).permutation(len(documents))
-    heldout, train = [], []
+    heldout: list[files.Document] = []
+    train: list[files.Document] = []
     for i in order:
       side = heldout if _is_heldout(documents[i].content, cfg) else train
       side.append(documents[i])
@@ -54,14 +57,14 @@ class TextData:
         f' batch of {cfg.batch} rows x {cfg.seq_len}; give more text, or lower'
         ' data.batch or data.seq_len'
       )
-    self._cfg, self._files = cfg, len(found)
+    self._cfg, self._files = cfg, len(paths)
     self.begin(0)
 
   def _pack(self, documents, cfg):
     ids = self.tokenizer.encode_documents(documents)
     return Rows(ids, self.tokenizer.eod, self.tokenizer.vocab_size, cfg.seq_len)
 
-  def fingerprint(self):
+  def fingerprint(self) -> dict[str, int | list[int]]:
     """{what it is: number or numbers}, which differ where rows, their order or
     the held-out text differ; the last, `sums`, are no count."""
     cfg = self._cfg
@@ -71,41 +74,45 @@ class TextData:
       'documents': len(self._train) + len(self._heldout),
       'bytes': self.train_bytes + self.heldout_bytes,
       'held-out documents': len(self._heldout),
-      'tokens': sum(one.tokens for one in rows),
+      'tokens': sum(side.tokens for side in rows),
       'data.seq_len': cfg.seq_len,
       'data.batch': cfg.batch,
       'data.seed': cfg.seed,
-      'sums': [one.crc() for one in rows],
+      'sums': [side.compute_crc() for side in rows],
     }
 
-  def begin(self, step):
+  def begin(self, step: int) -> None:
     """Makes `step` the first with these rows, those before it having had
     another text: they are not the next of an order that was its."""
-    self._begun = step
+    self._first_step = step
     self._batches = self._ordered()
 
   def _ordered(self, only=None):
     """Random access to all batches from the first on; only: as `iterate`."""
     seed = self._cfg.seed
-    if self._begun:
-      mixed = np.random.SeedSequence([seed, self._begun])
+    if self._first_step:
+      mixed = np.random.SeedSequence([seed, self._first_step])
       seed = int(mixed.generate_state(1)[0])
     return _batches(self._train_rows, self._cfg, only, seed)
 
-  def train_documents(self):
-    """Yields the training documents as bytes."""
-    return (document.content for document in self._train)
+  @property
+  def train_documents(self) -> list[bytes]:
+    """What the training documents hold."""
+    return [document.content for document in self._train]
 
-  def heldout_documents(self):
-    """Yields the held-out documents as bytes."""
-    return (document.content for document in self._heldout)
+  @property
+  def heldout_documents(self) -> list[bytes]:
+    """What the held-out documents hold."""
+    return [document.content for document in self._heldout]
 
-  def batch(self, step):
+  def make_batch(self, step: int) -> HostBatch:
     """The batch of `step`: a function of the text, the seed, the step that it
     began at, and the step alone."""
-    return self._batches[step - self._begun]
+    return self._batches[step - self._first_step]
 
-  def iterate(self, start_step=0, rows=None):
+  def iterate(
+    self, start_step: int = 0, rows: Sequence[int] | np.ndarray | None = None
+  ) -> Iterator[HostBatch]:
     """Endless iterator over batch(start_step), batch(start_step + 1), ...
 
     rows: numbers of the rows of each batch that are made, by default all
@@ -115,17 +122,19 @@ class TextData:
 
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
     iterator = iter(self._ordered(rows).to_iter_dataset(ahead))
-    iterator.set_state({'next_index': start_step - self._begun})
+    iterator.set_state({'next_index': start_step - self._first_step})
     return iterator
 
-  def heldout_batches(self, size, rows=None):
+  def make_heldout_batches(
+    self, size: int, rows: Sequence[int] | np.ndarray | None = None
+  ) -> Iterator[HostBatch]:
     """Yields the held-out text in batches of `size` rows, always the same.
 
     rows: numbers of the rows of each batch that are made, by default all
     Every held-out token is a target of weight 1 exactly once; the last batch
     is filled up with rows of padding.
     """
-    return self._heldout_rows.batches(size, rows)
+    return self._heldout_rows.make_batches(size, rows)
 
 
 class _FullRows:

@@ -8,6 +8,7 @@ import json
 import os
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.files import JsonObject
 
 NAMED = (
   'bos_token',
@@ -24,6 +25,7 @@ LISTS = (
   'additional_special_tokens',
   'extra_special_tokens',
 )
+TokenFields = dict[str, str | bool]  # content, special and FLAGS, if given
 FLAGS = ('lstrip', 'rstrip', 'single_word', 'normalized')
 # classes that put bos_token before a prompt by add_bos_token, whatever the
 # tokenizer.json does, and whether they do without it (transformers 4.57)
@@ -43,14 +45,15 @@ class TokenFiles:
     named: {'bos_token': '<s>', ...}, the special tokens that have a name: those
       with a role, and a model's own, as image_token
     added: the fields (content, special, FLAGS) of all tokens that a text is
-      searched for before it is tokenised
+      searched for before it is tokenized
   """
 
-  def __init__(self, folder):
+  def __init__(self, folder: str):
     self._folder = folder
     self._config_path = os.path.join(folder, 'tokenizer_config.json')
     self._config = read_json(self._config_path)
-    self.named, self.added = {}, []
+    self.named: dict[str, str] = {}
+    self.added: list[TokenFields] = []
     for name, fields in self._tokens():
       self.added.append(fields)
       if name is not None:
@@ -64,11 +67,11 @@ class TokenFiles:
     if 'added_tokens_decoder' not in self._config:
       over = read_json(path)  # of the time before that key; it has precedence
 
-    def said(key):
-      file, found = (
+    def look_up(key):
+      file, settings = (
         (path, over) if key in over else (self._config_path, self._config)
       )
-      return file, key, found.get(key)
+      return file, key, settings.get(key)
 
     own = {
       key
@@ -76,27 +79,27 @@ class TokenFiles:
       if key.endswith('_token')
       and (isinstance(value, str) or 'content' in _inner({key: value}, key))
     }
-    found = []
+    tokens = []
     for key in (*NAMED, *sorted(own.difference(NAMED))):
-      found += _named(key, *said(key))
+      tokens += _named(key, *look_up(key))
     for key in LISTS:
-      file, key, value = said(key)
+      file, key, value = look_up(key)
       if not isinstance(value, list | dict | None):
-        raise refusal(file, key, value, 'a list of tokens')
+        raise make_refusal(file, key, value, 'a list of tokens')
       if isinstance(value, dict):
-        for name, one in value.items():
-          found += _named(name, file, f'{key}.{name}', one)
+        for name, token in value.items():
+          tokens += _named(name, file, f'{key}.{name}', token)
         continue
-      for i, one in enumerate(value or ()):
-        found += _named(None, file, f'{key}[{i}]', one)
-    file, key, value = said('added_tokens_decoder')
+      for i, token in enumerate(value or ()):
+        tokens += _named(None, file, f'{key}[{i}]', token)
+    file, key, value = look_up('added_tokens_decoder')
     if not isinstance(value, dict | None):
-      raise refusal(file, key, value, 'an object of tokens')
-    for i, one in (value or {}).items():
-      found += _named(None, file, f'{key}.{i}', one)
-    return found
+      raise make_refusal(file, key, value, 'an object of tokens')
+    for i, token in (value or {}).items():
+      tokens += _named(None, file, f'{key}.{i}', token)
+    return tokens
 
-  def begins(self):
+  def find_affixes(self) -> tuple[bool, bool, bool]:
     """(own, bos, eos) of a prompt. With `own` the tokenizer.json decides what
     is before and after it, and bos is whether bos_token must come first;
     without, bos and eos are whether these tokens are there."""
@@ -113,10 +116,10 @@ class TokenFiles:
   def _checked(self, key, kind, wanted):
     value = self._config.get(key)
     if not isinstance(value, kind | None):
-      raise refusal(self._config_path, key, value, wanted)
+      raise make_refusal(self._config_path, key, value, wanted)
     return value
 
-  def template(self):
+  def find_template(self) -> tuple[str, str] | None:
     """(file, text) of the chat template, or None.
 
     Raises:
@@ -126,26 +129,26 @@ class TokenFiles:
     if os.path.isfile(path):
       return path, _read_text(path)
     older = os.path.join(self._folder, 'chat_template.json')
-    for path, found in (
+    for path, settings in (
       (self._config_path, self._config),
       (older, read_json(older)),
     ):
-      value = found.get('chat_template')
+      value = settings.get('chat_template')
       if value is not None:
         return path, _default(path, value)
     return None
 
-  def ends(self):
+  def find_ends(self) -> set[int]:
     """Ids that end a text: those of generation_config.json, else those of the
     model's config.json, else of the text_config in it."""
     path = os.path.join(self._folder, 'generation_config.json')
-    found = _ids(path, 'eos_token_id', read_json(path))
-    if found:
-      return found
+    ids = _ids(path, 'eos_token_id', read_json(path))
+    if ids:
+      return ids
     path, config = self._model()
     inner = config.get('text_config')
     if not isinstance(inner, dict | None):
-      raise refusal(path, 'text_config', inner, 'an object')
+      raise make_refusal(path, 'text_config', inner, 'an object')
     return _ids(path, 'eos_token_id', config) or _ids(
       path, 'text_config.eos_token_id', inner or {}
     )
@@ -161,18 +164,18 @@ class TokenFiles:
       return path, _inner(read_json(path), 'config')
     run = os.path.dirname(os.path.abspath(self._folder))
     path = os.path.join(run, 'start.json')
-    begun = read_json(path)
+    start = read_json(path)
     data = _inner(read_json(os.path.join(run, 'config.json')), 'data')
-    if data and data.get('tokenizer') != begun.get('tokenizer'):
+    if data and data.get('tokenizer') != start.get('tokenizer'):
       return path, {}  # these would be the ids of another tokenizer
-    return path, _inner(_inner(begun, 'released'), 'config')
+    return path, _inner(_inner(start, 'released'), 'config')
 
 
-def read_json(path):
+def read_json(path: str) -> JsonObject:
   """The object that a JSON file holds; {} if there is no such file."""
   try:
     with open(path, 'rb') as file:
-      found = json.loads(file.read())
+      tree = json.loads(file.read())
   except (FileNotFoundError, NotADirectoryError):
     return {}
   except OSError as error:
@@ -181,17 +184,19 @@ def read_json(path):
     raise ConfigError(f'{path}: no JSON: it nests too deep') from error
   except ValueError as error:  # no JSON, or no UTF-8
     raise ConfigError(f'{path}: no JSON: {error}') from error
-  if not isinstance(found, dict):
-    raise ConfigError(f'{path} holds {shown(found)}; give an object')
-  return found
+  if not isinstance(tree, dict):
+    raise ConfigError(f'{path} holds {format_value(tree)}; give an object')
+  return tree
 
 
-def refusal(path, key, value, wanted):
+def make_refusal(
+  path: str, key: str, value: object, wanted: str
+) -> ConfigError:
   """The error that says which value of which file is wrong."""
-  return ConfigError(f'{path}: {key} is {shown(value)}; give {wanted}')
+  return ConfigError(f'{path}: {key} is {format_value(value)}; give {wanted}')
 
 
-def shown(value, most=60):
+def format_value(value: object, most: int = 60) -> str:
   """`value` as JSON in one short line."""
   try:
     text = json.dumps(value)
@@ -208,22 +213,25 @@ def _fields(path, key, value):
   if isinstance(value, str):
     value = {'content': value}
   if not isinstance(value, dict) or not isinstance(value.get('content'), str):
-    raise refusal(path, key, value, 'a token: its name, or an object of it')
-  known = {k: value[k] for k in ('content', 'special', *FLAGS) if k in value}
-  for flag in known.keys() - {'content'}:
+    raise make_refusal(
+      path, key, value, 'a token: its name, or an object of it'
+    )
+  fields = {k: value[k] for k in ('content', 'special', *FLAGS) if k in value}
+  for flag in fields.keys() - {'content'}:
     if not isinstance(value[flag], bool):
-      raise refusal(path, f'{key}.{flag}', value[flag], 'true or false')
+      raise make_refusal(path, f'{key}.{flag}', value[flag], 'true or false')
   if not key.startswith('added_tokens_decoder'):
-    known['special'] = True
-  return [known]
+    fields['special'] = True
+  return [fields]
 
 
 def _named(name, path, key, value):
   return [(name, fields) for fields in _fields(path, key, value)]
 
 
-def _inner(found, key):
-  value = found.get(key)
+def _inner(tree: JsonObject, key: str) -> JsonObject:
+  """The object in the place `key`, {} if another thing is there."""
+  value = tree.get(key)
   return value if isinstance(value, dict) else {}
 
 
@@ -243,30 +251,33 @@ def _default(path, value):
     return value
   named = value
   if isinstance(value, list):
-    if not all(isinstance(one, dict) for one in value):
-      raise refusal(path, 'chat_template', value, 'objects of named ones')
-    named = {str(one.get('name')): one.get('template') for one in value}
+    if not all(isinstance(item, dict) for item in value):
+      raise make_refusal(path, 'chat_template', value, 'objects of named ones')
+    named = {str(item.get('name')): item.get('template') for item in value}
   if not isinstance(named, dict):
-    raise refusal(
+    raise make_refusal(
       path, 'chat_template', value, 'a text or a list of named ones'
     )
   if 'default' not in named:
     raise ConfigError(
-      f"{path}: none of the chat templates {shown(list(named))} is 'default';"
-      ' copy the one to use into a chat_template.jinja'
+      f'{path}: none of the chat templates {format_value(list(named))} is'
+      " 'default'; copy the one to use into a chat_template.jinja"
     )
   if not isinstance(named['default'], str):
-    found = named['default']
-    raise refusal(path, 'the chat_template default', found, 'a text')
+    raise make_refusal(
+      path, 'the chat_template default', named['default'], 'a text'
+    )
   return named['default']
 
 
-def _ids(path, key, found):
+def _ids(path: str, key: str, tree: JsonObject) -> set[int]:
   """The ids of a number, a list of numbers, or nothing."""
-  value = found.get(key.rpartition('.')[2])
+  value = tree.get(key.rpartition('.')[2])
   if value is None:
     return set()
-  ids = value if isinstance(value, list) else [value]
-  if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-    raise refusal(path, key, value, 'an id or a list of ids')
-  return set(ids)
+  ids = set()
+  for i in value if isinstance(value, list) else [value]:
+    if not isinstance(i, int) or isinstance(i, bool):
+      raise make_refusal(path, key, value, 'an id or a list of ids')
+    ids.add(i)
+  return ids

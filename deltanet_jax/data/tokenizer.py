@@ -4,11 +4,13 @@ import functools
 import os
 import sys
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.data import chat_template
+from deltanet_jax.data.files import Document
 from deltanet_jax.data.token_files import FLAGS, TokenFiles
 from deltanet_jax.progress import Progress
 
@@ -24,7 +26,7 @@ EOD_NAMES = (
 SLICE_BYTES = 8 << 20  # tokenized at once
 
 
-def load_tokenizer(name):
+def load_tokenizer(name: str) -> 'Tokenizer':
   """`ByteTokenizer` for 'bytes', else the `FileTokenizer` of that file.
 
   Raises:
@@ -40,23 +42,23 @@ def load_tokenizer(name):
   return tokenizer
 
 
-def open_tokenizer(name):
+def open_tokenizer(name: str) -> 'Tokenizer':
   """As `load_tokenizer`, but without an end-of-text token it will do too."""
   return ByteTokenizer() if name == 'bytes' else FileTokenizer(name)
 
 
-def require_utf8(text, what):
+def require_utf8(text: str, what: str) -> None:
   """Raises ConfigError for a str that is no text: a byte of a command line that
   is no UTF-8, or half of a character that takes two."""
   try:
     text.encode()
   except UnicodeEncodeError as error:
     code = ord(text[error.start])
-    found = f'U+{code:04X}'
+    culprit = f'U+{code:04X}'
     if 0xDC80 <= code <= 0xDCFF:  # how Python takes such a byte
-      found = f'the byte {code - 0xDC00:#x}'
+      culprit = f'the byte {code - 0xDC00:#x}'
     raise ConfigError(
-      f'{what} is no UTF-8 text: {found} at character {error.start + 1}'
+      f'{what} is no UTF-8 text: {culprit} at character {error.start + 1}'
     ) from error
 
 
@@ -65,34 +67,34 @@ class ByteTokenizer:
 
   vocab_size = 257
   eod = 256
-  ends = frozenset()
+  ends: frozenset[int] = frozenset()
   altered = (0, 0)
 
-  def encode(self, text):
+  def encode(self, text: str) -> np.ndarray:
     """int32 [T]: the UTF-8 bytes of `text`."""
     require_utf8(text, 'the text')
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
-  def require_eod(self):
+  def require_eod(self) -> None:
     """It has one."""
 
-  def prompt(self, text, special=True):
-    """Ids (list) of a prompt: its bytes, and no others."""
+  def encode_prompt(self, text: str, special: bool = True) -> list[int]:
+    """The ids of a prompt: its bytes, and no others."""
     del special
     return self.encode(text).tolist()
 
-  def chat(self, message):
+  def format_chat(self, message: str) -> str:
     """Raises ConfigError: there is no chat template."""
     del message
     raise ConfigError('a model of bytes has no chat template; leave --chat out')
 
-  def decode(self, ids):
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """The text of `ids`, without `eod`; broken UTF-8 becomes U+FFFD."""
     content = bytes(i for i in np.asarray(ids).tolist() if i != self.eod)
     return content.decode(errors='replace')
 
-  def encode_documents(self, documents):
-    """A list with the ids (unsigned, any width) of every `Document`."""
+  def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
+    """The ids (unsigned, any width) of every document."""
     return [np.frombuffer(d.content, np.uint8) for d in documents]
 
 
@@ -112,7 +114,7 @@ class FileTokenizer:
     ConfigError: no such file, or no tokenizer in it.
   """
 
-  def __init__(self, path):
+  def __init__(self, path: str | os.PathLike[str]):
     import tokenizers
 
     self._path = str(path)
@@ -138,21 +140,21 @@ class FileTokenizer:
   def _add(self, make):
     """Makes tokens of the vocabulary special, or searched for, which only the
     files beside say to be; their ids and what tokenizer.json says stay."""
-    known = self._tokenizer.get_added_tokens_decoder().values()
-    known = {token.content: token for token in known}
+    added = self._tokenizer.get_added_tokens_decoder().values()
+    tokens = {token.content: token for token in added}
     for fields in self._files.added:
       name, special = fields['content'], fields.get('special', False)
       if name not in self._vocabulary:
         continue
-      if name not in known:
+      if name not in tokens:
         token = make(**({'normalized': not special} | fields))
-      elif special and not known[name].special:
-        flags = {flag: getattr(known[name], flag) for flag in FLAGS}
+      elif special and not tokens[name].special:
+        flags = {flag: getattr(tokens[name], flag) for flag in FLAGS}
         token = make(name, special=True, **flags)
       else:
         continue
       self._tokenizer.add_tokens([token])
-      known[name] = token
+      tokens[name] = token
 
   def _call(self, name, *args, **kwargs):
     """What the library's method gives; it finds some faults of a file late."""
@@ -160,7 +162,7 @@ class FileTokenizer:
     return _guarded(what, getattr(self._tokenizer, name), *args, **kwargs)
 
   @property
-  def eod(self):
+  def eod(self) -> int:
     """The id between two documents: the eos_token that the files declare, else
     the special token of one of EOD_NAMES.
 
@@ -169,12 +171,12 @@ class FileTokenizer:
     """
     return self._eod[1]
 
-  def require_eod(self):
+  def require_eod(self) -> None:
     """Refuses a tokenizer without a token between documents."""
-    return self._eod
+    _ = self._eod
 
   @functools.cached_property
-  def _eod(self):
+  def _eod(self) -> tuple[str, int]:
     """(name, id)"""
     name = self._files.named.get('eos_token')
     if name is not None:
@@ -200,31 +202,32 @@ class FileTokenizer:
     return self._vocabulary[name]
 
   @functools.cached_property
-  def ends(self):
+  def ends(self) -> set[int]:
     """The ids before which a model's text ends, by its own files."""
-    return self._files.ends()
+    return self._files.find_ends()
 
   @functools.cached_property
-  def _begins(self):
-    """(own, ids before a prompt, ids after it), as `TokenFiles.begins`."""
-    own, *wanted = self._files.begins()
-    found = []
+  def _affixes(self) -> tuple[bool, list[int], list[int]]:
+    """(own, ids before a prompt, ids after it), see `TokenFiles`."""
+    own, *wanted = self._files.find_affixes()
+    affixes: list[list[int]] = []
     for role, want in zip(('bos_token', 'eos_token'), wanted, strict=True):
-      found.append([])
+      affixes.append([])
       if want and role not in self._files.named:
         raise ConfigError(
           f'{self._folder}/tokenizer_config.json: add_{role} is'
           f' true and there is no {role}; declare it, or take add_{role} out'
         )
       if want:
-        found[-1].append(self._id(role, self._files.named[role]))
-    if own and found[0]:
+        affixes[-1].append(self._id(role, self._files.named[role]))
+    before, after = affixes
+    if own and before:
       already = self._call('encode', '', add_special_tokens=True).ids
-      found[0] = [i for i in found[0] if i not in already]
-    return own, *found
+      before = [i for i in before if i not in already]
+    return own, before, after
 
-  def prompt(self, text, special=True):
-    """Ids (list) of a prompt; with `special` what the tokenizer puts before it
+  def encode_prompt(self, text: str, special: bool = True) -> list[int]:
+    """The ids of a prompt; with `special` what the tokenizer puts before it
     and after it is there, which a chat template has written itself.
 
     Raises:
@@ -234,40 +237,40 @@ class FileTokenizer:
     self._tokenizer.encode_special_tokens = False
     if not special:
       return self._call('encode', text, add_special_tokens=False).ids
-    own, before, after = self._begins
+    own, before, after = self._affixes
     ids = self._call('encode', text, add_special_tokens=own).ids
     return [*before, *ids, *after]
 
-  def chat(self, message):
+  def format_chat(self, message: str) -> str:
     """A user's message as the model's chat template puts it.
 
     Raises:
       ConfigError: there is no template, it refuses the message, or fails.
     """
-    found = self._files.template()
-    if found is None:
+    template = self._files.find_template()
+    if template is None:
       raise ConfigError(
         f'{self._folder}: no chat template; leave --chat out, or'
         ' add a chat_template.jinja'
       )
-    return chat_template.render(*found, message, self._files.named)
+    return chat_template.render_template(*template, message, self._files.named)
 
-  def encode(self, text):
+  def encode(self, text: str) -> np.ndarray:
     """int32 [T]: the ids of a plain text, no special token added."""
     require_utf8(text, 'the text')
     return np.array(self._plain([text])[0], np.int32)
 
   def _plain(self, texts):
     self._tokenizer.encode_special_tokens = True
-    found = self._call('encode_batch', texts, add_special_tokens=False)
-    return [one.ids for one in found]
+    encodings = self._call('encode_batch', texts, add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
 
-  def decode(self, ids):
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """The text of `ids`, without special tokens."""
     return self._call('decode', np.asarray(ids, np.int64).tolist())
 
-  def encode_documents(self, documents):
-    """A list with the ids (int32) of every `Document`. Tells on stderr how
+  def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
+    """The ids (int32) of every document. Tells on stderr how
     many are not what their ids spell.
 
     Raises:
@@ -275,7 +278,9 @@ class FileTokenizer:
     """
     total = sum(len(d.content) for d in documents)
     progress = Progress('tokenized', total, 'MB', 10**6)
-    arrays, batch, size = [], [], 0
+    arrays: list[np.ndarray] = []
+    batch: list[Document] = []
+    size = 0
     trip = RoundTrip()
     for i, document in enumerate(documents):
       batch.append(document)
@@ -301,11 +306,11 @@ class FileTokenizer:
   def _encode(self, documents, trip):
     texts = [_decode(document) for document in documents]
     ids = self._plain(texts)
-    spelt = self._call('decode_batch', ids, skip_special_tokens=False)
-    arrays = [np.array(found, np.int32) for found in ids]
+    decoded = self._call('decode_batch', ids, skip_special_tokens=False)
+    arrays = [np.array(row, np.int32) for row in ids]
     name, eod = self._eod
     for document, text, again, array in zip(
-      documents, texts, spelt, arrays, strict=True
+      documents, texts, decoded, arrays, strict=True
     ):
       if (array == eod).any():
         raise ConfigError(
@@ -330,6 +335,9 @@ def _guarded(what, function, *args, **kwargs):
     raise ConfigError(f'{what}: {text}') from error
 
 
+Tokenizer = ByteTokenizer | FileTokenizer
+
+
 class RoundTrip:
   """Counts documents that are not what their ids spell.
 
@@ -342,7 +350,7 @@ class RoundTrip:
   def __init__(self):
     self.documents, self.bytes, self.example = 0, 0, ''
 
-  def compare(self, document, text, again):
+  def compare(self, document: Document, text: str, again: str) -> None:
     """Counts `document` if its `text` came back as `again`, another one."""
     if text == again or _same(text) == _same(again):
       return

@@ -1,42 +1,73 @@
 """Loss and bits per byte on held-out text, or on any."""
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
-from deltanet_jax.data.rows import Rows
+from deltanet_jax.config.experiment import ModelConfig
+from deltanet_jax.data.files import Document
+from deltanet_jax.data.rows import HostBatch, Rows
+from deltanet_jax.data.tokenizer import Tokenizer
 from deltanet_jax.model import HybridLM
 from deltanet_jax.objectives.next_token import make_loss
-from deltanet_jax.objectives.score import add_up
+from deltanet_jax.objectives.score import Score, sum_scores
 from deltanet_jax.parallel import sharding
+from deltanet_jax.parallel.sharding import Batch, Params
 from deltanet_jax.progress import Progress
 
-
-def score_documents(cfg, params, documents, tokenizer, **how):
-  """The `Score` of `Document`s; arguments as of `over_documents`."""
-  return add_up(
-    over_documents(make_loss, cfg, params, documents, tokenizer, **how),
-    tokenizer.eod,
-  )
+Scoring = Callable[[Params, Batch], jax.Array]
 
 
-def over_documents(
-  make,
-  cfg,
-  params,
-  documents,
-  tokenizer,
+def score_documents(
+  cfg: ModelConfig,
+  params: Params,
+  documents: Sequence[Document],
+  tokenizer: Tokenizer,
   *,
-  dtype,
-  mesh,
-  seq_len,
-  batch,
-  stream=None,
-):
-  """Yields (batch, what the model makes of it) over `Document`s, packed into
-  rows as in training.
+  dtype: DTypeLike,
+  mesh: Mesh,
+  seq_len: int,
+  batch: int,
+  stream: TextIO | None = None,
+) -> Score:
+  """The `Score` of documents; arguments as of `run_documents`."""
+  losses = run_documents(
+    make_loss,
+    cfg,
+    params,
+    documents,
+    tokenizer,
+    dtype=dtype,
+    mesh=mesh,
+    seq_len=seq_len,
+    batch=batch,
+    stream=stream,
+  )
+  return sum_scores(losses, tokenizer.eod)
 
-  make: (cfg, dtype) -> the function (params, batch) -> arrays
-  cfg: ModelConfig   params: on `mesh`   dtype: of the computation
+
+def run_documents(
+  make: Callable[[ModelConfig, DTypeLike], Scoring],
+  cfg: ModelConfig,
+  params: Params,
+  documents: Sequence[Document],
+  tokenizer: Tokenizer,
+  *,
+  dtype: DTypeLike,
+  mesh: Mesh,
+  seq_len: int,
+  batch: int,
+  stream: TextIO | None = None,
+) -> Iterator[tuple[HostBatch, np.ndarray]]:
+  """Yields (batch, what the function of `make` says of it) over documents,
+  packed into rows as in training.
+
+  params: on `mesh`   dtype: of the computation
   batch: rows at a time, a multiple of mesh.data x mesh.fsdp
 
   Every token of a document and the end after it is predicted once, from what
@@ -49,18 +80,18 @@ def over_documents(
   home = sharding.batch_sharding(mesh)
   call = jax.jit(make(cfg, jnp.dtype(dtype)), in_shardings=(places, home))
   progress = Progress('scored', rows.tokens, 'tokens', stream=stream)
-  for one in rows.batches(batch):
+  for host_batch in rows.make_batches(batch):
     with jax.set_mesh(mesh):
-      found = jax.device_get(call(params, jax.device_put(one, home)))
-    yield one, found
-    progress.add(int(one['weights'].sum()))
+      output = jax.device_get(call(params, jax.device_put(host_batch, home)))
+    yield host_batch, output
+    progress.add(int(host_batch['weights'].sum()))
   progress.end()
 
 
-def make_token_nats(cfg, dtype):
+def make_token_nats(cfg: ModelConfig, dtype: DTypeLike) -> Scoring:
   """The function (params, batch) -> nats of every target, [B,T] float32.
 
-  cfg: ModelConfig   batch: as for `make_loss`, whose sum of weights times
+  batch: as for `make_loss`, whose sum of weights times
   nats is linear in the weights: the nats are its gradient by them, and no more
   than a block's logits are held. Padding has nats too; its segment is 0.
   """

@@ -7,11 +7,19 @@ loss over all tokens may be the same (arXiv:2312.04927).
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TextIO
 
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.experiment import ModelConfig
+from deltanet_jax.data.files import Document
+from deltanet_jax.data.tokenizer import Tokenizer
 from deltanet_jax.evals import perplexity
+from deltanet_jax.objectives.score import Score, sum_scores
+from deltanet_jax.parallel.sharding import Params
 
 RESAMPLES = 2000
 POWERS = tuple(4**i for i in range(1, 11))
@@ -34,12 +42,14 @@ class Share(NamedTuple):
   high: float | None
 
   @property
-  def bits(self):
+  def bits(self) -> float:
     """Bits per token; per byte if tokens are bytes."""
     return self.nats / math.log(2)
 
 
-def earlier(tokens, segment_ids, n):
+def find_earlier(
+  tokens: np.ndarray, segment_ids: np.ndarray, n: int
+) -> np.ndarray:
   """int64 [B,T]: how far back the n tokens that end here last stood, or 0.
 
   tokens, segment_ids [B,T]: only a run of one number other than 0 in a row of
@@ -70,14 +80,22 @@ def earlier(tokens, segment_ids, n):
   return distance.reshape(tokens.shape)
 
 
-def table(tokens, nats, segment_ids, *, lengths=(4, 16), edges=POWERS, seed=0):
+def compute_shares(
+  tokens: np.ndarray,
+  nats: np.ndarray,
+  segment_ids: np.ndarray,
+  *,
+  lengths: Sequence[int] = (4, 16),
+  edges: Sequence[int] = POWERS,
+  seed: int = 0,
+) -> list[Share]:
   """`Share`s at every n of `lengths`: new tokens, repeated ones, and these by
   distance: [1, edges[0]), [edges[0], edges[1]), ...; only those that occur.
 
   tokens [B,T]: the tokens that were predicted (targets), nats [B,T]: what each
-  cost, segment_ids [B,T]: as for `earlier`. The intervals resample documents,
-  whose tokens are not independent. For two models give the difference of their
-  nats: that pairs them document by document.
+  cost, segment_ids [B,T]: as for `find_earlier`. The intervals resample
+  documents, whose tokens are not independent. For two models give the
+  difference of their nats: that pairs them document by document.
 
   The first n - 1 tokens of a document are new. A document cut in two by the
   end of a row is two: no model here sees past its row.
@@ -97,18 +115,16 @@ def table(tokens, nats, segment_ids, *, lengths=(4, 16), edges=POWERS, seed=0):
   document = _documents(segments)[0].reshape(nats.shape)
   shares = []
   for n in lengths:
-    distance = earlier(tokens, segments, n)
-    bounds = [1, *edges, None] if edges else []  # else as the part above
-    parts = [(None, None, distance == 0), (1, None, distance > 0)]
-    for near, far in zip(bounds[:-1], bounds[1:], strict=True):
-      far_enough = distance >= near
-      parts.append(
-        (
-          near,
-          far,
-          far_enough if far is None else far_enough & (distance < far),
-        )
-      )
+    distance = find_earlier(tokens, segments, n)
+    parts: list[tuple[int | None, int | None, np.ndarray]] = [
+      (None, None, distance == 0),
+      (1, None, distance > 0),
+    ]
+    if edges:
+      starts, ends = [1, *edges], [*edges, None]
+      for start, end in zip(starts, ends, strict=True):
+        nearer = True if end is None else distance < end
+        parts.append((start, end, (distance >= start) & nearer))
     for near, far, part in parts:
       part = part & real
       if part.any():
@@ -117,34 +133,57 @@ def table(tokens, nats, segment_ids, *, lengths=(4, 16), edges=POWERS, seed=0):
   return shares
 
 
-def score_documents(cfg, params, documents, tokenizer, lengths, **how):
-  """(Score, `table`) of `Document`s at the `lengths`; other arguments as of
-  `perplexity.over_documents`."""
+def score_documents(
+  cfg: ModelConfig,
+  params: Params,
+  documents: Sequence[Document],
+  tokenizer: Tokenizer,
+  lengths: Sequence[int],
+  *,
+  dtype: DTypeLike,
+  mesh: Mesh,
+  seq_len: int,
+  batch: int,
+  stream: TextIO | None = None,
+) -> tuple[Score, list[Share]]:
+  """(Score, `compute_shares`) of documents at the `lengths`; other arguments
+  as of `perplexity.run_documents`."""
   tokens, nats, segments, sums = [], [], [], []
-  for batch, one in perplexity.over_documents(
-    perplexity.make_token_nats, cfg, params, documents, tokenizer, **how
+  for host_batch, batch_nats in perplexity.run_documents(
+    perplexity.make_token_nats,
+    cfg,
+    params,
+    documents,
+    tokenizer,
+    dtype=dtype,
+    mesh=mesh,
+    seq_len=seq_len,
+    batch=batch,
+    stream=stream,
   ):
-    tokens.append(batch['targets'])
-    nats.append(one)
-    segments.append(batch['segment_ids'])
-    weighted = np.sum(batch['weights'] * one, dtype=np.float64)
-    sums.append(({k: batch[k] for k in ('weights', 'targets')}, weighted))
+    tokens.append(host_batch['targets'])
+    nats.append(batch_nats)
+    segments.append(host_batch['segment_ids'])
+    weighted = np.sum(host_batch['weights'] * batch_nats, dtype=np.float64)
+    needed = {name: host_batch[name] for name in ('weights', 'targets')}
+    sums.append((needed, weighted))
   join = np.concatenate
-  shares = table(join(tokens), join(nats), join(segments), lengths=lengths)
-  return perplexity.add_up(sums, tokenizer.eod), shares
+  shares = compute_shares(
+    join(tokens), join(nats), join(segments), lengths=lengths
+  )
+  return sum_scores(sums, tokenizer.eod), shares
 
 
-def text(shares):
+def format_shares(shares: Sequence[Share]) -> str:
   """The table to read, in nats per token."""
   lines = [f'{"n":>3}  {"distance":>18} {"tokens":>10} {"nats":>8}  95%']
   for s in shares:
-    where = 'new' if s.near is None else f'{s.near:,} to '
-    if s.near is not None:
-      where = (
-        'repeated'
-        if (s.near, s.far) == (1, None)
-        else where + (f'{s.far - 1:,}' if s.far else 'any')
-      )
+    if s.near is None:
+      where = 'new'
+    elif (s.near, s.far) == (1, None):
+      where = 'repeated'
+    else:
+      where = f'{s.near:,} to ' + (f'{s.far - 1:,}' if s.far else 'any')
     range_ = '-' if s.low is None else f'{s.low:.3f} to {s.high:.3f}'
     lines.append(
       f'{s.n:>3}  {where:>18} {s.tokens:>10,} {s.nats:>8.3f}  {range_}'

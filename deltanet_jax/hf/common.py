@@ -1,21 +1,45 @@
 """What the families share: a Family, rules of attention and MLP, key groups."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from deltanet_jax.config import ConfigError, pattern
-from deltanet_jax.config.experiment import MLPConfig, ModelConfig
-from deltanet_jax.hf.keys import Keys, agreed
-from deltanet_jax.hf.layout import Flat, Linear, Same, rule
+from deltanet_jax.config.experiment import (
+  Layer,
+  MLPConfig,
+  ModelConfig,
+  MoEConfig,
+)
+from deltanet_jax.config.mixers import (
+  AttentionConfig,
+  GatedDeltaNetConfig,
+  MixerConfig,
+)
+from deltanet_jax.hf import rope
+from deltanet_jax.hf.files import Tensors
+from deltanet_jax.hf.keys import ConfigKeys, get_agreed
+from deltanet_jax.hf.layout import (
+  Flat,
+  Linear,
+  Rules,
+  Same,
+  TensorRule,
+  make_rule,
+)
+from deltanet_jax.hf.names import Json
+
+Mixer = TypeVar('Mixer', bound=MixerConfig)
+Ffn = TypeVar('Ffn', MLPConfig, MoEConfig)
 
 
 class Mtp(NamedTuple):
   """How a family stores the block of its multi-token prediction."""
 
-  marker: Callable  # ModelConfig -> a tensor that only folders with it have
-  layer: Callable  # ModelConfig -> the block's Layer
-  rules: Callable  # ModelConfig -> rules, our names from the top
-  copies: Callable  # ModelConfig -> rules of tensors that repeat others
+  # a tensor that only folders with it have
+  marker: Callable[[ModelConfig], str]
+  layer: Callable[[ModelConfig], Layer]  # the block's
+  rules: Callable[[ModelConfig], Rules]  # our names from the top
+  copies: Callable[[ModelConfig], Rules]  # of tensors that repeat others
 
 
 class Family(NamedTuple):
@@ -23,17 +47,18 @@ class Family(NamedTuple):
 
   name: str
   model_types: tuple[str, ...]  # of config.json
-  read: Callable  # Keys -> ModelConfig
-  write: Callable  # ModelConfig -> dict, the released config.json
-  top_rules: Callable  # ModelConfig -> rules outside the layers
-  layer_rules: tuple[Callable, ...]  # Layer -> its rules, one for each way
-  # in which folders are found; the first is the released one
+  read_config: Callable[[ConfigKeys], ModelConfig]
+  write_config: Callable[[ModelConfig], Json]  # the released config.json
+  make_top_rules: Callable[[ModelConfig], Rules]  # outside the layers
+  # one for each way in which folders are found; the first is the released one
+  layer_rules: tuple[Callable[[Layer], Rules], ...]
   ignored: tuple[str, ...] = ()  # patterns of tensors that we do not need
   spellings: tuple[tuple[str, str], ...] = ()  # pattern, other names of it
   mtp: Mtp | None = None
-  harmless: dict = {}  # reason -> keys that do not change the function
-  source: Callable = lambda source: source  # files.Tensors of a folder -> the
-  # same with every tensor in its released shape
+  # reason -> keys that do not change the function
+  harmless: Mapping[str, str] = {}
+  # of a folder -> the same with every tensor in its released shape
+  restore_shapes: Callable[[Tensors], Tensors] = lambda tensors: tensors
 
 
 # of every family
@@ -78,7 +103,7 @@ HARMLESS = {
 }
 
 
-def harmless(family):
+def collect_harmless_keys(family: Family) -> set[str]:
   """Every key of a config.json that may say what it likes."""
   return {
     key
@@ -88,7 +113,12 @@ def harmless(family):
   }
 
 
-def model_config(keys, layers, eps=1e-6, **more):
+def make_model_config(
+  keys: ConfigKeys,
+  layers: Sequence[Layer],
+  eps: float = 1e-6,
+  zero_centred: bool = False,
+) -> ModelConfig:
   """A ModelConfig of the keys that all families have.
 
   eps: of the norms, where the file has none
@@ -96,7 +126,7 @@ def model_config(keys, layers, eps=1e-6, **more):
   keys.require('hidden_act', 'silu', 'swish', default='silu')
   keys.top.without('per_layer_config')
   keys.without('per_layer_config')
-  prefix, period, repeats, suffix = pattern.fold(layers)
+  prefix, period, repeats, suffix = pattern.fold_layers(layers)
   places = {id(place): place for place in (keys, keys.top)}.values()
   return ModelConfig(
     vocab=keys.size('vocab_size'),
@@ -105,36 +135,72 @@ def model_config(keys, layers, eps=1e-6, **more):
     period=period,
     repeats=repeats,
     suffix=suffix,
-    tied=agreed(
-      Keys.flag, [(place, 'tie_word_embeddings') for place in places], False
+    tied=get_agreed(
+      ConfigKeys.flag,
+      [(place, 'tie_word_embeddings') for place in places],
+      False,
     ),
     norm_eps=keys.number('rms_norm_eps', default=eps),
-    **more,
+    zero_centred=zero_centred,
   )
 
 
-def heads(keys, kv_heads=None, width=None):
-  """heads, kv_heads and head_dim of softmax attention.
+def read_attention(
+  keys: ConfigKeys,
+  *,
+  kv_heads: int | None = None,
+  width: int | None = None,
+  eps: float = 1e-6,
+  positions: Callable[[ConfigKeys, int], rope.Positions] = rope.read_positions,
+  **parts: bool,
+) -> AttentionConfig:
+  """Softmax attention.
 
-  kv_heads, width: where the file has none; None: as many as heads, and
-  hidden_size / heads
+  kv_heads, width, eps: where the file has none; None: as many as heads, and
+  hidden_size / heads   parts: qk_norm and others that the class has
   """
-  count = keys.size('num_attention_heads')
-  whole = keys.size('hidden_size') // count
+  heads = keys.size('num_attention_heads')
+  whole = keys.size('hidden_size') // heads
+  kv_heads = keys.size(
+    'num_key_value_heads', default=kv_heads or heads, null=heads
+  )
+  width = keys.size('head_dim', default=width, null=whole) or whole
+  return AttentionConfig(
+    heads,
+    kv_heads,
+    width,
+    **positions(keys, width),
+    norm_eps=keys.number('rms_norm_eps', default=eps),
+    **parts,
+  )
+
+
+def write_attention(mixer: AttentionConfig) -> Json:
+  """The sizes that `read_attention` reads."""
   return {
-    'heads': count,
-    'kv_heads': keys.size(
-      'num_key_value_heads', default=kv_heads or count, null=count
-    ),
-    'head_dim': keys.size('head_dim', default=width, null=whole) or whole,
+    'num_attention_heads': mixer.heads,
+    'num_key_value_heads': mixer.kv_heads,
+    'head_dim': mixer.head_dim,
   }
 
 
-def mlp(keys):
+def write_delta(mixer: GatedDeltaNetConfig) -> Json:
+  """The sizes of a Gated DeltaNet."""
+  return {
+    'linear_num_key_heads': mixer.key_heads,
+    'linear_num_value_heads': mixer.value_heads,
+    'linear_key_head_dim': mixer.key_dim,
+    'linear_value_head_dim': mixer.value_dim,
+    'linear_conv_kernel_dim': mixer.conv,
+  }
+
+
+def read_mlp(keys: ConfigKeys) -> MLPConfig:
+  """The dense feed-forward part."""
   return MLPConfig(keys.size('intermediate_size'))
 
 
-def dense_layers(keys, default):
+def read_dense_layers(keys: ConfigKeys, default: int) -> list[bool]:
   """For each layer, whether its feed-forward part is an MLP and not experts.
 
   default: how many of the first ones are, where the file does not say
@@ -152,7 +218,9 @@ def dense_layers(keys, default):
   return kinds
 
 
-def top_keys(cfg, model_type, architecture):
+def write_top_keys(
+  cfg: ModelConfig, model_type: str, architecture: str
+) -> Json:
   """What every released config.json begins with."""
   return {
     'architectures': [architecture],
@@ -166,20 +234,21 @@ def top_keys(cfg, model_type, architecture):
   }
 
 
-def of_kind(cfg, kind):
+def find_mixer(cfg: ModelConfig, kind: type[Mixer]) -> Mixer:
   """The first mixer of a kind in the model."""
   return next(
     layer.mixer for layer in cfg.layers if isinstance(layer.mixer, kind)
   )
 
 
-def ffn_of_kind(cfg, kind):
-  """The first feed-forward layer of a kind in the model, or None."""
-  ffns = (layer.ffn for layer in cfg.layers if isinstance(layer.ffn, kind))
-  return next(ffns, None)
+def find_ffn(cfg: ModelConfig, kind: type[Ffn]) -> Ffn:
+  """The first feed-forward part of a kind in the model."""
+  return next(layer.ffn for layer in cfg.layers if isinstance(layer.ffn, kind))
 
 
-def layer_types(cfg, attention):
+def write_layer_types(
+  cfg: ModelConfig, attention: type[MixerConfig]
+) -> list[str]:
   """transformers' names of the layers' kinds."""
   return [
     'full_attention'
@@ -189,26 +258,26 @@ def layer_types(cfg, attention):
   ]
 
 
-def top_rules(cfg, prefix='model.'):
+def make_top_rules(cfg: ModelConfig) -> Rules:
   """Embedding, last norm and head."""
   rules = [
-    rule(f'{prefix}embed_tokens.weight', 'backbone.embed'),
-    rule(f'{prefix}norm.weight', 'backbone.norm.scale'),
+    make_rule('model.embed_tokens.weight', 'backbone.embed'),
+    make_rule('model.norm.weight', 'backbone.norm.scale'),
   ]
   if not cfg.tied:
-    rules.append(rule('lm_head.weight', 'head.w', Linear()))
-  return rules
+    rules.append(make_rule('lm_head.weight', 'head.w', Linear()))
+  return tuple(rules)
 
 
-def copies(cfg):
+def make_copies(cfg: ModelConfig) -> Rules:
   """Tensors that a folder may have though the model has no such weight."""
-  return (rule('lm_head.weight', 'backbone.embed'),) if cfg.tied else ()
+  return (make_rule('lm_head.weight', 'backbone.embed'),) if cfg.tied else ()
 
 
-def moved(rules, to, ours):
+def move_rules(rules: Iterable[TensorRule], to: str, ours: str) -> Rules:
   """Rules of a layer as rules of the model: at `to`, our names under `ours`."""
   return tuple(
-    rule(
+    make_rule(
       r.name.replace(LAYER, to),
       ' '.join(f'{ours}{x}' for x in r.ours),
       r.layout,
@@ -219,56 +288,68 @@ def moved(rules, to, ours):
 
 LAYER = 'model.layers.{layer}.'
 NORMS = (
-  rule(f'{LAYER}input_layernorm.weight', 'mixer_norm.scale'),
-  rule(f'{LAYER}post_attention_layernorm.weight', 'ffn_norm.scale'),
+  make_rule(f'{LAYER}input_layernorm.weight', 'mixer_norm.scale'),
+  make_rule(f'{LAYER}post_attention_layernorm.weight', 'ffn_norm.scale'),
 )
 
 
-def attention_rules(cfg, at=f'{LAYER}self_attn.'):
-  """Of an AttentionConfig; a gate is interleaved with the query, per head."""
-  query = rule(f'{at}q_proj.weight', 'mixer.q.w', Linear())
+def make_attention_rules(cfg: AttentionConfig) -> Rules:
+  """A gate is interleaved with the query, per head."""
+  at = f'{LAYER}self_attn.'
+  query = make_rule(f'{at}q_proj.weight', 'mixer.q.w', Linear())
   if cfg.gate:
-    query = rule(
+    query = make_rule(
       f'{at}q_proj.weight', 'mixer.q.w mixer.gate.w', Linear(groups=cfg.heads)
     )
   norms = (
-    rule(f'{at}q_norm.weight', 'mixer.q_norm.scale', Flat()),
-    rule(f'{at}k_norm.weight', 'mixer.k_norm.scale', Flat()),
+    make_rule(f'{at}q_norm.weight', 'mixer.q_norm.scale', Flat()),
+    make_rule(f'{at}k_norm.weight', 'mixer.k_norm.scale', Flat()),
   )
   return (
     query,
-    rule(f'{at}k_proj.weight', 'mixer.k.w', Linear()),
-    rule(f'{at}v_proj.weight', 'mixer.v.w', Linear()),
-    rule(f'{at}o_proj.weight', 'mixer.o.w', Linear(inward=2)),
+    make_rule(f'{at}k_proj.weight', 'mixer.k.w', Linear()),
+    make_rule(f'{at}v_proj.weight', 'mixer.v.w', Linear()),
+    make_rule(f'{at}o_proj.weight', 'mixer.o.w', Linear(inward=2)),
     *(norms if cfg.qk_norm else ()),
   )
 
 
-def mlp_rules(at=f'{LAYER}mlp.', ours='ffn.'):
+def make_mlp_rules(at: str = f'{LAYER}mlp.', ours: str = 'ffn.') -> Rules:
+  """Of an MLP at `at`, our names under `ours`."""
   return tuple(
-    rule(f'{at}{name}_proj.weight', f'{ours}{name}.w', Linear())
+    make_rule(f'{at}{name}_proj.weight', f'{ours}{name}.w', Linear())
     for name in ('gate', 'up', 'down')
   )
 
 
-def moe_rules(cfg, at, names, bias=None, shared=None):
-  """Of a MoEConfig, the experts one by one.
+def make_moe_rules(
+  cfg: MoEConfig,
+  at: str,
+  names: tuple[str, str, str],
+  bias: str | None = None,
+  shared: str | None = None,
+) -> Rules:
+  """The experts one by one.
 
   at: where the layer's experts are    names: of gate, up and down
   bias: of the correction              shared: of the shared expert
   """
-  rules = [rule(f'{at}gate.weight', 'ffn.router.w', Linear())]
+  rules = [make_rule(f'{at}gate.weight', 'ffn.router.w', Linear())]
   for released, name in zip(names, ('gate', 'up', 'down'), strict=True):
     rules.append(
-      rule(f'{at}experts.{{expert}}.{released}.weight', f'ffn.{name}', Linear())
+      make_rule(
+        f'{at}experts.{{expert}}.{released}.weight', f'ffn.{name}', Linear()
+      )
     )
   if cfg.bias:
-    rules.append(rule(f'{at}{bias}', 'ffn.bias', Same()))
+    rules.append(make_rule(f'{at}{bias}', 'ffn.bias', Same()))
   if cfg.shared:
-    rules += mlp_rules(f'{at}{shared}.', 'ffn.shared.')
+    rules += make_mlp_rules(f'{at}{shared}.', 'ffn.shared.')
   if cfg.shared_gate:
     rules.append(
-      rule(f'{at}{shared}_gate.weight', 'ffn.shared_gate.w', Flat(before=1))
+      make_rule(
+        f'{at}{shared}_gate.weight', 'ffn.shared_gate.w', Flat(before=1)
+      )
     )
   return tuple(rules)
 

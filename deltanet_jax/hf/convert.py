@@ -18,54 +18,67 @@ import json
 import logging
 import math
 import pathlib
-import reprlib
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import write_text
-from deltanet_jax.hf import families, files, keys, names, pieces, plan, store
+from deltanet_jax.hf import families, files, names, output, pieces, plan, store
+from deltanet_jax.hf.common import Family
+from deltanet_jax.hf.converted import (
+  BESIDE,
+  FORMAT,
+  RECORD,
+  Converted,
+  Record,
+  is_converted,
+)
+from deltanet_jax.hf.layout import Shape
+from deltanet_jax.hf.names import Json
+from deltanet_jax.hf.output import Described
 from deltanet_jax.hf.pieces import ConversionError
+from deltanet_jax.hf.plan import Entry
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
+from deltanet_jax.parallel.sharding import Params
 from deltanet_jax.progress import Progress
 
-RECORD, BESIDE = 'converted.json', 'scales.safetensors'
-FORMAT = 2
 
-
-def to_orbax(source, target):
+def convert_to_orbax(
+  source: str | pathlib.Path, target: str | pathlib.Path
+) -> None:
   """Converts a released folder.
 
   Raises:
-    ConfigError: as `store.load`, or `target` holds something else. Nothing is
-      left of a conversion that began with this call.
+    ConfigError: as `store.load_model`, or `target` holds something else.
+      Nothing is left of a conversion that began with this call.
     ConversionError: a piece does not read back as it was written.
   """
   logging.getLogger('absl').setLevel(logging.ERROR)
-  family, cfg = families.read(source)
-  folder = family.source(files.Folder(source))
+  family, cfg = families.read_config(source)
+  folder = family.restore_shapes(files.FolderTensors(source))
   target = pathlib.Path(target)
-  cfg = families.with_mtp(family, cfg, folder.names)
+  cfg = families.add_mtp(family, cfg, folder.names)
   shapes = sharding.abstract_params(HybridLM(cfg))
-  entries, copies = store.matched(folder, family, cfg, shapes)
+  entries, copies = store.match_tensors(folder, family, cfg, shapes)
   store.require_copies(folder, entries, copies)
-  record = _record(family, source, folder, [*entries, *copies])
-  was_there, begun = target.exists(), is_converted(target)
+  record = _make_record(family, source, folder, [*entries, *copies])
+  existed, resumed = target.exists(), is_converted(target)
   _claim(target, record)
   try:
     _write_pieces(folder, entries, shapes, target)
     _keep_beside(folder, [*entries, *copies], target)
   except ConfigError:
-    if not begun:
+    if not resumed:
       _clear(target)
-      if not was_there:
+      if not existed:
         target.rmdir()
     raise
 
 
-def _clear(folder):
+def _clear(folder: pathlib.Path) -> None:
   for path in folder.iterdir():
     if path.is_dir():
       shutil.rmtree(path)
@@ -73,50 +86,63 @@ def _clear(folder):
       path.unlink()
 
 
-def _write_pieces(folder, entries, shapes, target):
-  weights = {path: leaf.shape for path, leaf in plan.leaves(shapes)}
+def _write_pieces(
+  folder: files.Tensors,
+  entries: Sequence[Entry],
+  shapes: Params,
+  target: pathlib.Path,
+) -> None:
+  weights = {path: leaf.shape for path, leaf in plan.list_leaves(shapes)}
   places = {
-    entry.name: [pieces.place(slot, weights[slot.path]) for slot in entry.slots]
+    entry.name: [
+      pieces.locate_slot(slot, weights[slot.path]) for slot in entry.slots
+    ]
     for entry in entries
   }
-  writer = pieces.Writer(target, sum(places.values(), []))
+  writer = pieces.PieceWriter(target, sum(places.values(), []))
   size = lambda entry: (
     math.prod(entry.shape) * folder.dtype(entry.name).itemsize
   )
   progress = Progress('converted', sum(map(size, entries)), 'MB', 10**6)
   for entry in entries:
-    found = places[entry.name]
-    if all(place.piece in writer.done for place in found):
+    own = places[entry.name]
+    if all(place.piece in writer.done for place in own):
       progress.skip(size(entry))
       continue
-    shapes_of = [slot.shape for slot in entry.slots]
-    tensor = folder.checked(entry.name)[: entry.shape[0]]
-    parts = entry.layout.split(tensor, shapes_of)
+    tensor = folder.read_checked(entry.name)[: entry.shape[0]]
+    parts = entry.layout.split(tensor, [slot.shape for slot in entry.slots])
     del tensor
     while parts:  # given away one by one, so that each is freed when written
-      writer.add(found[-len(parts)], parts.pop(0))
+      writer.add(own[-len(parts)], parts.pop(0))
     progress.add(size(entry))
   progress.end()
 
 
-def _keep_beside(folder, entries, target):
+def _keep_beside(
+  folder: files.Tensors, entries: Iterable[Entry], target: pathlib.Path
+) -> None:
   """Writes what has no place in the pieces: scales, and the rows of embeddings
   that are beyond the vocabulary, as a tensor of the same name."""
-  kept = {}
+  described: dict[str, tuple[np.dtype, Shape]] = {}
   for entry in entries:
-    if scale := folder.scale_of(entry.name):
-      kept[scale] = folder.dtype(scale), folder.shape(scale)
-    if more := store.surplus(folder, entry):
-      kept[entry.name] = folder.dtype(entry.name), (more, *entry.shape[1:])
-  if not kept or kept.keys() <= pieces.sums(target).keys():
+    if scale := folder.find_scale(entry.name):
+      described[scale] = folder.dtype(scale), folder.shape(scale)
+    if more := store.count_surplus(folder, entry):
+      described[entry.name] = folder.dtype(entry.name), (more, *entry.shape[1:])
+  if not described or described.keys() <= pieces.read_sums(target).keys():
     return
   # of a scale these are all rows
-  tensors = (folder.raw(name)[-shape[0] :] for name, (_, shape) in kept.items())
-  for name, crc in _write_checked(target / BESIDE, kept, tensors):
-    pieces.note(target, name, crc)
+  tensors = (
+    folder.read_raw(name)[-shape[0] :] for name, (_, shape) in described.items()
+  )
+  sums = _write_checked(target / BESIDE, described, tensors)
+  for name, crc in sums.items():
+    pieces.add_sum(target, name, crc)
 
 
-def to_released(source, target):
+def convert_to_released(
+  source: str | pathlib.Path, target: str | pathlib.Path
+) -> None:
   """Converts a converted folder back: the same names, files, types, values; of
   an Olmo Hybrid that transformers saved, the shapes are those of the release.
 
@@ -129,12 +155,12 @@ def to_released(source, target):
     ConversionError: a piece or a file is damaged.
   """
   converted, target = Converted(source), pathlib.Path(target)
-  groups = {}
+  groups: dict[str, list[str]] = {}
   for name, file in converted.names.items():
     groups.setdefault(file, []).append(name)
   settings = converted.record['config']
-  held = files.held(target, groups, settings)
-  for file in held:
+  written = output.find_written(target, groups, settings)
+  for file in written:
     if not _holds(target / file, converted, groups[file]):
       raise ConfigError(
         f'{target / file} holds other weights; give another --to'
@@ -143,7 +169,7 @@ def to_released(source, target):
   total = sum(map(converted.size, converted.names))
   progress = Progress('converted', total, 'MB', 10**6)
   for file, group in sorted(groups.items()):
-    if file in held:
+    if file in written:
       progress.skip(sum(map(converted.size, group)))
       continue
     described = {
@@ -153,150 +179,53 @@ def to_released(source, target):
       target / file, described, _counted(converted, group, progress)
     )
   progress.end()
-  files.write_index(
+  output.write_index(
     target, [groups[file] for file in sorted(groups)], sorted(groups), total
   )
-  _copy_text(source, target)
+  store.copy_text(pathlib.Path(source), target)
   text = json.dumps(settings, indent=2) + '\n'
   write_text(target / 'config.json', text)
 
 
-def _holds(path, converted, group):
+def _holds(path: pathlib.Path, converted: Converted, group: list[str]) -> bool:
   """Whether a file holds these tensors with the values of a conversion."""
-  found = files.File(path)
-  if found.header.keys() != set(group):
+  file = files.File(path)
+  if file.header.keys() != set(group):
     return False
   same = lambda name: (
-    found.header[name]['dtype'] == files.NAMES[converted.dtype(name)]
-    and tuple(found.header[name]['shape']) == converted.shape(name)
-    and pieces.crc(found.read(name)) == pieces.crc(converted.raw(name))
+    file.header[name]['dtype'] == files.NAMES[converted.dtype(name)]
+    and tuple(file.header[name]['shape']) == converted.shape(name)
+    and pieces.compute_crc(file.read(name))
+    == pieces.compute_crc(converted.read_raw(name))
   )
   return all(map(same, group))
 
 
-def _counted(converted, group, progress):
+def _counted(
+  converted: Converted, group: Iterable[str], progress: Progress
+) -> Iterator[np.ndarray]:
   for name in group:
-    yield converted.raw(name)
+    yield converted.read_raw(name)
     progress.add(converted.size(name))
 
 
-def load(source, *, dtype=np.float32, mesh=None):
-  """(model, params) of a converted folder, as `store.load`."""
-  converted = Converted(source)
-  model = store.ReleasedLM(converted.cfg, dtype, family=converted.family.name)
-  return model, store.fill(converted, converted.own, model, mesh)
+def _make_record(
+  family: Family,
+  source: str | pathlib.Path,
+  folder: files.Tensors,
+  entries: Iterable[Entry],
+) -> Record:
+  def describe(name: str, kind: str = '') -> list[object]:
+    kind = kind or folder.dtype(name).name
+    return [folder.names[name], kind, folder.shape(name)]
 
-
-def is_converted(folder):
-  return (pathlib.Path(folder) / RECORD).is_file()
-
-
-def read_record(folder):
-  """What converted.json holds.
-
-  Raises:
-    ConfigError: there is none, or it is of another version.
-  """
-  path = pathlib.Path(folder) / RECORD
-  if not path.is_file():
-    raise ConfigError(f'{path}: no such file; give a converted folder')
-  record = names.read_json(path)
-  if record.get('format') != FORMAT:
-    found = reprlib.repr(record.get('format'))
-    raise ConfigError(
-      f'{path}: format {found}, and this version reads {FORMAT}; convert the'
-      ' released folder again'
-    )
-  for key in ('config', 'tensors', 'float8'):
-    if not isinstance(record.get(key), dict):
-      raise ConfigError(f'{path}: {key} is no object; convert again')
-  try:
-    families.named(record.get('family'))
-  except ConfigError as error:
-    raise ConfigError(f'{path}: {error}') from error
-  return record
-
-
-class Converted(files.Recorded):
-  """The released tensors that a converted folder holds.
-
-  Raises:
-    ConfigError: it is none, or the conversion is not finished.
-  """
-
-  def __init__(self, folder):
-    self.record = read_record(folder)
-    where = pathlib.Path(folder) / RECORD
-    tensors = self.record['tensors'] | self.record['float8']
-    super().__init__(tensors, self.record['config'], folder, where)
-    self.family = families.named(self.record['family'])
-    cfg = self.family.read(keys.Keys(self.record['config'], str(where)))
-    self.cfg = families.with_mtp(self.family, cfg, self.names)
-    shapes = sharding.abstract_params(HybridLM(self.cfg))
-    self.own, copies = store.matched(self, self.family, self.cfg, shapes)
-    self._entries = {entry.name: entry for entry in [*self.own, *copies]}
-    self._weights = {path: leaf.shape for path, leaf in plan.leaves(shapes)}
-    self._pieces = pieces.Reader(folder)
-    self._require_whole()
-
-  def _require_whole(self):
-    wanted = {
-      self._place(slot).piece for entry in self.own for slot in entry.slots
-    }
-    beside = [name for name in self.names if name not in self._entries]
-    beside += [n for n, e in self._entries.items() if store.surplus(self, e)]
-    missing = wanted.union(beside) - self._pieces.sums.keys()
-    if missing:
-      raise ConfigError(
-        f'{self.path}: {min(missing)} is not finished; run the conversion again'
-      )
-
-  def size(self, name):
-    return math.prod(self.shape(name)) * self.dtype(name).itemsize
-
-  def raw(self, name):
-    """Raises:
-    ConversionError: a piece is damaged.
-    """
-    if name not in self._entries:
-      return self._beside(name)
-    entry = self._entries[name]
-    parts = [
-      self._pieces.read(place.piece)[place.index]
-      for place in map(self._place, entry.slots)
-    ]
-    # a tensor that only repeats another may be of another type
-    found = entry.layout.join(parts).astype(self.dtype(name), copy=False)
-    if store.surplus(self, entry):
-      found = np.concatenate([found, self._beside(name)])
-    return found
-
-  def _beside(self, name):
-    path = self.path / BESIDE
-    found = files.File(path).read(name)
-    if pieces.crc(found) != self._pieces.sums[name]:
-      raise ConversionError(f'{path}: {name} differs from its checksum')
-    return found
-
-  def _place(self, slot):
-    return pieces.place(slot, self._weights[slot.path])
-
-
-def _record(family, source, folder, entries):
-  """`tensors` are as a folder without float8 has them, which is what a model
-  trained further is written as; `float8` the tensors and scales that differ.
-  """
-  found = lambda name: [
-    folder.names[name],
-    folder.dtype(name).name,
-    folder.shape(name),
-  ]
-  tensors, float8 = {}, {}
+  tensors: Json = {}
+  float8: Json = {}
   for name in (entry.name for entry in entries):
-    tensors[name] = found(name)
-    if scale := folder.scale_of(name):
-      float8 |= {name: found(name), scale: found(scale)}
-      tensors[name][1] = 'bfloat16'
+    scale = folder.find_scale(name)
+    tensors[name] = describe(name, 'bfloat16' if scale else '')
+    if scale:
+      float8 |= {name: describe(name), scale: describe(scale)}
   return {
     'format': FORMAT,
     'family': family.name,
@@ -307,7 +236,7 @@ def _record(family, source, folder, entries):
   }
 
 
-def _claim(target, record):
+def _claim(target: pathlib.Path, record: Record) -> None:
   """Starts a conversion, or goes on with the same one."""
   text = json.dumps(record, indent=1) + '\n'
   if not is_converted(target):
@@ -320,42 +249,38 @@ def _claim(target, record):
       f'{target} holds the conversion of another folder; give another --to'
     )
   (target / pieces.FOLDER).mkdir(exist_ok=True)
-  _copy_text(record['source'], target)
+  store.copy_text(pathlib.Path(record['source']), target)
 
 
-def _is_empty(folder):
-  """But for what a killed `write` leaves."""
+def _is_empty(folder: pathlib.Path) -> bool:
+  """But for what a killed `write_text` leaves."""
   return all(path.suffix == '.tmp' for path in folder.iterdir())
 
 
-def _copy_text(source, target):
-  for name in store.TEXT_FILES:
-    if (pathlib.Path(source) / name).is_file():
-      shutil.copyfile(pathlib.Path(source) / name, target / name)
-
-
-def _write_checked(path, described, tensors):
+def _write_checked(
+  path: pathlib.Path, described: Described, tensors: Iterable[np.ndarray]
+) -> dict[str, int]:
   """Writes a safetensors file, reads it back, and gives it its name. Returns
-  (tensor, CRC-32) of each.
+  the CRC-32 of every tensor.
 
   Raises:
     ConversionError: it does not read back as it was written.
   """
-  sums = {}
+  sums: dict[str, int] = {}
 
-  def summed():
+  def summed() -> Iterator[np.ndarray]:
     for name, tensor in zip(described, tensors, strict=True):
-      sums[name] = pieces.crc(tensor)
+      sums[name] = pieces.compute_crc(tensor)
       yield tensor
 
   part = path.with_name(path.name + '.part')
   try:
-    files.write_file(part, described, summed())
+    output.write_file(part, described, summed())
     written = files.File(part)
     for name, wanted in sums.items():
-      if pieces.crc(written.read(name)) != wanted:
+      if pieces.compute_crc(written.read(name)) != wanted:
         raise ConversionError(f'{part}: {name} does not read back as written')
     part.replace(path)
   finally:
     part.unlink(missing_ok=True)
-  return sums.items()
+  return sums

@@ -1,19 +1,22 @@
-"""Folders of safetensors files: read tensor by tensor, written in a stream."""
+"""Folders of safetensors files, read tensor by tensor."""
 
 import json
-import math
 import pathlib
 import reprlib
+from collections.abc import (
+  Mapping,
+)
+from typing import TypedDict
 
 import ml_dtypes
 import numpy as np
 
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import names, quantised
-from deltanet_jax.hf.names import INDEX
-from deltanet_jax.hf.quantised import BLOCK
+from deltanet_jax.hf import names, quantized
+from deltanet_jax.hf.layout import Shape
+from deltanet_jax.hf.names import Json
+from deltanet_jax.hf.quantized import BLOCK
 
-SHARD_BYTES = 5 * 10**9
 WEIGHTS = {
   'F64': np.dtype(np.float64),
   'F32': np.dtype(np.float32),
@@ -32,6 +35,14 @@ FLOAT8 = WEIGHTS['F8_E4M3']
 SCALE = '_scale_inv'
 
 
+class HeaderEntry(TypedDict):
+  """What a file's header says of a tensor."""
+
+  dtype: str
+  shape: list[int]
+  data_offsets: list[int]
+
+
 class File:
   """One safetensors file: its header, and its tensors as they are.
 
@@ -39,7 +50,7 @@ class File:
     ConfigError: it cannot be read.
   """
 
-  def __init__(self, path):
+  def __init__(self, path: pathlib.Path):
     from safetensors import SafetensorError, safe_open
 
     self._path = path
@@ -48,9 +59,9 @@ class File:
         pass  # the library checks the header, its offsets and the length
       with open(path, 'rb') as f:
         size = int.from_bytes(f.read(8), 'little')
-        self.header = json.loads(f.read(size))
+        self.header: dict[str, HeaderEntry] = json.loads(f.read(size))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-      reason = names.line(error)
+      reason = names.format_error(error)
       raise ConfigError(f'{path}: cannot be read: {reason}') from error
     self.header.pop('__metadata__', None)
     self._start = 8 + size
@@ -58,10 +69,10 @@ class File:
       if not name.isprintable():
         raise ConfigError(f'{path}: {name!r:.200} is no name of a tensor')
 
-  def read(self, name):
+  def read(self, name: str) -> np.ndarray:
     """The tensor; of a type in DTYPES."""
-    found = self.header[name]
-    dtype, (begin, end) = DTYPES[found['dtype']], found['data_offsets']
+    entry = self.header[name]
+    dtype, (begin, end) = DTYPES[entry['dtype']], entry['data_offsets']
     # read, not mapped: mapped pages of all files would count as ours
     flat = np.fromfile(
       self._path,
@@ -69,60 +80,73 @@ class File:
       (end - begin) // dtype.itemsize,
       offset=self._start + begin,
     )
-    return flat.reshape(found['shape'])
+    return flat.reshape(entry['shape'])
 
 
 class Tensors:
-  """Released tensors by name. A subclass has `path`, `settings`, the folder's
-  config.json, `names`, which maps a tensor to its file, `shape`, `dtype` and
-  `raw`, the tensor as it is stored.
-  """
+  """Released tensors by name; a subclass knows where they are stored."""
 
-  def where(self, name):
+  path: pathlib.Path
+  settings: Json  # the folder's config.json
+  names: Mapping[str, str]  # of a tensor its file
+
+  def shape(self, name: str) -> Shape:
+    """Of a tensor."""
+    raise NotImplementedError
+
+  def dtype(self, name: str) -> np.dtype:
+    """Of a tensor."""
+    raise NotImplementedError
+
+  def read_raw(self, name: str) -> np.ndarray:
+    """The tensor as it is stored."""
+    raise NotImplementedError
+
+  def where(self, name: str) -> str:
     """The tensor with its file, as errors name it."""
     return f'{self.path / self.names[name]}: {name}'
 
-  def read(self, name):
+  def read(self, name: str) -> np.ndarray:
     """The tensor; float8 is multiplied by its blocks' scales, to float32."""
-    tensor, scale = self.raw(name), self.scale_of(name)
-    return tensor if scale is None else dequantise(tensor, self._scales(scale))
+    tensor, scale = self.read_raw(name), self.find_scale(name)
+    return tensor if scale is None else dequantize(tensor, self._scales(scale))
 
-  def checked(self, name):
+  def read_checked(self, name: str) -> np.ndarray:
     """The tensor as it is stored.
 
     Raises:
       ConfigError: a value of it is not finite, or is not with its scale.
     """
-    tensor, scale = self.raw(name), self.scale_of(name)
+    tensor, scale = self.read_raw(name), self.find_scale(name)
     self.require_finite(name, tensor)
     if scale is not None:
       most = np.float32(ml_dtypes.finfo(FLOAT8).max)
       with np.errstate(over='ignore'):
-        small = finite(self._scales(scale) * most)
+        small = is_finite(self._scales(scale) * most)
       if not small:  # some product may be beyond float32
         self.require_finite(name, self.read(name))
     return tensor
 
-  def require_finite(self, name, values):
+  def require_finite(self, name: str, values: np.ndarray) -> None:
     """Raises:
     ConfigError: some of `values`, which are of this tensor, are not finite.
     """
-    if not finite(values):
+    if not is_finite(values):
       raise ConfigError(
         f'{self.where(name)} holds NaN or infinity, or what {values.dtype} does'
         ' not hold; the weights are damaged'
       )
 
-  def _scales(self, name):
+  def _scales(self, name: str) -> np.ndarray:
     """float32 scales of a float8 tensor."""
-    found = self.raw(name)
-    self.require_finite(name, found)
-    if found.dtype == EXPONENTS['U8']:
-      found = found.view(EXPONENTS['F8_E8M0'])
+    scales = self.read_raw(name)
+    self.require_finite(name, scales)
+    if scales.dtype == EXPONENTS['U8']:
+      scales = scales.view(EXPONENTS['F8_E8M0'])
     with np.errstate(over='ignore'):
-      return found.astype(np.float32)
+      return scales.astype(np.float32)
 
-  def require_type(self, name):
+  def require_type(self, name: str) -> None:
     """Refuses a weight whose type is not in WEIGHTS, or whose scales are not
     what a float8 weight has.
 
@@ -131,9 +155,9 @@ class Tensors:
     """
     if self.dtype(name) not in WEIGHTS.values():
       raise ConfigError(_no_type(self.where(name), NAMES[self.dtype(name)]))
-    self.scale_of(name)
+    self.find_scale(name)
 
-  def scale_of(self, name):
+  def find_scale(self, name: str) -> str | None:
     """The name of a float8 tensor's scales, None of another tensor.
 
     Raises:
@@ -162,7 +186,7 @@ class Tensors:
       )
     kind = self.dtype(scale)
     if kind == FLOAT8 or (
-      kind == EXPONENTS['U8'] and not quantised.exponents(self.settings)
+      kind == EXPONENTS['U8'] and not quantized.has_exponents(self.settings)
     ):
       raise ConfigError(
         f'{self.where(scale)} has type {NAMES[kind]}; expected scales of type'
@@ -171,29 +195,29 @@ class Tensors:
       )
     return scale
 
-  def is_scale(self, name):
+  def is_scale(self, name: str) -> bool:
     """Whether the tensor only scales another one."""
     return name.endswith(SCALE) and name.removesuffix(SCALE) in self.names
 
 
-class Folder(Tensors):
+class FolderTensors(Tensors):
   """The tensors of the safetensors files of a folder.
 
-  `names` maps a tensor to its file; nothing but headers is read before `read`.
+  Nothing but headers is read before `read`.
 
   Raises:
     ConfigError: no file, an unreadable one, an index that names what is not
-      there or lies elsewhere, one tensor in two files, or quantised weights.
+      there or lies elsewhere, one tensor in two files, or quantized weights.
   """
 
-  def __init__(self, path):
-    self.path = pathlib.Path(path)
-    self.names, self.settings = {}, {}
-    self._open_files = {}
+  def __init__(self, path: str | pathlib.Path):
+    self.path, self.settings = pathlib.Path(path), {}
+    self.names: dict[str, str] = {}
+    self._open_files: dict[str, File] = {}
     config = self.path / 'config.json'
     if config.is_file():
       self.settings = names.read_json(config)
-    for file in names.of_folder(self.path):
+    for file in names.list_files(self.path):
       for name in self._open(file):
         if name in self.names:
           raise ConfigError(
@@ -201,36 +225,35 @@ class Folder(Tensors):
             ' one of the files'
           )
         self.names[name] = file
-    quantised.require_none(self.settings, self.names, self.path)
+    quantized.refuse_quantized(self.settings, self.names, self.path)
 
-  def _open(self, file):
-    found = File(names.place(self.path, file))
-    self._open_files[file] = found
-    return found.header
+  def _open(self, file: str) -> dict[str, HeaderEntry]:
+    self._open_files[file] = File(names.locate_file(self.path, file))
+    return self._open_files[file].header
 
-  def shape(self, name):
+  def shape(self, name: str) -> Shape:
     return tuple(self._header(name)['shape'])
 
-  def _header(self, name):
+  def _header(self, name: str) -> HeaderEntry:
     return self._open_files[self.names[name]].header[name]
 
-  def dtype(self, name):
+  def dtype(self, name: str) -> np.dtype:
     """The numpy dtype of a tensor.
 
     Raises:
       ConfigError: a type that is no number of ours.
     """
-    found = self._header(name)['dtype']
-    if found not in DTYPES:
-      raise ConfigError(_no_type(self.where(name), found))
-    return DTYPES[found]
+    kind = self._header(name)['dtype']
+    if kind not in DTYPES:
+      raise ConfigError(_no_type(self.where(name), kind))
+    return DTYPES[kind]
 
-  def raw(self, name):
+  def read_raw(self, name: str) -> np.ndarray:
     """The tensor as it is stored."""
     return self._open_files[self.names[name]].read(name)
 
 
-class Recorded(Tensors):
+class RecordedTensors(Tensors):
   """The tensors of a released folder that may not be there any more.
 
   tensors: {name: [file, type, shape]}, as a file holds them that was written
@@ -240,39 +263,45 @@ class Recorded(Tensors):
     ConfigError: they cannot be tensors of a folder.
   """
 
-  def __init__(self, tensors, settings, path, where):
+  def __init__(
+    self,
+    tensors: Json,
+    settings: Json,
+    path: str | pathlib.Path,
+    where: str | pathlib.Path,
+  ):
     self.path, self.settings = pathlib.Path(path), settings
-    kinds = [dtype.name for dtype in NAMES]
-    for name, found in tensors.items():
-      file, dtype, shape = found if _is_list(found, 3) else (None, None, None)
-      whole = _is_list(shape) and all(type(n) is int and n >= 0 for n in shape)
-      if not (whole and dtype in kinds and name.isprintable()):
-        raise ConfigError(
-          f'{where}: {name!r:.200} is {reprlib.repr(found)}; expected a file, a'
-          ' type and a shape'
-        )
-      names.require(file, f'{where}: {name}')
-    self._tensors = tensors
-    self.names = {name: found[0] for name, found in tensors.items()}
+    kinds = {dtype.name: dtype for dtype in NAMES}
+    self.names: dict[str, str] = {}
+    self._types: dict[str, tuple[np.dtype, Shape]] = {}
+    is_size = lambda n: type(n) is int and n >= 0
+    for name, entry in tensors.items():
+      match entry:
+        case [file, str(kind), list(shape)] if (
+          kind in kinds and all(map(is_size, shape)) and name.isprintable()
+        ):
+          self.names[name] = names.require_name(file, f'{where}: {name}')
+          self._types[name] = kinds[kind], tuple(shape)
+        case _:
+          raise ConfigError(
+            f'{where}: {name!r:.200} is {reprlib.repr(entry)}; expected a file,'
+            ' a type and a shape'
+          )
 
-  def shape(self, name):
-    return tuple(self._tensors[name][2])
+  def shape(self, name: str) -> Shape:
+    return self._types[name][1]
 
-  def dtype(self, name):
-    return np.dtype(self._tensors[name][1])
-
-
-def _is_list(found, count=None):
-  return isinstance(found, list) and count in (None, len(found))
+  def dtype(self, name: str) -> np.dtype:
+    return self._types[name][0]
 
 
-def _no_type(where, found):
+def _no_type(where: str, kind: str) -> str:
   """Of an error: a tensor has no type of a weight."""
-  whole = ', as quantised weights have' if found[0] in 'IU' else ''
-  return f'{where} has type {found}{whole}; expected one of {" ".join(WEIGHTS)}'
+  whole = ', as quantized weights have' if kind[0] in 'IU' else ''
+  return f'{where} has type {kind}{whole}; expected one of {" ".join(WEIGHTS)}'
 
 
-def finite(array):
+def is_finite(array: np.ndarray) -> bool:
   """Whether no element is NaN or infinite, which have an exponent of ones."""
   if array.dtype.kind in 'iu':
     return True
@@ -284,7 +313,7 @@ def finite(array):
   return all((piece & ones).max() < ones for piece in pieces)
 
 
-def dequantise(tensor, scale):
+def dequantize(tensor: np.ndarray, scale: np.ndarray) -> np.ndarray:
   """float32 [...,R,C] = tensor [...,R,C] * scale of its 128 x 128 block."""
   columns = tensor.shape[-1]
   grown = np.repeat(scale, BLOCK, axis=-1)[..., :columns]
@@ -293,95 +322,3 @@ def dequantise(tensor, scale):
     for i in range(grown.shape[-2]):
       out[..., i * BLOCK : (i + 1) * BLOCK, :] *= grown[..., i : i + 1, :]
   return out
-
-
-def shards(sizes, limit=SHARD_BYTES):
-  """Groups of names whose bytes stay within `limit`, in order.
-
-  sizes: {name: bytes}.
-  """
-  groups, used = [[]], 0
-  for name, size in sizes.items():
-    if groups[-1] and used + size > limit:
-      groups.append([])
-      used = 0
-    groups[-1].append(name)
-    used += size
-  return groups
-
-
-def file_names(count):
-  if count == 1:
-    return ['model.safetensors']
-  return [f'model-{i + 1:05d}-of-{count:05d}.safetensors' for i in range(count)]
-
-
-def held(folder, wanted, settings):
-  """Those of the files `wanted` that a folder to be written has already.
-
-  settings: the config.json that it will have
-
-  Raises:
-    ConfigError: it has other files of weights, another config.json, or links.
-  """
-  if folder.exists() and not folder.is_dir():
-    raise ConfigError(f'{folder} is a file; give a folder')
-  found = {path.relative_to(folder) for path in folder.rglob('*.safetensors')}
-  found = {path.as_posix() for path in found}
-  others = [folder / file for file in sorted(found - set(wanted))]
-  # what is written through a link is written elsewhere
-  others += [path for path in folder.rglob('*') if path.is_symlink()]
-  if (folder / INDEX).exists() and len(wanted) < 2:
-    others.append(folder / INDEX)
-  config = folder / 'config.json'
-  if config.exists() and names.read_json(config) != settings:
-    others.append(config)
-  if others:
-    raise ConfigError(
-      f'{others[0]} is no part of what is written; give another folder'
-    )
-  return found
-
-
-def write_file(path, described, tensors):
-  """A safetensors file, one tensor in memory at a time.
-
-  described: {name: (dtype, shape)}   tensors: their values, in that order
-  """
-  header, offset = {'__metadata__': {'format': 'pt'}}, 0
-  for name, (dtype, shape) in described.items():
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    header[name] = {
-      'dtype': NAMES[np.dtype(dtype)],
-      'shape': list(shape),
-      'data_offsets': [offset, offset + size],
-    }
-    offset += size
-  text = json.dumps(header, separators=(',', ':')).encode()
-  text += b' ' * (-len(text) % 8)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + '.tmp')
-  try:
-    with open(temporary, 'wb') as f:
-      f.write(len(text).to_bytes(8, 'little'))
-      f.write(text)
-      for (dtype, _), tensor in zip(described.values(), tensors, strict=True):
-        np.ascontiguousarray(tensor, dtype).tofile(f)
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def write_index(folder, groups, files, total):
-  """The index of several files; none for one."""
-  if len(files) == 1:
-    return
-  weight_map = {
-    name: file
-    for group, file in zip(groups, files, strict=True)
-    for name in group
-  }
-  text = json.dumps(
-    {'metadata': {'total_size': total}, 'weight_map': weight_map}, indent=2
-  )
-  (folder / INDEX).write_text(text + '\n')

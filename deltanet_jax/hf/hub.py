@@ -5,48 +5,50 @@ import pathlib
 import re
 
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import names as weights
+from deltanet_jax.hf import names
 
 PREFIX = 'hub:'
 FILES = ('*.safetensors', '*.json', '*.jinja', 'merges.txt')
 _ID = re.compile(r'[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?')
 
 
-def names(given):
-  """The names under which `find` may take it, the likelier one first."""
-  path = str(pathlib.Path(given).expanduser().resolve())
-  if given.startswith(PREFIX):
-    return [given]
-  if pathlib.Path(path).is_dir() or not _ID.fullmatch(given):
+def list_names(source: str) -> list[str]:
+  """The names under which `find_folder` may take it, the likelier one first."""
+  path = str(pathlib.Path(source).expanduser().resolve())
+  if source.startswith(PREFIX):
+    return [source]
+  if pathlib.Path(path).is_dir() or not _ID.fullmatch(source):
     return [path]
-  return [PREFIX + given, path]
+  return [PREFIX + source, path]
 
 
-def find(given):
-  """The local folder of `given`: a folder, 'hub:ORG/NAME', 'ORG/NAME' that is
+def find_folder(source: str) -> pathlib.Path:
+  """The local folder of `source`: a folder, 'hub:ORG/NAME', 'ORG/NAME' that is
   no folder here, either with '@REVISION' behind.
 
   Raises:
     ConfigError: there is no such folder, or it cannot be fetched.
   """
-  name = names(given)[0]
+  name = list_names(source)[0]
   if name.startswith(PREFIX):
-    return _fetch(name.removeprefix(PREFIX), given)
+    return _fetch(name.removeprefix(PREFIX), source)
   if not pathlib.Path(name).is_dir():
     raise ConfigError(
-      f'{given}: no such folder; give the folder of a released model, or'
+      f'{source}: no such folder; give the folder of a released model, or'
       f' {PREFIX}ORG/NAME'
     )
   return pathlib.Path(name)
 
 
-def _fetch(name, given):
+def _fetch(name: str, source: str) -> pathlib.Path:
   if not _ID.fullmatch(name):
     raise ConfigError(
-      f'{given} is no id of a model; write {PREFIX}ORG/NAME or'
+      f'{source} is no id of a model; write {PREFIX}ORG/NAME or'
       f' {PREFIX}ORG/NAME@REVISION'
     )
-  here = f'{given}: ' if given.startswith(PREFIX) else f'{given}: no folder; '
+  here = (
+    f'{source}: ' if source.startswith(PREFIX) else f'{source}: no folder; '
+  )
   try:
     import huggingface_hub
   except ImportError as error:
@@ -66,7 +68,7 @@ def _fetch(name, given):
   try:
     # in folders there are other formats of the same weights
     path = fetch(list(FILES), ['*/*'])
-    more = [file for file in weights.listed(path) or () if '/' in file]
+    more = [file for file in names.list_indexed(path) or () if '/' in file]
     return fetch(more, None) if more else path
   except ConfigError:
     raise

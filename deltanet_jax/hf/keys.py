@@ -1,26 +1,35 @@
 """Reading a config.json: every key by what it may be, and which are not read.
 
 A family asks for its keys; a value that cannot be is refused with file, key and
-value. What nobody asked for is in `unread`, and `families.read` decides it.
+value. What nobody asked for is in `unread`: `families.read_config` decides it.
 """
 
 import math
 import pathlib
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Never, TypeVar, cast
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import names
+from deltanet_jax.hf.names import Json
 
-_REQUIRED = object()
+V = TypeVar('V')
+D = TypeVar('D')  # of a default
+N = TypeVar('N')  # of what null stands for
+
+# of no type: a reader without a default returns nothing else than a value
+_REQUIRED: Never = cast(Never, object())
 _MOST = sys.float_info.max
 _LAYERS = 512  # no model is deeper; a file that says more is damaged
 
 # of transformers' layer_types, with the names before version 5
+ATTENTION: dict[str | int, bool]
 ATTENTION = {'full_attention': True, 'attention': True}
 KINDS = ATTENTION | {'linear_attention': False, 'mamba': False}
 
 
-class Keys:
+class ConfigKeys:
   """The keys of a config.json, or of an object in it.
 
   The keys of a text model inside another one are those of `text_config`; `top`
@@ -31,36 +40,44 @@ class Keys:
   names is ours; all that are there must say the same.
   """
 
-  def __init__(self, found, where='config.json', at=''):
+  def __init__(self, values: Json, where: str = 'config.json', at: str = ''):
     self.where, self.at, self.top = where, at, self
-    self._found, self._read, self._tables = found, set(), []
+    self._values, self._read = values, set[str]()
+    self._tables: list[ConfigKeys] = []
     if not at and (text := self.table('text_config')):
-      around = {k: v for k, v in found.items() if k != 'text_config'}
-      self.top = Keys(around, where)
-      self.at, self._found, self._tables = text.at, text._found, []
+      around = {k: v for k, v in values.items() if k != 'text_config'}
+      self.top = ConfigKeys(around, where)
+      self.at, self._values, self._tables = text.at, text._values, []
 
-  def __contains__(self, name):
-    return name in self._found
+  def __contains__(self, name: str) -> bool:
+    return name in self._values
 
-  def __bool__(self):
-    return bool(self._found)
+  def __bool__(self) -> bool:
+    return bool(self._values)
 
-  def get(self, *names, default=_REQUIRED):
+  def get(self, *names: str, default: D = _REQUIRED) -> object | D:
     """A value as it is.
 
     Raises:
       ConfigError: it is absent and there is no default, or names disagree.
     """
-    return self._get(lambda keys, name: keys._found[name], names, default)
+    return self._get(lambda keys, name: keys._values[name], names, default)
 
-  def _get(self, read, names, default):
+  def _get(
+    self,
+    read: 'Callable[[ConfigKeys, str], V]',
+    names: tuple[str, ...],
+    default: D,
+  ) -> V | D:
     self._read.update(names)
-    value = agreed(read, [(self, name) for name in names], default)
+    value = get_agreed(read, [(self, name) for name in names], default)
     if value is _REQUIRED:
       raise ConfigError(f'{self.where}: no key {self.at}{" or ".join(names)}')
     return value
 
-  def require(self, name, *supported, default=_REQUIRED):
+  def require(
+    self, name: str, *supported: object, default: object = _REQUIRED
+  ) -> None:
     """Refuses a value that the model would need and we do not have."""
     value = self.get(name, default=default)
     if value not in supported:
@@ -69,27 +86,41 @@ class Keys:
         f' {", ".join(map(repr, supported))}'
       )
 
-  def without(self, *names):
+  def without(self, *names: str) -> None:
     """Refuses settings of other models, unless they are null, false or 0."""
     for name in names:
       if value := self.get(name, default=None):
         self.refuse(name, value, 'null; the model has no such thing here')
 
-  def size(self, *names, default=_REQUIRED, null=_REQUIRED, least=1):
+  def size(
+    self,
+    *names: str,
+    default: D = _REQUIRED,
+    null: N = _REQUIRED,
+    least: int = 1,
+  ) -> int | D | N:
     """A count or a width."""
     ok = lambda x: type(x) is int and least <= x < 2**31
     return self._typed(names, default, null, ok, f'an integer from {least}')
 
   def number(
-    self, *names, default=_REQUIRED, null=_REQUIRED, above=0, most=_MOST
-  ):
+    self,
+    *names: str,
+    default: D = _REQUIRED,
+    null: N = _REQUIRED,
+    above: float = 0,
+    most: float = _MOST,
+  ) -> float | D | N:
     """A finite number."""
     ok = lambda x: type(x) in (int, float) and above < x <= most
     what = 'a number' if above == -math.inf else f'a number above {above}'
     what += '' if most == _MOST else f' and at most {most}'
     return self._typed(names, default, null, ok, what)
 
-  def flag(self, *names, default=_REQUIRED, null=_REQUIRED):
+  def flag(
+    self, *names: str, default: D = _REQUIRED, null: N = _REQUIRED
+  ) -> bool | D | N:
+    """True or false."""
     ok = lambda x: type(x) is bool
     return self._typed(names, default, null, ok, 'true or false')
 
@@ -97,7 +128,7 @@ class Keys:
     null = default if default is None else null
 
     def read(keys, name):
-      value = keys._found[name]
+      value = keys._values[name]
       if value is None and null is not _REQUIRED:
         return null
       if not ok(value):
@@ -106,52 +137,52 @@ class Keys:
 
     return self._get(read, names, default)
 
-  def refuse(self, name, value, expected):
+  def refuse(self, name: str, value: object, expected: str) -> Never:
     """Raises:
     ConfigError: always.
     """
     raise ConfigError(
-      f'{self.where}: {plain(self.at + name)} is {_short(value)}; give'
+      f'{self.where}: {show_key(self.at + name)} is {_short(value)}; give'
       f' {expected}'
     )
 
-  def table(self, name):
+  def table(self, name: str) -> 'ConfigKeys':
     """The keys of an object; none of an absent one or null."""
     value = self.get(name, default=None)
     if value is not None and not isinstance(value, dict):
       self.refuse(name, value, 'an object')
-    table = Keys(value or {}, self.where, f'{self.at}{name}.')
+    table = ConfigKeys(value or {}, self.where, f'{self.at}{name}.')
     self._tables.append(table)
     return table
 
-  def layers(self):
+  def layers(self) -> int:
     """How many there are."""
     count = self.size('num_hidden_layers')
     if count > _LAYERS:
       self.refuse('num_hidden_layers', count, f'at most {_LAYERS}')
     return count
 
-  def kinds(self, name, known):
+  def kinds(self, name: str, known: Mapping[str | int, V]) -> list[V] | None:
     """Of each layer, by `known` {entry: kind}; None where there is no list."""
-    found, count = self.get(name, default=None), self.layers()
-    if found is None:
+    kinds, count = self.get(name, default=None), self.layers()
+    if kinds is None:
       return None
-    if not isinstance(found, list):
-      self.refuse(name, found, f'a list of {count}')
-    if len(found) != count:
+    if not isinstance(kinds, list):
+      self.refuse(name, kinds, f'a list of {count}')
+    if len(kinds) != count:
       raise ConfigError(
-        f'{self.where}: {len(found)} {self.at}{name} for num_hidden_layers'
+        f'{self.where}: {len(kinds)} {self.at}{name} for num_hidden_layers'
         f' {count}'
       )
-    for kind in found:
+    for kind in kinds:
       if type(kind) not in (str, int) or kind not in known:
         raise ConfigError(
           f'{self.where}: layer type {_short(kind)} in {self.at}{name};'
           f' supported: {", ".join(map(str, known))}'
         )
-    return [known[kind] for kind in found]
+    return [known[kind] for kind in kinds]
 
-  def full_attention(self):
+  def full_attention(self) -> list[bool]:
     """For each layer, whether it is softmax attention."""
     kinds = self.kinds('layer_types', KINDS)
     if kinds is None:
@@ -159,9 +190,9 @@ class Keys:
       kinds = [i % every == every - 1 for i in range(self.layers())]
     return kinds
 
-  def unread(self):
+  def unread(self) -> 'Iterator[tuple[ConfigKeys, str, object]]':
     """(place, name, value) of every key that nobody has asked for."""
-    for name, value in self._found.items():
+    for name, value in self._values.items():
       if name not in self._read:
         yield self, name, value
     for table in self._tables:
@@ -170,7 +201,11 @@ class Keys:
       yield from self.top.unread()
 
 
-def agreed(read, places, default):
+def get_agreed(
+  read: Callable[[ConfigKeys, str], V],
+  places: Iterable[tuple[ConfigKeys, str]],
+  default: D,
+) -> V | D:
   """The value that (keys, name) places have, which must be the same in all;
   the default when none has it.
 
@@ -179,28 +214,30 @@ def agreed(read, places, default):
   Raises:
     ConfigError: they differ.
   """
-  found = [(*place, read(*place)) for place in places if place[1] in place[0]]
-  for keys, name, value in found[1:]:
-    first, its, wanted = found[0]
+  values = [
+    (keys, name, read(keys, name)) for keys, name in places if name in keys
+  ]
+  for keys, name, value in values[1:]:
+    first, its, wanted = values[0]
     if value != wanted:
       raise ConfigError(
         f'{keys.where}: {first.at}{its} is {_short(wanted)} and'
         f' {keys.at}{name} is {_short(value)}; make them the same'
       )
-  return found[0][2] if found else default
+  return values[0][2] if values else default
 
 
-def plain(name):
+def show_key(name: str) -> str:
   """A key as a message shows it, whatever is in it."""
   return name if name.isprintable() and len(name) < 80 else _short(name)
 
 
-def _short(value):
+def _short(value: object) -> str:
   text = repr(value)
   return text if len(text) <= 80 else f'{text[:77]}...'
 
 
-def read(folder):
+def read_keys(folder: str | pathlib.Path) -> ConfigKeys:
   """Keys of the config.json in a folder.
 
   Raises:
@@ -211,4 +248,4 @@ def read(folder):
     raise ConfigError(
       f'{path}: no such file; give the folder of a released model'
     )
-  return Keys(names.read_json(path), str(path))
+  return ConfigKeys(names.read_json(path), str(path))

@@ -10,22 +10,27 @@ released tensor, and moves values both ways:
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+Shape = tuple[int, ...]
 
 
 class Same(NamedTuple):
   """One weight, as it is."""
 
-  def shape(self, shapes):
+  def shape(self, shapes: Sequence[Shape]) -> Shape:
     return tuple(shapes[0])
 
-  def split(self, tensor, shapes):
+  def split(
+    self, tensor: np.ndarray, shapes: Sequence[Shape]
+  ) -> list[np.ndarray]:
     del shapes
     return [tensor]
 
-  def join(self, weights):
+  def join(self, weights: Sequence[np.ndarray]) -> np.ndarray:
     return weights[0]
 
 
@@ -35,13 +40,15 @@ class Flat(NamedTuple):
   before: int = 0
   after: int = 0
 
-  def shape(self, shapes):
+  def shape(self, shapes: Sequence[Shape]) -> Shape:
     return (1,) * self.before + (math.prod(shapes[0]),) + (1,) * self.after
 
-  def split(self, tensor, shapes):
+  def split(
+    self, tensor: np.ndarray, shapes: Sequence[Shape]
+  ) -> list[np.ndarray]:
     return [tensor.reshape(shapes[0])]
 
-  def join(self, weights):
+  def join(self, weights: Sequence[np.ndarray]) -> np.ndarray:
     return weights[0].reshape(self.shape([weights[0].shape]))
 
 
@@ -56,13 +63,15 @@ class Linear(NamedTuple):
   groups: int = 1
   lead: int = 0  # leading axes that both sides share: fused experts
 
-  def shape(self, shapes):
+  def shape(self, shapes: Sequence[Shape]) -> Shape:
     first = shapes[0]
     n = self.lead + self.inward
     out = sum(math.prod(shape[n:]) for shape in shapes)
     return (*first[: self.lead], out, math.prod(first[self.lead : n]))
 
-  def split(self, tensor, shapes):
+  def split(
+    self, tensor: np.ndarray, shapes: Sequence[Shape]
+  ) -> list[np.ndarray]:
     lead = tensor.shape[: self.lead]
     n, (out, width) = self.lead + self.inward, tensor.shape[self.lead :]
     groups = np.swapaxes(tensor, -1, -2).reshape(
@@ -74,7 +83,7 @@ class Linear(NamedTuple):
       part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)
     ]
 
-  def join(self, weights):
+  def join(self, weights: Sequence[np.ndarray]) -> np.ndarray:
     n = self.lead + self.inward
     first = weights[0].shape
     rows = (*first[: self.lead], math.prod(first[self.lead : n]))
@@ -86,18 +95,23 @@ class Linear(NamedTuple):
 class Conv(NamedTuple):
   """Taps of depthwise convolutions [channels, 1, W], one after another."""
 
-  def shape(self, shapes):
+  def shape(self, shapes: Sequence[Shape]) -> Shape:
     channels, taps = Linear().shape(shapes)
     return channels, 1, taps
 
-  def split(self, tensor, shapes):
+  def split(
+    self, tensor: np.ndarray, shapes: Sequence[Shape]
+  ) -> list[np.ndarray]:
     return Linear().split(tensor[:, 0], shapes)
 
-  def join(self, weights):
+  def join(self, weights: Sequence[np.ndarray]) -> np.ndarray:
     return Linear().join(weights)[:, None]
 
 
-class Rule(NamedTuple):
+Layout = Same | Flat | Linear | Conv
+
+
+class TensorRule(NamedTuple):
   """A released name, our weights in it, and their layout.
 
   '{layer}' and '{expert}' in the name stand for numbers: a rule with an expert
@@ -107,18 +121,19 @@ class Rule(NamedTuple):
 
   name: str
   ours: tuple[str, ...]
-  layout: Same | Flat | Linear | Conv
+  layout: Layout
 
 
+Rules = tuple[TensorRule, ...]
 SAME = Same()
 
 
-def rule(name, ours, layout=SAME):
-  """A Rule; `ours` are our names in one string, separated by spaces."""
-  return Rule(name, tuple(ours.split()), layout)
+def make_rule(name: str, ours: str, layout: Layout = SAME) -> TensorRule:
+  """A TensorRule; `ours` are our names in one string, separated by spaces."""
+  return TensorRule(name, tuple(ours.split()), layout)
 
 
-def stacked(rules):
+def stack_experts(rules: Rules) -> Rules:
   """Rules with all experts of a layer in two tensors, as the classes of
   transformers 5 hold them: gate_up_proj [E,2F,D] and down_proj [E,D,F]."""
   single = [r for r in rules if '{expert}' in r.name]
@@ -128,6 +143,6 @@ def stacked(rules):
   at = single[0].name.split('{expert}')[0]
   return (
     *(r for r in rules if r not in single),
-    rule(f'{at}gate_up_proj', f'{gate} {up}', Linear(lead=1)),
-    rule(f'{at}down_proj', down, Linear(lead=1)),
+    make_rule(f'{at}gate_up_proj', f'{gate} {up}', Linear(lead=1)),
+    make_rule(f'{at}down_proj', down, Linear(lead=1)),
   )

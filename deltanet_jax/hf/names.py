@@ -2,37 +2,41 @@
 
 import json
 import os
+import pathlib
 
 from deltanet_jax.config import ConfigError
 
 INDEX = 'model.safetensors.index.json'
 SUFFIX = '.safetensors'
+SHARD_BYTES = 5 * 10**9  # of a file, at most
+
+Json = dict[str, object]  # the object in a file
 
 
-def read_json(path):
+def read_json(path: pathlib.Path) -> Json:
   """The object in a file.
 
   Raises:
     ConfigError: it cannot be read, or is no JSON, or no object.
   """
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
+    value = json.loads(path.read_text(encoding='utf-8'))
   except OSError as error:
     raise ConfigError(f'{path}: {error.strerror}') from error
   except (ValueError, RecursionError) as error:
-    raise ConfigError(f'{path}: no JSON: {line(error)}') from error
-  if not isinstance(found, dict):
+    raise ConfigError(f'{path}: no JSON: {format_error(error)}') from error
+  if not isinstance(value, dict):
     raise ConfigError(f'{path}: no JSON object')
-  return found
+  return value
 
 
-def line(error):
+def format_error(error: Exception) -> str:
   """An error's text in one line: what cannot be printed is escaped."""
   text = ' '.join(str(error).split())
   return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def of_folder(path):
+def list_files(path: pathlib.Path) -> list[str]:
   """The files that a folder's index names, or that lie in it without one.
 
   Raises:
@@ -40,7 +44,7 @@ def of_folder(path):
   """
   if not path.is_dir():
     raise ConfigError(f'{path}: no such folder')
-  files = listed(path)
+  files = list_indexed(path)
   if files is None:
     files = sorted(file.name for file in path.glob(f'*{SUFFIX}'))
   if not files:
@@ -50,7 +54,7 @@ def of_folder(path):
   return files
 
 
-def listed(path):
+def list_indexed(path: pathlib.Path) -> list[str] | None:
   """The files that a folder's index names, None if it has no index."""
   index = path / INDEX
   if not index.is_file():
@@ -61,20 +65,23 @@ def listed(path):
       f'{index}: no index of safetensors files; expected a weight_map of'
       ' tensors and their files'
     )
-  for tensor, file in weights.items():
-    require(file, f'{index}: {tensor!r:.200}')
-  return sorted(set(weights.values()))
+  return sorted(
+    {
+      require_name(file, f'{index}: {tensor!r:.200}')
+      for tensor, file in weights.items()
+    }
+  )
 
 
-def require(file, where):
-  """Refuses a name that is not that of a weight file within a folder.
+def require_name(file: object, where: str) -> str:
+  """The name itself, of a weight file within a folder; refuses any other.
 
   Raises:
     ConfigError: with the name, and `where` it was found.
   """
-  parts = file.split('/') if isinstance(file, str) else ['']
   if (
-    {'', '.', '..'} & set(parts)
+    not isinstance(file, str)
+    or {'', '.', '..'} & set(file.split('/'))
     or not file.endswith(SUFFIX)
     or not file.isprintable()
   ):
@@ -82,10 +89,11 @@ def require(file, where):
       f'{where}: file {file!r:.200}; expected a name in this folder, as'
       f' model-00001-of-00002{SUFFIX} or part/model{SUFFIX}'
     )
+  return file
 
 
-def place(folder, file):
-  """The path of a weight file, whose name is as `require` wants it.
+def locate_file(folder: pathlib.Path, file: str) -> pathlib.Path:
+  """The path of a weight file, whose name is as `require_name` wants it.
 
   The file may be a link, as it is in a cache of the hub; a linked folder may
   lead to another place in `folder` alone.

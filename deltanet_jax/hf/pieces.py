@@ -10,12 +10,15 @@ import json
 import math
 import pathlib
 import zlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import orbax.checkpoint as ocp
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.hf.layout import Shape
+from deltanet_jax.hf.plan import Slot
 
 PIECE = 2**25
 SUMS, FOLDER = 'sums.jsonl', 'pieces'
@@ -25,69 +28,78 @@ class ConversionError(RuntimeError):
   """What was written does not read back as it was."""
 
 
-class Place(NamedTuple):
-  """Where a slot's values are: a piece, an index in it, the piece's shape."""
+class PiecePlace(NamedTuple):
+  """Where a slot's values are: a piece, indices in it, the piece's shape."""
 
   piece: str
-  index: tuple[int, ...]
-  shape: tuple[int, ...]
+  indices: tuple[int, ...]
+  shape: Shape
 
 
-def place(slot, weight):
-  """The Place of a Slot; weight: the shape of the whole weight."""
+def locate_slot(slot: Slot, weight: Shape) -> PiecePlace:
+  """The PiecePlace of a Slot; weight: the shape of the whole weight."""
   name = '.'.join(slot.path)
-  layer, expert = slot.index, ()
+  layer: Shape = slot.indices
+  expert: Shape = ()
   if slot.path[1] != 'period':
-    layer, expert = (), slot.index
-  elif len(slot.index) > 1:
-    layer, expert = slot.index[:1], slot.index[1:]
+    layer, expert = (), slot.indices
+  elif len(slot.indices) > 1:
+    layer, expert = slot.indices[:1], slot.indices[1:]
   if layer:
     name += f'.{layer[0]}'
   if not expert:
-    return Place(name, (), slot.shape)
+    return PiecePlace(name, (), slot.shape)
   together = max(1, PIECE // math.prod(slot.shape))
   first = expert[0] // together * together
   count = min(together, weight[len(layer)] - first)
-  return Place(f'{name}.{first}', (expert[0] - first,), (count, *slot.shape))
+  return PiecePlace(
+    f'{name}.{first}', (expert[0] - first,), (count, *slot.shape)
+  )
 
 
-def crc(array):
-  return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+def compute_crc(array: np.ndarray) -> int:
+  """Of an array's bytes.
+
+  `runs.checkpoint` has a sum of its own, which processes can add up over their
+  parts of an array, as a CRC-32 cannot; the folders there are hold CRC-32s.
+  """
+  return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def sums(folder):
+def read_sums(folder: str | pathlib.Path) -> dict[str, int]:
   """{name: CRC-32} of finished pieces and scales; half a line is none, nor is
-  any other that `note` does not write."""
-  path, found = pathlib.Path(folder) / SUMS, {}
+  any other that `add_sum` does not write."""
+  path = pathlib.Path(folder) / SUMS
+  sums: dict[str, int] = {}
   for line in path.read_bytes().splitlines() if path.is_file() else ():
     try:
       name, value = json.loads(line)
-      found |= {name: value}
+      sums |= {name: value}
     except (ValueError, TypeError, RecursionError):
       continue
-  return found
+  return sums
 
 
-def note(folder, name, value):
-  """Adds a finished piece to `sums`."""
+def add_sum(folder: str | pathlib.Path, name: str, value: int) -> None:
+  """Adds a finished piece to what `read_sums` gives."""
   with open(pathlib.Path(folder) / SUMS, 'a') as f:
     f.write('\n' + json.dumps([name, value]))
 
 
-class Writer:
+class PieceWriter:
   """Gathers the slots of pieces; writes each when it is whole.
 
   places: of every slot that will come
   """
 
-  def __init__(self, folder, places):
+  def __init__(self, folder: str | pathlib.Path, places: Iterable[PiecePlace]):
     self._folder = pathlib.Path(folder)
-    self.done = set(sums(folder))
+    self.done = set(read_sums(folder))
     self._waiting = collections.Counter(place.piece for place in places)
-    self._buffers = {}
+    self._buffers: dict[str, np.ndarray] = {}
     self._orbax = ocp.StandardCheckpointer()
 
-  def add(self, place, values):
+  def add(self, place: PiecePlace, values: np.ndarray) -> None:
     """Raises:
     ConfigError: experts of one layer have several types.
     ConversionError: a piece does not read back as it was written.
@@ -95,7 +107,7 @@ class Writer:
     name = place.piece
     if name in self.done:
       return
-    if not place.index:
+    if not place.indices:
       self._save(name, values)
       return
     if name not in self._buffers:
@@ -105,35 +117,36 @@ class Writer:
         f'{name}: some experts are {values.dtype} and some'
         f' {self._buffers[name].dtype}; store all of a layer in one type'
       )
-    self._buffers[name][place.index] = values
+    self._buffers[name][place.indices] = values
     self._waiting[name] -= 1
     if not self._waiting[name]:
       self._save(name, self._buffers.pop(name))
 
-  def _save(self, name, array):
+  def _save(self, name: str, array: np.ndarray) -> None:
     path = (self._folder / FOLDER / name).resolve()
     array = np.ascontiguousarray(array)
     self._orbax.save(path, {'w': array}, force=True)
     self._orbax.wait_until_finished()
-    wanted = crc(array)
+    wanted = compute_crc(array)
     del array
-    if crc(_restore(self._orbax, path)) != wanted:
+    if compute_crc(_restore(self._orbax, path)) != wanted:
       raise ConversionError(f'{path} does not read back as it was written')
-    note(self._folder, name, wanted)
+    add_sum(self._folder, name, wanted)
     self.done.add(name)
 
 
-class Reader:
+class PieceReader:
   """Reads pieces; the last few stay in memory."""
 
-  def __init__(self, folder, keep=3):
+  def __init__(self, folder: str | pathlib.Path, keep: int = 3):
     self._folder = pathlib.Path(folder)
-    self.sums = sums(folder)
+    self.sums = read_sums(folder)
     self._orbax = ocp.StandardCheckpointer()
     self._keep = keep
+    self._last: collections.OrderedDict[str, np.ndarray]
     self._last = collections.OrderedDict()
 
-  def read(self, name):
+  def read(self, name: str) -> np.ndarray:
     """Raises:
     ConversionError: the piece is damaged.
     """
@@ -145,7 +158,7 @@ class Reader:
       array = _restore(self._orbax, path)
     except (OSError, ValueError, KeyError) as error:
       raise ConversionError(f'{path} cannot be read: {error}') from error
-    if crc(array) != self.sums[name]:
+    if compute_crc(array) != self.sums[name]:
       raise ConversionError(f'{path} differs from its checksum')
     self._last[name] = array
     while len(self._last) > self._keep or (

@@ -1,17 +1,27 @@
 """Which released tensor holds which slices of which weights, for one model."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import jax
+
+from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.hf import common, layout
+from deltanet_jax.hf.common import Family, Mtp
+from deltanet_jax.hf.layout import Layout, Rules, Shape, TensorRule
+from deltanet_jax.hf.spelling import Spelling
+from deltanet_jax.parallel.sharding import Params
+
+Path = tuple[str, ...]  # of a weight in the parameters
 
 
 class Slot(NamedTuple):
   """A slice of a weight: its path in the parameters, leading indices, shape."""
 
-  path: tuple[str, ...]
-  index: tuple[int, ...]
-  shape: tuple[int, ...]
+  path: Path
+  indices: tuple[int, ...]
+  shape: Shape
 
 
 class Entry(NamedTuple):
@@ -19,15 +29,20 @@ class Entry(NamedTuple):
 
   name: str
   slots: tuple[Slot, ...]
-  layout: layout.Same | layout.Flat | layout.Linear | layout.Conv
+  layout: Layout
 
   @property
-  def shape(self):
+  def shape(self) -> Shape:
     """Of the released tensor."""
     return self.layout.shape([slot.shape for slot in self.slots])
 
 
-def build(family, cfg, params, spelling=None):
+def build_plan(
+  family: Family,
+  cfg: ModelConfig,
+  params: Params,
+  spelling: Spelling | None = None,
+) -> list[Entry]:
   """Every Entry of a model, in the order of its layers.
 
   params: nested dict of anything with a shape   spelling: `Spelling` of a
@@ -40,56 +55,68 @@ def build(family, cfg, params, spelling=None):
   Raises:
     ValueError: they do not.
   """
-  rules = family.top_rules(cfg)
-  if cfg.mtp is not None:
-    _require_mtp(family)
-    rules = (*rules, *family.mtp.rules(cfg))
-  groups = [((rules,), (), (), None)]
-  for i, layer in enumerate(cfg.layers):
-    ways = [way(layer) for way in family.layer_rules]
-    groups.append((ways, *place(cfg, i), i))
-  entries = []
-  for ways, path, index, layer in groups:
-    named = lambda rules, at=(path, index, layer): [
-      entry for rule in rules for entry in _entries(rule, params, *at, spelling)
+
+  def list_entries(
+    ways: Sequence[Rules],
+    path: Path = (),
+    indices: tuple[int, ...] = (),
+    layer: int | None = None,
+  ) -> list[Entry]:
+    named = lambda rules: [
+      entry
+      for rule in rules
+      for entry in _entries(rule, params, path, indices, layer, spelling)
     ]
     rules = ways[0]
     if spelling is not None:
-      found = lambda rules, named=named: spelling.count(
-        entry.name for entry in named(rules)
-      )
-      for other in (*ways, *map(layout.stacked, ways)):
-        rules = _closer(rules, other, found)
-    entries += named(rules)
+      count = spelling.count
+      for other in (*ways, *map(layout.stack_experts, ways)):
+        present = lambda rules: count(entry.name for entry in named(rules))
+        rules = _closer(rules, other, present)
+    return named(rules)
+
+  rules = family.make_top_rules(cfg)
+  if cfg.mtp is not None:
+    rules = (*rules, *_require_mtp(family).rules(cfg))
+  entries = list_entries([rules])
+  for i, layer in enumerate(cfg.layers):
+    ways = [way(layer) for way in family.layer_rules]
+    entries += list_entries(ways, *locate_layer(cfg, i), i)
   _require_cover(entries, params, family.name)
   return entries
 
 
-def _closer(rules, others, found):
+def _closer(
+  rules: Rules,
+  others: Sequence[TensorRule],
+  present: Callable[[Sequence[TensorRule]], tuple[bool, int]],
+) -> Rules:
   """`rules`, but those of `others` for weights of which they find more.
 
-  found: rules -> (whether a folder has all their tensors, how many)
+  present: rules -> (whether a folder has all their tensors, how many)
   """
-  others = [rule for rule in others if rule not in rules]
-  while others:
-    weights, size = set(others[0].ours), 0
+  rest = [rule for rule in others if rule not in rules]
+  while rest:
+    weights, size = set(rest[0].ours), 0
     while len(weights) > size:  # all that rules on either side tie together
       size = len(weights)
       ours = [rule for rule in rules if weights & set(rule.ours)]
-      theirs = [rule for rule in others if weights & set(rule.ours)]
+      theirs = [rule for rule in rest if weights & set(rule.ours)]
       weights = weights.union(*(rule.ours for rule in (*ours, *theirs)))
-    have = found(ours)
-    if not have[0] and found(theirs) > have:
-      rules = [*(rule for rule in rules if rule not in ours), *theirs]
-    others = [rule for rule in others if rule not in theirs]
+    whole, count = present(ours)
+    if not whole and present(theirs) > (whole, count):
+      rules = (*(rule for rule in rules if rule not in ours), *theirs)
+    rest = [rule for rule in rest if rule not in theirs]
   return rules
 
 
-def copies(family, cfg, params, spelling):
-  """Entries of tensors that repeat weights which `build` already has."""
-  rules = common.copies(cfg)
+def build_copies(
+  family: Family, cfg: ModelConfig, params: Params, spelling: Spelling | None
+) -> list[Entry]:
+  """Entries of tensors that repeat weights which `build_plan` already has."""
+  rules = common.make_copies(cfg)
   if cfg.mtp is not None:
-    rules += family.mtp.copies(cfg)
+    rules += _require_mtp(family).copies(cfg)
   return [
     entry
     for rule in rules
@@ -97,15 +124,16 @@ def copies(family, cfg, params, spelling):
   ]
 
 
-def _require_mtp(family):
+def _require_mtp(family: Family) -> Mtp:
   if family.mtp is None:
     raise ValueError(
       f'model.mtp is set and {family.name} has no multi-token prediction; set'
       ' it to None'
     )
+  return family.mtp
 
 
-def place(cfg, i):
+def locate_layer(cfg: ModelConfig, i: int) -> tuple[Path, tuple[int, ...]]:
   """Path and leading index of layer i's parameters."""
   first, size = len(cfg.prefix), len(cfg.period)
   last = first + size * cfg.repeats
@@ -117,48 +145,65 @@ def place(cfg, i):
   return ('backbone', 'period', f'layer_{within}'), (repeat,)
 
 
-def _entries(rule, params, path, index, layer, spelling):
+def _entries(
+  rule: TensorRule,
+  params: Params,
+  path: Path,
+  indices: tuple[int, ...],
+  layer: int | None,
+  spelling: Spelling | None,
+) -> Iterator[Entry]:
   paths = [(*path, *name.split('.')) for name in rule.ours]
-  shapes = [leaf(params, path).shape for path in paths]
+  shapes = [get_leaf(params, path).shape for path in paths]
   name = rule.name.replace('{layer}', str(layer))
-  experts = [()]
+  experts: list[tuple[int, ...]] = [()]
   if '{expert}' in name:
-    experts = [(e,) for e in range(shapes[0][len(index)])]
+    experts = [(e,) for e in range(shapes[0][len(indices)])]
   for expert in experts:
-    at = index + expert
+    at = indices + expert
     slots = tuple(
       Slot(path, at, tuple(shape[len(at) :]))
       for path, shape in zip(paths, shapes, strict=True)
     )
-    one = name.replace('{expert}', str(expert[0]) if expert else '')
-    yield Entry(spelling.expected(one) if spelling else one, slots, rule.layout)
+    released = name.replace('{expert}', str(expert[0]) if expert else '')
+    yield Entry(
+      spelling.choose_name(released) if spelling else released,
+      slots,
+      rule.layout,
+    )
 
 
-def leaf(params, path):
+def get_leaf(params: Params, path: Path) -> jax.Array:
+  """A weight by its path."""
+  node: Any = params
   for key in path:
-    params = params[key]
-  return params
+    node = node[key]
+  return node
 
 
-def leaves(tree, path=()):
+def list_leaves(
+  tree: Params | jax.Array, path: Path = ()
+) -> Iterator[tuple[Path, jax.Array]]:
   """(path, leaf) of a nested dict."""
   if not isinstance(tree, dict):
     yield path, tree
     return
   for key in tree:
-    yield from leaves(tree[key], (*path, key))
+    yield from list_leaves(tree[key], (*path, key))
 
 
-def _require_cover(entries, params, family):
-  held = {}
+def _require_cover(
+  entries: Sequence[Entry], params: Params, family: str
+) -> None:
+  sizes: dict[Path, int] = {}
   for entry in entries:
     for slot in entry.slots:
       size = math.prod(slot.shape)
-      held[slot.path] = held.get(slot.path, 0) + size
-  for path, weight in leaves(params):
-    if held.get(path, 0) != math.prod(weight.shape):
+      sizes[slot.path] = sizes.get(slot.path, 0) + size
+  for path, weight in list_leaves(params):
+    if sizes.get(path, 0) != math.prod(weight.shape):
       raise ValueError(
-        f'the rules of {family} hold {held.get(path, 0)} of the'
+        f'the rules of {family} hold {sizes.get(path, 0)} of the'
         f' {math.prod(weight.shape)} elements of {".".join(path)}; this model'
         f' is no {family}'
       )

@@ -8,13 +8,36 @@ places that say different things are refused.
 """
 
 import math
+from typing import TypedDict
 
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.mixers import YarnConfig
-from deltanet_jax.hf.keys import Keys, agreed
+from deltanet_jax.config.mixers import AttentionConfig, MLAConfig, YarnConfig
+from deltanet_jax.hf.keys import ConfigKeys, get_agreed
+from deltanet_jax.hf.names import Json
 
 
-def read(keys, width, *, theta=1e4, share=None, rotary_dim=False, nope=False):
+class Frequencies(TypedDict):
+  """Fields of every configuration with positions."""
+
+  rope_theta: float
+  yarn: YarnConfig | None
+
+
+class Positions(Frequencies):
+  """Fields of an AttentionConfig."""
+
+  rotary_dim: int
+
+
+def read_positions(
+  keys: ConfigKeys,
+  width: int,
+  *,
+  theta: float = 1e4,
+  share: float | None = None,
+  rotary_dim: bool = False,
+  nope: bool = False,
+) -> Positions:
   """rotary_dim, rope_theta and yarn of attention over `width` channels.
 
   theta, share: what the family's class takes where nothing is stated; a share
@@ -26,36 +49,49 @@ def read(keys, width, *, theta=1e4, share=None, rotary_dim=False, nope=False):
     keys.table(name) for name in ('rope_scaling', 'rope_parameters')
   )
 
-  def fields(table):
+  def read(table: ConfigKeys) -> Positions:
     dim = _rotary_dim(keys, table, width, share, rotary_dim)
     base = _theta(keys, table, theta, nope)
-    found = {'rotary_dim': dim, 'rope_theta': base, 'yarn': _yarn(keys, table)}
-    none = {'rotary_dim': 0, 'rope_theta': theta, 'yarn': None}
-    return none if base is None else found
+    yarn = _yarn(keys, table)
+    if base is None:
+      return {'rotary_dim': 0, 'rope_theta': theta, 'yarn': None}
+    return {'rotary_dim': dim, 'rope_theta': base, 'yarn': yarn}
 
-  found = fields(scaling or parameters)
+  positions = read(scaling or parameters)
   if scaling and parameters:
-    for name, value in fields(parameters).items():
-      if value not in (found[name], None):
+    for name, value in read(parameters).items():
+      first = dict(positions)[name]
+      if value not in (first, None):
         raise ConfigError(
           f'{keys.where}: {scaling.at[:-1]} replaces rope_parameters, and'
-          f' {name} is then {found[name]} instead of {value}; say the same in'
+          f' {name} is then {first} instead of {value}; say the same in'
           ' both, or remove one'
         )
-  return found
+  return positions
 
 
-def _theta(keys, table, default, nope):
-  number = lambda place, name: place.number(name, above=1)
-  if nope:
-    number = lambda place, name: place.number(name, above=1, null=None)
-  return agreed(number, [(p, 'rope_theta') for p in (table, keys)], default)
+def _theta(
+  keys: ConfigKeys, table: ConfigKeys, default: float, nope: bool
+) -> float | None:
+  def number(place: ConfigKeys, name: str) -> float | None:
+    if nope:
+      return place.number(name, above=1, null=None)
+    return place.number(name, above=1)
+
+  return get_agreed(number, [(p, 'rope_theta') for p in (table, keys)], default)
 
 
-def _rotary_dim(keys, table, width, share, rotary_dim):
+def _rotary_dim(
+  keys: ConfigKeys,
+  table: ConfigKeys,
+  width: int,
+  share: float | None,
+  rotary_dim: bool,
+) -> int:
   places = [(place, 'partial_rotary_factor') for place in (table, keys)]
-  number = lambda place, name: place.number(name, most=1)
-  stated = agreed(number, places, None)
+  stated = get_agreed(
+    lambda place, name: place.number(name, most=1), places, None
+  )
   dim = int(width * (stated or share or 1))
   released = keys.size('rotary_dim', default=None) if rotary_dim else None
   wanted = released or (width if share is None else dim)
@@ -68,7 +104,7 @@ def _rotary_dim(keys, table, width, share, rotary_dim):
   return wanted
 
 
-def _yarn(keys, table):
+def _yarn(keys: ConfigKeys, table: ConfigKeys) -> YarnConfig | None:
   kind = table.get('rope_type', 'type', default='default')
   if kind == 'default':
     return None
@@ -78,45 +114,54 @@ def _yarn(keys, table):
       f'{keys.where}: {table.at}{name}: rope scaling {kind!r:.80} is not'
       " supported; supported: 'default', 'yarn'"
     )
-  context = lambda: keys.size('max_position_embeddings')
+
+  def context() -> int:
+    return keys.size('max_position_embeddings')
+
+  def real(key: str, default: float | None) -> float | None:
+    return table.number(key, default=default, null=None, above=-math.inf)
+
   name = 'original_max_position_embeddings'
-  original = agreed(Keys.size, [(table, name), (keys, name)], None) or context()
-  real = {'above': -math.inf, 'null': None}
+  original = (
+    get_agreed(ConfigKeys.size, [(table, name), (keys, name)], None)
+    or context()
+  )
+  factor = table.number('factor', null=None)
   return YarnConfig(
-    factor=float(table.number('factor', null=None) or context() / original),
+    factor=float(factor or context() / original),
     original=original,
     fast=float(table.number('beta_fast', default=32, null=32)),
     slow=float(table.number('beta_slow', default=1, null=1)),
-    mscale=float(table.number('mscale', default=0, **real) or 0),
-    mscale_all_dim=float(
-      table.number('mscale_all_dim', default=0, **real) or 0
-    ),
-    attention_factor=table.number('attention_factor', default=None, **real),
+    mscale=float(real('mscale', 0) or 0),
+    mscale_all_dim=float(real('mscale_all_dim', 0) or 0),
+    attention_factor=real('attention_factor', None),
     # as in transformers, where null is false
     truncate=table.flag('truncate', default=True, null=False),
   )
 
 
-def write(mixer):
+def write_positions(mixer: AttentionConfig | MLAConfig) -> Json:
   """The released keys of a mixer's theta and YaRN."""
   return {
     'rope_theta': mixer.rope_theta,
-    'rope_scaling': mixer.yarn and {'type': 'yarn', **_write(mixer.yarn)},
+    'rope_scaling': mixer.yarn and {'type': 'yarn', **_write_yarn(mixer.yarn)},
   }
 
 
-def write_parameters(mixer, **more):
+def write_parameters(
+  mixer: AttentionConfig | MLAConfig, **more: object
+) -> Json:
   """transformers' rope_parameters of a mixer's theta and YaRN."""
   return {
     'rope_type': 'yarn' if mixer.yarn else 'default',
     'rope_theta': mixer.rope_theta,
-    **(_write(mixer.yarn) if mixer.yarn else {}),
+    **(_write_yarn(mixer.yarn) if mixer.yarn else {}),
     **more,
   }
 
 
-def _write(yarn):
-  found = {
+def _write_yarn(yarn: YarnConfig) -> Json:
+  settings: Json = {
     'factor': yarn.factor,
     'original_max_position_embeddings': yarn.original,
     'beta_fast': yarn.fast,
@@ -125,7 +170,7 @@ def _write(yarn):
     'mscale_all_dim': yarn.mscale_all_dim,
   }
   if yarn.attention_factor is not None:
-    found['attention_factor'] = yarn.attention_factor
+    settings['attention_factor'] = yarn.attention_factor
   if not yarn.truncate:
-    found['truncate'] = False
-  return found
+    settings['truncate'] = False
+  return settings

@@ -6,6 +6,9 @@ saved without its head (nothing). It is what stands before the embedding.
 """
 
 import re
+from collections.abc import Collection, Iterable, Iterator
+
+from deltanet_jax.hf.common import Family
 
 _INNER, _TABLE = 'model.', 'embed_tokens.weight'
 # what older versions of the classes stored beside the parameters
@@ -18,7 +21,7 @@ _BUFFERS = re.compile(
 class Spelling:
   """A family's names in a folder; names: the folder's, a set or a dict."""
 
-  def __init__(self, family, names):
+  def __init__(self, family: Family, names: Collection[str]):
     self._family, self._names = family, names
     tables = [
       name.removesuffix(_TABLE)
@@ -32,22 +35,22 @@ class Spelling:
     # the head is beside the inner model, or beside one around it
     self._outer = ['.'.join([*parts[:i], '']) for i in range(len(parts))]
 
-  def find(self, name):
+  def find(self, name: str) -> str | None:
     """The folder's name of a released tensor, or None."""
     if self._prefix == _INNER and name in self._names:
       return name  # as nearly all are
     return next((x for x in self._forms(name) if x in self._names), None)
 
-  def expected(self, name):
+  def choose_name(self, name: str) -> str:
     """The folder's name of a released tensor, there or not."""
     return self.find(name) or next(self._forms(name))
 
-  def count(self, names):
+  def count(self, names: Iterable[str]) -> tuple[bool, int]:
     """(whether the folder has all of `names`, how many)."""
-    found = [name in self._names for name in names]
-    return all(found), sum(found)
+    present = [name in self._names for name in names]
+    return all(present), sum(present)
 
-  def needless(self, name):
+  def is_needless(self, name: str) -> bool:
     """Whether a tensor of the folder is none of ours: another part of a larger
     model, or a buffer that holds no parameter."""
     if _BUFFERS.fullmatch(name):
@@ -61,7 +64,7 @@ class Spelling:
     ignored = self._family.ignored
     return any(re.fullmatch(p, form) for p in ignored for form in forms)
 
-  def _forms(self, name):
+  def _forms(self, name: str) -> Iterator[str]:
     spellings = self._family.spellings
     for form in (name, *(re.sub(p, other, name) for p, other in spellings)):
       if form.startswith(_INNER):

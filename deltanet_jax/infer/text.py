@@ -6,11 +6,7 @@ import jax.numpy as jnp
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.sampling import Sampling
-from deltanet_jax.data.tokenizer import (
-  ByteTokenizer,
-  FileTokenizer,
-  open_tokenizer,
-)
+from deltanet_jax.data.tokenizer import Tokenizer, open_tokenizer
 from deltanet_jax.infer.generate import generate
 from deltanet_jax.infer.sampling import seeded
 from deltanet_jax.runs.source import Source
@@ -73,17 +69,17 @@ def continue_text(
 
 def prompt_ids(
   source: Source,
-  tokenizer: ByteTokenizer | FileTokenizer,
+  tokenizer: Tokenizer,
   prompt: str,
   chat: bool,
 ) -> list[int]:
   """The ids that a model is given of a prompt."""
   if chat:  # the template has the special tokens
-    return tokenizer.prompt(tokenizer.chat(prompt), special=False)
+    return tokenizer.encode_prompt(tokenizer.format_chat(prompt), special=False)
   if source.trained:
     # a document is trained on from the end of the one before
     return [tokenizer.eod, *tokenizer.encode(prompt).tolist()]
-  return tokenizer.prompt(prompt)
+  return tokenizer.encode_prompt(prompt)
 
 
 class TextStream:

@@ -6,7 +6,7 @@ import platform
 import jax
 
 
-def environment() -> dict[str, str]:
+def describe_environment() -> dict[str, str]:
   """Platform, device and jax version."""
   device = jax.devices()[0]
   return {
@@ -16,7 +16,7 @@ def environment() -> dict[str, str]:
   }
 
 
-def machine() -> str:
+def describe_machine() -> str:
   """The device in words; of a CPU its cores too."""
   device = jax.devices()[0]
   if device.platform != 'cpu':

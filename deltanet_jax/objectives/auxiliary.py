@@ -20,7 +20,7 @@ from deltanet_jax.ops.routing import balance_loss, updated_bias
 from deltanet_jax.parallel.sharding import Batch, Params
 
 
-def further_loss(
+def compute_further_loss(
   params: Params,
   cfg: ModelConfig,
   dtype: DTypeLike,
@@ -32,15 +32,13 @@ def further_loss(
   hidden [B,T,D]: Backbone's, batch: as for the main loss. A document's last
   target has none after it and counts nothing.
   """
-  mtp: Any = params['mtp']
-  result: Any = MTP(cfg, dtype).apply(
-    {'params': mtp},
+  out, *_ = MTP(cfg, dtype).apply(
+    {'params': find_part(params, 'mtp')},
     hidden,
     embed(params, batch['targets'], dtype),
     batch['positions'],
     batch['segment_ids'],
   )
-  out = result[0]
   # zero, and so without weight, behind the last column
   after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
   weights = batch['weights'] * after(batch['weights'])
@@ -50,12 +48,12 @@ def further_loss(
   )
 
 
-def balance(reports: Reports) -> jax.Array:
+def compute_balance_loss(reports: Reports) -> jax.Array:
   """The balance loss of all layers with experts, taken together."""
   return balance_loss(_loads(reports))
 
 
-def load_figures(reports: Reports) -> dict[str, jax.Array]:
+def measure_loads(reports: Reports) -> dict[str, jax.Array]:
   """How evenly experts are used: the share of tokens of the most and the least
   chosen one of any layer, over an equal share. {} of a model without experts.
   """
@@ -75,7 +73,7 @@ def _loads(reports):
   return jax.tree.map(lambda *x: jnp.concatenate([rows(a) for a in x]), *loads)
 
 
-def indexer_loss(reports: Reports) -> jax.Array:
+def compute_indexer_loss(reports: Reports) -> jax.Array:
   """The indexers' losses, summed over layers (a mean over tokens in each).
 
   Its gradient moves the indexers only. Alone, with DSAConfig.stage 'dense', it
@@ -84,20 +82,31 @@ def indexer_loss(reports: Reports) -> jax.Array:
   return sum(r.mixer.sum() for r in _layers(reports) if r.mixer is not None)
 
 
-def updated_biases(params: Params, reports: Reports, rate: float) -> Params:
+def update_biases(params: Params, reports: Reports, rate: float) -> Params:
   """HybridLM's parameters with every router's selection bias moved towards
   balance by `rate` (arXiv:2408.15664), from the shares of one batch."""
-  old: Any = params['backbone']
-  backbone = dict(old)
+  backbone = find_part(params, 'backbone')
   for part in reports._fields:
     for i, report in enumerate(getattr(reports, part)):
-      layer = backbone.get(part, {}).get(f'layer_{i}', {})
-      if report.load is None or 'bias' not in layer['ffn']:
+      if report.load is None:
         continue
-      bias = updated_bias(layer['ffn']['bias'], report.load.share, rate)
-      ffn = layer['ffn'] | {'bias': bias}
-      backbone[part] = backbone[part] | {f'layer_{i}': layer | {'ffn': ffn}}
+      layers = find_part(backbone, part)
+      layer = find_part(layers, f'layer_{i}')
+      ffn = find_part(layer, 'ffn')
+      if 'bias' not in ffn:
+        continue
+      bias: Any = ffn['bias']
+      bias = updated_bias(bias, report.load.share, rate)
+      layer = layer | {'ffn': ffn | {'bias': bias}}
+      backbone = backbone | {part: layers | {f'layer_{i}': layer}}
   return params | {'backbone': backbone}
+
+
+def find_part(params: Params, name: str) -> Params:
+  """The parameters of the module `name` in those of another."""
+  part = params[name]
+  assert isinstance(part, dict)
+  return part
 
 
 def _layers(reports):

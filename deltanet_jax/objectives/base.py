@@ -13,7 +13,7 @@ class Outcome(NamedTuple):
   """What an objective says beside its value."""
 
   nats: jax.Array  # what is reported as the loss, summed over tokens
-  reports: Reports
+  reports: Reports | tuple[()]  # of the layers; () where none are kept
 
 
 class Objective(Protocol):

@@ -1,20 +1,21 @@
 """The next token's loss, and further tokens, balance and indexers beside it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 import jax
 from jax.typing import DTypeLike
 
 from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.config.objectives import NextTokenConfig
-from deltanet_jax.model import Backbone, head_weight
+from deltanet_jax.model import Backbone, Reports, head_weight
 from deltanet_jax.objectives.auxiliary import (
-  balance,
-  further_loss,
-  indexer_loss,
-  load_figures,
-  updated_biases,
+  compute_balance_loss,
+  compute_further_loss,
+  compute_indexer_loss,
+  find_part,
+  measure_loads,
+  update_biases,
 )
 from deltanet_jax.objectives.base import Outcome
 from deltanet_jax.objectives.loss import cross_entropy
@@ -33,24 +34,23 @@ class NextToken:
   def __call__(self, params: Params, batch: Batch) -> tuple[jax.Array, Outcome]:
     """The weighted sum of all parts, and the Outcome."""
     cfg, weights = self._cfg, self._weights
-    backbone: Any = params['backbone']
-    result: Any = self._backbone.apply(
-      {'params': backbone},
+    outputs = self._backbone.apply(
+      {'params': find_part(params, 'backbone')},
       batch['tokens'],
       positions=batch['positions'],
       segment_ids=batch['segment_ids'],
     )
-    hidden, _, reports = result
+    hidden, _, reports = cast(tuple[jax.Array, None, Reports], outputs)
     head = head_weight(params, cfg)
     nats = cross_entropy(hidden, head, batch['targets'], batch['weights'])
     total, count = weights.next * nats, batch['weights'].sum()
     if weights.further:
-      further = further_loss(params, cfg, self._dtype, hidden, batch)
+      further = compute_further_loss(params, cfg, self._dtype, hidden, batch)
       total += weights.further * further
     if weights.balance:
-      total += weights.balance * count * balance(reports)
+      total += weights.balance * count * compute_balance_loss(reports)
     if weights.indexer:
-      total += weights.indexer * count * indexer_loss(reports)
+      total += weights.indexer * count * compute_indexer_loss(reports)
     return total, Outcome(nats, reports)
 
   def has_gradient(self, path: Sequence[str]) -> bool:
@@ -66,12 +66,12 @@ class NextToken:
 
   def adjust(self, params: Params, outcome: Outcome) -> Params:
     """With the routers' selection biases moved by `bias_rate`."""
-    rate = self._weights.bias_rate
-    return updated_biases(params, outcome.reports, rate) if rate else params
+    rate, reports = self._weights.bias_rate, cast(Reports, outcome.reports)
+    return update_biases(params, reports, rate) if rate else params
 
   def figures(self, outcome: Outcome) -> dict[str, jax.Array]:
     """How evenly the experts are used."""
-    return load_figures(outcome.reports)
+    return measure_loads(cast(Reports, outcome.reports))
 
 
 def make_loss(

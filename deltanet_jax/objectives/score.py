@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deltanet_jax.data.rows import HostBatch
 from deltanet_jax.parallel.sharding import Batch, Params
-
-HostBatch = dict[str, np.ndarray]
 
 
 class Score(NamedTuple):
@@ -38,24 +37,24 @@ class Score(NamedTuple):
     return self.nats / math.log(2) / size
 
 
-def evaluate(
+def score_batches(
   total_loss: Callable[[Params, Batch], jax.Array],
   params: Params,
   batches: Iterable[HostBatch],
   place: Callable[[HostBatch], Batch],
   eod: int,
 ) -> Score:
-  """The `Score` of batches as `TextData.heldout_batches` gives them.
+  """The `Score` of batches as `TextData.make_heldout_batches` gives them.
 
-  total_loss: jitted (params, batch) -> nats   place: host batch -> device batch
+  total_loss: jitted, in nats   place: a batch on the devices
   eod: the id that ends a document
   """
   nats, tokens, ends = 0.0, 0, 0
-  for batch in batches:
-    placed = place(batch)  # may be rows that other processes hold
+  for host_batch in batches:
+    batch = place(host_batch)  # may be rows that other processes hold
     # the sum over batches is kept on the host in float64
-    nats += float(jax.device_get(total_loss(params, placed)))
-    counts = jax.device_get(_counts(placed['weights'], placed['targets'], eod))
+    nats += float(jax.device_get(total_loss(params, batch)))
+    counts = jax.device_get(_counts(batch['weights'], batch['targets'], eod))
     tokens, ends = tokens + int(counts[0]), ends + int(counts[1])
   return Score(nats, tokens, ends)
 
@@ -67,7 +66,9 @@ def _counts(weights, targets, eod):
   return jnp.sum(scored), jnp.sum(scored & (targets == eod))
 
 
-def add_up(scored: Iterable[tuple[HostBatch, float]], eod: int) -> Score:
+def sum_scores(
+  scored: Iterable[tuple[HostBatch, np.ndarray | float]], eod: int
+) -> Score:
   """The `Score` of pairs (host batch, nats of its targets with weight)."""
   nats, tokens, ends = 0.0, 0, 0
   for batch, loss in scored:

@@ -32,9 +32,7 @@ from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.parallel.choice import choose
 
 Params = dict[str, 'Params | jax.Array']  # nested, by the modules' names
-# the same tree, of what stands for its arrays
-Shapes = dict[str, 'Shapes | jax.ShapeDtypeStruct']
-Shardings = dict[str, 'Shardings | NamedSharding']
+# the same tree
 LogicalAxes = dict[str, 'LogicalAxes | PartitionSpec']  # of axis names
 Axes = Sequence[str | None]  # logical ones of an array, None: whole
 Batch = dict[str, jax.Array]  # tokens, targets, weights, segment_ids [B,T]
@@ -206,7 +204,7 @@ def _boxed(model):
   return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
 
 
-def abstract_params(model: nn.Module) -> Shapes:
+def abstract_params(model: nn.Module) -> Params:
   """The parameters' shapes and types, as a plain nested dict."""
   return nn.unbox(_boxed(model))
 
@@ -216,7 +214,7 @@ def logical_axes(model: nn.Module) -> LogicalAxes:
   return nn.get_partition_spec(_boxed(model))
 
 
-def param_shardings(model: nn.Module, mesh: Mesh) -> Shardings:
+def param_shardings(model: nn.Module, mesh: Mesh) -> Params:
   """The parameters' NamedSharding by RULES.
 
   Raises a ValueError that names the weight when the mesh does not divide it.

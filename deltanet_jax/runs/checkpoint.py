@@ -10,15 +10,22 @@ sum over elements, so that it does not depend on who holds what.
 import itertools
 import logging
 import pathlib
+from collections.abc import Mapping
+from typing import Self, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
+from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
+from deltanet_jax.parallel.sharding import Params
 from deltanet_jax.runs import processes
+from deltanet_jax.runs.folder import Workdir
 
+Tree = TypeVar('Tree')  # a pytree of arrays, or of their ShapeDtypeStructs
 _log = logging.getLogger(__name__)
 _SUMS = 'checksums'
 _PIECE = 2**20  # elements
@@ -38,23 +45,23 @@ class Checkpoints:
   containers around them. The newest `keep` are kept.
   """
 
-  def __init__(self, folder, keep=1):
+  def __init__(self, folder: str | pathlib.Path, keep: int = 1):
     self._folder = pathlib.Path(folder).resolve()
     self._keep = keep
-    self._damaged = []
+    self._damaged: list[int] = []
     self._open()
 
-  def _open(self):
+  def _open(self) -> None:
     # step 1 is saved as well as step 1000: the caller decides when
     options = ocp.CheckpointManagerOptions(
       max_to_keep=self._keep, save_interval_steps=1
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-  def __enter__(self):
+  def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, kind, *unused):
+  def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
     try:
       self._manager.close()
     except Exception as error:
@@ -62,11 +69,11 @@ class Checkpoints:
       if kind is None:
         raise self._cannot_save(error) from error
 
-  def steps(self):
+  def list_steps(self) -> list[int]:
     """Steps on disk, oldest first."""
     return sorted(self._manager.all_steps())
 
-  def save(self, step, items):
+  def save(self, step: int, items: Mapping[str, object]) -> None:
     """Starts to save; waits only for an earlier save and for a host copy.
 
     Orbax copies before it returns: the caller may donate the arrays at once.
@@ -81,16 +88,16 @@ class Checkpoints:
     args = {k: ocp.args.StandardSave(arrays) for k, arrays in flat.items()}
     args[_SUMS] = ocp.args.JsonSave(sums)
     try:
-      taken = self._manager.save(step, args=ocp.args.Composite(**args))
+      accepted = self._manager.save(step, args=ocp.args.Composite(**args))
     except OSError as error:
       raise self._cannot_save(error) from error
-    if not taken:
+    if not accepted:
       raise CheckpointError(
         f'{self._folder} has step {self._manager.latest_step()} and takes no'
         f' step {step}'
       )
 
-  def wait(self):
+  def wait(self) -> None:
     """Returns when the last save is on disk.
 
     Raises:
@@ -104,7 +111,9 @@ class Checkpoints:
   def _cannot_save(self, error):
     return CheckpointError(f'cannot save in {self._folder}: {_line(error)}')
 
-  def restore(self, abstract):
+  def restore(
+    self, abstract: Mapping[str, Tree]
+  ) -> tuple[int, dict[str, Tree]] | None:
     """(step, items) of the newest checkpoint that is whole, or None.
 
     abstract: dict of items, pytrees of ShapeDtypeStructs with shardings, which
@@ -117,7 +126,7 @@ class Checkpoints:
       CheckpointError: there are checkpoints and none is whole, or the arrays
         have other names, shapes or types than `abstract`.
     """
-    steps = self.steps()
+    steps = self.list_steps()
     for step in reversed(steps):
       try:
         items = self._whole(step, abstract)
@@ -136,9 +145,9 @@ class Checkpoints:
   def _set_aside(self):
     if not self._damaged:
       return
-    for step in self._damaged if processes.first() else ():
+    for step in self._damaged if processes.is_first() else ():
       (self._folder / str(step)).rename(self._free(f'damaged-{step}'))
-    processes.gather(0)  # the others wait for the first
+    processes.gather_arrays(0)  # the others wait for the first
     self._damaged = []
     self._manager.close()
     self._open()
@@ -154,12 +163,12 @@ class Checkpoints:
 
   def _whole(self, step, abstract):
     """The items of a step; what one process cannot read, none takes."""
-    read, sums = processes.together(
+    read, sums = processes.call_together(
       lambda: self._read(step, abstract), _Damaged
     )
     for name in abstract:
-      for path, found in _fingerprints(read[name]).items():
-        if found != sums[name][path]:
+      for path, fingerprint in _fingerprints(read[name]).items():
+        if fingerprint != sums[name][path]:
           raise _Damaged(f'{name}/{path} differs from its checksum')
     return {
       name: jax.tree.unflatten(
@@ -214,7 +223,7 @@ def _flatten(tree):
 def _fingerprints(arrays):
   """{path: [shape, type, checksum]}, as JSON gives it back."""
   own = np.array([_checksum(x) for x in arrays.values()], np.uint32)
-  sums = processes.gather(own).sum(0, dtype=np.uint32)
+  sums = processes.gather_arrays(own).sum(0, dtype=np.uint32)
   return {
     path: [list(x.shape), str(x.dtype), int(crc)]
     for (path, x), crc in zip(arrays.items(), sums, strict=True)
@@ -223,7 +232,11 @@ def _fingerprints(arrays):
 
 def _checksum(x):
   """Of a jax array's part in this process: the sum modulo 2^32 of `_mixed` bits
-  and place, over the elements of which it holds the first copy."""
+  and place, over the elements of which it holds the first copy.
+
+  `hf.pieces` has CRC-32s, which depend on the order of all bytes and could not
+  be added up over processes.
+  """
   shape, total = x.shape or (1,), 0
   for shard in x.addressable_shards:
     if shard.replica_id:
@@ -271,14 +284,16 @@ def _require_same(sums, arrays, where):
       )
 
 
-def load_params(workdir, cfg, mesh=None):
+def load_params(
+  workdir: Workdir, cfg: ModelConfig, mesh: Mesh | None = None
+) -> Params:
   """The parameters of the newest whole checkpoint, where `sharding` lays them
   on the mesh, or on the first device."""
   model = HybridLM(cfg)
   shapes = sharding.abstract_params(model)
   if mesh is None:
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    places = jax.tree.map(lambda x: one, shapes)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    places = jax.tree.map(lambda x: device, shapes)
   else:
     places = sharding.param_shardings(model, mesh)
   abstract = jax.tree.map(
@@ -287,7 +302,7 @@ def load_params(workdir, cfg, mesh=None):
     places,
   )
   with Checkpoints(workdir.checkpoints) as checkpoints:
-    found = checkpoints.restore({'params': abstract})
-  if found is None:
+    newest = checkpoints.restore({'params': abstract})
+  if newest is None:
     raise CheckpointError(f'no checkpoint in {workdir.path} yet; train first')
-  return found[1]['params']
+  return newest[1]['params']

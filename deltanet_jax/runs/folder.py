@@ -8,12 +8,15 @@ import fcntl
 import pathlib
 import re
 import time
+from collections.abc import Iterable, Mapping
+from typing import TextIO
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.config.files import (
-  json_text,
+  JsonObject,
+  format_json,
   read_json,
   read_text,
   write_text,
@@ -26,10 +29,34 @@ FREE = re.compile(rf'mesh\..*|train\.({"|".join(CADENCE)})')
 TEXT = re.compile(r'data\.(path|field)')
 
 
+# what two texts are told apart by, see `TextData.fingerprint`
+Fingerprint = Mapping[str, int | list[int]]
+
+
+def require_folder(path: pathlib.Path) -> None:
+  """Refuses a --workdir that is a file."""
+  if path.exists() and not path.is_dir():
+    raise ConfigError(f'--workdir={path} is a file; give a folder')
+
+
+def require_same(
+  path: pathlib.Path, differences: list[str], what: str, advice: str = ''
+) -> None:
+  """Refuses a folder that holds `what` of another configuration.
+
+  differences: lines of `config.difference`   advice: what else helps
+  """
+  if differences:
+    raise ConfigError(
+      f'{path} holds {what}: {"; ".join(differences)} (there != here); give'
+      f' another --workdir{advice}'
+    )
+
+
 class Workdir:
   """Paths of a run's files, and its configuration."""
 
-  def __init__(self, path):
+  def __init__(self, path: str | pathlib.Path):
     self.path = pathlib.Path(path)
     self.config = self.path / 'config.json'
     self.metrics = self.path / 'metrics.jsonl'  # the same after any restart
@@ -41,9 +68,9 @@ class Workdir:
     self.start = self.path / 'start.json'  # of what it began with, if released
     self.text = self.path / 'tokenizer'  # copies: a run needs nothing outside
     self.corpus = self.path / 'text.json'  # which text it is trained on
-    self._lock = None
+    self._lock: TextIO | None = None
 
-  def read(self, classes=()):
+  def read(self, classes: Iterable[type] = ()) -> Experiment:
     """The Experiment that the folder belongs to.
 
     classes: as for `config.from_json`
@@ -61,7 +88,7 @@ class Workdir:
     except ConfigError as error:
       raise ConfigError(f'{self.config}: {error}') from error
 
-  def check(self, experiment, new_text=False):
+  def check(self, experiment: Experiment, new_text: bool = False) -> None:
     """Refuses a folder that another configuration owns.
 
     The mesh and the fields of CADENCE may differ: they change no step beyond
@@ -71,28 +98,25 @@ class Workdir:
     Raises:
       ConfigError: with the fields that differ.
     """
-    if self.path.exists() and not self.path.is_dir():
-      raise ConfigError(f'--workdir={self.path} is a file; give a folder')
+    require_folder(self.path)
     if not self.config.is_file():
       return
-    stored, lines = self.read(config.own_classes(experiment)), []
-    for line in config.difference(stored, experiment):
+    stored, lines = self.read(config.find_own_classes(experiment)), []
+    for line in config.list_differences(stored, experiment):
       name = line.split(':')[0]
       if not FREE.fullmatch(name) and not (new_text and TEXT.fullmatch(name)):
         lines.append(line)
-    if lines:
-      raise ConfigError(
-        f'{self.path} holds a run of another configuration:'
-        f' {"; ".join(lines)} (there != here); give another --workdir'
-        f'{_or_new_text(lines)}'
-      )
+    what, advice = 'a run of another configuration', _or_new_text(lines)
+    require_same(self.path, lines, what, advice)
 
-  def tokenizer(self, experiment):
+  def find_tokenizer(self, experiment: Experiment) -> str:
     """What `data.tokenizer` names, or the folder's own copy of it."""
     copy = self.text / 'tokenizer.json'
     return str(copy) if copy.is_file() else experiment.data.tokenizer
 
-  def claim(self, experiment, texts=None):
+  def claim(
+    self, experiment: Experiment, texts: Mapping[str, str] | None = None
+  ) -> None:
     """Makes the folder this run's own, until `release` or the process's end.
 
     texts: {relative path: text} of the files that a new run is to have.
@@ -122,10 +146,9 @@ class Workdir:
     except OSError as error:
       raise ConfigError(f'--workdir={self.path}: {error.strerror}') from error
 
-  def check_text(self, text, new_text=False):
+  def check_text(self, text: Fingerprint, new_text: bool = False) -> None:
     """Refuses another text than the run was trained on so far.
 
-    text: {what it is: number}, by which two texts are told apart
     new_text: the run is to go on with this one
 
     Raises:
@@ -141,38 +164,41 @@ class Workdir:
         ' from the first on in an order of their own'
       )
 
-  def take_text(self, text, step, new_text=False):
+  def take_text(
+    self, text: Fingerprint, step: int, new_text: bool = False
+  ) -> tuple[int, str | None]:
     """(step since when the run is trained on `text`, what to say of it or
     None), known from here on, `step` steps being done."""
-    before = self._text()
+    before, message = self._text(), None
     if before is None:
-      since, said = step if new_text else 0, None
+      since = step if new_text else 0
       if step:
-        said = (
+        message = (
           'stored before texts were known; this one is its text from now on'
         )
     elif lines := _changes(before, text):
       since = step
-      said = f'another text from here on ({"; ".join(lines)})'
+      message = f'another text from here on ({"; ".join(lines)})'
     else:
-      since, said = min(before['since'], step), None
-    found = {**text, 'since': since}
-    if found != before:
-      write_text(self.corpus, json_text(found))
-    return since, said
+      since = min(before['since'], step)
+    record = {**text, 'since': since}
+    if record != before:
+      write_text(self.corpus, format_json(record))
+    return since, message
 
   def _text(self):
     if not self.corpus.is_file():
       return None
-    found = read_json(self.corpus)
-    if not isinstance(found.get('since'), int) or found['since'] < 0:
+    record = read_json(self.corpus)
+    since = record.get('since')
+    if not isinstance(since, int) or since < 0:
       raise ConfigError(
         f'{self.corpus}: no "since"; remove the file, and the run takes its'
         ' text for the one it was trained on'
       )
-    return found
+    return record
 
-  def require_seen(self, experiment, seconds=60):
+  def require_seen(self, experiment: Experiment, seconds: float = 60) -> None:
     """Waits until the folder shows what another process claimed it with.
 
     Raises:
@@ -188,22 +214,22 @@ class Workdir:
         )
       time.sleep(0.1)
 
-  def release(self):
+  def release(self) -> None:
     """Gives the folder free, if it was claimed."""
     if self._lock:
       self._lock.close()
 
-  def finished(self):
+  def read_result(self) -> JsonObject | None:
     """The results of a run that is done, or None."""
     if not self.result.is_file():
       return None
-    found = read_json(self.result)
-    if 'step' not in found:
+    result = read_json(self.result)
+    if 'step' not in result:
       raise ConfigError(
         f'{self.result}: no results of a run; remove it, and the run is scored'
         ' again'
       )
-    return found
+    return result
 
 
 def _or_new_text(lines):

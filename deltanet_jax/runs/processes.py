@@ -9,19 +9,29 @@ import sys
 import threading
 import time
 import zlib
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import ArrayLike
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.data.rows import HostBatch
+from deltanet_jax.parallel.sharding import Batch
 
+T = TypeVar('T')
 LINGER = 3  # seconds that process 0 outlives a failure
 
 
-def join(seconds, coordinator=None, processes=None, process=None):
+def join_processes(
+  seconds: int,
+  coordinator: str | None = None,
+  processes: int | None = None,
+  process: int | None = None,
+) -> None:
   """Meets the other processes; before any device is touched.
 
   seconds: in which all have to come, or this process ends with status 1
@@ -67,50 +77,52 @@ def _give_up(seconds, coordinator, process):
   os._exit(1)
 
 
-def leave(status):
+def leave_processes(status: int) -> NoReturn:
   """Ends this process at once, without the wait for others that jax has at the
   end: they may be gone, or wait for this one."""
   sys.stdout.flush()
   sys.stderr.flush()
-  if first():
+  if is_first():
     # it serves the runtime: the others shall end by their own words
     time.sleep(LINGER)
   os._exit(status)
 
 
-def first():
+def is_first() -> bool:
   """Whether this process is the one that writes what all have in common."""
   return jax.process_index() == 0
 
 
-def gather(x):
+def gather_arrays(x: ArrayLike) -> np.ndarray:
   """[P, ...] of every process's x, a numpy array or a number of 32 bits."""
   return np.asarray(multihost_utils.process_allgather(np.asarray(x)))
 
 
-def largest(number):
+def find_largest(number: int) -> int:
   """The largest of the processes' whole numbers."""
-  return int(gather(np.int32(number)).max())
+  return int(gather_arrays(np.int32(number)).max())
 
 
-def together(call, kind=ConfigError):
+def call_together(
+  call: Callable[[], T], kind: type[Exception] = ConfigError
+) -> T:
   """What call() returns, when it succeeds in every process.
 
   Raises:
     kind: it does in one of them.
   """
-  found, error = None, None
+  error = None
   try:
-    found = call()
+    result = call()
   except kind as raised:
     error = raised
-  failed = np.flatnonzero(gather(np.int32(error is not None)))
+  failed = np.flatnonzero(gather_arrays(np.int32(error is not None)))
   if failed.size:
     raise error or kind(f'process {failed[0]} failed; its own output says why')
-  return found
+  return result
 
 
-def require_same(parts):
+def require_same_start(parts: Mapping[str, str]) -> None:
   """Refuses processes that were started differently.
 
   parts: {what it is: text}
@@ -119,7 +131,7 @@ def require_same(parts):
     ConfigError: in every process, with what differs.
   """
   sums = [zlib.crc32(text.encode()) for text in parts.values()]
-  everyone = gather(np.array(sums, np.uint32))
+  everyone = gather_arrays(np.array(sums, np.uint32))
   for name, column in zip(parts, everyone.T, strict=True):
     others = np.flatnonzero(column != column[0])
     if others.size:
@@ -129,22 +141,22 @@ def require_same(parts):
       )
 
 
-def require_part(mesh):
+def require_devices(mesh: Mesh) -> None:
   """Refuses a mesh without a device of every process.
 
   Raises:
     ConfigError: with how many processes have one.
   """
-  have = len({device.process_index for device in mesh.devices.flat})
-  if have < jax.process_count():
+  count = len({device.process_index for device in mesh.devices.flat})
+  if count < jax.process_count():
     raise ConfigError(
       f'the mesh takes {mesh.devices.size} of {jax.device_count()} devices,'
-      f' those of {have} of {jax.process_count()} processes; make it larger or'
+      f' those of {count} of {jax.process_count()} processes; make it larger or'
       ' start fewer'
     )
 
 
-class Share(NamedTuple):
+class RowShare(NamedTuple):
   """This process's part of batches of arrays [B,T].
 
   Several processes bring the same rows where the mesh splits time or weights
@@ -155,7 +167,7 @@ class Share(NamedTuple):
   shape: tuple[int, int]
   rows: np.ndarray  # numbers of the rows to bring, ascending
 
-  def place(self, batch):
+  def place(self, batch: HostBatch) -> Batch:
     """The global arrays of a dict of [len(rows), T] arrays."""
 
     def put(x):
@@ -170,9 +182,10 @@ class Share(NamedTuple):
     return {name: put(x) for name, x in batch.items()}
 
 
-def share(home, shape):
-  """The `Share` of this process in batches [B,T] laid out by `home`."""
-  held = np.zeros(shape[0], bool)
-  for rows, _ in home.addressable_devices_indices_map(shape).values():
-    held[rows] = True
-  return Share(home, shape, np.flatnonzero(held))
+def find_row_share(home: NamedSharding, shape: tuple[int, int]) -> RowShare:
+  """The `RowShare` of this process in batches [B,T] laid out by `home`."""
+  own = np.zeros(shape[0], bool)
+  for index in home.addressable_devices_indices_map(shape).values():
+    if index is not None:
+      own[index[0]] = True
+  return RowShare(home, shape, np.flatnonzero(own))

@@ -7,24 +7,25 @@ import sys
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import write_text
-from deltanet_jax.hf import families, files, quantised
+from deltanet_jax.hf import families, files, output, quantized
 from deltanet_jax.runs import checkpoint
-from deltanet_jax.runs.source import recorded
+from deltanet_jax.runs.folder import Workdir
+from deltanet_jax.runs.source import read_start
 
 
-class _Released(files.Recorded):
+class _Released(files.RecordedTensors):
   """The tensors that a trained model is written as."""
 
   def dtype(self, name):
-    found = super().dtype(name)
+    dtype = super().dtype(name)
     # values that were trained have no place in another's blocks and scales
-    return files.WEIGHTS['BF16'] if found == files.FLOAT8 else found
+    return files.WEIGHTS['BF16'] if dtype == files.FLOAT8 else dtype
 
-  def scale_of(self, name):
+  def find_scale(self, name):
     del name  # what the scales of a release belonged to has none any more
 
 
-def write_release(workdir, target):
+def write_release(workdir: Workdir, target: str | pathlib.Path) -> None:
   """Writes a run's newest parameters as released weights, with its tokenizer.
 
   A run that began with released weights gives their names, files, types and
@@ -41,27 +42,28 @@ def write_release(workdir, target):
   from deltanet_jax.model import HybridLM
 
   target = pathlib.Path(target)
-  model, begun = HybridLM(workdir.read().model), recorded(workdir)
+  model, start = HybridLM(workdir.read().model), read_start(workdir)
   if (target / 'config.json').exists():
     raise ConfigError(f'{target} holds a model; give another folder')
-  like = None if begun is None else begun.released
-  if like is None:
-    family, wanted = families.of(model.cfg).name, ()
+  like = None if start is None else start.released
+  wanted: set[str] = set()
+  if start is None or like is None:
+    family = families.match_family(model.cfg).name
     copy = workdir.text / 'tokenizer.json'
     end = FileTokenizer(copy).eod if copy.is_file() else None
   else:
     source = _Released(
-      like['tensors'], like['config'], begun.name, workdir.start
+      like['tensors'], like['config'], start.name, workdir.start
     )
     entries = _entries(source, like, model)
     wanted = {source.names[entry.name] for entry in entries}
-  files.held(target, wanted, None)
+  output.find_written(target, wanted, None)
   params = checkpoint.load_params(workdir, model.cfg)
   target.mkdir(parents=True, exist_ok=True)
   for path in sorted(workdir.text.glob('*')):
     write_text(target / path.name, path.read_text())
   if like is None:
-    hf.save(target, model, params, family=family, end=end)
+    hf.save_model(target, model, params, family=family, end=end)
   else:
     _write_like(source, entries, params, target)
 
@@ -70,15 +72,15 @@ def _entries(source, released, model):
   from deltanet_jax.hf import store
   from deltanet_jax.parallel import sharding
 
-  family = families.named(released['family'])
+  family = families.get_family(released['family'])
   shapes = sharding.abstract_params(model)
-  return sum(store.matched(source, family, model.cfg, shapes), [])
+  return sum(store.match_tensors(source, family, model.cfg, shapes), [])
 
 
 def _write_like(source, entries, params, target):
   from deltanet_jax.hf import plan, store
 
-  arrays, groups, total = dict(plan.leaves(params)), {}, 0
+  arrays, groups, total = dict(plan.list_leaves(params)), {}, 0
   for entry in entries:
     groups.setdefault(source.names[entry.name], []).append(entry)
     total += math.prod(entry.shape) * source.dtype(entry.name).itemsize
@@ -86,10 +88,10 @@ def _write_like(source, entries, params, target):
     described = {
       entry.name: (source.dtype(entry.name), entry.shape) for entry in group
     }
-    tensors = (store.joined(entry, arrays) for entry in group)
-    files.write_file(target / file, described, tensors)
+    tensors = (store.join_entry(entry, arrays) for entry in group)
+    output.write_file(target / file, described, tensors)
     print(f'wrote {file} ({i} of {len(groups)})', file=sys.stderr)
   names = [[entry.name for entry in groups[file]] for file in sorted(groups)]
-  files.write_index(target, names, sorted(groups), total)
-  settings = quantised.removed(source.settings)
+  output.write_index(target, names, sorted(groups), total)
+  settings = quantized.remove_settings(source.settings)
   write_text(target / 'config.json', json.dumps(settings, indent=2) + '\n')

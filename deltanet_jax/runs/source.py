@@ -6,16 +6,32 @@ Nothing here needs jax before weights are read.
 
 import json
 import pathlib
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import ModelConfig
+from deltanet_jax.config.files import JsonObject
 from deltanet_jax.hf import families, files, hub, keys, names
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.runs.folder import Workdir
+
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
+  from jax.typing import DTypeLike
+
+  from deltanet_jax.parallel.sharding import Params
+
+
+class Release(TypedDict):
+  """A released folder, as a converted folder or a run records it."""
+
+  family: str
+  config: JsonObject  # config.json
+  tensors: dict[str, list[str | list[int]]]  # [file, type, shape] of each
 
 
 class Source(NamedTuple):
@@ -24,58 +40,61 @@ class Source(NamedTuple):
   name: str  # the folder's absolute path, or its id on the hub
   model: ModelConfig
   tokenizer: str  # 'bytes', or the path of a tokenizer.json
-  released: dict | None  # family, config.json and every tensor's file, type
-  # and shape, as in a converted folder; None for a model trained from nothing
+  released: Release | None  # None for a model trained from nothing
   dtype: str = 'bfloat16'  # of the computation
   trained: bool = False  # by a run here, on documents that follow an end
   seq_len: int = 2048  # tokens of a row that it is scored in
 
-  def load(self, mesh=None, dtype=np.float32):
+  def load(
+    self, mesh: 'Mesh | None' = None, dtype: 'DTypeLike' = np.float32
+  ) -> 'Params':
     """The parameters on a mesh, or on the first device, weight by weight.
 
     Raises:
       ConfigError: the folder is gone, or lacks something.
       CheckpointError: a run has no whole checkpoint.
     """
-    folder = hub.find(self.name)
+    folder = hub.find_folder(self.name)
     if is_run(folder):
       from deltanet_jax.runs import checkpoint
 
       return checkpoint.load_params(Workdir(folder), self.model, mesh)
     from deltanet_jax import hf
 
-    return hf.load(folder, dtype=dtype, mesh=mesh)[1]
+    return hf.load_model(folder, dtype=dtype, mesh=mesh)[1]
 
-  def check(self):
+  def check(self) -> None:
     """Refuses a released folder whose tensors do not fit its config.json, and
     a run without a checkpoint."""
-    folder = hub.find(self.name)
+    folder = hub.find_folder(self.name)
     if is_run(folder):
       if not Workdir(folder).checkpoints.is_dir():
         raise ConfigError(f'{folder} has no checkpoint yet; train there first')
       return
     if (folder / 'converted.json').is_file():
-      from deltanet_jax.hf import convert
+      from deltanet_jax.hf import converted
 
-      convert.Converted(folder)
+      converted.Converted(folder)
       return
+    if self.released is None:
+      raise ConfigError(f'{folder} holds no run any more')
     from deltanet_jax.hf import store
     from deltanet_jax.model import HybridLM
     from deltanet_jax.parallel import sharding
 
     shapes = sharding.abstract_params(HybridLM(self.model))
-    family = families.named(self.released['family'])
-    source = family.source(files.Folder(folder))
-    store.matched(source, family, self.model, shapes)
+    family = families.get_family(self.released['family'])
+    source = family.restore_shapes(files.FolderTensors(folder))
+    store.match_tensors(source, family, self.model, shapes)
 
-  def require_tokenizer(self):
+  def require_tokenizer(self) -> None:
     """Refuses a folder without the tokenizer that it should bring."""
     path = pathlib.Path(self.tokenizer)
     if self.tokenizer != 'bytes' and not path.is_file():
       raise ConfigError(f'{path}: no such file; copy it from the release')
 
 
-def open_model(name, classes=()):
+def open_model(name: str, classes: Iterable[type] = ()) -> Source:
   """The Source of a folder, or of an id on the hub.
 
   classes: as for `config.from_json`
@@ -83,37 +102,41 @@ def open_model(name, classes=()):
   Raises:
     ConfigError: nothing there that we can start from.
   """
-  folder = hub.find(name)
+  folder = hub.find_folder(name)
   if is_run(folder):
     return open_run(Workdir(folder), classes)
   if (folder / 'converted.json').is_file():
-    from deltanet_jax.hf import convert
+    from deltanet_jax.hf import converted
 
-    record = convert.read_record(folder)
-    released = {key: record[key] for key in ('family', 'config', 'tensors')}
+    record = converted.read_record(folder)
+    released = Release(
+      family=record['family'],
+      config=record['config'],
+      tensors=record['tensors'],
+    )
   else:
     released = _record(folder)
   tokenizer = str(folder / 'tokenizer.json')
   return Source(
-    hub.names(name)[0], _model(released, folder), tokenizer, released
+    hub.list_names(name)[0], _model(released, folder), tokenizer, released
   )
 
 
-def open_run(workdir, classes=()):
+def open_run(workdir: Workdir, classes: Iterable[type] = ()) -> Source:
   """The Source that a run's newest checkpoint is."""
-  experiment, before = workdir.read(classes), recorded(workdir, classes)
+  experiment, start = workdir.read(classes), read_start(workdir, classes)
   return Source(
     str(workdir.path.resolve()),
     experiment.model,
-    workdir.tokenizer(experiment),
-    before and before.released,
+    workdir.find_tokenizer(experiment),
+    start and start.released,
     experiment.train.dtype,
     trained=True,
     seq_len=experiment.data.seq_len,
   )
 
 
-def recorded(workdir, classes=()):
+def read_start(workdir: Workdir, classes: Iterable[type] = ()) -> Source | None:
   """The Source that a run began with, or None.
 
   Raises:
@@ -121,23 +144,25 @@ def recorded(workdir, classes=()):
   """
   if not workdir.start.is_file():
     return None
-  record = names.read_json(workdir.start)
+  record: dict = names.read_json(workdir.start)
   try:
     record['model'] = config.from_json(
       json.dumps(record['model']), ModelConfig, classes
     )
     if record['released'] is not None:
-      keys.Keys(record['released']['config'])
-      families.named(record['released']['family'])
+      keys.ConfigKeys(record['released']['config'])
+      families.get_family(record['released']['family'])
       record['released']['tensors']
     return Source(**record)
   except KeyError as error:
     raise ConfigError(f'{workdir.start}: no key {error}') from error
   except (ValueError, TypeError, AttributeError, RecursionError) as error:
-    raise ConfigError(f'{workdir.start}: {names.line(error)}') from error
+    raise ConfigError(
+      f'{workdir.start}: {names.format_error(error)}'
+    ) from error
 
 
-def is_run(folder):
+def is_run(folder: str | pathlib.Path) -> bool:
   """Whether config.json is that of a training run."""
   try:
     return '_type' in names.read_json(pathlib.Path(folder) / 'config.json')
@@ -145,23 +170,25 @@ def is_run(folder):
     return False  # who reads it as a release says what is wrong
 
 
-def _record(folder):
+def _record(folder: pathlib.Path) -> Release:
   """What `hf.convert` keeps of a released folder, from its headers."""
-  family, _ = families.read(folder)
-  source = family.source(files.Folder(folder))
-  needless = Spelling(family, source.names).needless
+  family, _ = families.read_config(folder)
+  source = family.restore_shapes(files.FolderTensors(folder))
+  is_needless = Spelling(family, source.names).is_needless
   return {
     'family': family.name,
     'config': names.read_json(folder / 'config.json'),
     'tensors': {
       name: [file, source.dtype(name).name, list(source.shape(name))]
       for name, file in source.names.items()
-      if not needless(name)
+      if not is_needless(name)
     },
   }
 
 
-def _model(released, folder):
-  family = families.named(released['family'])
-  cfg = family.read(keys.Keys(released['config'], str(folder / 'config.json')))
-  return families.with_mtp(family, cfg, released['tensors'])
+def _model(released: Release, folder: pathlib.Path) -> ModelConfig:
+  family = families.get_family(released['family'])
+  cfg = family.read_config(
+    keys.ConfigKeys(released['config'], str(folder / 'config.json'))
+  )
+  return families.add_mtp(family, cfg, released['tensors'])

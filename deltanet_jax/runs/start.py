@@ -4,19 +4,24 @@ import dataclasses
 import json
 import pathlib
 import re
+from collections.abc import Iterable
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.hf import hub
+from deltanet_jax.runs.folder import Workdir
+from deltanet_jax.runs.source import Source
 
 # what may change though the weights are given: how they are computed with
 _FREE = re.compile(r'(.*\.)?(remat|mixer\.(form|chunk|stage))')
 
 
-def stored_texts(source, tokenizer):
-  """Texts that a run keeps: what it began with, its tokenizer's files.
+def make_texts(source: Source | None, tokenizer: str) -> dict[str, str]:
+  """Texts that a run keeps, by their paths: what it began with, its tokenizer's
+  files.
 
-  source: Source or None   tokenizer: 'bytes', or the path of a tokenizer.json
+  tokenizer: 'bytes', or the path of a tokenizer.json
   """
   from deltanet_jax.hf.store import TEXT_FILES
 
@@ -34,19 +39,21 @@ def stored_texts(source, tokenizer):
   path = pathlib.Path(tokenizer)
   texts['tokenizer/tokenizer.json'] = path.read_text()
   own = source is not None and tokenizer == source.tokenizer
-  declared = 'tokenizer_config.json', 'special_tokens_map.json'
-  for name in TEXT_FILES if own else declared:
+  declaring = 'tokenizer_config.json', 'special_tokens_map.json'
+  for name in TEXT_FILES if own else declaring:
     beside = path.with_name(name)
     if beside.is_file():
       texts[f'tokenizer/{name}'] = beside.read_text()
   return texts
 
 
-def make_experiment(source, path, changes):
+def make_experiment(
+  source: Source, path: str, changes: Iterable[tuple[str, str]]
+) -> Experiment:
   """The Experiment that trains a Source further.
 
   path: of a configuration file, whose get_config takes the Source, or whose
-  model is the same   changes: (name, text) pairs, as in `config.override_all`
+  model is the same   changes: (name, text) pairs, as for `override_fields`
 
   Raises:
     ConfigError: the file or the changes are wrong, or ask for another model.
@@ -55,15 +62,17 @@ def make_experiment(source, path, changes):
   if experiment.model.mtp is None:
     experiment = _with_model(experiment, mtp=source.model.mtp)
   _require_same(experiment.model, source, str(path))
-  experiment = config.override_all(experiment, changes)
+  experiment = config.override_fields(experiment, changes)
   _require_same(experiment.model, source, '--config.model')
   return experiment
 
 
-def require_same(workdir, source, given):
-  """Refuses a begun run that did not begin with what is given.
+def require_same_source(
+  workdir: Workdir, source: Source | None, name: str
+) -> Source:
+  """The model that a run began with; refuses one that is not `name`.
 
-  source: the Source recorded in it, or None   given: as for `open_model`
+  source: the one recorded in it   name: as for `open_model`
 
   Raises:
     ConfigError: with both.
@@ -73,11 +82,12 @@ def require_same(workdir, source, given):
       f'{workdir.path} holds a run that did not begin with released weights;'
       ' give another --workdir'
     )
-  if source.name not in hub.names(given):
+  if source.name not in hub.list_names(name):
     raise ConfigError(
       f'{workdir.path} holds a run that began with {source.name}, not with'
-      f' {given}; give another --workdir'
+      f' {name}; give another --workdir'
     )
+  return source
 
 
 def _with_model(experiment, **changes):
@@ -88,7 +98,7 @@ def _with_model(experiment, **changes):
 def _require_same(model, source, where):
   lines = [
     line
-    for line in config.difference(source.model, model)
+    for line in config.list_differences(source.model, model)
     if not _FREE.fullmatch(line.split(':')[0])
   ]
   if lines:

@@ -10,8 +10,8 @@ import sys
 import time
 from typing import TextIO
 
-from deltanet_jax.config.files import finite, write_text
-from deltanet_jax.progress import Line, span
+from deltanet_jax.config.files import replace_nonfinite, write_text
+from deltanet_jax.progress import Line, format_span
 from deltanet_jax.runs.folder import Workdir
 
 Record = dict[str, float]  # with a step
@@ -63,7 +63,7 @@ def read(path: pathlib.Path) -> list[Stored]:
 
 
 def _encode(record):
-  return json.dumps(finite(record), allow_nan=False) + '\n'
+  return json.dumps(replace_nonfinite(record), allow_nan=False) + '\n'
 
 
 class Log:
@@ -204,7 +204,10 @@ class Steps:
     parts = [f'step {step}/{self._total}', f'loss {loss:.4f}']
     if bits is not None:
       parts.append(f'{bits:.3f} bits/byte')
-    parts += [f'{clock.rate:,.0f} tokens/s', f'{span(clock.left(step))} left']
+    parts += [
+      f'{clock.rate:,.0f} tokens/s',
+      f'{format_span(clock.left(step))} left',
+    ]
     self._line.show('  '.join(parts))
 
 

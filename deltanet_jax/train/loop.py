@@ -16,9 +16,9 @@ import jax
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Experiment
-from deltanet_jax.config.files import json_text, write_text
+from deltanet_jax.config.files import format_json, write_text
 from deltanet_jax.data.text import TextData
-from deltanet_jax.objectives.score import evaluate
+from deltanet_jax.objectives.score import score_batches
 from deltanet_jax.parallel import sharding
 from deltanet_jax.runs import processes
 from deltanet_jax.runs.checkpoint import Checkpoints
@@ -74,12 +74,12 @@ def train(
   """
   stored = experiment  # as it is: -1 are all devices of whoever goes on
   try:
-    filled = experiment.mesh.filled(jax.device_count())
+    filled = experiment.mesh.fill(jax.device_count())
     experiment = dataclasses.replace(experiment, mesh=filled)
     mesh = sharding.make_mesh(filled)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  processes.require_part(mesh)
+  processes.require_devices(mesh)
   program = make_program(experiment, mesh)
   # only now: a configuration that cannot run shall not own the folder
   _claim(stored, workdir, data, source, texts, new_text)
@@ -100,23 +100,23 @@ def train(
 def _claim(experiment, workdir, data, source, texts, new_text):
   """Process 0 claims the folder, once all are known to do the same."""
   text = data.fingerprint()
-  processes.require_same(
+  processes.require_same_start(
     {
       'a configuration': config.to_json(experiment),
-      'a text': json_text(text),
+      'a text': format_json(text),
       'weights to begin with': source.name if source else '',
       'a flag --new_text': str(new_text),
     }
   )
-  first = processes.first()
+  first = processes.is_first()
 
   def claim():
     if first:
       workdir.check_text(text, new_text)
       workdir.claim(experiment, texts)
 
-  processes.together(claim)
-  processes.together(lambda: workdir.require_seen(experiment))
+  processes.call_together(claim)
+  processes.call_together(lambda: workdir.require_seen(experiment))
 
 
 class _Run:
@@ -126,7 +126,7 @@ class _Run:
     self._experiment, self._workdir, self._data = experiment, workdir, data
     self._program, self._checkpoints = program, checkpoints
     cfg, size = experiment.train, experiment.data
-    self._first = processes.first()
+    self._first = processes.is_first()
     if not self._first:
       stream = open(os.devnull, 'w')
     self._progress = log.Steps(cfg.steps, cfg.log_every, stream)
@@ -175,7 +175,7 @@ class _Run:
       since, note = self._workdir.take_text(text, self._step, new_text)
       if note:
         self._progress.say(f'{self._workdir.path}: {note}')
-    self._data.begin(processes.largest(since))
+    self._data.begin(processes.find_largest(since))
 
   def _open_log(self, step):
     return log.Log(self._workdir, step) if self._first else log.NoLog()
@@ -195,7 +195,7 @@ class _Run:
       if self._step % cfg.eval_every == 0 or last:
         self._evaluate_some()
       # whichever process was told to stop, all do so after the same step
-      stop = processes.largest(caught[0] if caught else 0)
+      stop = processes.find_largest(caught[0] if caught else 0)
       if self._step % cfg.save_every == 0 or last or stop:
         self._save()
       if stop:
@@ -206,7 +206,7 @@ class _Run:
       if last or stop:
         break
     self._checkpoints.wait()
-    return processes.largest(caught[0] if caught else 0)
+    return processes.find_largest(caught[0] if caught else 0)
 
   def _compile(self):
     """Before the first step, which finds the program compiled."""
@@ -250,10 +250,10 @@ class _Run:
     experiment, params = self._experiment, self._state.params
     rows = experiment.data.batch // experiment.optim.accumulate
     share = self._program.share(rows)
-    batches = self._data.heldout_batches(rows, share.rows)
+    batches = self._data.make_heldout_batches(rows, share.rows)
     batches = itertools.islice(batches, least and math.ceil(least / rows))
     eod = self._data.tokenizer.eod
-    return evaluate(self._program.loss, params, batches, share.place, eod)
+    return score_batches(self._program.loss, params, batches, share.place, eod)
 
   def _evaluate_some(self):
     score = self._score(self._experiment.train.eval_rows)
@@ -297,7 +297,7 @@ class _Run:
       'heldout_bits_per_byte': score.bits_per_byte(self._data.heldout_bytes),
     }
     log.plot(self._workdir)
-    write_text(self._workdir.result, json_text(result))
+    write_text(self._workdir.result, format_json(result))
     return result
 
 

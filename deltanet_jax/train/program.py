@@ -39,7 +39,7 @@ class Program:
   # the state is donated; metrics
   step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
   loss: Callable[[Params, Batch], jax.Array]  # nats
-  share: Callable[[int], processes.Share]  # of so many rows of a batch
+  share: Callable[[int], processes.RowShare]  # of so many rows of a batch
   # with shardings, what `step` takes
   batch: dict[str, jax.ShapeDtypeStruct]
 
@@ -73,7 +73,7 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
       in_shardings=(homes.params, rows),
       out_shardings=whole,
     ),
-    share=lambda count: processes.share(rows, (count, data.seq_len)),
+    share=lambda count: processes.find_row_share(rows, (count, data.seq_len)),
     batch={
       name: jax.ShapeDtypeStruct(
         (data.batch, data.seq_len), dtype, sharding=rows

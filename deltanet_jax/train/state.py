@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from deltanet_jax.parallel.sharding import Params, Shapes
+from deltanet_jax.parallel.sharding import Params
 from deltanet_jax.train.optimizer import Optimizer
 
 
@@ -28,7 +28,7 @@ def create_state(params: Params, optimizer: Optimizer) -> State:
 
 
 def make_state_shardings(
-  params: Params | Shapes, optimizer: Optimizer, mesh: Mesh
+  params: Params, optimizer: Optimizer, mesh: Mesh
 ) -> State:
   """State of NamedShardings: an optimizer moment lies as its parameter does.
 

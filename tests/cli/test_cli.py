@@ -14,7 +14,7 @@ def run(main, shell='{}', **env):
   """The command of a main that is the function `main` of its flags."""
   code = (
     'from deltanet_jax.cli import command\n\n'
-    f'def main(taken):\n{main}\n\ncommand.run(main)'
+    f'def main(taken):\n{main}\n\ncommand.run_command(main)'
   )
   command = f'{sys.executable} -c "$CODE"'
   return subprocess.run(

@@ -263,7 +263,7 @@ def test_every_command_of_the_page_is_one():
     _, _, training = line.partition(' -- ')
     if '--config=' in training:
       file, changes, _ = config.split_argv(shlex.split(training))
-      experiment = config.read(ROOT / file, changes)
+      experiment = config.read_experiment(ROOT / file, changes)
       devices[script] = math.prod(dataclasses.astuple(experiment.mesh))
   assert devices == {
     'launch/local.sh': 8,

@@ -70,15 +70,15 @@ def refusal(call, *args):
   ],
 )
 def test_an_override_is_read_as_its_field_is_annotated(cfg, name, text, value):
-  cfg = config.override(cfg, name, text)
+  cfg = config.override_field(cfg, name, text)
   for part in name.split('.'):
     cfg = cfg[int(part)] if isinstance(cfg, tuple) else getattr(cfg, part)
   assert cfg == value and type(cfg) is type(value)
 
 
 def test_an_override_changes_nothing_else_and_not_the_original(cfg):
-  changed = config.override(cfg, 'model.period.0.mixer.chunk', '32')
-  lines = config.difference(cfg, changed)
+  changed = config.override_field(cfg, 'model.period.0.mixer.chunk', '32')
+  lines = config.list_differences(cfg, changed)
   assert lines == ['model.period.0.mixer.chunk: 64 != 32']
   assert cfg.model.period[0].mixer.chunk == 64
 
@@ -107,23 +107,23 @@ def test_an_override_changes_nothing_else_and_not_the_original(cfg):
   ],
 )
 def test_a_wrong_override_is_refused_in_one_line(cfg, name, text, words):
-  assert words in refusal(config.override, cfg, name, text)
+  assert words in refusal(config.override_field, cfg, name, text)
 
 
 def test_a_command_line_gives_configuration_and_rest(file):
   argv = ['train', f'--config={file}', '--workdir=w', '--config.mesh.seq', '-1']
-  cfg, rest = config.from_argv([*argv, '--', '--config.x=1'])
+  cfg, rest = config.parse_argv([*argv, '--', '--config.x=1'])
   assert rest == ['train', '--workdir=w', '--', '--config.x=1']
-  lines = config.difference(config.load(file), cfg)
+  lines = config.list_differences(config.load(file), cfg)
   assert lines == ['mesh.seq: 1 != -1']
 
 
 def test_fields_that_must_fit_each_other_change_together(file):
   parts, batch = '--config.optim.accumulate=3', '--config.data.batch=9'
-  cfg, _ = config.from_argv([f'--config={file}', parts, batch])
+  cfg, _ = config.parse_argv([f'--config={file}', parts, batch])
   assert (cfg.data.batch, cfg.optim.accumulate) == (9, 3)
   alone = [f'--config={file}', '--config.optim.accumulate=3']
-  assert 'multiple of 3' in refusal(config.from_argv, alone)
+  assert 'multiple of 3' in refusal(config.parse_argv, alone)
 
 
 @pytest.mark.parametrize(
@@ -139,33 +139,33 @@ def test_fields_that_must_fit_each_other_change_together(file):
 def test_a_mesh_that_does_not_divide_the_sizes_is_refused(file, axes, words):
   rest = [f'--config.mesh.{axis}={n}' for axis, n in axes.items()]
   argv = [f'--config={file}', *rest]
-  assert words in refusal(config.from_argv, argv)
+  assert words in refusal(config.parse_argv, argv)
 
 
 def test_one_axis_of_a_mesh_takes_the_devices_that_are_left(file):
   mesh = MeshConfig(replica=2, fsdp=-1, tensor=4)
-  assert mesh.filled(64) == MeshConfig(replica=2, fsdp=8, tensor=4)
-  assert mesh.filled(8).filled(64) == mesh.filled(8)
+  assert mesh.fill(64) == MeshConfig(replica=2, fsdp=8, tensor=4)
+  assert mesh.fill(8).fill(64) == mesh.fill(8)
   with pytest.raises(ValueError, match='take 8 devices, which does not divide'):
-    mesh.filled(12)
+    mesh.fill(12)
   argv = [f'--config={file}', '--config.mesh.fsdp=-1']
-  cfg, _ = config.from_argv(argv)
-  assert cfg.mesh.filled(4) == MeshConfig(fsdp=4)
-  two = refusal(config.from_argv, [*argv, '--config.mesh.seq=-1'])
+  cfg, _ = config.parse_argv(argv)
+  assert cfg.mesh.fill(4) == MeshConfig(fsdp=4)
+  two = refusal(config.parse_argv, [*argv, '--config.mesh.seq=-1'])
   assert 'mesh.fsdp and mesh.seq are -1; give all but one' in two
   assert 'mesh.fsdp is -2' in refusal(
-    config.from_argv, [argv[0], '--config.mesh.fsdp=-2']
+    config.parse_argv, [argv[0], '--config.mesh.fsdp=-2']
   )
 
 
 def test_the_last_of_two_overrides_counts(file):
   values = ['--config.train.steps=5', '--config.train.steps=6']
-  assert config.from_argv([f'--config={file}', *values])[0].train.steps == 6
+  assert config.parse_argv([f'--config={file}', *values])[0].train.steps == 6
 
 
 def test_a_flag_without_value_is_refused(file):
   argv = [f'--config={file}', '--config.train.steps', '--workdir=w']
-  assert 'has no value' in refusal(config.from_argv, argv)
+  assert 'has no value' in refusal(config.parse_argv, argv)
 
 
 def test_a_missing_file_is_answered_by_what_there_is(
@@ -177,7 +177,7 @@ def test_a_missing_file_is_answered_by_what_there_is(
   monkeypatch.chdir(tmp_path)
   file.parent.joinpath('configs').mkdir()
   file.rename('configs/small.py')
-  given = refusal(config.from_argv, ['train'])
+  given = refusal(config.parse_argv, ['train'])
   assert str(pathlib.Path('configs/small.py')) in given
 
 
@@ -207,7 +207,7 @@ def test_a_wrong_file_is_refused_by_name_and_line(file, old, new, words):
 
 def test_json_gives_an_equal_configuration_back(cfg):
   assert config.from_json(config.to_json(cfg)) == cfg
-  changed = config.override(cfg, 'model.period.1.mixer.window', '8')
+  changed = config.override_field(cfg, 'model.period.1.mixer.window', '8')
   assert config.from_json(config.to_json(changed)) == changed != cfg
 
 
@@ -239,20 +239,23 @@ def test_json_that_names_modules_is_read_by_the_last_part(cfg):
 
 def test_a_difference_names_types_and_lengths(cfg):
   model = cfg.model
-  assert config.difference(model.period[0], model.period[1]) == [
+  assert config.list_differences(model.period[0], model.period[1]) == [
     'mixer: GatedDeltaNetConfig != AttentionConfig'
   ]
-  assert config.difference(model.period, model.period[:1]) == [
+  assert config.list_differences(model.period, model.period[:1]) == [
     'config: 2 entries != 1 entries'
   ]
-  assert config.difference(AttentionConfig.tiny(), AttentionConfig.tiny()) == []
+  assert (
+    config.list_differences(AttentionConfig.tiny(), AttentionConfig.tiny())
+    == []
+  )
 
 
 def test_reading_a_command_line_imports_nothing_heavy(file):
   code = (
     'import sys\n'
     'from deltanet_jax import config\n'
-    f'cfg, _ = config.from_argv(["--config={file}"])\n'
+    f'cfg, _ = config.parse_argv(["--config={file}"])\n'
     'config.from_json(config.to_json(cfg))\n'
     'heavy = {"jax", "numpy", "flax", "grain"} & set(sys.modules)\n'
     'sys.exit(f"imports {heavy}" if heavy else 0)\n'

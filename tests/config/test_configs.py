@@ -14,7 +14,7 @@ import pytest
 
 from deltanet_jax import config
 from deltanet_jax.config import preset_names
-from deltanet_jax.lab.cost import calc, presets_table
+from deltanet_jax.lab.cost import calc, presets
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.parallel import sharding
 
@@ -110,9 +110,9 @@ def test_a_family_alone_is_the_size_in_its_command(family):
     return
   doc = (FOLDER / f'{family}.py').read_text().split('"""')[1]
   place = re.search(r'--config=(\S+)', doc)[1]
-  path, size = preset_names.locate(str(FOLDER.parent / place))
+  path, size = preset_names.locate_preset(str(FOLDER.parent / place))
   assert path == FOLDER / f'{family}.py'
-  label = preset_names.label(family)
+  label = preset_names.label_preset(family)
   assert label == (f'{family}:{size}' if size else family)
   assert label in NAMES and config.load(label) == config.load(family)
 
@@ -123,7 +123,7 @@ def test_preset_builds_with_the_parameters_its_row_states(name):
   cfg = experiment.model
   if ':' in name:  # quickstart states what its run prints
     stated = re.search(r'# +([\d,]+)$', read_row(name))[1]
-    assert calc.parameters(cfg) == int(stated.replace(',', ''))
+    assert calc.count_parameters(cfg) == int(stated.replace(',', ''))
   model = HybridLM(cfg, jnp.dtype(experiment.train.dtype))
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   logits, _ = jax.eval_shape(
@@ -149,18 +149,18 @@ def test_preset_survives_json_and_fits_its_mesh(name):
 )
 def test_the_table_of_presets_has_a_presets_row(name):
   lines = (FOLDER / 'README.md').read_text().splitlines()
-  assert presets_table.row(name) in lines
+  assert presets.format_row(name) in lines
 
 
 @pytest.mark.slow
 def test_the_table_of_presets_is_up_to_date():
-  rows = {name: presets_table.row(name) for name in NAMES}
+  rows = {name: presets.format_row(name) for name in NAMES}
   table = (FOLDER / 'README.md').read_text()
-  assert table == presets_table.text(rows)  # python -m launch.presets
+  assert table == presets.format_page(rows)  # python -m launch.presets
 
 
 def test_the_table_counts_a_window_as_constant():
-  row = presets_table.row('small:window')
+  row = presets.format_row('small:window')
   layers = config.load('small:window').model.layers
   layer = layers[0].mixer
   kept = 2 * 2 * layer.kv_heads * layer.head_dim * layer.window

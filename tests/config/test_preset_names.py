@@ -15,7 +15,7 @@ SIZES = {'a': 1, 'b': 2}
 
 def get_config(size='a'):
   steps = str(SIZES[size])
-  return config.override(config.load('quickstart'), 'train.steps', steps)
+  return config.override_field(config.load('quickstart'), 'train.steps', steps)
 """
 
 
@@ -36,7 +36,7 @@ def file(tmp_path):
 def test_a_file_of_ones_own_takes_a_size(file):
   steps = lambda name: config.load(name).train.steps
   assert [steps(x) for x in (file, f'{file}:a', f'{file}:b')] == [1, 1, 2]
-  assert preset_names.label(f'{file}:b') == 'mine:b'
+  assert preset_names.label_preset(f'{file}:b') == 'mine:b'
   assert refusal(f'{file}:c') == f"{file} has no size 'c'; there is a, b"
   assert "has no size ''" in refusal(f'{file}:')
 
@@ -77,7 +77,7 @@ def test_a_file_with_a_colon_in_its_path_is_that_file(file):
   )
   assert config.load(odd).train.steps == 3
   assert config.load(f'{odd}:a').train.steps == 1
-  assert preset_names.locate(f'{odd}:a') == (odd, 'a')
+  assert preset_names.locate_preset(f'{odd}:a') == (odd, 'a')
 
 
 def test_a_name_answers_from_any_folder_and_a_file_there_comes_first(

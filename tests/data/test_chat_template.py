@@ -78,7 +78,7 @@ def folder(path, template, where='jinja', **files):
 @pytest.mark.parametrize('name', TEMPLATES)
 def test_a_template_says_what_transformers_says(tmp_path, name, where):
   template, want = TEMPLATES[name]
-  assert folder(tmp_path, template, where).chat(MESSAGE) == want
+  assert folder(tmp_path, template, where).format_chat(MESSAGE) == want
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_a_template_says_what_transformers_says(tmp_path, name, where):
 )
 def test_a_template_has_the_special_tokens_of_both_files(tmp_path, files, want):
   found = folder(tmp_path, TOKENS, **files)
-  assert found.chat(MESSAGE) == want
-  ids = found.prompt(want, special=False)
+  assert found.format_chat(MESSAGE) == want
+  ids = found.encode_prompt(want, special=False)
   assert ids.count(256) == want.count('<s>')
 
 
@@ -135,22 +135,22 @@ def test_the_day_is_todays(tmp_path):
   template = (
     '{% if strftime_now is defined %}{{ strftime_now("%Y") }}{% endif %}'
   )
-  found = folder(tmp_path, template).chat('Why')
+  found = folder(tmp_path, template).format_chat('Why')
   assert abs(int(found) - datetime.datetime.now().year) <= 1
 
 
 def test_a_file_of_the_template_alone_comes_first_and_json_last(tmp_path):
   path = token_folders.write(tmp_path, chat_template={'chat_template': 'json'})
-  assert FileTokenizer(path).chat('Why') == 'json'
+  assert FileTokenizer(path).format_chat('Why') == 'json'
   token_folders.write(tmp_path, tokenizer_config={'chat_template': 'config'})
-  assert FileTokenizer(path).chat('Why') == 'config'
+  assert FileTokenizer(path).format_chat('Why') == 'config'
   token_folders.write(tmp_path, jinja='jinja')
-  assert FileTokenizer(path).chat('Why') == 'jinja'
+  assert FileTokenizer(path).format_chat('Why') == 'jinja'
 
 
 def refusal(found):
   with pytest.raises(ConfigError) as error:
-    found.chat(MESSAGE)
+    found.format_chat(MESSAGE)
   message = str(error.value)
   assert '\n' not in message
   return message
@@ -162,7 +162,7 @@ def test_templates_without_a_default_one_are_named(tmp_path):
   message = refusal(FileTokenizer(tmp_path / 'tokenizer.json'))
   assert '["rag", "tool_use"]' in message and 'default' in message
   path = token_folders.write(tmp_path, jinja='b')
-  assert FileTokenizer(path).chat('Why') == 'b'
+  assert FileTokenizer(path).format_chat('Why') == 'b'
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ def test_transformers_says_it_too(tmp_path, name):
   want = reference.apply_chat_template(
     chat, add_generation_prompt=True, tokenize=False
   )
-  assert found.chat(MESSAGE) == want
+  assert found.format_chat(MESSAGE) == want
   ids = reference.apply_chat_template(
     chat, add_generation_prompt=True, return_dict=False
   )
-  assert found.prompt(want, special=False) == ids
+  assert found.encode_prompt(want, special=False) == ids
 
 
 # from apply_chat_template of transformers 5.23.0
@@ -245,7 +245,7 @@ def test_a_template_has_a_models_own_tokens_by_their_names(tmp_path, name):
   said, want = OWN_TOKENS[name]
   said = {'bos_token': '<s>', 'eos_token': '</s>'} | said
   found = folder(tmp_path, OWN_TEMPLATE, tokenizer_config=said)
-  assert found.chat(MESSAGE) == want
+  assert found.format_chat(MESSAGE) == want
 
 
 @pytest.mark.oracle

@@ -63,16 +63,16 @@ def digest(batch):
 
 
 def test_globs_join_and_exclude(folder, monkeypatch):
-  every = files.find(f'{folder}/**/*.txt')
+  every = files.find_files(f'{folder}/**/*.txt')
   assert len(every) == 40 and every == sorted(every)
-  both = files.find(f'{folder}/0/*.txt, {folder}/1/*.txt,{folder}/0/**')
+  both = files.find_files(f'{folder}/0/*.txt, {folder}/1/*.txt,{folder}/0/**')
   assert both == [p for p in every if '/2/' not in p]
-  assert both == files.find(f'!{folder}/2/**,{folder}/**/*.txt')
-  assert both == files.find(f'{folder}/**/*.txt,!**/2/**')
+  assert both == files.find_files(f'!{folder}/2/**,{folder}/**/*.txt')
+  assert both == files.find_files(f'{folder}/**/*.txt,!**/2/**')
   monkeypatch.chdir(folder)
   for exclusion in ('./2/*', '**/2/**', '**/2/*.txt', '2/[0-9]*'):
-    assert both == files.find(f'**/*.txt,!{exclusion}'), exclusion
-  assert every == files.find('**/*.txt,!2,!*.txt,!2/*.py,!**/texts')
+    assert both == files.find_files(f'**/*.txt,!{exclusion}'), exclusion
+  assert every == files.find_files('**/*.txt,!2,!*.txt,!2/*.py,!**/texts')
 
 
 def test_a_folder_without_links_gives_what_glob_gives(folder):
@@ -86,23 +86,23 @@ def test_a_folder_without_links_gives_what_glob_gives(folder):
     matches = glob.glob(f'{folder}/{pattern}', recursive=True)
     plain = sorted({path for path in matches if pathlib.Path(path).is_file()})
     if plain:
-      assert files.find(f'{folder}/{pattern}') == plain, pattern
+      assert files.find_files(f'{folder}/{pattern}') == plain, pattern
 
 
 def test_links_lead_to_every_file_once(folder):
-  before = files.find(f'{folder}/**/*.txt')
+  before = files.find_files(f'{folder}/**/*.txt')
   fingerprint = make(folder).fingerprint()
   # of a folder, of a file, and three loops: 2^40 ways to read every file
   (folder / 'latest').symlink_to('1')
   (folder / 'again.txt').symlink_to('1/1.txt')
   for name in ('self', 'loop', '0/up'):
     (folder / name).symlink_to(folder)
-  assert files.find(f'{folder}/**/*.txt') == before
-  assert files.find(f'{folder}/latest/*.txt,{folder}/**/*.txt') == before
+  assert files.find_files(f'{folder}/**/*.txt') == before
+  assert files.find_files(f'{folder}/latest/*.txt,{folder}/**/*.txt') == before
   assert make(folder).fingerprint() == fingerprint
   # named alone, a link is the way there
-  latest = files.find(f'{folder}/latest/*.txt')
-  assert [p.replace('/latest/', '/1/') for p in latest] == files.find(
+  latest = files.find_files(f'{folder}/latest/*.txt')
+  assert [p.replace('/latest/', '/1/') for p in latest] == files.find_files(
     f'{folder}/1/*.txt'
   )
 
@@ -117,28 +117,31 @@ def test_links_to_other_folders_are_followed_and_name_the_files(tmp_path):
     (tmp_path / 'texts' / name).symlink_to(blob)
   (tmp_path / 'all').mkdir()
   (tmp_path / 'all' / 'x').symlink_to(tmp_path / 'texts')
-  found = files.find(f'{tmp_path}/all/**/*.jsonl')
+  found = files.find_files(f'{tmp_path}/all/**/*.jsonl')
   assert found == [f'{tmp_path}/all/x/a.jsonl']
-  assert [d.content for d in files.read(found, 'text')] == [b'one', b'two']
+  assert [d.content for d in files.read_documents(found, 'text')] == [
+    b'one',
+    b'two',
+  ]
 
 
 def test_exclusions_know_a_link_and_what_it_leads_to(folder):
   (folder / 'latest').symlink_to('1')
-  every = files.find(f'{folder}/**/*.txt')
+  every = files.find_files(f'{folder}/**/*.txt')
   by_link = f'{folder}/**/*.txt,!**/latest/**'
-  assert files.find(by_link) == every
+  assert files.find_files(by_link) == every
   without = [path for path in every if '/1/' not in path]
   for only in ('', f',{folder}/latest/*.txt'):
     real = f'{folder}/**/*.txt{only},!{folder}/1/**'
-    assert files.find(real) == without
+    assert files.find_files(real) == without
 
 
 def test_a_link_to_nothing_is_refused_unless_excluded(folder):
-  every = files.find(f'{folder}/**/*.txt')
+  every = files.find_files(f'{folder}/**/*.txt')
   (folder / 'gone.txt').symlink_to('nowhere.txt')
-  message = refusal(files.find, f'{folder}/**/*.txt')
+  message = refusal(files.find_files, f'{folder}/**/*.txt')
   assert f'{folder}/gone.txt is a link to nowhere.txt' in message
-  assert files.find(f'{folder}/**/*.txt,!**/gone.txt') == every
+  assert files.find_files(f'{folder}/**/*.txt,!**/gone.txt') == every
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ def test_a_link_to_nothing_is_refused_unless_excluded(folder):
   ['', '{}/*.no', '{}', '{}/**/*.txt,!{}/**', '{}/**/*.txt,{}/*.no', '!{}/**'],
 )
 def test_globs_without_a_file_are_refused(folder, pattern):
-  message = refusal(files.find, pattern.replace('{}', str(folder)))
+  message = refusal(files.find_files, pattern.replace('{}', str(folder)))
   assert 'no file matches' in message
 
 
@@ -161,7 +164,7 @@ def test_every_suffix_gives_its_documents(tmp_path):
   pq.write_table(table, tmp_path / 'b.parquet', row_group_size=2)
   (tmp_path / 'c.py').write_bytes(b'\xff\x00not utf-8')
   (tmp_path / 'd.txt').write_bytes(b'')
-  found = list(files.read(files.find(f'{tmp_path}/*'), 'body'))
+  found = list(files.read_documents(files.find_files(f'{tmp_path}/*'), 'body'))
   assert [document.content for document in found] == [
     b'one',
     'é'.encode(),
@@ -204,7 +207,7 @@ def test_every_suffix_gives_its_documents(tmp_path):
 def test_unreadable_files_are_refused_by_place(tmp_path, name, content, words):
   path = tmp_path / name
   path.write_bytes(content)
-  assert words in refusal(list, files.read([str(path)], 'text'))
+  assert words in refusal(list, files.read_documents([str(path)], 'text'))
 
 
 def test_a_parquet_file_without_the_field_is_refused(tmp_path):
@@ -213,9 +216,9 @@ def test_a_parquet_file_without_the_field_is_refused(tmp_path):
 
   path = str(tmp_path / 'a.parquet')
   pq.write_table(pa.table({'body': ['a'], 'n': [1]}), path)
-  message = refusal(list, files.read([path], 'text'))
+  message = refusal(list, files.read_documents([path], 'text'))
   assert "no field 'text'; it has body, n" in message
-  assert 'holds int' in refusal(list, files.read([path], 'n'))
+  assert 'holds int' in refusal(list, files.read_documents([path], 'n'))
 
 
 def test_bytes_round_trip_and_eod_is_silent():
@@ -303,19 +306,21 @@ def test_the_end_of_text_may_be_named_beside_the_tokenizer(tmp_path, token):
 def test_a_tokenizer_file_gives_rows_of_its_ids(folder, vocabulary):
   data = make(folder, tokenizer=vocabulary, batch=1)
   loaded = data.tokenizer
-  scored = [b['targets'][b['weights'] == 1] for b in data.heldout_batches(2)]
+  scored = [
+    b['targets'][b['weights'] == 1] for b in data.make_heldout_batches(2)
+  ]
   expected = [
     id
-    for d in data.heldout_documents()
+    for d in data.heldout_documents
     for id in [*loaded.encode(d.decode()), loaded.eod]
   ]
   assert np.concatenate(scored).tolist() == expected
-  assert data.heldout_bytes == sum(len(d) for d in data.heldout_documents())
+  assert data.heldout_bytes == sum(len(d) for d in data.heldout_documents)
 
 
 def test_every_document_is_on_one_side(folder):
   data = make(folder)
-  train, heldout = list(data.train_documents()), list(data.heldout_documents())
+  train, heldout = list(data.train_documents), list(data.heldout_documents)
   assert len(train) > 20 and len(heldout) > 4
   assert sorted(train + heldout) == contents(folder)
   assert data.train_bytes == sum(map(len, train))
@@ -323,18 +328,18 @@ def test_every_document_is_on_one_side(folder):
 
 
 def test_more_files_move_no_document_and_equal_ones_stay_together(folder):
-  before = set(make(folder).heldout_documents())
+  before = set(make(folder).heldout_documents)
   for i, content in enumerate([b'new 1', b'new 2', *contents(folder)]):
     (folder / f'more{i}.txt').write_bytes(content)
   data = make(folder)
-  after = set(data.heldout_documents())
+  after = set(data.heldout_documents)
   assert after - {b'new 1', b'new 2'} == before
-  assert not after & set(data.train_documents())
+  assert not after & set(data.train_documents)
 
 
 def test_the_seed_decides_the_split(folder):
   a, b = make(folder), make(folder, seed=1)
-  assert set(a.heldout_documents()) != set(b.heldout_documents())
+  assert set(a.heldout_documents) != set(b.heldout_documents)
 
 
 def test_too_little_text_is_refused(folder):
@@ -381,7 +386,7 @@ def test_large_vocabularies_keep_their_ids():
 
 def test_every_target_follows_from_its_own_document_only(folder):
   data = make(folder)
-  documents = list(data.train_documents())
+  documents = list(data.train_documents)
   rows = [data._train_rows[i] for i in range(data._train_rows.full)]
   opened = 0
   for row in rows:
@@ -399,8 +404,8 @@ def test_every_target_follows_from_its_own_document_only(folder):
 
 def test_a_batch_has_its_keys_shapes_and_types(folder):
   data = make(folder)
-  ahead, heldout = next(data.iterate(0)), next(data.heldout_batches(4))
-  for batch in (data.batch(0), ahead, heldout):
+  ahead, heldout = next(data.iterate(0)), next(data.make_heldout_batches(4))
+  for batch in (data.make_batch(0), ahead, heldout):
     assert {name: (x.shape, str(x.dtype)) for name, x in batch.items()} == {
       'tokens': ((4, 16), 'int32'),
       'targets': ((4, 16), 'int32'),
@@ -408,7 +413,7 @@ def test_a_batch_has_its_keys_shapes_and_types(folder):
       'positions': ((4, 16), 'int32'),
       'weights': ((4, 16), 'float32'),
     }
-  assert data.batch(0)['weights'].all()
+  assert data.make_batch(0)['weights'].all()
 
 
 def test_an_iterator_from_any_step_gives_the_same_batches(folder):
@@ -422,14 +427,15 @@ def test_an_iterator_from_any_step_gives_the_same_batches(folder):
     for step in range(start, steps):
       batch = next(resumed)
       assert_same(batch, unbroken[step])
-      assert_same(batch, data.batch(step))
+      assert_same(batch, data.make_batch(step))
 
 
 def test_an_epoch_holds_every_row_once_and_the_next_is_in_another_order(folder):
   data = make(folder, batch=1)
   rows = data._train_rows.full
   epochs = [
-    [digest(data.batch(e * rows + i)) for i in range(rows)] for e in range(2)
+    [digest(data.make_batch(e * rows + i)) for i in range(rows)]
+    for e in range(2)
   ]
   every = [
     digest({name: x[None] for name, x in data._train_rows[i].items()})
@@ -446,7 +452,7 @@ def test_the_seed_decides_the_order(folder):
     text._batches(rows, DataConfig(path='', seq_len=16, batch=4), None, seed)
     for seed in (0, 1)
   )
-  assert digest(a[0]) == digest(make(folder).batch(0)) != digest(b[0])
+  assert digest(a[0]) == digest(make(folder).make_batch(0)) != digest(b[0])
 
 
 def test_another_process_makes_the_same_batches(folder):
@@ -456,7 +462,7 @@ def test_another_process_makes_the_same_batches(folder):
     'from deltanet_jax.config.experiment import DataConfig\n'
     f'cfg = DataConfig(path="{folder}/**/*.txt", seq_len=16, batch=4,'
     ' heldout=0.3)\n'
-    'batch = TextData(cfg).batch(30)\n'
+    'batch = TextData(cfg).make_batch(30)\n'
     'parts = b"".join(batch[name].tobytes() for name in sorted(batch))\n'
     'print(hashlib.sha256(parts).hexdigest())\n'
   )
@@ -465,32 +471,32 @@ def test_another_process_makes_the_same_batches(folder):
     [sys.executable, '-c', code], cwd=root, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.strip() == digest(make(folder).batch(30))
+  assert done.stdout.strip() == digest(make(folder).make_batch(30))
 
 
 @pytest.mark.parametrize('rows', [1, 4, 1000])
 def test_every_heldout_token_is_scored_once(folder, rows):
   data = make(folder)
-  batches = list(data.heldout_batches(rows))
+  batches = list(data.make_heldout_batches(rows))
   assert {batch['tokens'].shape for batch in batches} == {(rows, 16)}
   scored = [b['targets'][b['weights'] == 1] for b in batches]
-  expected = b''.join(d + b'\n' for d in data.heldout_documents())
+  expected = b''.join(d + b'\n' for d in data.heldout_documents)
   got = bytes(t if t < 256 else 10 for t in np.concatenate(scored).tolist())
   assert got == expected  # no document of the fixture holds a line end
   for batch in batches:
     padding = batch['weights'] == 0
     assert (batch['segment_ids'][padding] == 0).all()
     assert (batch['segment_ids'][~padding] > 0).all()
-  for a, b in zip(batches, data.heldout_batches(rows), strict=True):
+  for a, b in zip(batches, data.make_heldout_batches(rows), strict=True):
     assert_same(a, b)
 
 
 def test_jsonl_and_text_files_of_the_same_documents_give_the_same_batches(
   folder, tmp_path
 ):
-  plain = files.read(files.find(f'{folder}/**/*.txt'), 'text')
+  plain = files.read_documents(files.find_files(f'{folder}/**/*.txt'), 'text')
   lines = [json.dumps({'text': d.content.decode()}) for d in plain]
   path = tmp_path / 'all.jsonl'
   path.write_text('\n'.join(lines))
   a, b = make(folder), make(folder, path=str(path))
-  assert_same(a.batch(7), b.batch(7))
+  assert_same(a.make_batch(7), b.make_batch(7))

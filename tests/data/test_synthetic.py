@@ -9,7 +9,7 @@ import pytest
 
 from deltanet_jax.data.tasks.documents import MultiTurn, QuoteGist
 from deltanet_jax.data.tasks.needle import DEPTHS, HEX, KEYS, Needle
-from deltanet_jax.data.tasks.order import Palindrome, SelectiveCopy, Stack
+from deltanet_jax.data.tasks.order import Palindrome, SelectiveCopy, Stacks
 from deltanet_jax.data.tasks.synthetic import MQAR, Copy, Rebinding, TwoHop
 from deltanet_jax.data.tasks.tracking import Parity, S5Word
 from deltanet_jax.lab.study import accuracy
@@ -29,7 +29,7 @@ TASKS = {
     SelectiveCopy(24, (3, 5), 7), readers.selective_copy, 0.45
   ),
   'palindrome': (Palindrome((3, 5, 8), 7), readers.palindrome, 0.45),
-  'stack': (Stack(49, 4, 7), readers.stack, 0.5),
+  'stack': (Stacks(49, 4, 7), readers.stack, 0.5),
   'parity': (Parity(21), readers.parity, 0.6),
   's5': (S5Word(12), readers.s5, 0.2),
   's5 swaps': (S5Word(21, moves=2, steps=2), readers.s5, 0.2),
@@ -129,7 +129,7 @@ def test_simple_tricks_fail(name):
     np.where(possible, np.arange(task.length), 0), axis=1
   )
   latest = np.take_along_axis(e.tokens, when, axis=1)
-  tricks = {'most frequent': accuracy.majority(e, task.vocab)}
+  tricks = {'most frequent': accuracy.measure_majority(e, task.vocab)}
   for trick, guess in {
     'the token': e.tokens,
     'the one before': back(1),
@@ -348,7 +348,7 @@ def test_needles_stand_between_sentences_at_their_depth(name):
     (lambda: TwoHop(pairs=(2,), symbols=5), 'pairs is .* to 1'),
     (lambda: SelectiveCopy(8, (4,)), 'sizes is .* to 3'),
     (lambda: Palindrome((1,)), 'sizes is .* from 2'),
-    (lambda: Stack(5), 'length is 5; give 6'),
+    (lambda: Stacks(5), 'length is 5; give 6'),
     (lambda: Parity(0), 'length is 0'),
     (lambda: S5Word(moves=6), 'moves is 6'),
     (lambda: S5Word(2, steps=3), 'length 2'),

@@ -26,7 +26,7 @@ def test_a_text_is_taken_whole_whatever_tokenizer_json_stores(tmp_path):
   made.enable_truncation(max_length=2)
   made.enable_padding(length=9, pad_id=PAD, pad_token='<pad>')
   found = FileTokenizer(write(tmp_path, made))
-  assert found.prompt('Why') == found.encode('Why').tolist() == WHY
+  assert found.encode_prompt('Why') == found.encode('Why').tolist() == WHY
   ids = found.encode_documents(documents('Why', 'WhyWhy'))
   assert [x.tolist() for x in ids] == [WHY, WHY * 2]
 
@@ -62,8 +62,10 @@ def test_a_prompt_begins_as_the_tokenizers_class_begins_it(
   said |= {} if bos is None else {'add_bos_token': bos}
   said |= {} if eos is None else {'add_eos_token': eos}
   found = FileTokenizer(write(tmp_path, begun(template), tokenizer_config=said))
-  assert found.prompt('Why') == want
-  assert found.prompt('Why', special=False) == WHY  # as a template wants it
+  assert found.encode_prompt('Why') == want
+  assert (
+    found.encode_prompt('Why', special=False) == WHY
+  )  # as a template wants it
   assert found.encode('Why').tolist() == WHY  # as a document is
 
 
@@ -71,20 +73,20 @@ def test_a_prompt_begins_as_the_tokenizers_class_begins_it(
 def test_without_a_class_add_bos_token_alone_decides(tmp_path, template):
   said = {'bos_token': {'content': '<s>'}, 'add_bos_token': True}
   path = write(tmp_path, begun(template), tokenizer_config=said)
-  assert FileTokenizer(path).prompt('Why') == [BOS, *WHY]
+  assert FileTokenizer(path).encode_prompt('Why') == [BOS, *WHY]
 
 
 def test_a_beginning_that_is_not_declared_is_refused(tmp_path):
   said = {'tokenizer_class': LLAMA, 'add_bos_token': True}
   path = write(tmp_path, tokenizer_config=said)
-  message = refusal(FileTokenizer(path).prompt, 'Why')
+  message = refusal(FileTokenizer(path).encode_prompt, 'Why')
   assert 'tokenizer_config.json' in message and 'add_bos_token' in message
   write(tmp_path, tokenizer_config=said | {'bos_token': '<other>'})
-  message = refusal(FileTokenizer(path).prompt, 'Why')
+  message = refusal(FileTokenizer(path).encode_prompt, 'Why')
   assert "no token '<other>'" in message and 'bos_token' in message
   # nothing is asked for: the tokenizer.json decides
   write(tmp_path, begun('<s> $A'), tokenizer_config={'tokenizer_class': LLAMA})
-  assert FileTokenizer(path).prompt('Why') == [BOS, *WHY]
+  assert FileTokenizer(path).encode_prompt('Why') == [BOS, *WHY]
 
 
 def test_names_of_special_tokens_are_tokens_in_prompts_alone(tmp_path):
@@ -95,12 +97,14 @@ def test_names_of_special_tokens_are_tokens_in_prompts_alone(tmp_path):
   }
   found = FileTokenizer(write(tmp_path, made, tokenizer_config=said))
   tool = 256
-  assert found.prompt('<tool></s>') == [tool, EOS + 1]
+  assert found.encode_prompt('<tool></s>') == [tool, EOS + 1]
   assert found.vocab_size == 260  # what has no id is given none
   plain = found.encode('<tool></s>').tolist()
   assert found.decode(plain) == '<tool></s>' and max(plain) < 256
   assert found.decode([tool, *WHY, EOS + 1]) == 'Why'
-  assert found.prompt('<tool>') == [tool]  # the other way of reading is over
+  assert found.encode_prompt('<tool>') == [
+    tool
+  ]  # the other way of reading is over
 
 
 NOT_SPECIAL = {'special': False, 'normalized': False, 'lstrip': False,
@@ -144,7 +148,7 @@ def test_tokens_that_the_files_beside_declare_are_found(
 ):
   made = byte_level(ordinary=['hello', '<tool>'])
   found = FileTokenizer(write(tmp_path, made, **files))
-  assert found.prompt('a hello<tool> <pad>.') == ids
+  assert found.encode_prompt('a hello<tool> <pad>.') == ids
   assert found.decode(ids) == text
 
 
@@ -332,9 +336,9 @@ def test_what_was_lost_is_shown(tmp_path, capsys):
 @pytest.mark.parametrize('text', ['a\udcff', '\ud800'])
 def test_a_text_that_is_no_utf8_is_refused(tmp_path, text):
   found = FileTokenizer(write(tmp_path, jinja="{{ '\\ud800' }}"))
-  for call in found.prompt, found.encode, ByteTokenizer().encode:
+  for call in found.encode_prompt, found.encode, ByteTokenizer().encode:
     assert 'no UTF-8' in refusal(call, text)
-  assert 'no UTF-8' in refusal(found.prompt, found.chat('Why'))
+  assert 'no UTF-8' in refusal(found.encode_prompt, found.format_chat('Why'))
 
 
 def test_ids_of_documents_fit_what_holds_them(tmp_path):

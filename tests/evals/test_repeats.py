@@ -54,7 +54,7 @@ def drawn(seed, rows=6, length=60, symbols=2):
 def test_distances_are_those_of_a_search_by_hand(n):
   for seed in range(3):
     tokens, segments = drawn(seed)
-    found = repeats.earlier(tokens, segments, n)
+    found = repeats.find_earlier(tokens, segments, n)
     np.testing.assert_array_equal(found, by_hand(tokens, segments, n))
   if n == 5:
     assert (found > 0).sum() > 20
@@ -64,18 +64,20 @@ def test_a_document_is_not_repeated_from_another():
   tokens = np.tile(np.arange(8), (2, 2))
   one = np.ones((2, 16), int)
   two = np.repeat([[1, 2]], 8, axis=1).repeat(2, 0)
-  assert (repeats.earlier(tokens, one, 4) > 0).sum() == 2 * 5
-  assert not repeats.earlier(tokens, two, 4).any()
-  assert not repeats.earlier(tokens, 0 * one, 4).any()
+  assert (repeats.find_earlier(tokens, one, 4) > 0).sum() == 2 * 5
+  assert not repeats.find_earlier(tokens, two, 4).any()
+  assert not repeats.find_earlier(tokens, 0 * one, 4).any()
   # documents of one n-gram each, the same one
   same = np.zeros((1, 8), int)
-  assert not repeats.earlier(same, np.array([[1] * 4 + [2] * 4]), 4).any()
+  assert not repeats.find_earlier(same, np.array([[1] * 4 + [2] * 4]), 4).any()
 
 
 def test_the_table_counts_every_token_once_and_means_are_means():
   tokens, segments = drawn(3)
   nats = np.random.default_rng(1).random(tokens.shape)
-  shares = repeats.table(tokens, nats, segments, lengths=(2, 5), edges=(4, 9))
+  shares = repeats.compute_shares(
+    tokens, nats, segments, lengths=(2, 5), edges=(4, 9)
+  )
   for n in (2, 5):
     rows = {(s.near, s.far): s for s in shares if s.n == n}
     distance = by_hand(tokens, segments, n)
@@ -101,15 +103,17 @@ def test_intervals_resample_documents_not_tokens():
   tokens = np.arange(800).reshape(8, 100)
   cost = np.array([0.0, 0, 0, 0, 1, 1, 1, 1])
   nats = np.repeat(cost[:, None], 100, 1)
-  (share,) = repeats.table(tokens, nats, np.ones((8, 100), int), lengths=(1,))
+  (share,) = repeats.compute_shares(
+    tokens, nats, np.ones((8, 100), int), lengths=(1,)
+  )
   # of 8 fair coins, 2.5% are below 2 heads: 0.125 to 0.25 of them
   assert 0.1 <= share.low <= 0.25 and 0.75 <= share.high <= 0.9
   assert share.documents == 8
-  (share,) = repeats.table(
+  (share,) = repeats.compute_shares(
     tokens[:1], nats[:1], np.ones((1, 100), int), lengths=(1,)
   )
   assert (share.documents, share.low, share.high) == (1, None, None)
-  assert 'new' in repeats.text([share])
+  assert 'new' in repeats.format_shares([share])
 
 
 def test_documents_are_scored_token_by_token(quick_compile):
@@ -128,7 +132,7 @@ def test_documents_are_scored_token_by_token(quick_compile):
   tokenizer = load_tokenizer('bytes')
 
   scored = list(
-    perplexity.over_documents(
+    perplexity.run_documents(
       perplexity.make_token_nats, cfg, params, documents, tokenizer, **how
     )
   )
@@ -162,10 +166,10 @@ def test_documents_are_scored_token_by_token(quick_compile):
 @pytest.mark.parametrize(
   'call, message',
   [
-    (lambda x: repeats.earlier(x, x, 0), 'n is 0'),
-    (lambda x: repeats.earlier(x, x[:1], 2), r'\(2, 3\) and .* \(1, 3\)'),
-    (lambda x: repeats.table(x, x[:1], x), r'nats are \(1, 3\)'),
-    (lambda x: repeats.table(x, x * np.nan, x), 'not all finite'),
+    (lambda x: repeats.find_earlier(x, x, 0), 'n is 0'),
+    (lambda x: repeats.find_earlier(x, x[:1], 2), r'\(2, 3\) and .* \(1, 3\)'),
+    (lambda x: repeats.compute_shares(x, x[:1], x), r'nats are \(1, 3\)'),
+    (lambda x: repeats.compute_shares(x, x * np.nan, x), 'not all finite'),
   ],
 )
 def test_what_does_not_fit_is_refused(call, message):

@@ -13,10 +13,18 @@ from safetensors.numpy import load_file
 from deltanet_jax import hf
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MeshConfig
-from deltanet_jax.hf import convert, files, pieces, store
+from deltanet_jax.hf import (
+  convert,
+  converted,
+  files,
+  output,
+  pieces,
+  store,
+)
+from deltanet_jax.hf.names import INDEX
 from deltanet_jax.parallel import sharding
 from tests import weights
-from tests.parity import FIXTURES, quantise
+from tests.parity import FIXTURES, quantize
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +33,7 @@ def write(folder, tensors, shard_bytes, config):
   """A released folder of several files."""
   folder.mkdir()
   described = {k: (v.dtype, v.shape) for k, v in tensors.items()}
-  store.write(folder, described, tensors.get, shard_bytes)
+  store.write_files(folder, described, tensors.get, shard_bytes)
   (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
   return folder
 
@@ -55,17 +63,17 @@ def assert_same_folders(found, wanted):
     assert ours.keys() == theirs.keys()
     for key in theirs:
       np.testing.assert_array_equal(ours[key], theirs[key])
-  for name in ('config.json', 'tokenizer.json', files.INDEX):
+  for name in ('config.json', 'tokenizer.json', INDEX):
     assert read_json(found / name) == read_json(wanted / name)
 
 
 def test_there_and_back_and_loaded_over_devices(source, tmp_path):
-  convert.to_orbax(source, tmp_path / 'orbax')
-  convert.to_released(tmp_path / 'orbax', tmp_path / 'back')
+  convert.convert_to_orbax(source, tmp_path / 'orbax')
+  convert.convert_to_released(tmp_path / 'orbax', tmp_path / 'back')
   assert_same_folders(tmp_path / 'back', source)
-  model, wanted = hf.load(source)
+  model, wanted = hf.load_model(source)
   mesh = sharding.make_mesh(MeshConfig(fsdp=2, tensor=2))
-  again, params = hf.load(tmp_path / 'orbax', mesh=mesh)
+  again, params = hf.load_model(tmp_path / 'orbax', mesh=mesh)
   assert again == model
   jax.tree.map(np.testing.assert_array_equal, params, wanted)
   shardings = sharding.param_shardings(model, mesh)
@@ -78,26 +86,26 @@ def float8(request, tmp_path):
   path = FIXTURES / request.param / 'model.safetensors'
   config = read_config(request.param)
   config |= {'quantization_config': {'weight_block_size': [128, 128]}}
-  return write(tmp_path / 'float8', quantise(load_file(path)), 30_000, config)
+  return write(tmp_path / 'float8', quantize(load_file(path)), 30_000, config)
 
 
 def bytes_of(folder):
   """{tensor: (its file, type, shape, bytes)}, with float8 and its scales."""
-  source = files.Folder(folder)
+  source = files.FolderTensors(folder)
   return {
     name: (
       file,
       source.dtype(name),
       source.shape(name),
-      source.raw(name).tobytes(),
+      source.read_raw(name).tobytes(),
     )
     for name, file in source.names.items()
   }
 
 
 def test_float8_goes_there_and_back_with_its_scales(float8, tmp_path):
-  convert.to_orbax(float8, tmp_path / 'orbax')
-  convert.to_released(tmp_path / 'orbax', tmp_path / 'back')
+  convert.convert_to_orbax(float8, tmp_path / 'orbax')
+  convert.convert_to_released(tmp_path / 'orbax', tmp_path / 'back')
   wanted = bytes_of(float8)
   assert sum(kind.itemsize == 1 for _, kind, _, _ in wanted.values()) > 20
   assert bytes_of(tmp_path / 'back') == wanted
@@ -105,38 +113,38 @@ def test_float8_goes_there_and_back_with_its_scales(float8, tmp_path):
     read_json(at / 'config.json') for at in (tmp_path / 'back', float8)
   )
   assert found == config and 'quantization_config' in config
-  record = convert.read_record(tmp_path / 'orbax')
+  record = converted.read_record(tmp_path / 'orbax')
   kinds = {kind for _, kind, _ in record['tensors'].values()}
   assert kinds == {'bfloat16', 'float32'}  # of a model trained further
-  _, params = hf.load(float8)
-  _, again = hf.load(tmp_path / 'orbax')
+  _, params = hf.load_model(float8)
+  _, again = hf.load_model(tmp_path / 'orbax')
   jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 @pytest.mark.parametrize('float8', ['minimax_m2'], indirect=True)
 def test_a_damaged_scale_is_an_error(float8, tmp_path):
-  convert.to_orbax(float8, tmp_path / 'orbax')
-  path = tmp_path / 'orbax' / convert.BESIDE
+  convert.convert_to_orbax(float8, tmp_path / 'orbax')
+  path = tmp_path / 'orbax' / converted.BESIDE
   path.write_bytes(path.read_bytes()[:-1] + b'\x11')
   with pytest.raises(convert.ConversionError, match='from its checksum'):
-    hf.load(tmp_path / 'orbax')
+    hf.load_model(tmp_path / 'orbax')
 
 
 def test_experts_lie_in_pieces_of_a_bounded_size(source, tmp_path, monkeypatch):
   monkeypatch.setattr(pieces, 'PIECE', 3 * 16 * 32)  # three of four experts
   target = tmp_path / 'orbax'
-  convert.to_orbax(source, target)
+  convert.convert_to_orbax(source, target)
   names = {path.name for path in (target / pieces.FOLDER).iterdir()}
   at = 'backbone.period.layer_0.ffn.up.1'
   found = sorted(name for name in names if name.startswith(at))
   assert found == [f'{at}.0', f'{at}.3']
-  assert names == set(pieces.sums(target))
-  convert.to_released(target, tmp_path / 'back')
+  assert names == set(pieces.read_sums(target))
+  convert.convert_to_released(target, tmp_path / 'back')
   assert_same_folders(tmp_path / 'back', source)
 
 
 def test_a_killed_conversion_goes_on(source, tmp_path, monkeypatch):
-  target, save, calls = tmp_path / 'orbax', pieces.Writer._save, []
+  target, save, calls = tmp_path / 'orbax', pieces.PieceWriter._save, []
 
   def killed(self, name, array):
     if len(calls) == 7:
@@ -144,41 +152,41 @@ def test_a_killed_conversion_goes_on(source, tmp_path, monkeypatch):
     calls.append(name)
     save(self, name, array)
 
-  monkeypatch.setattr(pieces.Writer, '_save', killed)
+  monkeypatch.setattr(pieces.PieceWriter, '_save', killed)
   with pytest.raises(KeyboardInterrupt):
-    convert.to_orbax(source, target)
+    convert.convert_to_orbax(source, target)
   first = list(calls)
   with pytest.raises(ConfigError, match='not finished; run the conversion'):
-    convert.to_released(target, tmp_path / 'early')
+    convert.convert_to_released(target, tmp_path / 'early')
   monkeypatch.setattr(
-    pieces.Writer,
+    pieces.PieceWriter,
     '_save',
     lambda self, name, array: (calls.append(name), save(self, name, array)),
   )
-  convert.to_orbax(source, target)
+  convert.convert_to_orbax(source, target)
   assert len(first) == 7
   assert len(set(calls)) == len(calls)
-  convert.to_released(target, tmp_path / 'back')
+  convert.convert_to_released(target, tmp_path / 'back')
   assert_same_folders(tmp_path / 'back', source)
 
 
 def test_another_model_in_the_target_is_refused(source, tmp_path):
   (tmp_path / 'orbax').mkdir()
-  (tmp_path / 'orbax' / convert.RECORD).write_text('{}')
+  (tmp_path / 'orbax' / converted.RECORD).write_text('{}')
   with pytest.raises(ConfigError, match='conversion of another folder'):
-    convert.to_orbax(source, tmp_path / 'orbax')
+    convert.convert_to_orbax(source, tmp_path / 'orbax')
 
 
 def test_a_piece_with_a_wrong_checksum_is_an_error(source, tmp_path):
   target = tmp_path / 'orbax'
-  convert.to_orbax(source, target)
+  convert.convert_to_orbax(source, target)
   lines = (target / pieces.SUMS).read_text().splitlines()
   name, crc = json.loads(lines[-1])
   (target / pieces.SUMS).write_text(
     '\n'.join([*lines[:-1], json.dumps([name, crc + 1])])
   )
   with pytest.raises(convert.ConversionError, match='from its checksum'):
-    convert.to_released(target, tmp_path / 'back')
+    convert.convert_to_released(target, tmp_path / 'back')
 
 
 def test_what_does_not_read_back_is_an_error(source, tmp_path, monkeypatch):
@@ -187,15 +195,15 @@ def test_what_does_not_read_back_is_an_error(source, tmp_path, monkeypatch):
     pieces, '_restore', lambda *args: np.nextafter(read(*args), np.inf)
   )
   with pytest.raises(convert.ConversionError, match='does not read back'):
-    convert.to_orbax(source, tmp_path / 'orbax')
+    convert.convert_to_orbax(source, tmp_path / 'orbax')
   monkeypatch.setattr(pieces, '_restore', read)
-  convert.to_orbax(source, tmp_path / 'orbax')
-  write = files.write_file
+  convert.convert_to_orbax(source, tmp_path / 'orbax')
+  write = output.write_file
   monkeypatch.setattr(
-    files, 'write_file', lambda path, *args: (write(path, *args), spoil(path))
+    output, 'write_file', lambda path, *args: (write(path, *args), spoil(path))
   )
   with pytest.raises(convert.ConversionError, match='does not read back'):
-    convert.to_released(tmp_path / 'orbax', tmp_path / 'back')
+    convert.convert_to_released(tmp_path / 'orbax', tmp_path / 'back')
   assert not list((tmp_path / 'back').glob('*.safetensors'))
 
 
@@ -207,9 +215,9 @@ def spoil(path):
 
 def test_a_conversion_of_an_older_format_is_refused(source, tmp_path):
   (tmp_path / 'orbax').mkdir()
-  (tmp_path / 'orbax' / convert.RECORD).write_text('{}')
+  (tmp_path / 'orbax' / converted.RECORD).write_text('{}')
   with pytest.raises(ConfigError, match='convert the released folder again'):
-    hf.load(tmp_path / 'orbax')
+    hf.load_model(tmp_path / 'orbax')
 
 
 EMBED = 'model.embed_tokens.weight'
@@ -240,7 +248,7 @@ def with_a_prefix_and_two_layouts(folder):
 
 def with_exponents(stored):
   def make(folder):
-    found = quantise(weights.tensors('deepseek_v3'))
+    found = quantize(weights.tensors('deepseek_v3'))
     noise = np.random.default_rng(0)
     for name in [name for name in found if name.endswith('_scale_inv')]:
       found[name] = noise.integers(110, 130, found[name].shape, np.uint8).view(
@@ -267,18 +275,20 @@ def with_exponents(stored):
 )
 def test_folders_as_they_are_found_come_back_as_they_were(make, tmp_path):
   source = make(tmp_path / 'source')
-  convert.to_orbax(source, tmp_path / 'orbax')
-  convert.to_released(tmp_path / 'orbax', tmp_path / 'back')
+  convert.convert_to_orbax(source, tmp_path / 'orbax')
+  convert.convert_to_released(tmp_path / 'orbax', tmp_path / 'back')
   assert bytes_of(tmp_path / 'back') == bytes_of(source)
   config, found = (
     read_json(x / 'config.json') for x in (source, tmp_path / 'back')
   )
   assert found == config
-  _, wanted = hf.load(source)
+  _, wanted = hf.load_model(source)
   for again in ('orbax', 'back'):
-    _, params = hf.load(tmp_path / again)
+    _, params = hf.load_model(tmp_path / again)
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
-  convert.to_released(tmp_path / 'orbax', tmp_path / 'back')  # finds all done
+  convert.convert_to_released(
+    tmp_path / 'orbax', tmp_path / 'back'
+  )  # finds all done
 
 
 def files_of(folder):
@@ -301,11 +311,11 @@ def test_a_conversion_that_finds_nan_leaves_nothing(there, tmp_path):
   if there != 'nothing':
     target.mkdir()
   with pytest.raises(ConfigError, match='model.norm.weight holds NaN'):
-    convert.to_orbax(source, target)
+    convert.convert_to_orbax(source, target)
   found['model.norm.weight'][3], found[last][0, 0] = 1, np.inf
   weights.write(source, 'qwen3', found)
   with pytest.raises(ConfigError, match=f'{last} holds NaN'):
-    convert.to_orbax(source, target)
+    convert.convert_to_orbax(source, target)
   assert target.exists() == (there != 'nothing')
   assert not target.exists() or not list(target.iterdir())
 
@@ -339,7 +349,7 @@ def test_a_target_that_holds_something_else_is_refused_and_left(
   target.mkdir()
   (target / 'notes.txt').write_text('mine')
   with pytest.raises(ConfigError, match='holds something else'):
-    convert.to_orbax(source, target)
+    convert.convert_to_orbax(source, target)
   assert files_of(target) == {'notes.txt': b'mine'}
 
 
@@ -348,7 +358,7 @@ def orbax(tmp_path):
   source = weights.write(
     tmp_path / 'source', 'qwen3', files=['a/1.safetensors', '2.safetensors']
   )
-  convert.to_orbax(source, tmp_path / 'orbax')
+  convert.convert_to_orbax(source, tmp_path / 'orbax')
   return tmp_path / 'orbax'
 
 
@@ -359,7 +369,7 @@ def test_what_would_be_mixed_with_other_weights_is_refused(orbax, tmp_path):
     make(target)
     before = files_of(target)
     with pytest.raises(ConfigError) as caught:
-      convert.to_released(orbax, target)
+      convert.convert_to_released(orbax, target)
     assert '\n' not in str(caught.value) and str(target) in str(caught.value)
     assert files_of(target) == before
 
@@ -372,7 +382,7 @@ def test_what_would_be_mixed_with_other_weights_is_refused(orbax, tmp_path):
   outside = tmp_path / 'outside'
   outside.mkdir()
   tried('link', lambda at: (at / 'a').symlink_to(outside))
-  for name in ('config.json.tmp', files.INDEX, '2.safetensors.part.tmp'):
+  for name in ('config.json.tmp', INDEX, '2.safetensors.part.tmp'):
     tried(name, lambda at, x=name: (at / x).symlink_to(outside / 'file'))
   assert not list(outside.iterdir())
 
@@ -384,16 +394,16 @@ def test_an_unfinished_or_damaged_conversion_gives_no_finished_folder(
   lines = path.read_text().splitlines()
   path.write_text('\n'.join(lines[:-1]))
   with pytest.raises(ConfigError, match='is not finished'):
-    convert.to_released(orbax, tmp_path / 'back')
+    convert.convert_to_released(orbax, tmp_path / 'back')
   assert not (tmp_path / 'back').exists()
   name, crc = json.loads(lines[-1])
   path.write_text('\n'.join([*lines[:-1], json.dumps([name, crc + 1])]))
   with pytest.raises(convert.ConversionError, match='from its checksum'):
-    convert.to_released(orbax, tmp_path / 'back')
+    convert.convert_to_released(orbax, tmp_path / 'back')
   left = files_of(tmp_path / 'back')
   assert all(file.endswith('.safetensors') for file in left)
   with pytest.raises(ConfigError, match='config.json: no such file'):
-    hf.load(tmp_path / 'back')
+    hf.load_model(tmp_path / 'back')
   path.write_text('\n'.join(lines))
-  convert.to_released(orbax, tmp_path / 'back')
+  convert.convert_to_released(orbax, tmp_path / 'back')
   assert bytes_of(tmp_path / 'back') == bytes_of(tmp_path / 'source')

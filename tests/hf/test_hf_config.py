@@ -4,6 +4,8 @@ named as one that its class does not know.
 fixtures/keys.json lists what transformers' classes read (reference_config.py).
 """
 
+import pathlib
+
 import pytest
 
 from deltanet_jax.config import ConfigError
@@ -98,14 +100,23 @@ def verdict(read_config, family, wanted, changed, path):
     return 'unknown'
   if result != wanted:
     return 'read'
-  harmless = common.harmless(family)
+  harmless = common.collect_harmless_keys(family)
   assert {full, path[0]} & harmless, (full, changed)
   return 'harmless'
 
 
+def test_every_file_of_the_folder_is_found_as_a_family():
+  folder = pathlib.Path(families.__file__).parent
+  files = {path.stem for path in folder.glob('*.py')} - {'__init__'}
+  homes = [family.read_config.__module__ for family in families.FAMILIES]
+  assert {home.rpartition('.')[2] for home in homes} == files
+  types = sum((family.model_types for family in families.FAMILIES), ())
+  assert len(set(types)) == len(types)
+
+
 @every_system
 def test_a_changed_key_is_read_harmless_refused_or_named(name, read_config):
-  family = families.named(name)
+  family = families.get_family(name)
   for base in configs(name):
     model, warned = read_config(base)
     assert not isinstance(model, ConfigError) and not warned, (model, warned)
@@ -125,7 +136,7 @@ def test_a_changed_key_is_read_harmless_refused_or_named(name, read_config):
 def test_an_added_key_of_the_class_is_read_harmless_or_refused(
   name, read_config
 ):
-  family = families.named(name)
+  family = families.get_family(name)
   for base in configs(name):
     model, _ = read_config(base)
     for key, default in KEYS[name].items():
@@ -382,6 +393,6 @@ def test_a_malformed_value_of_one_family_is_named(
 def test_a_file_that_is_no_object_is_refused_in_a_line(text, tmp_path):
   (tmp_path / 'config.json').write_text(text, encoding='utf-8')
   with pytest.raises(ConfigError) as error:
-    families.read(tmp_path)
+    families.read_config(tmp_path)
   assert str(tmp_path / 'config.json') in str(error.value)
   assert '\n' not in str(error.value)

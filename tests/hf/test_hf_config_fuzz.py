@@ -123,7 +123,7 @@ def read(folder, found):
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     try:
-      family, cfg = families.read(folder)
+      family, cfg = families.read_config(folder)
     except ConfigError as error:
       said = str(error)
       assert said.startswith(str(folder / 'config.json: ')), said

@@ -88,7 +88,7 @@ def compute(folder):
 def ours(folder):
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    model, params = hf.load(folder)
+    model, params = hf.load_model(folder)
   return model.apply({'params': params}, jnp.asarray(TOKENS, jnp.int32))[0]
 
 

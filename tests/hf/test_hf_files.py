@@ -12,7 +12,8 @@ import pytest
 
 from deltanet_jax import hf
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import convert, files, hub
+from deltanet_jax.hf import convert, converted, files, hub
+from deltanet_jax.hf.names import INDEX
 from deltanet_jax.parallel import sharding
 from deltanet_jax.runs.release import _Released
 from deltanet_jax.runs.source import open_model
@@ -39,11 +40,11 @@ def shapes_once():
 def plain(name):
   """The parameters of a fixture."""
   with tempfile.TemporaryDirectory() as folder:
-    return hf.load(weights.write(pathlib.Path(folder), name))[1]
+    return hf.load_model(weights.write(pathlib.Path(folder), name))[1]
 
 
 def assert_loads(folder, name, **kwargs):
-  _, params = hf.load(folder, **kwargs)
+  _, params = hf.load_model(folder, **kwargs)
   jax.tree.map(np.testing.assert_array_equal, params, plain(name))
 
 
@@ -75,10 +76,10 @@ def test_a_name_that_could_lie_elsewhere_is_refused_before_reading(
   index = {key: 'model.safetensors' for key in weights.tensors('qwen3')}
   weights.write_index(folder, index | {NORM: file})
   monkeypatch.setattr(files, 'File', None)  # reads nothing
-  where = files.INDEX, NORM, repr(file)
-  refused(lambda: hf.load(folder), *where)
+  where = INDEX, NORM, repr(file)
+  refused(lambda: hf.load_model(folder), *where)
   refused(lambda: open_model(str(folder)), *where)
-  refused(lambda: convert.to_orbax(folder, tmp_path / 'orbax'), *where)
+  refused(lambda: convert.convert_to_orbax(folder, tmp_path / 'orbax'), *where)
   assert not (tmp_path / 'orbax').exists()
 
 
@@ -91,16 +92,16 @@ def test_a_name_that_could_lie_elsewhere_is_refused_before_reading(
 def test_what_is_no_index_is_one_line(index, tmp_path):
   folder = weights.write(tmp_path, 'qwen3')
   data = index.encode(errors='surrogateescape')
-  (folder / files.INDEX).write_bytes(data)
-  refused(lambda: hf.load(folder), str(folder))
+  (folder / INDEX).write_bytes(data)
+  refused(lambda: hf.load_model(folder), str(folder))
 
 
 def test_values_nested_to_any_depth_are_one_line(tmp_path):
   folder = weights.write(tmp_path, 'qwen3')
   for depth in range(900, 1000):
     deep = '[' * depth + ']' * depth
-    (folder / files.INDEX).write_text(f'{{"weight_map": {{"a": {deep}}}}}')
-    refused(lambda: hf.load(folder), files.INDEX)
+    (folder / INDEX).write_text(f'{{"weight_map": {{"a": {deep}}}}}')
+    refused(lambda: hf.load_model(folder), INDEX)
 
 
 def test_files_in_subfolders_are_read(tmp_path):
@@ -121,7 +122,7 @@ def test_linked_files_are_read_and_folders_linked_to_elsewhere_are_not(
   (folder / 'a').unlink()
   (folder / 'inside').rename(tmp_path / 'outside')
   (folder / 'a').symlink_to('../outside')
-  refused(lambda: hf.load(folder), 'a/model-1.safetensors', 'outside')
+  refused(lambda: hf.load_model(folder), 'a/model-1.safetensors', 'outside')
 
 
 def test_subfolders_of_the_hub_are_fetched_when_the_index_names_them(
@@ -135,7 +136,7 @@ def test_subfolders_of_the_hub_are_fetched_when_the_index_names_them(
     'snapshot_download',
     lambda name, **how: asked.append(how['allow_patterns']) or str(folder),
   )
-  hub.find('hub:a/b')
+  hub.find_folder('hub:a/b')
   assert asked[1:] == [parts[:1]]
 
 
@@ -160,10 +161,12 @@ def test_names_that_a_conversion_or_a_run_stored_are_no_more_trusted(
 ):
   record = RECORD | {'tensors': {NORM: found}}
   (tmp_path / 'orbax').mkdir()
-  path = tmp_path / 'orbax' / convert.RECORD
+  path = tmp_path / 'orbax' / converted.RECORD
   path.write_text(json.dumps(record))
   back = tmp_path / 'back'
-  refused(lambda: convert.to_released(path.parent, back), str(path), NORM)
+  refused(
+    lambda: convert.convert_to_released(path.parent, back), str(path), NORM
+  )
   assert not back.exists()
   refused(
     lambda: _Released(record['tensors'], {}, '/gone', 'start.json'),
@@ -223,7 +226,7 @@ def test_experts_of_the_further_token_are_fused(tmp_path):
   mixed = fused(whole, lambda at: at.startswith('mtp.'))
   assert 'mtp.layers.0.mlp.experts.down_proj' in mixed
   one = weights.write(tmp_path / 'fused', 'qwen3_next', mixed)
-  (_, wanted), (_, found) = hf.load(apart), hf.load(one)
+  (_, wanted), (_, found) = hf.load_model(apart), hf.load_model(one)
   assert 'mtp' in found
   jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
@@ -234,7 +237,7 @@ def test_a_missing_expert_is_named_where_layers_differ(drop, tmp_path):
   gone = next(name for name in found if drop in name)
   del found[gone]
   folder = weights.write(tmp_path, 'qwen3_moe', found)
-  refused(lambda: hf.load(folder), f'no tensor {gone}')
+  refused(lambda: hf.load_model(folder), f'no tensor {gone}')
 
 
 PREFIXES = [
@@ -306,7 +309,7 @@ def test_a_further_token_is_found_under_a_prefix(name, tmp_path):
   plain = weights.write(tmp_path / 'plain', name, whole)
   moved = {f'language_model.{key}': x for key, x in whole.items()}
   wrapped = weights.write(tmp_path / 'wrapped', name, moved)
-  (_, wanted), (_, found) = hf.load(plain), hf.load(wrapped)
+  (_, wanted), (_, found) = hf.load_model(plain), hf.load_model(wrapped)
   assert 'mtp' in found
   jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
@@ -319,10 +322,12 @@ def test_the_head_of_a_further_token_may_be_the_embedding(tmp_path):
   at = 'model.layers.3.shared_head.head.weight'
   tied = {'tie_word_embeddings': True}
   folder = weights.write(tmp_path, 'deepseek_v3', found | {at: table}, **tied)
-  model, _ = hf.load(folder)
+  model, _ = hf.load_model(folder)
   assert model.cfg.tied and model.cfg.mtp is not None
   weights.write(folder, 'deepseek_v3', found, **tied)
-  refused(lambda: hf.load(folder), f'{at} differs from the model.embed_tokens')
+  refused(
+    lambda: hf.load_model(folder), f'{at} differs from the model.embed_tokens'
+  )
 
 
 def test_what_is_missing_is_named_as_the_folder_would_have_it(tmp_path):
@@ -333,7 +338,7 @@ def test_what_is_missing_is_named_as_the_folder_would_have_it(tmp_path):
     if key != NORM
   }
   folder = weights.write(tmp_path, 'qwen3', moved)
-  refused(lambda: hf.load(folder), f'no tensor language_model.{NORM}')
+  refused(lambda: hf.load_model(folder), f'no tensor language_model.{NORM}')
 
 
 @pytest.mark.parametrize(
@@ -364,7 +369,7 @@ def test_buffers_that_hold_no_parameter_are_passed_over(buffer, tmp_path):
 def test_a_tensor_that_is_none_of_the_models_is_named(name, tmp_path):
   more = {name: np.ones(8, np.float32)}
   folder = weights.write(tmp_path, 'qwen3', weights.tensors('qwen3') | more)
-  refused(lambda: hf.load(folder), name, '(8,)', 'model.safetensors')
+  refused(lambda: hf.load_model(folder), name, '(8,)', 'model.safetensors')
 
 
 @pytest.mark.oracle

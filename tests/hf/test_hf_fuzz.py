@@ -70,7 +70,7 @@ def outcome(write):
     (folder / 'config.json').write_bytes(config.read_bytes())
     write(folder)
     try:
-      hf.load(folder)
+      hf.load_model(folder)
     except ConfigError as error:
       line = str(error)
       assert line.isprintable() and parent in line, line
@@ -183,7 +183,7 @@ def test_a_file_of_any_bytes_is_read_or_refused(data):
 )
 def test_tensors_that_a_file_recorded_are_taken_or_refused(found):
   try:
-    source = files.Recorded(found, {}, '/gone', 'converted.json')
+    source = files.RecordedTensors(found, {}, '/gone', 'converted.json')
   except ConfigError as error:
     assert str(error).isprintable() and 'converted.json' in str(error)
     return

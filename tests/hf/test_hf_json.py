@@ -6,10 +6,10 @@ import json
 import pytest
 
 from deltanet_jax import hf
-from deltanet_jax.hf import convert, pieces
+from deltanet_jax.hf import convert, converted, pieces
 from deltanet_jax.runs import start
 from deltanet_jax.runs.folder import Workdir
-from deltanet_jax.runs.source import is_run, open_model, recorded
+from deltanet_jax.runs.source import is_run, open_model, read_start
 from tests import weights
 from tests.hf.test_hf_files import refused
 
@@ -25,9 +25,9 @@ def test_a_config_json_that_is_none_is_refused_by_every_reader(
   (folder / 'config.json').write_bytes(content)
   assert not is_run(folder)
   for read in (
-    lambda: hf.load(folder),
+    lambda: hf.load_model(folder),
     lambda: open_model(str(folder)),
-    lambda: convert.to_orbax(folder, tmp_path / 'orbax'),
+    lambda: convert.convert_to_orbax(folder, tmp_path / 'orbax'),
   ):
     refused(read, str(folder / 'config.json'))
   assert not (tmp_path / 'orbax').exists()
@@ -38,9 +38,9 @@ def test_a_record_that_is_no_json_is_refused_by_every_reader(content, tmp_path):
   path = tmp_path / 'converted.json'
   path.write_bytes(content)
   for read in (
-    lambda: hf.load(tmp_path),
+    lambda: hf.load_model(tmp_path),
     lambda: open_model(str(tmp_path)),
-    lambda: convert.to_released(tmp_path, tmp_path / 'back'),
+    lambda: convert.convert_to_released(tmp_path, tmp_path / 'back'),
   ):
     (tmp_path / 'config.json').write_text('{}')
     refused(read, str(path))
@@ -48,12 +48,17 @@ def test_a_record_that_is_no_json_is_refused_by_every_reader(content, tmp_path):
 
 @pytest.mark.parametrize('family', [None, 'gpt', 3, ['qwen3'], {}])
 def test_a_record_of_no_family_is_refused(family, tmp_path):
-  record = {'config': {}, 'tensors': {}, 'float8': {}, 'format': convert.FORMAT}
+  record = {
+    'config': {},
+    'tensors': {},
+    'float8': {},
+    'format': converted.FORMAT,
+  }
   if family is not None:
     record['family'] = family
   path = tmp_path / 'converted.json'
   path.write_text(json.dumps(record))
-  refused(lambda: convert.Converted(tmp_path), str(path), 'family')
+  refused(lambda: converted.Converted(tmp_path), str(path), 'family')
   refused(lambda: open_model(str(tmp_path)), str(path), 'family')
 
 
@@ -73,24 +78,24 @@ BEGUN = {'name': 'a', 'model': {}, 'tokenizer': 'bytes', 'released': None}
 def test_a_runs_start_that_is_none_is_refused(content, tmp_path):
   path = tmp_path / 'start.json'
   path.write_bytes(content)
-  refused(lambda: recorded(Workdir(tmp_path)), str(path))
+  refused(lambda: read_start(Workdir(tmp_path)), str(path))
 
 
 def test_a_run_that_began_with_no_family_is_refused(tmp_path):
   begun = open_model(str(weights.write(tmp_path / 'a', 'qwen3')))
   path = tmp_path / 'start.json'
-  kept = json.loads(start.stored_texts(begun, 'bytes')['start.json'])
+  kept = json.loads(start.make_texts(begun, 'bytes')['start.json'])
   path.write_text(json.dumps(kept))
-  assert recorded(Workdir(tmp_path)) == begun
+  assert read_start(Workdir(tmp_path)) == begun
   for released in ({}, 3, kept['released'] | {'family': 'gpt'}):
     path.write_text(json.dumps(kept | {'released': released}))
-    refused(lambda: recorded(Workdir(tmp_path)), str(path))
+    refused(lambda: read_start(Workdir(tmp_path)), str(path))
 
 
 def test_lines_that_are_no_sums_are_none(tmp_path):
-  pieces.note(tmp_path, 'a', 3)
+  pieces.add_sum(tmp_path, 'a', 3)
   with open(tmp_path / pieces.SUMS, 'ab') as file:
     for line in (b'["b", 1', b'3', b'{}', b'["c"]', b'[[], 1]', b'\xff', DEEP):
       file.write(b'\n' + line)
-  pieces.note(tmp_path, 'd', 4)
-  assert pieces.sums(tmp_path) == {'a': 3, 'd': 4}
+  pieces.add_sum(tmp_path, 'd', 4)
+  assert pieces.read_sums(tmp_path) == {'a': 3, 'd': 4}

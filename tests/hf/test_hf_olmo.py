@@ -43,14 +43,16 @@ def test_olmo_convolutions_are_those_that_transformers_has_cut(
   rows, value_rows, cut, tmp_path
 ):
   found, more = olmo(rows, value_rows)
-  _, want = hf.load(weights.write(tmp_path / 'a', 'olmo_hybrid', found, **more))
+  _, want = hf.load_model(
+    weights.write(tmp_path / 'a', 'olmo_hybrid', found, **more)
+  )
   for name in [name for name in found if name.endswith('q_conv1d.weight')]:
     parts = [name.replace('q_conv1d', f'{x}_conv1d') for x in 'qkv']
     whole = np.concatenate([found[x] for x in parts])
     again = np.split(whole, np.cumsum(cut)[:2])
     found |= dict(zip(parts, again, strict=True))
   again = weights.write(tmp_path / 'b', 'olmo_hybrid', found, **more)
-  jax.tree.map(np.testing.assert_array_equal, hf.load(again)[1], want)
+  jax.tree.map(np.testing.assert_array_equal, hf.load_model(again)[1], want)
 
 
 @pytest.mark.oracle
@@ -75,6 +77,6 @@ def test_transformers_cuts_olmo_convolutions_so(
   ids = torch.arange(1, 20)[None]
   with torch.no_grad():
     want = theirs(ids).logits.numpy()
-  model, params = hf.load(tmp_path)
+  model, params = hf.load_model(tmp_path)
   got = model.apply({'params': params}, jnp.asarray(ids.numpy()))[0]
   np.testing.assert_allclose(got, want, atol=2e-5)

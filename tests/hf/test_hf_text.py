@@ -50,9 +50,9 @@ def folder(tmp_path):
 
 def test_a_message_is_put_into_the_chat_template(folder):
   found = FileTokenizer(folder / 'tokenizer.json')
-  message = found.chat('Why')
+  message = found.format_chat('Why')
   assert message == '<user>Why\n<bot>'
-  ids = found.prompt(message)
+  ids = found.encode_prompt(message)
   assert (ids[0], ids[-1]) == (59, 60)
 
 
@@ -63,17 +63,19 @@ def test_a_template_in_the_tokenizers_settings_is_used_too(folder):
     'bos_token': {'content': '<user>'},
   }
   (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
-  assert FileTokenizer(folder / 'tokenizer.json').chat('Why') == '<user>Why'
+  assert (
+    FileTokenizer(folder / 'tokenizer.json').format_chat('Why') == '<user>Why'
+  )
 
 
 def test_what_is_missing_or_refused_is_named(folder):
   path = folder / 'chat_template.jinja'
   path.write_text('{{ raise_exception("no system here") }}')
   with pytest.raises(ConfigError, match='no system here'):
-    FileTokenizer(folder / 'tokenizer.json').chat('Why')
+    FileTokenizer(folder / 'tokenizer.json').format_chat('Why')
   path.unlink()
   with pytest.raises(ConfigError, match='no chat template'):
-    FileTokenizer(folder / 'tokenizer.json').chat('Why')
+    FileTokenizer(folder / 'tokenizer.json').format_chat('Why')
   (folder / 'tokenizer.json').unlink()
   with pytest.raises(ConfigError, match='tokenizer.json: no such file'):
     FileTokenizer(folder / 'tokenizer.json')
@@ -81,16 +83,16 @@ def test_what_is_missing_or_refused_is_named(folder):
 
 def test_text_ends_before_an_end_token(folder):
   parts = list(
-    text.continue_text(open_model(folder), 'ABC', chat=False, **GREEDY)
+    text.continue_text(open_model(str(folder)), 'ABC', chat=False, **GREEDY)
   )
-  ids = FileTokenizer(folder / 'tokenizer.json').prompt(''.join(parts))
+  ids = FileTokenizer(folder / 'tokenizer.json').encode_prompt(''.join(parts))
   assert len(ids) == 6
   settings = {'eos_token_id': [ids[3], 63]}
   (folder / 'generation_config.json').write_text(json.dumps(settings))
   parts = list(
-    text.continue_text(open_model(folder), 'ABC', chat=False, **GREEDY)
+    text.continue_text(open_model(str(folder)), 'ABC', chat=False, **GREEDY)
   )
-  found = FileTokenizer(folder / 'tokenizer.json').prompt(''.join(parts))
+  found = FileTokenizer(folder / 'tokenizer.json').encode_prompt(''.join(parts))
   assert found == ids[: ids.index(ids[3])]
 
 
@@ -103,14 +105,14 @@ def test_ends_of_config_json_survive_conversion_and_training(folder, nested):
   path.write_text(json.dumps(settings))
   assert FileTokenizer(folder / 'tokenizer.json').ends == {5, 7}
   out = folder / 'converted'
-  convert.to_orbax(folder, out)
+  convert.convert_to_orbax(folder, out)
   assert FileTokenizer(out / 'tokenizer.json').ends == {5, 7}
   back = folder / 'back'
-  convert.to_released(out, back)
+  convert.convert_to_released(out, back)
   assert FileTokenizer(back / 'tokenizer.json').ends == {5, 7}
   for i, source in enumerate((folder, out)):
     run, begun = folder / f'run{i}', open_model(str(source))
-    for name, value in start.stored_texts(begun, begun.tokenizer).items():
+    for name, value in start.make_texts(begun, begun.tokenizer).items():
       (run / name).parent.mkdir(parents=True, exist_ok=True)
       (run / name).write_text(value)
     assert FileTokenizer(run / 'tokenizer' / 'tokenizer.json').ends == {5, 7}
@@ -121,7 +123,7 @@ def test_a_run_keeps_all_that_declares_its_end_of_documents(folder):
   made.save(str(folder / 'tokenizer.json'))
   said = folder / 'special_tokens_map.json'
   said.write_text(json.dumps({'eos_token': '<end>'}))
-  kept = start.stored_texts(None, str(folder / 'tokenizer.json'))
+  kept = start.make_texts(None, str(folder / 'tokenizer.json'))
   assert kept['tokenizer/special_tokens_map.json'] == said.read_text()
 
 
@@ -135,14 +137,16 @@ def test_an_answer_is_a_text_and_a_continuation_is_not(folder, monkeypatch):
   monkeypatch.setattr(FileTokenizer, 'decode', Spaced.decode)
   monkeypatch.setattr(text, 'generate', lambda *a, **k: iter([3, 4]))
   for chat, want in (False, ' 3 4'), (True, '3 4'):
-    parts = text.continue_text(open_model(folder), 'ABC', chat=chat, **GREEDY)
+    parts = text.continue_text(
+      open_model(str(folder)), 'ABC', chat=chat, **GREEDY
+    )
     assert ''.join(parts) == want
 
 
 def test_a_seed_beyond_32_bits_is_refused(folder):
   how = GREEDY | {'seed': 2**32}
   with pytest.raises(ValueError, match='seed is 4294967296; give 0 to'):
-    next(text.continue_text(open_model(folder), 'ABC', chat=False, **how))
+    next(text.continue_text(open_model(str(folder)), 'ABC', chat=False, **how))
 
 
 def test_the_score_tells_of_text_that_the_tokenizer_loses(folder):

@@ -1,5 +1,5 @@
 """Values and types of released tensors: rows beyond the vocabulary, NaN, scales
-of FP8, and quantised weights, which are refused as such."""
+of FP8, and quantized weights, which are refused as such."""
 
 import functools
 import warnings
@@ -66,10 +66,10 @@ def padded(found, rows):
 @pytest.mark.parametrize('rows', [1, 64])
 def test_rows_beyond_the_vocabulary_are_left_out(name, rows, tmp_path):
   found = weights.tensors(name)
-  _, wanted = hf.load(weights.write(tmp_path / 'plain', name))
+  _, wanted = hf.load_model(weights.write(tmp_path / 'plain', name))
   folder = changed(tmp_path / 'more', name, padded(found, rows))
   with pytest.warns(UserWarning) as said:
-    model, params = hf.load(folder)
+    model, params = hf.load_model(folder)
   assert model.cfg.vocab == 64
   jax.tree.map(np.testing.assert_array_equal, params, wanted)
   lines = [str(w.message) for w in said]
@@ -77,25 +77,27 @@ def test_rows_beyond_the_vocabulary_are_left_out(name, rows, tmp_path):
   for words in (EMBED, f'{64 + rows} rows', 'from 64 on', 'vocab_size'):
     assert words in lines[0] and '\n' not in lines[0]
   with pytest.warns(UserWarning):
-    hf.save(tmp_path / 'out', model, params, like=folder)
+    hf.save_model(tmp_path / 'out', model, params, like=folder)
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    _, again = hf.load(tmp_path / 'out')
+    _, again = hf.load_model(tmp_path / 'out')
   jax.tree.map(np.testing.assert_array_equal, again, wanted)
 
 
 def test_other_tensors_and_shorter_embeddings_are_no_padding(tmp_path):
   short = {EMBED: weights.tensors('qwen3')[EMBED][:63]}
   refused(
-    lambda: hf.load(changed(tmp_path / 'a', more=short)), EMBED, '(63, 32)'
+    lambda: hf.load_model(changed(tmp_path / 'a', more=short)),
+    EMBED,
+    '(63, 32)',
   )
   wide = {QUERY: np.zeros((65, 32), np.float32)}
   refused(
-    lambda: hf.load(changed(tmp_path / 'b', more=wide)), QUERY, '(65, 32)'
+    lambda: hf.load_model(changed(tmp_path / 'b', more=wide)), QUERY, '(65, 32)'
   )
   wide = {EMBED: np.zeros((65, 33), np.float32)}
   refused(
-    lambda: hf.load(changed(tmp_path / 'c', more=wide)), EMBED, '(65, 33)'
+    lambda: hf.load_model(changed(tmp_path / 'c', more=wide)), EMBED, '(65, 33)'
   )
 
 
@@ -104,19 +106,19 @@ def test_a_repeated_head_may_be_padded_and_must_repeat(tmp_path):
   rows = np.ones((3, 32), np.float32)
   more = {'lm_head.weight': np.concatenate([table, rows])}
   with pytest.warns(UserWarning, match='67 rows'):
-    hf.load(changed(tmp_path / 'a', more=more))
+    hf.load_model(changed(tmp_path / 'a', more=more))
   more['lm_head.weight'][5, 5] += 1
   folder = changed(tmp_path / 'b', more=more)
   for call in (
-    lambda: hf.load(folder),
-    lambda: convert.to_orbax(folder, tmp_path / 'orbax'),
+    lambda: hf.load_model(folder),
+    lambda: convert.convert_to_orbax(folder, tmp_path / 'orbax'),
   ):
     with pytest.warns(UserWarning):
       refused(call, 'lm_head.weight differs from')
   assert not (tmp_path / 'orbax').exists()
   more['lm_head.weight'] = table[:, :31]
   folder = changed(tmp_path / 'c', more=more)
-  refused(lambda: hf.load(folder), 'lm_head.weight', '(64, 31)')
+  refused(lambda: hf.load_model(folder), 'lm_head.weight', '(64, 31)')
 
 
 def with_value(value, dtype, scale=None):
@@ -157,23 +159,25 @@ def test_nan_and_infinity_are_named_and_refused(case, tmp_path):
   for dtype in (jnp.float32, jnp.bfloat16):
     where = str(folder / 'model.safetensors')
     refused(
-      lambda d=dtype: hf.load(folder, dtype=d), where, f'{name} holds NaN'
+      lambda d=dtype: hf.load_model(folder, dtype=d), where, f'{name} holds NaN'
     )
   whose = NORM if name == NORM else QUERY
-  checked = lambda: files.Folder(folder).checked(whose)  # as a conversion does
+  checked = lambda: files.FolderTensors(folder).read_checked(
+    whose
+  )  # as a conversion does
   refused(checked, where, f'{name} holds NaN')
 
 
 def test_the_largest_finite_values_are_loaded(tmp_path):
   most = np.finfo(np.float32).max
-  _, params = hf.load(
+  _, params = hf.load_model(
     changed(tmp_path / 'a', more=with_value(most, np.float32))
   )
   assert query(params)[7, 9] == most
   more = with_value(448, FLOAT8, ONE * 2.0**119)  # 1.75 * 2^127
-  _, params = hf.load(changed(tmp_path / 'b', more=more))
+  _, params = hf.load_model(changed(tmp_path / 'b', more=more))
   assert query(params)[7, 9] == np.float32(1.75 * 2.0**127)
-  kept = files.Folder(tmp_path / 'b').checked(QUERY)
+  kept = files.FolderTensors(tmp_path / 'b').read_checked(QUERY)
   assert kept.dtype == FLOAT8 and kept[7, 9] == 448
 
 
@@ -185,7 +189,9 @@ def test_what_the_wanted_type_does_not_hold_is_refused(
   value, dtype, loaded, tmp_path
 ):
   folder = changed(tmp_path, more=with_value(value, dtype))
-  refused(lambda: hf.load(folder, dtype=loaded), QUERY, jnp.dtype(loaded).name)
+  refused(
+    lambda: hf.load_model(folder, dtype=loaded), QUERY, jnp.dtype(loaded).name
+  )
 
 
 @pytest.mark.parametrize('dtype', [np.float64, np.float32, np.float16, BF16,
@@ -198,10 +204,10 @@ def test_every_pattern_that_is_no_number_is_found(dtype):
   with np.errstate(invalid='ignore'):  # signalling NaN
     wanted = np.isfinite(values.astype(np.float64))
   assert 0 < (~wanted).sum() < wanted.sum()
-  assert files.finite(values[wanted])
+  assert files.is_finite(values[wanted])
   some = slice(None, None, max(1, (~wanted).sum() // 300))
   for value in values[~wanted][some]:
-    assert not files.finite(np.array([1, value, 1], kind))
+    assert not files.is_finite(np.array([1, value, 1], kind))
 
 
 def float8(scale, **settings):
@@ -218,7 +224,7 @@ def test_scales_that_are_exponents_are_powers_of_two(
   scale = np.full((1, 1), exponent, np.uint8)
   more = float8(scale if stored == 'U8' else scale.view(E8M0))
   folder = changed(tmp_path, more=more, quantization_config=UE8M0)
-  _, params = hf.load(folder)
+  _, params = hf.load_model(folder)
   small = more[QUERY].astype(np.float64)
   wanted = np.ldexp(small, exponent - 127).astype(np.float32)
   np.testing.assert_array_equal(query(params), wanted)
@@ -231,7 +237,7 @@ def test_every_exponent_is_two_to_its_power(tmp_path):
   weights.write_file(
     path, {'w': small, 'w_scale_inv': exponents[:, None].view(E8M0)}
   )
-  found = files.Folder(tmp_path).read('w')[::128, 0]
+  found = files.FolderTensors(tmp_path).read('w')[::128, 0]
   wanted = np.ldexp(1.0, exponents.astype(int) - 127).astype(np.float32)
   np.testing.assert_array_equal(found, wanted)
 
@@ -246,7 +252,7 @@ def test_each_of_stacked_matrices_has_blocks_of_its_own(tmp_path):
   for e, i, j in np.ndindex(*small.shape):
     at = int(exponents[e, i // 128, j // 128]) - 127
     wanted[e, i, j] = np.ldexp(float(small[e, i, j]), at)
-  read = files.Folder(tmp_path).read('e')
+  read = files.FolderTensors(tmp_path).read('e')
   np.testing.assert_array_equal(read, wanted)
 
 
@@ -269,7 +275,7 @@ def test_blocks_with_exponents_are_those_of_transformers(shape, tmp_path):
     (128, 128),
     torch.float32,
   )
-  found = files.Folder(tmp_path).read('w')
+  found = files.FolderTensors(tmp_path).read('w')
   np.testing.assert_array_equal(found, wanted.numpy())
 
 
@@ -297,17 +303,17 @@ BAD_SCALES = {
 
 
 def readers(folder, tmp_path):
-  """Everything that reads weights: hf.load, what train and evaluate do, convert
-  and generate."""
+  """Everything that reads weights: hf.load_model, what train and evaluate do,
+  convert and generate."""
 
   def generate():
     how = {'max_tokens': 1, 'sampling': Sampling(), 'seed': 0}
     return list(text.continue_text(open_model(str(folder)), 'a', **how))
 
   return (
-    lambda: hf.load(folder),
+    lambda: hf.load_model(folder),
     lambda: open_model(str(folder)).check(),
-    lambda: convert.to_orbax(folder, tmp_path / 'orbax'),
+    lambda: convert.convert_to_orbax(folder, tmp_path / 'orbax'),
     generate,
   )
 
@@ -329,7 +335,7 @@ def packed(*names):
   return {f'{at}{name}': np.ones((4, 4), np.int32) for name in names}
 
 
-QUANTISED = {
+QUANTIZED = {
   'awq': ({'quantization_config': {'quant_method': 'awq', 'bits': 4}}, {}),
   'gptq': ({'quantization_config': {'quant_method': 'gptq', 'bits': 4}}, {}),
   'bitsandbytes': (
@@ -367,14 +373,14 @@ QUANTISED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('case', QUANTISED)
-def test_quantised_folders_are_refused_as_such_by_every_reader(case, tmp_path):
-  settings, more = QUANTISED[case]
+@pytest.mark.parametrize('case', QUANTIZED)
+def test_quantized_folders_are_refused_as_such_by_every_reader(case, tmp_path):
+  settings, more = QUANTIZED[case]
   folder = changed(tmp_path / 'a', more=more, **settings)
   released.tokenizer().save(str(folder / 'tokenizer.json'))
   for call in readers(folder, tmp_path):
     message = refused(call, str(folder)).replace(str(folder), '')
-    assert 'quantised weights' in message and case in message
+    assert 'quantized weights' in message and case in message
   assert not (tmp_path / 'orbax').exists()
 
 
@@ -384,5 +390,5 @@ def test_quantised_folders_are_refused_as_such_by_every_reader(case, tmp_path):
   {'quant_method': 'fp8', 'dequantize': False,
    'modules_to_not_convert': ['lm_head']},
 ])  # fmt: skip
-def test_blocks_of_fp8_are_no_quantised_weights_to_refuse(value, tmp_path):
-  hf.load(changed(tmp_path, quantization_config=value))
+def test_blocks_of_fp8_are_no_quantized_weights_to_refuse(value, tmp_path):
+  hf.load_model(changed(tmp_path, quantization_config=value))

@@ -35,13 +35,13 @@ def library(monkeypatch, tmp_path):
   ],
 )
 def test_an_id_is_fetched(given, repository, revision, library, tmp_path):
-  assert hub.find(given) == tmp_path
+  assert hub.find_folder(given) == tmp_path
   [(asked, settings)] = library.asked
   assert (asked, settings['revision']) == (repository, revision)
 
 
 def test_only_weights_settings_and_tokenizers_at_the_top_are_asked_for(library):
-  hub.find('hub:a/b')
+  hub.find_folder('hub:a/b')
   [(_, settings)] = library.asked
   filters = fnmatch.fnmatchcase
   names = [
@@ -68,25 +68,25 @@ def test_the_library_takes_what_we_ask():
 def test_a_folder_is_never_fetched(library, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'org' / 'name').mkdir(parents=True)
-  assert hub.find('org/name') == tmp_path / 'org' / 'name'
+  assert hub.find_folder('org/name') == tmp_path / 'org' / 'name'
   for missing in (f'{tmp_path}/no', './org/no', 'no'):
     with pytest.raises(ConfigError, match='no such folder; give'):
-      hub.find(missing)
+      hub.find_folder(missing)
   assert not library.asked
 
 
 def test_a_run_knows_its_folder_again_after_it_is_gone(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'org' / 'name').mkdir(parents=True)
-  [name] = hub.names('org/name')
+  [name] = hub.list_names('org/name')
   (tmp_path / 'org' / 'name').rmdir()
-  assert name in hub.names('org/name')
+  assert name in hub.list_names('org/name')
 
 
 @pytest.mark.parametrize('given', ['hub:name', 'hub:a/b/c', 'hub:a/b@'])
 def test_what_is_no_id_is_refused(given, library):
   with pytest.raises(ConfigError, match='no id of a model; write hub:ORG/NAME'):
-    hub.find(given)
+    hub.find_folder(given)
   assert not library.asked
 
 
@@ -96,7 +96,7 @@ def test_no_library_and_no_network_are_one_line(library, monkeypatch):
 
   library.snapshot_download = offline
   with pytest.raises(ConfigError, match='not give it: cannot reach the hub'):
-    hub.find('a/b')
+    hub.find_folder('a/b')
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(ConfigError, match='pip install huggingface_hub'):
-    hub.find('a/b')
+    hub.find_folder('a/b')

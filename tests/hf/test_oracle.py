@@ -74,7 +74,7 @@ def test_fresh_weights_give_the_references_values(
   name, drawn, tmp_path, quick_compile
 ):
   folder = parity.folder_of(name, tmp_path, fixtures=drawn)
-  model, params = hf.load(folder)
+  model, params = hf.load_model(folder)
   reference = parity.reference_of(name, drawn)
   tokens = jnp.asarray(reference['tokens'], jnp.int32)
   assert tokens.shape == (3, 45)

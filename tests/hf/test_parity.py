@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from deltanet_jax import hf
 from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.hf import convert, families
+from deltanet_jax.hf.keys import ConfigKeys
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.parallel import sharding
 from tests import parity
@@ -32,7 +33,7 @@ def folder(name, tmp_path_factory):
 @pytest.fixture(scope='module')
 def system(name, folder):
   """(model, params, reference)"""
-  return *hf.load(folder), parity.reference_of(name)
+  return *hf.load_model(folder), parity.reference_of(name)
 
 
 @pytest.fixture(scope='module')
@@ -54,14 +55,14 @@ def test_every_fixture_has_its_system():
 @every_system
 def test_both_kinds_of_config_say_the_same(name, tmp_path):
   read = [
-    families.read(parity.folder_of(name, tmp_path, i))
+    families.read_config(parity.folder_of(name, tmp_path, i))
     for i in range(len(parity.config_files(name)))
   ]
   assert all(pair == read[0] for pair in read)
   family, cfg = read[0]
   assert family.name == name
-  settings = families.keys.Keys(family.write(cfg))
-  assert families.same(family.read(settings), cfg)
+  settings = ConfigKeys(family.write_config(cfg))
+  assert families.is_same_model(family.read_config(settings), cfg)
 
 
 def as_saved(name, tensors):
@@ -90,15 +91,15 @@ def test_what_transformers_saves_is_read_converted_and_written(name, tmp_path):
   saved, out = tmp_path / 'saved', tmp_path / 'out'
   saved.mkdir()
   parity.folder_of(name, saved, config=0)
-  model, params = hf.load(saved)
+  model, params = hf.load_model(saved)
   save_file(as_saved(name, released), saved / 'model.safetensors')
-  convert.to_orbax(saved, tmp_path / 'orbax')
+  convert.convert_to_orbax(saved, tmp_path / 'orbax')
   for folder in (saved, tmp_path / 'orbax'):
-    again, found = hf.load(folder)
+    again, found = hf.load_model(folder)
     assert again.cfg == model.cfg
     jax.tree.map(np.testing.assert_array_equal, found, params)
-  hf.save(out, model, params, like=saved)
-  _, found = hf.load(out)
+  hf.save_model(out, model, params, like=saved)
+  _, found = hf.load_model(out)
   jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
@@ -115,7 +116,7 @@ def test_logits_and_loss_are_the_references(system, computed):
 def test_norms_of_all_gradients_are_the_references(name, system, computed):
   model, _, reference = system
   _, (_, grads) = computed
-  norms = parity.gradient_norms(families.named(name), model.cfg, grads)
+  norms = parity.gradient_norms(families.get_family(name), model.cfg, grads)
   wanted = parity.wanted_norms(reference)
   assert len(wanted) > 10
   # the reference in float64: in float32 its A_log and dt_bias of norm 1e-6 to
@@ -131,8 +132,8 @@ def test_a_step_from_a_folder_lowers_the_loss_and_is_saved(
   model, params, _ = system
   run, ((value, _), grads) = computed
   tuned = assert_a_step_lowers_the_loss(run, params, grads, value)
-  hf.save(tmp_path / 'tuned', model, tuned, like=folder)
-  _, again = hf.load(tmp_path / 'tuned')
+  hf.save_model(tmp_path / 'tuned', model, tuned, like=folder)
+  _, again = hf.load_model(tmp_path / 'tuned')
   jax.tree.map(np.testing.assert_array_equal, again, tuned)
 
 
@@ -213,7 +214,7 @@ def test_packed_segments_of_any_chunk_equal_rows(system, quick_compile):
 def test_eight_devices_compute_the_same(folder, system, quick_compile):
   _, _, reference = system
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-  model, params = hf.load(folder, mesh=mesh)
+  model, params = hf.load_model(folder, mesh=mesh)
   shardings = sharding.param_shardings(model, mesh)
   assert jax.tree.map(lambda x: x.sharding, params) == shardings
   tokens = np.tile(reference['tokens'], (2, 1)).astype(np.int32)

@@ -26,7 +26,7 @@ def run_of(folder, texts, model, begun, tokenizer):
   data = dataclasses.replace(found.data, tokenizer=tokenizer)
   workdir = Workdir(folder)
   workdir.claim(
-    dataclasses.replace(found, data=data), start.stored_texts(begun, tokenizer)
+    dataclasses.replace(found, data=data), start.make_texts(begun, tokenizer)
   )
   workdir.release()
   return workdir
@@ -39,12 +39,12 @@ def test_a_model_trained_from_nothing_says_how_its_texts_end(
   path = token_folders.write(
     tmp_path / 'words', tokenizer_config={'eos_token': end}
   )
-  model, params = hf.load(weights.write(tmp_path / 'a', 'qwen3'))
+  model, params = hf.load_model(weights.write(tmp_path / 'a', 'qwen3'))
   monkeypatch.setattr(checkpoint, 'load_params', lambda *_: params)
   run = run_of(tmp_path / 'run', texts, model.cfg, None, path)
   write_release(run, tmp_path / 'out')
   assert FileTokenizer(tmp_path / 'out' / 'tokenizer.json').ends == want
-  again, found = hf.load(tmp_path / 'out')
+  again, found = hf.load_model(tmp_path / 'out')
   assert again.cfg == model.cfg
   jax.tree.map(np.testing.assert_array_equal, found, params)
   run = run_of(tmp_path / 'bytes', texts, model.cfg, None, 'bytes')
@@ -55,7 +55,7 @@ def test_a_model_trained_from_nothing_says_how_its_texts_end(
 
 @pytest.mark.filterwarnings('ignore:.*float8 there are written as bfloat16')
 @pytest.mark.parametrize('inside', [False, True])
-def test_trained_weights_are_not_said_to_be_quantised(
+def test_trained_weights_are_not_said_to_be_quantized(
   inside, texts, tmp_path, monkeypatch
 ):
   more = float8(np.full((1, 1), 0.5, np.float32))
@@ -68,17 +68,17 @@ def test_trained_weights_are_not_said_to_be_quantised(
   at = config['text_config'] if inside else config
   at['quantization_config'] = {'quant_method': 'fp8'}
   (folder / 'config.json').write_text(json.dumps(config))
-  model, params = hf.load(folder)
+  model, params = hf.load_model(folder)
   begun = open_model(str(folder))
   params = jax.tree.map(lambda x: x * 1.5, params)
   monkeypatch.setattr(checkpoint, 'load_params', lambda *_: params)
   run = run_of(tmp_path / 'run', texts, begun.model, begun, 'bytes')
   write_release(run, tmp_path / 'released')
-  hf.save(tmp_path / 'saved', model, params, like=folder)
+  hf.save_model(tmp_path / 'saved', model, params, like=folder)
   for name in ('released', 'saved'):
     found = json.loads((tmp_path / name / 'config.json').read_text())
     assert found == wanted
     jax.tree.map(
-      np.testing.assert_array_equal, hf.load(tmp_path / name)[1], params
+      np.testing.assert_array_equal, hf.load_model(tmp_path / name)[1], params
     )
   assert 'quantization_config' in str(begun.released['config'])

@@ -103,39 +103,41 @@ def read(name):
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_preset_has_the_published_parameters(name):
   _, published, biases = PUBLISHED[name]
-  assert calc.parameters(read(name)) == published + biases
+  assert calc.count_parameters(read(name)) == published + biases
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_preset_and_its_config_json_say_the_same(name):
-  family = families.named(PUBLISHED[name][0])
+  family = families.get_family(PUBLISHED[name][0])
   cfg = read(name)
-  again = family.read(keys.Keys(family.write(cfg)))
-  assert families.same(again, cfg)
+  again = family.read_config(keys.ConfigKeys(family.write_config(cfg)))
+  assert families.is_same_model(again, cfg)
   parts = lambda c: (len(c.prefix), len(c.period), c.repeats, len(c.suffix))
   assert parts(again) == parts(cfg)
 
 
 def test_multi_token_prediction_adds_the_published_parameters():
-  cfg = families.with_mtp(
-    families.named('qwen3_next'), read('qwen3_next:80b_a3b'), {'mtp.fc.weight'}
+  cfg = families.add_mtp(
+    families.get_family('qwen3_next'),
+    read('qwen3_next:80b_a3b'),
+    {'mtp.fc.weight'},
   )
-  assert calc.parameters(cfg) == 81_324_862_720
-  cfg = families.with_mtp(
-    families.named('deepseek_v3'),
+  assert calc.count_parameters(cfg) == 81_324_862_720
+  cfg = families.add_mtp(
+    families.get_family('deepseek_v3'),
     read('deepseek:v3'),
     {'model.layers.61.eh_proj.weight'},
   )
-  more = calc.parameters(cfg) - calc.parameters(read('deepseek:v3'))
+  more = calc.count_parameters(cfg) - calc.count_parameters(read('deepseek:v3'))
   assert more == 11_610_068_224
 
 
 def released(name):
   """Every Entry of a preset, with its multi-token prediction."""
-  cfg, family = read(name), families.named(PUBLISHED[name][0])
+  cfg, family = read(name), families.get_family(PUBLISHED[name][0])
   if family.mtp is not None:
-    cfg = families.with_mtp(family, cfg, {family.mtp.marker(cfg)})
-  return plan.build(family, cfg, sharding.abstract_params(HybridLM(cfg)))
+    cfg = families.add_mtp(family, cfg, {family.mtp.marker(cfg)})
+  return plan.build_plan(family, cfg, sharding.abstract_params(HybridLM(cfg)))
 
 
 @pytest.mark.parametrize('name', TENSORS)
@@ -175,13 +177,16 @@ def test_preset_has_the_published_cache_and_state(name):
 
 @pytest.mark.parametrize('name', ACTIVE)
 def test_preset_has_the_published_active_parameters(name):
-  assert calc.active_parameters(read(name)) == ACTIVE[name] + PUBLISHED[name][2]
+  assert (
+    calc.count_active_parameters(read(name))
+    == ACTIVE[name] + PUBLISHED[name][2]
+  )
 
 
 @pytest.mark.parametrize('name', MEMORY)
 def test_calculator_has_the_published_cache_to_the_byte(name):
   token, state, convolution = MEMORY[name]
-  at = lambda n, b: calc.cache_parts(read(name), n, b, 'bfloat16')
+  at = lambda n, b: calc.count_cache_parts(read(name), n, b, 'bfloat16')
   sums = [
     {
       part: sum(parts.get(part, 0) for parts in at(n, 3).values())
@@ -199,16 +204,18 @@ def test_calculator_has_the_published_cache_to_the_byte(name):
 @pytest.mark.parametrize('name', BREAK_EVEN)
 def test_preset_breaks_even_where_published(name):
   def size(cfg, n):
-    parts = calc.cache_parts(cfg, n, 1, 'bfloat16').values()
+    parts = calc.count_cache_parts(cfg, n, 1, 'bfloat16').values()
     return sum(sum(x.values()) - x.get('positions', 0) for x in parts)
 
   cfg, (tokens, percent) = read(name), BREAK_EVEN[name]
-  twin = calc.all_attention_twin(cfg)
+  twin = calc.make_attention_twin(cfg)
   assert size(cfg, tokens - 1) > size(twin, tokens - 1)
   assert size(cfg, tokens + 1) < size(twin, tokens + 1)
   # attention is given a few bytes more by its positions
-  assert 0 <= tokens + 1 - calc.break_even(cfg, 1, 'bfloat16') <= 7
-  assert round(100 * calc.saved(cfg, 2**20, 1, 'bfloat16'), 1) == percent
+  assert 0 <= tokens + 1 - calc.find_break_even(cfg, 1, 'bfloat16') <= 7
+  assert (
+    round(100 * calc.compute_saving(cfg, 2**20, 1, 'bfloat16'), 1) == percent
+  )
 
 
 @pytest.mark.parametrize('name', ['qwen3_next:80b_a3b', 'kimi_linear:48b_a3b'])
@@ -218,5 +225,5 @@ def test_operations_are_those_of_the_whole_models_program(name):
   params = sharding.abstract_params(whole)
   forward = lambda params, x: whole.apply({'params': params}, x)[0]
   ids = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
-  found = calc.flops_per_token(cfg, tokens)
+  found = calc.count_flops(cfg, tokens)
   assert found == flops.of(forward, params, ids) / tokens

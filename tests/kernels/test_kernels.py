@@ -47,8 +47,8 @@ def test_a_kernel_is_one_more_form_of_its_rule_alone(kernel):
   KDAConfig.tiny()
   with pytest.raises(ValueError, match="form is 'twice'; give one of rec"):
     KDAConfig(heads=2, key_dim=8, value_dim=8, form='twice')
-  settings = bench.Settings('delta_rule', ('twice',), (), (5,))
-  assert list(bench.functions(settings)) == ['twice']
+  settings = bench.BenchSettings('delta_rule', ('twice',), (), (5,))
+  assert list(bench.find_functions(settings)) == ['twice']
 
 
 def test_a_mixer_runs_the_kernel_that_its_configuration_names(
@@ -105,10 +105,10 @@ def test_a_strangers_rule_runs_over_split_time_and_in_the_bench(
 ):
   rule = STRANGERS[name]
   monkeypatch.setitem(sys.modules, rule.__name__, rule)
-  settings = bench.Settings(
+  settings = bench.BenchSettings(
     'toy', ('recurrent',), (), (T,), batch=B, heads=H, key_heads=J, dim=K
   )
-  (form,) = bench.functions(settings).values()
+  (form,) = bench.find_functions(settings).values()
   inputs, state, _ = bench.make_inputs(settings, T, jax.random.key(0))
   assert [x.shape[2] for x in inputs] == [J, H, J, H]
   ids = np.repeat([[0, 1, 0, 2]], 8, 1) * np.array([[0], [1]])

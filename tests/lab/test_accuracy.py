@@ -28,4 +28,4 @@ def test_tallies_by_hand():
   assert by.hits.tolist() == [1, 1, 1] and by.count.tolist() == [1, 1, 2]
   prefixes = accuracy.tally_prefixes(guess, e)
   assert prefixes.hits.tolist() == [2, 2, 1, 1]
-  np.testing.assert_allclose(accuracy.majority(e, 6), 2 / 5)
+  np.testing.assert_allclose(accuracy.measure_majority(e, 6), 2 / 5)

@@ -16,7 +16,7 @@ from deltanet_jax.config.forms import FORMS
 from deltanet_jax.lab.bench import bench, report
 
 ROOT = pathlib.Path(__file__).parents[2]
-TINY = bench.Settings(
+TINY = bench.BenchSettings(
   'delta_rule', ('recurrent',), (), lengths=(5,), heads=2, key_heads=1,
   dim=4, rounds=2,
 )  # fmt: skip
@@ -61,20 +61,20 @@ class _Lines:
 
 def _measure(settings):
   progress = _Lines()
-  found = bench.functions(settings)
-  return bench.measure(settings, found, progress), progress.lines
+  found = bench.find_functions(settings)
+  return bench.measure_programs(settings, found, progress), progress.lines
 
 
 def _report(settings, programs):
   where = {'platform': 'cpu', 'device': 'cpu', 'jax': '0'}
-  text = report.text(settings, programs, where)
-  return text, json.loads(report.as_json(settings, programs, where))
+  text = report.format_text(settings, programs, where)
+  return text, json.loads(report.format_json(settings, programs, where))
 
 
 def test_a_peer_that_computes_something_else_is_said_to(peers, quick_compile):
   settings = TINY._replace(peers=peers('same', 'ungated', 'not_a_number'))
   programs, _ = _measure(settings)
-  assert {(p.name, p.way): bench.same(p, settings) for p in programs} == {
+  assert {(p.name, p.way): bench.is_same(p, settings) for p in programs} == {
     (name, way): name in ('recurrent', 'same')
     for name in ('recurrent', 'same', 'ungated', 'not_a_number')
     for way in bench.PASSES
@@ -156,11 +156,11 @@ def test_inputs_are_those_of_a_mixer(op, quick_compile):
 def test_growth_tells_linear_from_quadratic():
   programs = []
   for length in (64, 128, 512):
-    program = bench.Program('a', 'forward', length)
+    program = bench.TimedProgram('a', 'forward', length)
     program.temporary_bytes = 3 * length
     program.seconds = [9.0, 1e-6 * length**2]
     programs.append(program)
-  (row,) = report.growth(programs)
+  (row,) = report.compute_growth(programs)
   assert row['temporary'] == pytest.approx([1, 1, 1])
   assert row['temporary_slope'] == pytest.approx(1)
   assert row['time'] == pytest.approx([1, 2, 8])
@@ -168,11 +168,13 @@ def test_growth_tells_linear_from_quadratic():
 
 
 def test_growth_leaves_out_what_was_not_run():
-  programs = [bench.Program('a', 'forward', length) for length in (64, 128)]
+  programs = [
+    bench.TimedProgram('a', 'forward', length) for length in (64, 128)
+  ]
   for program in programs:
     program.temporary_bytes = 1
   programs[0].seconds = [1.0]
-  (row,) = report.growth(programs)
+  (row,) = report.compute_growth(programs)
   assert row['time'] == [1, None] and row['time_slope'] is None
 
 
@@ -187,14 +189,14 @@ def test_growth_leaves_out_what_was_not_run():
 def test_a_peer_that_does_not_fit_is_refused(name, words, peers):
   (peer,) = peers(name)
   with pytest.raises(ValueError) as caught:
-    bench.functions(TINY._replace(peers=(peer,)))
+    bench.find_functions(TINY._replace(peers=(peer,)))
   assert words in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_a_peer_file_that_cannot_be_read_is_refused(tmp_path):
   (tmp_path / 'broken.py').write_text('import no_such_package\n')
   with pytest.raises(ValueError, match='broken.py cannot be loaded.*no_such'):
-    bench.functions(TINY._replace(peers=(f'{tmp_path}/broken.py:f',)))
+    bench.find_functions(TINY._replace(peers=(f'{tmp_path}/broken.py:f',)))
 
 
 def _run(*flags, imports=()):

@@ -30,13 +30,13 @@ with_browser = pytest.mark.skipif(
 
 @pytest.fixture(scope='module')
 def presets():
-  return page.presets()
+  return page.list_models()
 
 
 @pytest.fixture(scope='module')
 def url(tmp_path_factory):
   file = tmp_path_factory.mktemp('page') / 'calc.html'
-  file.write_text(page.page(START))
+  file.write_text(page.build_page(START))
   return file.as_uri()
 
 
@@ -67,12 +67,12 @@ def _command(tab):
 def _model(flags):
   cfg = config.load(flags['preset']).model
   items = lambda name: flags[name].split(',') if name in flags else []
-  return calc.resized(
+  return calc.resize_model(
     cfg,
     int(flags['layers']) if 'layers' in flags else None,
-    arguments.ratio(flags.get('ratio')),
-    arguments.mixer(cfg, items('attention'), 'attention'),
-    arguments.mixer(cfg, items('recurrent'), 'recurrent'),
+    arguments.parse_ratio(flags.get('ratio')),
+    arguments.change_mixer(cfg, items('attention'), 'attention'),
+    arguments.change_mixer(cfg, items('recurrent'), 'recurrent'),
   )
 
 
@@ -86,22 +86,22 @@ def _expected(flags):
     flags.get('state_dtype', 'float32'),
   )
   row = lambda of: [of(n + 1) - of(n), of(0), of(n)]
-  size = lambda which: row(lambda n: calc.total_bytes(which, n, *how))
-  rows = {'full': size(calc.all_attention_twin(cfg))}
-  recurrent = calc.first(cfg, recurrent=True)
+  size = lambda which: row(lambda n: calc.count_total_bytes(which, n, *how))
+  rows = {'full': size(calc.make_attention_twin(cfg))}
+  recurrent = calc.find_mixer(cfg, recurrent=True)
   kinds = {
-    'attention': calc.first(cfg, recurrent=False),
+    'attention': calc.find_mixer(cfg, recurrent=False),
     'recurrent': recurrent,
   }
   for sort, mixer in kinds.items():
-    for part in calc.cache_arrays(mixer) if mixer else ():
+    for part in calc.list_cache_parts(mixer) if mixer else ():
       rows[f'{sort}-{part}'] = row(
-        lambda n, mixer=mixer, part=part: calc.cache_parts(cfg, n, *how)[
-          calc.kind(mixer)
+        lambda n, mixer=mixer, part=part: calc.count_cache_parts(cfg, n, *how)[
+          calc.name_kind(mixer)
         ][part]
       )
   if recurrent:
-    rows |= {'hybrid': size(cfg), 'pure': size(calc.recurrent_twin(cfg))}
+    rows |= {'hybrid': size(cfg), 'pure': size(calc.make_recurrent_twin(cfg))}
   return rows, cfg, n, how
 
 
@@ -113,8 +113,11 @@ def _assert_equal(tab):
   if 'hybrid' not in rows:
     assert 'attention in every layer keeps' in text
     return flags
-  cross = calc.break_even(cfg, *how)
-  saved, limit = calc.saved(cfg, n, *how), calc.saved(cfg, None, *how)
+  cross = calc.find_break_even(cfg, *how)
+  saved, limit = (
+    calc.compute_saving(cfg, n, *how),
+    calc.compute_saving(cfg, None, *how),
+  )
   side = f'{saved:.1%} less' if saved > 0 else f'{-saved:.1%} more'
   assert f': {side}. ' in text, text
   assert f'smaller from {cross:,} token' in text
@@ -126,7 +129,7 @@ def _assert_equal(tab):
 
 
 def test_the_page_needs_nothing_else():
-  text = page.page(START)
+  text = page.build_page(START)
   assert not re.search(r'https?:|src=|href=|url\(|@import|import ', text)
   assert text.count('<script') == 2 and '/* ' not in text.split('</style>')[1]
 
@@ -144,7 +147,7 @@ def test_axes_are_read_from_the_shapes():
   mixer = GatedDeltaNetConfig(
     key_heads=2, value_heads=4, key_dim=8, value_dim=16, conv=3
   )
-  found = page.describe(mixer)
+  found = page.describe_mixer(mixer)
   assert found['arrays'] == [
     {'part': 'state', 'axes': [
       ['batch', 0], ['value_heads', 0], ['key_dim', 0], ['value_dim', 0]]},
@@ -160,7 +163,7 @@ def test_ranges_are_what_the_configuration_takes():
     heads=4, latent=12, key_dim=8, shared_dim=4, value_dim=6, query_latent=10,
     index_heads=2, index_dim=6, top=8,
   )  # fmt: skip
-  ranges = page.describe(mixer)['ranges']
+  ranges = page.describe_mixer(mixer)['ranges']
   assert ranges['shared_dim'] == [2, 4, 2]
   assert ranges['index_dim'] == [4, 512, 1]
 

@@ -13,14 +13,15 @@ from deltanet_jax.config.mixers import KDAConfig
 from deltanet_jax.lab.cost import arguments, calc, report
 
 ROOT = pathlib.Path(__file__).parents[2]
-SETTINGS = report.Settings((512, 4096), 3, 'bfloat16', 'float32')
+SETTINGS = report.CostSettings((512, 4096), 3, 'bfloat16', 'float32')
 
 
 @pytest.fixture(scope='module')
 def records():
   names = 'quickstart', 'small:kda', 'small:attention'
   return [
-    report.measure(name, config.load(name).model, SETTINGS) for name in names
+    report.measure_model(name, config.load(name).model, SETTINGS)
+    for name in names
   ]
 
 
@@ -78,12 +79,14 @@ def test_presets_make_a_model_of_their_own():
 def test_what_a_model_lacks_is_named():
   cfg = config.load('small:attention').model
   with pytest.raises(ConfigError, match='no such layer to change'):
-    arguments.mixer(cfg, ['key_dim=3'], 'recurrent')
-  made = arguments.mixer(
+    arguments.change_mixer(cfg, ['key_dim=3'], 'recurrent')
+  made = arguments.change_mixer(
     cfg, ['KDA', 'heads=3', 'key_dim=4', 'value_dim=5', 'conv=0'], 'recurrent'
   )
   assert made == KDAConfig(heads=3, key_dim=4, value_dim=5, conv=0)
-  assert arguments.ratio('20:7') == (20, 7) and arguments.ratio('3') == (3, 1)
+  assert arguments.parse_ratio('20:7') == (20, 7) and arguments.parse_ratio(
+    '3'
+  ) == (3, 1)
 
 
 def test_the_command_prints_and_writes_what_calc_says(tmp_path):
@@ -100,14 +103,17 @@ def test_the_command_prints_and_writes_what_calc_says(tmp_path):
   (record,) = tree['models']
   assert record['layers'] == {'GatedDeltaNet': 14, 'Attention': 2}
   own = config.load('quickstart').model
-  cfg = calc.resized(
-    own, 16, (7, 1), recurrent=arguments.mixer(own, ['key_dim=32'], 'recurrent')
+  cfg = calc.resize_model(
+    own,
+    16,
+    (7, 1),
+    recurrent=arguments.change_mixer(own, ['key_dim=32'], 'recurrent'),
   )
-  assert record['parameters'] == calc.parameters(cfg)
+  assert record['parameters'] == calc.count_parameters(cfg)
   for i, n in enumerate((512, 4096)):
-    size = calc.total_bytes(cfg, n, 3, 'bfloat16')
+    size = calc.count_total_bytes(cfg, n, 3, 'bfloat16')
     assert record['cache']['total']['at'][i] == size
-    assert report.size(size) in done.stdout
+    assert report.format_size(size) in done.stdout
   assert f'{record["break_even"]:,} tokens on' in done.stdout
 
 
@@ -115,13 +121,15 @@ def test_record_of_a_hybrid(records):
   record, cfg = records[0], config.load('quickstart').model
   how = SETTINGS.batch, 'bfloat16'
   for key, twin in (
-    ('all_attention', calc.all_attention_twin(cfg)),
-    ('all_recurrent', calc.recurrent_twin(cfg)),
+    ('all_attention', calc.make_attention_twin(cfg)),
+    ('all_recurrent', calc.make_recurrent_twin(cfg)),
   ):
     found = record[key]['cache']['total']
-    assert found['at'] == [calc.total_bytes(twin, n, *how) for n in (512, 4096)]
+    assert found['at'] == [
+      calc.count_total_bytes(twin, n, *how) for n in (512, 4096)
+    ]
     assert record[key]['flops_per_token']['decode'] == [
-      calc.decode_flops_per_token(twin, n) for n in (512, 4096)
+      calc.count_decoding_flops(twin, n) for n in (512, 4096)
     ]
   total = record['cache']['total']
   assert total['at'][1] == 4096 * total['per_token'] + total['constant']
@@ -138,17 +146,17 @@ def test_models_without_a_twin(records):
   pure, full = records[1:]
   assert pure['all_attention'] is None and pure['saved'] is None
   assert full['all_recurrent'] is None and full['break_even'] is None
-  assert 'No attention layer' in report.verdict(pure)
-  assert 'No recurrent layer' in report.verdict(full)
+  assert 'No attention layer' in report.describe_saving(pure)
+  assert 'No recurrent layer' in report.describe_saving(full)
 
 
 def test_text_and_json_hold_every_model(records):
-  text = report.text(records, SETTINGS)
+  text = report.format_text(records, SETTINGS)
   assert 'Side by side' in text and max(map(len, text.split('\n'))) < 110
   for record in records:
     assert text.count(record['name']) == 2
     assert f'{record["parameters"]:,} parameters' in text
-  assert json.loads(report.as_json(records, SETTINGS))['models'] == records
+  assert json.loads(report.format_json(records, SETTINGS))['models'] == records
 
 
 def test_sizes_are_said_in_binary_units():
@@ -157,4 +165,4 @@ def test_sizes_are_said_in_binary_units():
     (103_022_592, '98.3 MiB'),
     (2**50, '1024.0 TiB'),
   ):  # fmt: skip
-    assert report.size(n) == said
+    assert report.format_size(n) == said

@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parents[2]
   ],
 )
 def test_a_topology_has_so_many_devices(text, slices, count, devices):
-  found = chips.parse(text, slices)
+  found = chips.parse_topology(text, slices)
   assert (found.name, found.chips, found.devices) == (text, count, devices)
 
 
@@ -45,7 +45,7 @@ def test_a_topology_has_so_many_devices(text, slices, count, devices):
 )
 def test_a_topology_that_is_none_is_refused(text, says):
   with pytest.raises(ConfigError, match=says):
-    chips.parse(text)
+    chips.parse_topology(text)
 
 
 @pytest.mark.parametrize(
@@ -59,24 +59,31 @@ def test_a_topology_that_is_none_is_refused(text, says):
 )
 def test_a_mesh_that_does_not_fill_the_topology_is_refused(mesh, slices, says):
   with pytest.raises(ConfigError, match=says):
-    chips.check_mesh(MeshConfig(**mesh), chips.parse('v5e:4x4', slices))
-  chips.check_mesh(MeshConfig(fsdp=8, tensor=2), chips.parse('v5e:4x4'))
+    chips.check_mesh(
+      MeshConfig(**mesh), chips.parse_topology('v5e:4x4', slices)
+    )
+  chips.check_mesh(
+    MeshConfig(fsdp=8, tensor=2), chips.parse_topology('v5e:4x4')
+  )
 
 
 def test_a_ring_has_two_links_and_a_line_one():
-  pod, part = chips.parse('v5e:16x4'), chips.parse('v5p:2x4x1')
+  pod, part = (
+    chips.parse_topology('v5e:16x4'),
+    chips.parse_topology('v5p:2x4x1'),
+  )
   assert [pod.links(axis) for axis in (0, 1)] == [2, 1]
   assert [part.links(axis) for axis in (0, 1, 2)] == [1, 2, 0]
   assert part.ici_rate((0, 1)) == 3 * 100e9
 
 
 def test_bytes_sent_are_those_of_rings():
-  topology = chips.parse('v5p:2x2x1')
+  topology = chips.parse_topology('v5p:2x2x1')
   places = [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)]
 
   def sent(kind, group=(0, 1)):
     one = hlo.Collective(kind, ((256,),), 1024, 3, group)
-    (found,) = bound.network([one], topology, places)
+    (found,) = bound.time_networks([one], topology, places)
     return found
 
   assert sent('all-gather').sent == 3 * 512
@@ -100,12 +107,14 @@ def test_bytes_sent_are_those_of_rings():
 def test_a_refused_program_tells_its_size(text, size):
   arguments = 2**30 if 'temporaries' in text else 0
   want = int(size * 2**30) + arguments
-  assert run.refused_bytes(text, arguments) == pytest.approx(want, rel=1e-9)
+  assert run.parse_refused_bytes(text, arguments) == pytest.approx(
+    want, rel=1e-9
+  )
 
 
 def _record(**sizes):
   sizes = {name: size * chips.GIB for name, size in sizes.items()}
-  held = {k: sizes[k] for k in ('parameters', 'optimiser')}
+  held = {k: sizes[k] for k in ('parameters', 'optimizer')}
   total = sum(held.values()) + sizes['temporaries']
   memory = {
     'held': held, 'available': 16 * chips.GIB, 'total': total,
@@ -116,16 +125,16 @@ def _record(**sizes):
 
 def _advised(changes, **sizes):
   """The first advice, and the experiment with what it says to set."""
-  before = config.read(ROOT / 'configs/gdn.py:hybrid_1p3b', changes)
-  said = advice.advice(before, _record(**sizes))
+  before = config.read_experiment(ROOT / 'configs/gdn.py:hybrid_1p3b', changes)
+  said = advice.give_advice(before, _record(**sizes))
   words = said[0].replace(':', ' ').replace(',', ' ').split()
   flags = [w for w in words if w.startswith('--config.')]
   _, changed, _ = config.split_argv(flags)
-  return said, config.override_all(before, changed), before
+  return said, config.override_fields(before, changed), before
 
 
 def test_many_rows_are_taken_in_smaller_parts():
-  said, after, _ = _advised((), parameters=1, optimiser=2, temporaries=21)
+  said, after, _ = _advised((), parameters=1, optimizer=2, temporaries=21)
   # of 4 rows a device: 20 GiB of activations into the 11.2 that are left
   assert after.optim.accumulate == 8
   assert '2 rows of 4,096 tokens' in said[0] and '10.0 GiB' in said[0]
@@ -136,7 +145,7 @@ def test_a_long_row_is_split_over_time():
     ('data.batch', '8'), ('data.seq_len', '131072'), ('optim.accumulate', '1'),
   ]  # fmt: skip
   _, after, before = _advised(
-    changes, parameters=1, optimiser=2, temporaries=31
+    changes, parameters=1, optimizer=2, temporaries=31
   )
   assert (after.mesh.fsdp, after.mesh.seq, after.optim.accumulate) == (2, 4, 4)
   size = lambda mesh: mesh.fsdp * mesh.seq
@@ -144,7 +153,7 @@ def test_a_long_row_is_split_over_time():
 
 
 def test_large_weights_are_split_over_more_devices():
-  said, after, _ = _advised((), parameters=8, optimiser=16, temporaries=9)
+  said, after, _ = _advised((), parameters=8, optimizer=16, temporaries=9)
   # 32 GiB into 70% of 15.2: a quarter on each
   assert after.mesh.fsdp == 32
   assert '32.0 GiB' in said[0]
@@ -152,7 +161,7 @@ def test_large_weights_are_split_over_more_devices():
 
 def test_kept_activations_are_recomputed_first():
   changes = [('model.remat', 'none')]
-  _, after, _ = _advised(changes, parameters=1, optimiser=2, temporaries=21)
+  _, after, _ = _advised(changes, parameters=1, optimizer=2, temporaries=21)
   assert after.model.remat == 'full'
 
 
@@ -260,7 +269,7 @@ needs_libtpu = pytest.mark.skipif(
   ],
 )
 def test_a_small_model_is_compiled_for(topology, slices, tiny, tmp_path):
-  devices = chips.parse(topology, slices).devices
+  devices = chips.parse_topology(topology, slices).devices
   path = tmp_path / 'out.json'
   done = _dryrun(
     tiny, f'--topology={topology}', f'--slices={slices}', f'--json={path}',

@@ -25,7 +25,7 @@ def _by_hand(rule, keys, values):
 
 
 def test_pairs_are_written_and_read_as_the_equations_say():
-  keys, values = first_steps.random_pairs(jax.random.key(0), 2, 9, 4)
+  keys, values = first_steps.make_pairs(jax.random.key(0), 2, 9, 4)
   for rule in first_steps.RULES:
     got = write_one_by_one(rule, keys, values)
     for b in range(2):
@@ -36,13 +36,13 @@ def test_pairs_are_written_and_read_as_the_equations_say():
 
 def test_orthogonal_keys_do_not_crowd_and_only_delta_overwrites():
   key = jax.random.key(1)
-  assert max(first_steps.orthogonal_error(key).values()) < 1e-5
-  errors = first_steps.overwrite_error(key, 4)
+  assert max(first_steps.measure_orthogonal_error(key).values()) < 1e-5
+  errors = first_steps.measure_overwrite_error(key, 4)
   assert errors['delta'] < 1e-5 and errors['linear'] > 1
 
 
 def test_delta_forgets_the_oldest_and_linear_attention_all_alike():
-  found = first_steps.overload(jax.random.key(2))
+  found = first_steps.measure_overload(jax.random.key(2))
   share = lambda rule, part: found[rule].share(32, part)
   assert share('delta', 'newest') > 0.8 > 0.2 > share('delta', 'oldest')
   assert abs(share('linear', 'newest') - share('linear', 'oldest')) < 0.1

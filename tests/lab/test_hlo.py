@@ -47,7 +47,7 @@ def _summed(turns, inner):
 
 
 def test_collectives_in_loops_count_as_often_as_they_run():
-  found = {x.kind: x for x in hlo.collectives(_summed(3, 7))}
+  found = {x.kind: x for x in hlo.find_collectives(_summed(3, 7))}
   assert set(found) == {'all-reduce', 'all-gather'}
   assert found['all-reduce'].times == 21
   assert found['all-reduce'].bytes == 4 * 16 * D
@@ -74,10 +74,12 @@ def test_a_rare_side_of_a_condition_does_not_count():
     shape = jax.ShapeDtypeStruct
     return _text(f, shape((), bool), shape((N * 16, D), jnp.float32))
 
-  kinds = lambda name: {x.kind for x in hlo.collectives(text(name))}
+  kinds = lambda name: {x.kind for x in hlo.find_collectives(text(name))}
   assert kinds('plain') == {'all-reduce', 'all-gather'}
   assert kinds(flops.RARE) == {'all-reduce'}
-  assert traffic.of(text(flops.RARE)) < traffic.of(text('plain'))
+  assert traffic.count_bytes(text(flops.RARE)) < traffic.count_bytes(
+    text('plain')
+  )
 
 
 def test_traffic_of_a_scan_is_that_of_each_layers_own_weights():
@@ -87,7 +89,7 @@ def test_traffic_of_a_scan_is_that_of_each_layers_own_weights():
   shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
   per_layer = 4 * D * D
   for layers in (4, 32):
-    moved = traffic.of(_text(f, shape(2, D), shape(layers, D, D)))
+    moved = traffic.count_bytes(_text(f, shape(2, D), shape(layers, D, D)))
     # read; and perhaps written and read again as a slice: never the stack
     assert layers * per_layer <= moved < 4.5 * layers * per_layer
 
@@ -145,15 +147,15 @@ ENTRY %main (a: bf16[4,8], b: f32[64,8]) -> f32[64,8] {
 
 
 def test_what_a_tpus_compiler_hides_in_fusions_counts_once_a_turn():
-  found = {x.kind: x for x in hlo.collectives(HIDDEN)}
-  assert len(found) == len(hlo.collectives(HIDDEN)) == 3
+  found = {x.kind: x for x in hlo.find_collectives(HIDDEN)}
+  assert len(found) == len(hlo.find_collectives(HIDDEN)) == 3
   assert found['all-gather'].times == 10  # from 2 to 12
   assert found['all-gather'].bytes == 2 * 32 * 8
   # its result, not that of the sum inside
   assert found['reduce-scatter'].shapes == ((8, 8),)
   assert found['reduce-scatter'].times == 10
   assert found[f'{hlo.BETWEEN}: all-reduce'].bytes == 4 * 64 * 8
-  assert hlo.unknown_loops(HIDDEN) == []
+  assert hlo.find_unknown_loops(HIDDEN) == []
 
 
 OFFLOADED = """HloModule jit_step, is_scheduled=true
@@ -172,9 +174,9 @@ ENTRY %main (a: bf16[4,8]) -> bf16[32,8] {
 
 
 def test_what_the_sparse_cores_send_counts_once():
-  (found,) = hlo.collectives(OFFLOADED)
+  (found,) = hlo.find_collectives(OFFLOADED)
   assert (found.kind, found.times, found.bytes) == ('all-gather', 1, 2 * 32 * 8)
-  assert traffic.of(OFFLOADED) == 2 * (4 * 8 + 32 * 8)
+  assert traffic.count_bytes(OFFLOADED) == 2 * (4 * 8 + 32 * 8)
 
 
 EXPERTS = """HloModule jit_step, is_scheduled=true
@@ -192,10 +194,12 @@ ENTRY %main (a: bf16[40,8], room: bf16[80,8], n: s32[8], w: bf16[8,8,4]) -> bf16
 
 
 def test_of_the_room_for_experts_rows_only_what_is_filled_counts():
-  (found,) = hlo.collectives(EXPERTS)
+  (found,) = hlo.find_collectives(EXPERTS)
   assert (found.kind, found.bytes) == ('ragged-all-to-all', 2 * 40 * 8)
   products = 2 * 40 * (8 + 4) + 2 * 8 * 8 * 4 + 4 * 8
-  moved = traffic.of(EXPERTS, experts.filled(4096, experts=64, top=8, P=8))
+  moved = traffic.count_bytes(
+    EXPERTS, experts.filled(4096, experts=64, top=8, P=8)
+  )
   assert moved == 2 * found.bytes + products
 
 
@@ -234,17 +238,19 @@ ENTRY %main (a: f32[64,8], b: f32[64,8], i: s32[]) -> f32[64,8] {
 
 def test_of_what_fusions_in_a_fusion_slice_only_the_slice_moves():
   # a row is read, a row is written, and the index is read
-  assert traffic.of(NESTED) == 2 * 4 * 8 + 4
+  assert traffic.count_bytes(NESTED) == 2 * 4 * 8 + 4
 
 
 def test_a_loop_of_unknown_length_is_named():
   text = HIDDEN.replace('constant(12)', 'parameter(1)')
-  assert hlo.unknown_loops(text) == ['loop']
+  assert hlo.find_unknown_loops(text) == ['loop']
 
 
 def test_the_chips_own_memory_is_no_traffic():
   slow = HIDDEN.replace('S(1)', '')
-  assert traffic.of(slow) - traffic.of(HIDDEN) == 10 * 2 * 32 * 8
+  assert (
+    traffic.count_bytes(slow) - traffic.count_bytes(HIDDEN) == 10 * 2 * 32 * 8
+  )
 
 
 @pytest.mark.parametrize(
@@ -260,7 +266,7 @@ def test_the_chips_own_memory_is_no_traffic():
   ],
 )
 def test_the_first_group_is_read_in_every_notation(text, group):
-  assert hlo.group(text) == group
+  assert hlo.parse_group(text) == group
 
 
 def test_operations_inside_a_shard_map_are_those_of_all_devices():

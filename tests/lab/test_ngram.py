@@ -63,9 +63,9 @@ def test_probabilities_equal_those_of_plain_dictionaries(order):
 
 def test_counting_in_slices_changes_nothing(monkeypatch):
   train, heldout = words(0, 60), words(1, 9)
-  whole = ngram.bits_per_byte(train, heldout, 3)
+  whole = ngram.measure_bits_per_byte(train, heldout, 3)
   monkeypatch.setattr(ngram, 'SLICE_BYTES', 50)
-  assert ngram.bits_per_byte(train, heldout, 3) == whole
+  assert ngram.measure_bits_per_byte(train, heldout, 3) == whole
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_bits_count_the_end_of_documents_and_bytes_do_not():
   train, heldout = words(0, 60), [b'abra', b'bar']
   p = ngram.NGram(train, 2).probabilities(heldout)
   assert p.shape == (4 + 1 + 3 + 1,)
-  bits = ngram.bits_per_byte(train, iter(heldout), 2)
+  bits = ngram.measure_bits_per_byte(train, iter(heldout), 2)
   np.testing.assert_allclose(bits, -np.log2(p).sum() / 7)
 
 
@@ -128,14 +128,14 @@ def test_the_weights_suit_the_slice_held_back_better_than_any_near_them():
 
 def test_more_context_predicts_structured_text_better():
   train, heldout = words(0, 400), words(1, 40)
-  bits = [ngram.bits_per_byte(train, heldout, n) for n in (0, 1, 2)]
+  bits = [ngram.measure_bits_per_byte(train, heldout, n) for n in (0, 1, 2)]
   assert bits[0] > bits[1] > bits[2]
 
 
 def test_random_bytes_cost_eight_bits():
   draw = np.random.default_rng(0)
   train = [draw.bytes(2000) for _ in range(40)]
-  bits = ngram.bits_per_byte(train, [draw.bytes(2000)], 2)
+  bits = ngram.measure_bits_per_byte(train, [draw.bytes(2000)], 2)
   assert 7.95 < bits < 8.1
 
 
@@ -149,4 +149,4 @@ def test_random_bytes_cost_eight_bits():
 )
 def test_what_cannot_be_fitted_is_refused(train, heldout, order, message):
   with pytest.raises(ValueError, match=message):
-    ngram.bits_per_byte(train, heldout, order)
+    ngram.measure_bits_per_byte(train, heldout, order)

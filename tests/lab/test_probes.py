@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from deltanet_jax.lab.probes import probes, report
-from deltanet_jax.lab.probes.probes import Finding
+from deltanet_jax.lab.probes.probes import ProbeResult
 
 
 @functools.cache
 def found():
-  return probes.find('recurrent')
+  return probes.run_probes('recurrent')
 
 
 def value(probe, rule, at, what='accuracy'):
@@ -57,7 +57,7 @@ def test_keys_at_right_angles_are_read_back_exactly():
 
 @pytest.mark.parametrize('form', ['recurrent', 'chunked'])
 def test_parity_and_permutations_need_beta_two(form):
-  states = probes.parity(form) + probes.permutations(form)
+  states = probes.probe_parity(form) + probes.probe_permutations(form)
   got = {(f.probe, f.rule, f.what): f.value for f in states}
   for beta in ('0.5', '1', '1.5', '2'):
     late = {
@@ -107,16 +107,16 @@ def test_every_permutation_takes_four_swaps_at_most():
 
 def test_the_report_holds_every_finding(tmp_path):
   few = [
-    Finding('rebinding', 'linear', 1, 'accuracy', 0.5),
-    Finding('rebinding', 'linear', 2, 'accuracy', np.float32(0.25)),
-    Finding('cache', 'KDA', 64, 'bytes', 1792),
-    Finding('overload', 'linear', 8, 'accuracy', float('nan')),
+    ProbeResult('rebinding', 'linear', 1, 'accuracy', 0.5),
+    ProbeResult('rebinding', 'linear', 2, 'accuracy', np.float32(0.25)),
+    ProbeResult('cache', 'KDA', 64, 'bytes', 1792),
+    ProbeResult('overload', 'linear', 8, 'accuracy', float('nan')),
   ]
-  text = report.text(few[:3])
+  text = report.format_text(few[:3])
   assert 'rebinding: accuracy' in text and '0.250' in text and '1,792' in text
-  tree = json.loads(report.as_json(few, {'form': 'chunked'}))
+  tree = json.loads(report.format_json(few, {'form': 'chunked'}))
   assert tree['form'] == 'chunked' and len(tree['findings']) == 4
   assert tree['findings'][1]['value'] == 0.25
   assert tree['findings'][3]['value'] is None
-  report.plot(few[:3], tmp_path / 'x.png')
+  report.draw_results(few[:3], tmp_path / 'x.png')
   assert (tmp_path / 'x.png').stat().st_size > 1000

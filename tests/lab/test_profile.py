@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from deltanet_jax.mixers.base import UNWRITTEN
 
 FULL = AttentionConfig(heads=1, kv_heads=1, head_dim=8)
 DELTA = GatedDeltaNetConfig(1, 1, 8, 8, form='recurrent')
-SETTINGS = plan.Settings((128,), 'float32', 0.001, 1, 600.0, rounds=2)
+SETTINGS = plan.ProfileSettings((128,), 'float32', 0.001, 1, 600.0, rounds=2)
 
 
 def _config(*mixers, repeats=1):
@@ -35,18 +36,20 @@ def _subject(cfg, **changes):
 
 def test_the_compared_models_are_named_and_of_one_width_and_depth():
   for size in plan.SIZES.values():
-    models = plan.models(size, plan.MODELS)
+    models = plan.make_models(size, plan.MODELS)
     assert set(size.models) <= set(models)
     for cfg in models.values():
       assert (cfg.d_model, len(cfg.layers)) == (size.d_model, size.layers)
-  assert report.pairs(plan.models(size, plan.MODELS)) == [
+  assert report.find_pairs(plan.make_models(size, plan.MODELS)) == [
     ('gdn3', 'full'), ('kda3', 'mla'),
   ]  # fmt: skip
 
 
 def test_the_largest_batch_fills_the_budget_and_no_more():
   cfg = _config(FULL, DELTA)
-  used = lambda n: 40 + sum(calc.cache_bytes(cfg, 200, n, 'float32').values())
+  used = lambda n: (
+    40 + sum(calc.count_cache_bytes(cfg, 200, n, 'float32').values())
+  )
   for n in (1, 3):
     exact = used(n) / 2**30
     for budget, want in ((exact, n), (exact - 2**-30, n - 1)):
@@ -59,8 +62,10 @@ def test_the_largest_batch_fills_the_budget_and_no_more():
 def test_a_nearly_full_cache_is_one_that_so_many_tokens_have_been_put_into():
   window = dataclasses.replace(FULL, window=50)
   cfg = _config(FULL, window, DELTA, repeats=2)
-  cache = measure.nearly_full(_subject(cfg), 3, 128)
-  shapes = jax.eval_shape(lambda: measure.fresh(_subject(cfg), 3, 128))
+  cache = measure.make_nearly_full_cache(_subject(cfg), 3, 128)
+  shapes = jax.eval_shape(
+    lambda: measure.make_empty_cache(_subject(cfg), 3, 128)
+  )
   assert jax.tree.map(jnp.shape, cache) == jax.tree.map(jnp.shape, shapes)
   written = 128 - plan.STEPS - plan.WARM
   full, rotating, delta = cache.period
@@ -78,34 +83,34 @@ def test_a_nearly_full_cache_is_one_that_so_many_tokens_have_been_put_into():
 
 
 def test_median_lies_between_order_statistics():
-  assert fit.median([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
-  assert fit.median(range(9)) == (4.0, 1.0, 7.0)
-  assert math.isnan(fit.median([1.0]).low)
+  assert fit.estimate_median([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+  assert fit.estimate_median(range(9)) == (4.0, 1.0, 7.0)
+  assert math.isnan(fit.estimate_median([1.0]).low)
 
 
 def test_fits_find_what_made_the_points():
   x = np.array([1024, 2048, 4096, 8192, 16_384])
   noise = np.array([1.02, 0.99, 1.01, 0.98, 1.0])
-  power = fit.power(x, 3e-6 * x**1.5 * noise)
+  power = fit.fit_power(x, 3e-6 * x**1.5 * noise)
   assert power.low < 1.5 < power.high and power.high - power.low < 0.1
-  steep, flat = (fit.line(x, (2e-3 + a * x) * noise) for a in (4e-6, 1e-6))
+  steep, flat = (fit.fit_line(x, (2e-3 + a * x) * noise) for a in (4e-6, 1e-6))
   assert steep.w.low < 2e-3 < steep.w.high
   assert 0.01 < steep.worst < 0.03
-  ratio = fit.ratio(steep, flat)
+  ratio = fit.compare_slopes(steep, flat)
   assert ratio.low < 4 < ratio.high
   # the slope of a flat line is within its error
-  assert fit.ratio(steep, fit.line(x, 2e-3 * noise)) is None
-  assert math.isnan(fit.power(x[:2], x[:2]).low)
+  assert fit.compare_slopes(steep, fit.fit_line(x, 2e-3 * noise)) is None
+  assert math.isnan(fit.fit_power(x[:2], x[:2]).low)
 
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
   hybrid = _config(DELTA, FULL)
-  cfgs = {'twin': calc.all_attention_twin(hybrid), 'hybrid': hybrid}
+  cfgs = {'twin': calc.make_attention_twin(hybrid), 'hybrid': hybrid}
   models = {name: (cfg, None) for name, cfg in cfgs.items()}
   folder = tmp_path_factory.mktemp('profile')
   jax.config.update('jax_disable_most_optimizations', True)
-  text = run.run(SETTINGS, models, folder)
+  text = run.run_profile(SETTINGS, models, folder)
   jax.config.update('jax_disable_most_optimizations', False)
   return models, folder, text
 
@@ -122,7 +127,7 @@ def test_a_profile_has_every_cell_and_its_bytes(small):
   assert len(records) == 2 * len(measure.WHATS)
   for r in records:
     cfg = models[r['model']][0]
-    sizes = calc.cache_bytes(cfg, r['context'], r['batch'], 'float32')
+    sizes = calc.count_cache_bytes(cfg, r['context'], r['batch'], 'float32')
     assert r['cache_bytes'] == sum(sizes.values())
     assert r['skipped'] is None and len(r['seconds']) == 2
     assert r['batch'] == 1 and r['capped'] == (r['what'] == 'largest' or None)
@@ -151,16 +156,18 @@ def test_a_stopped_profile_continues_with_the_next_context(
       raise KeyboardInterrupt
     return [r | {'context': context} for r in first]
 
-  monkeypatch.setattr(measure, 'measure', instead)
-  monkeypatch.setattr(run, 'random_params', lambda cfg: {'w': jnp.zeros(1)})
+  monkeypatch.setattr(measure, 'measure_context', instead)
+  monkeypatch.setattr(
+    run, 'make_random_params', lambda cfg: {'w': jnp.zeros(1)}
+  )
   with pytest.raises(KeyboardInterrupt):
-    run.run(settings, models, tmp_path)
+    run.run_profile(settings, models, tmp_path)
   assert _records(tmp_path) == first
-  run.run(settings, models, tmp_path)
+  run.run_profile(settings, models, tmp_path)
   assert [context for context, _ in asked] == [128, 192, 192, 256]
   assert asked[2][1] == first and asked[3][1][0]['context'] == 192
   assert len(_records(tmp_path)) == 3 * len(first)
-  run.run(settings, models, tmp_path)
+  run.run_profile(settings, models, tmp_path)
   assert len(asked) == 4
 
 
@@ -168,29 +175,43 @@ def test_a_folder_of_another_profile_is_refused(small):
   models, folder, _ = small
   other = dataclasses.replace(SETTINGS, rounds=3)
   with pytest.raises(ConfigError, match='of other settings'):
-    run.run(other, models, folder)
+    run.run_profile(other, models, folder)
   with pytest.raises(ConfigError, match='of other models'):
-    run.run(SETTINGS, {'twin': models['twin']}, folder)
+    run.run_profile(SETTINGS, {'twin': models['twin']}, folder)
+
+
+def test_the_stored_profile_is_known_again(monkeypatch, tmp_path):
+  stored = pathlib.Path(run.__file__).parent / 'result' / 'settings.json'
+  (tmp_path / 'settings.json').write_bytes(stored.read_bytes())
+  size = plan.SIZES['cpu']
+  cfgs = plan.make_models(size, size.models)
+  models = {name: (cfg, None) for name, cfg in cfgs.items()}
+  where = json.loads(stored.read_text())['where']
+  assert run._claim(tmp_path, size.settings, models, where) == []
+  with pytest.raises(ConfigError, match='of other where'):
+    run._claim(tmp_path, size.settings, models, where | {'jax': '0'})
 
 
 def test_what_would_take_too_long_is_left_out_and_named():
   subject = _subject(_config(FULL), seconds=8.0)
-  cell = measure.Cell(subject, 'prefill', 192)
+  cell = measure.Measurement(subject, 'prefill', 192)
   before = {'context': 128, 'batch': 1, 'seconds': [4.0], 'skipped': None}
   cell.attempt(lambda: cell.expect(before))
   assert cell.skipped == 'would take about 9 s; the limit is 8'
-  later = measure.Cell(subject, 'prefill', 384)
+  later = measure.Measurement(subject, 'prefill', 384)
   later.attempt(lambda: later.expect(cell.record()))
   assert later.skipped.startswith('not at 192: would take about 9 s')
-  short = measure.Cell(_subject(_config(DELTA), seconds=8.0), 'prefill', 192)
+  short = measure.Measurement(
+    _subject(_config(DELTA), seconds=8.0), 'prefill', 192
+  )
   short.attempt(lambda: short.expect(before))
   assert short.skipped is None
 
 
 def test_a_cache_of_other_bytes_than_calculated_ends_the_profile():
   subject = _subject(_config(FULL))
-  cache = measure.fresh(subject, 1, 128)
-  cell = measure.Cell(subject, 'decode', 128)
+  cache = measure.make_empty_cache(subject, 1, 128)
+  cell = measure.Measurement(subject, 'decode', 128)
   cell._measured(1.0, cache)
   with pytest.raises(AssertionError, match='calculator says'):
     cell._measured(1.0, grow(cache, subject.cfg, 1, 129, jnp.float32))

@@ -10,7 +10,6 @@ import pytest
 from deltanet_jax.config import ConfigError
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.lab.study import (
-  cell as cells_,
   expect,
   matrix,
   plots,
@@ -18,8 +17,9 @@ from deltanet_jax.lab.study import (
   results,
   runner,
   stats,
+  training,
 )
-from deltanet_jax.lab.study.config import Cell, StudyConfig, model
+from deltanet_jax.lab.study.config import Cell, StudyConfig, make_model
 
 TINY = StudyConfig(
   d_model=16, layers=2, deep=2, key_dim=4, value_dim=4, hidden=16, length=16,
@@ -64,7 +64,7 @@ def fake_rows(cell, arrays, **facts):
 
 def fake_study(tmp_path, accuracies, task='mqar', cfg=TINY):
   """A folder with a made-up cell for each arm."""
-  folder = results.Folder(tmp_path)
+  folder = results.StudyFolder(tmp_path)
   folder.make(cfg)
   cells = [Cell(task, arm, 4, 8) for arm in accuracies]
   for i, cell in enumerate(cells):
@@ -87,7 +87,9 @@ def test_report_of_made_up_scores_says_what_was_made_up(tmp_path):
     cfg=StudyConfig(pairs=8, draws=200),
   )  # fmt: skip
   cfg = StudyConfig(pairs=8, draws=200)
-  found = report.write(cfg, 'study', cells, folder, folder.collect(cells))
+  found = report.write_report(
+    cfg, 'study', cells, folder, folder.collect(cells)
+  )
   text = folder.text.read_text()
   assert 'gdn-3:1 gave up mqar -0.' in found.text
   assert 'gdn-1:1 was equal within 0.05 on mqar' in found.text
@@ -106,15 +108,18 @@ def test_report_of_made_up_scores_says_what_was_made_up(tmp_path):
   page = folder.report.read_text()
   assert page.count('<svg') == 6  # three pictures in light and dark
   assert 'http://' not in page.replace('http://www.w3.org', '')
-  assert '@' not in page.replace('@media', '')
+  assert '{{' not in page and '{%' not in page
+  assert '<td>full &gt; linear (mqar, hardest size)</td>' in page  # escaped
 
 
 @pytest.mark.parametrize('arm', ['mla', 'dsa', 'linear', 'kda', 'gdn-3:1'])
 def test_every_arm_has_the_parameters_of_full(arm):
   cfg = StudyConfig()
-  built, parameters = cells_.fit(cfg, Cell('mqar', arm, 4, 8), 64)
-  full = calc.parameters(model(cfg, 'full', 64, 4, cfg.hidden))
-  assert parameters == calc.parameters(built)
+  built, parameters = training.match_parameters(
+    cfg, Cell('mqar', arm, 4, 8), 64
+  )
+  full = calc.count_parameters(make_model(cfg, 'full', 64, 4, cfg.hidden))
+  assert parameters == calc.count_parameters(built)
   assert abs(parameters / full - 1) < 0.02
 
 
@@ -129,13 +134,13 @@ def test_every_task_of_a_size_can_be_traced(size):
 
   cfg = matrix.SIZES[size]
   seen = set()
-  for cell in matrix.cells(cfg, size, [], []):
+  for cell in matrix.list_cells(cfg, size, [], []):
     if cell.task in seen:
       continue
     seen.add(cell.task)
     task = matrix.make_task(cfg, cell.task)
-    built, _ = cells_.fit(cfg, cell, task.vocab)
-    made = program.make(cfg, built, task, cell.steps)
+    built, _ = training.match_parameters(cfg, cell, task.vocab)
+    made = program.make_program(cfg, built, task, cell.steps)
     lanes = jax.ShapeDtypeStruct((3,), 'int32')
     rates = jax.ShapeDtypeStruct((3,), 'float32')
     one = jax.ShapeDtypeStruct((), 'int32')
@@ -150,8 +155,8 @@ def test_interval_of_a_paired_difference_is_narrower_than_of_an_unpaired_one():
   asked = np.full((3, 300), 8)
   better = right + 0.2
   part = lambda sign, group, x: stats.Part(sign, group, x, asked)
-  same = stats.estimate([part(1, 'a', better), part(-1, 'a', right)], 500)
-  apart = stats.estimate([part(1, 'a', better), part(-1, 'b', right)], 500)
+  same = stats.estimate_sum([part(1, 'a', better), part(-1, 'a', right)], 500)
+  apart = stats.estimate_sum([part(1, 'a', better), part(-1, 'b', right)], 500)
   assert np.isclose(same.value, 0.2 / 8) and np.isclose(apart.value, 0.2 / 8)
   assert same.above(0) == stats.HOLDS
   assert apart.above(0) == stats.OPEN
@@ -161,7 +166,7 @@ def test_interval_of_a_paired_difference_is_narrower_than_of_an_unpaired_one():
 def test_interval_covers_the_spread_between_seeds():
   asked = np.ones((3, 200))
   right = asked * np.array([[0.0], [0.0], [1.0]])
-  e = stats.estimate([stats.Part(1, 'a', right, asked)], 500)
+  e = stats.estimate_sum([stats.Part(1, 'a', right, asked)], 500)
   assert e.low == 0 and e.high == 1 and np.isclose(e.value, 1 / 3)
 
 
@@ -175,7 +180,7 @@ def test_interval_covers_the_spread_between_seeds():
   ],
 )
 def test_verdict_follows_the_whole_interval(interval, above, within):
-  e = stats.Estimate(sum(interval) / 2, *interval)
+  e = stats.AccuracyEstimate(sum(interval) / 2, *interval)
   assert e.above(0) == above
   assert e.within(0.05) == within
 
@@ -186,7 +191,7 @@ def test_questions_are_chosen_by_every_limit_and_only_where_asked():
     'slice.a': np.array([[[1, 2, 3, 2]]]),
     'slice.b': np.array([[[0, 5, 5, 5]]]),
   }
-  chosen = stats.choose(arrays, {'a': (2, 3), 'b': (5, 5)})
+  chosen = stats.choose_questions(arrays, {'a': (2, 3), 'b': (5, 5)})
   assert chosen.tolist() == [[[False, True, True, False]]]
 
 
@@ -203,7 +208,7 @@ def test_rows_count_answers_sequences_and_levels():
   got = scores(
     [[[True, False], [True, True]]], [[[1, 3], [0, 0]]], d=[[[1, 5], [2, 9]]]
   )
-  rows = cells_.slices(got, 0, {'d': (1, 4)})
+  rows = training.score_slices(got, 0, {'d': (1, 4)})
   assert rows[0]['accuracy'] == 0.75
   assert rows[0]['exact'] == 0.5
   assert rows[0]['nats'] == 1.0
@@ -214,17 +219,17 @@ def test_rows_count_answers_sequences_and_levels():
 
 def test_what_is_not_finite_has_no_accuracy_and_is_never_the_best_rate():
   got = scores([[[True]], [[False]]], [[[np.nan]], [[1.0]]])
-  rows = [cells_.row(got, 0), cells_.row(got, 1)]
+  rows = [training.score_all(got, 0), training.score_all(got, 1)]
   assert rows[0]['accuracy'] is None and not rows[0]['finite']
-  assert cells_.best_rate([1.0, 0.1], rows) == 0.1
-  assert cells_.best_rate([1.0], rows[:1]) is None
+  assert training.choose_rate([1.0, 0.1], rows) == 0.1
+  assert training.choose_rate([1.0], rows[:1]) is None
 
 
 def test_of_rates_that_are_as_good_the_smallest_is_taken():
   rows = [{'finite': True, 'accuracy': x} for x in (0.7, 0.9, 0.915, 0.91)]
-  assert cells_.best_rate([0.001, 0.002, 0.004, 0.008], rows) == 0.002
+  assert training.choose_rate([0.001, 0.002, 0.004, 0.008], rows) == 0.002
   rows[1]['accuracy'] = 0.89
-  assert cells_.best_rate([0.001, 0.002, 0.004, 0.008], rows) == 0.004
+  assert training.choose_rate([0.001, 0.002, 0.004, 0.008], rows) == 0.004
 
 
 def test_interrupted_study_ends_with_the_files_of_an_unbroken_one(
@@ -241,16 +246,16 @@ def test_interrupted_study_ends_with_the_files_of_an_unbroken_one(
     arrays = fake_arrays(lambda x: 0.5 + 0 * x)
     return fake_rows(cell, arrays), arrays
 
-  monkeypatch.setattr(cells_, 'run', fake)
-  broken, whole = (results.Folder(tmp_path / n) for n in 'ab')
+  monkeypatch.setattr(training, 'run_cell', fake)
+  broken, whole = (results.StudyFolder(tmp_path / n) for n in 'ab')
   broken.make(TINY)
   whole.make(TINY)
   with pytest.raises(KeyboardInterrupt):
-    runner.run(TINY, cells, broken, 1)
+    runner.run_cells(TINY, cells, broken, 1)
   assert [broken.done(c) for c in cells] == [True, False, False]
-  assert runner.run(TINY, cells, broken, 1) == {}
+  assert runner.run_cells(TINY, cells, broken, 1) == {}
   assert calls == ['full', 'gdn', 'gdn', 'delta']
-  runner.run(TINY, cells, whole, 2)
+  runner.run_cells(TINY, cells, whole, 2)
   broken.collect(cells)
   whole.collect(cells)
   assert broken.results.read_bytes() == whole.results.read_bytes()
@@ -264,21 +269,23 @@ def test_cell_that_raises_is_told_and_the_others_run(tmp_path, monkeypatch):
     arrays = fake_arrays(lambda x: 0.5 + 0 * x)
     return fake_rows(cell, arrays), arrays
 
-  monkeypatch.setattr(cells_, 'run', fake)
+  monkeypatch.setattr(training, 'run_cell', fake)
   cfg = dataclasses.replace(TINY, length=32, pairs=8)
-  folder = results.Folder(tmp_path)
+  folder = results.StudyFolder(tmp_path)
   folder.make(cfg)
   cells = [Cell('mqar', arm, 1, 4) for arm in ('gdn', 'full')]
-  errors = runner.run(cfg, cells, folder, 1)
+  errors = runner.run_cells(cfg, cells, folder, 1)
   assert list(errors) == ['mqar.gdn']
   assert [folder.done(c) for c in cells] == [False, True]
-  monkeypatch.setattr(plots, 'draw', lambda view, folder: [])
-  found = report.write(cfg, 'study', cells, folder, folder.collect(cells))
+  monkeypatch.setattr(plots, 'draw_plots', lambda view, folder: [])
+  found = report.write_report(
+    cfg, 'study', cells, folder, folder.collect(cells)
+  )
   assert 'Not trained yet: mqar.gdn.' in found.text
 
 
 def test_folder_of_other_sizes_is_refused(tmp_path):
-  folder = results.Folder(tmp_path)
+  folder = results.StudyFolder(tmp_path)
   folder.make(TINY)
   folder.check(TINY)
   with pytest.raises(ConfigError, match='batch: 4 != 8'):
@@ -287,21 +294,21 @@ def test_folder_of_other_sizes_is_refused(tmp_path):
 
 def test_models_given_run_on_every_task_given():
   cfg = matrix.SIZES['study']
-  found = matrix.cells(cfg, 'study', ['kda', 'full'], ['copy', 's5'])
+  found = matrix.list_cells(cfg, 'study', ['kda', 'full'], ['copy', 's5'])
   assert [(c.task, c.arm) for c in found] == [
     ('copy', 'kda'), ('copy', 'full'), ('s5', 'kda'), ('s5', 'full'),
   ]  # fmt: skip
   with pytest.raises(ValueError, match='repeats 8 layers'):
-    matrix.cells(cfg, 'study', ['gdn-7:1'], ['deep'])
+    matrix.list_cells(cfg, 'study', ['gdn-7:1'], ['deep'])
   with pytest.raises(ValueError, match="no task 'mqr'"):
-    matrix.cells(cfg, 'study', [], ['mqr'])
+    matrix.list_cells(cfg, 'study', [], ['mqr'])
   with pytest.raises(ValueError, match="no model 'gdm'"):
-    matrix.cells(cfg, 'study', ['gdm'], [])
+    matrix.list_cells(cfg, 'study', ['gdm'], [])
 
 
 def test_hybrid_ends_each_period_with_attention():
   cfg = StudyConfig()
-  built = model(cfg, 'gdn-3:1', 64, 4, 32)
+  built = make_model(cfg, 'gdn-3:1', 64, 4, 32)
   kinds = [type(layer.mixer).__name__[:5] for layer in built.layers]
   assert kinds == ['Atten', 'Gated', 'Gated', 'Gated', 'Atten']
   assert built.layers[0].mixer.window == 2
@@ -309,9 +316,9 @@ def test_hybrid_ends_each_period_with_attention():
 
 
 def test_break_even_is_the_first_context_that_saves():
-  assert report.break_even(lambda n: 999 - 3 * n) == 333
-  assert report.break_even(lambda n: -1) == 1
-  assert report.break_even(lambda n: 1) is None
+  assert report.find_break_even(lambda n: 999 - 3 * n) == 333
+  assert report.find_break_even(lambda n: -1) == 1
+  assert report.find_break_even(lambda n: 1) is None
 
 
 def test_gate_fails_on_the_wrong_side_of_its_bound():
@@ -326,8 +333,8 @@ def test_gate_fails_on_the_wrong_side_of_its_bound():
       ('mqar', arm): fake_arrays(lambda x, p=p: p + 0 * x)
       for arm, p in arms.items()
     }
-    wanted = expect.smoke(cfg)
-    found = expect.judge(wanted, arrays, cfg.draws)
+    wanted = expect.list_smoke_expectations(cfg)
+    found = expect.judge_all(wanted, arrays, cfg.draws)
     names = [
       e.terms[0].arm for e, f in zip(wanted, found, strict=True) if f.failed
     ]
@@ -356,8 +363,8 @@ def test_members_learn_apart_and_a_score_changes_nothing():
 
   cfg = dataclasses.replace(TINY, local=0, steps=8)
   task = matrix.make_task(cfg, 'parity')
-  built = model(cfg, 'full', task.vocab, 1, 8)
-  made = program.make(cfg, built, task, cfg.steps)
+  built = make_model(cfg, 'full', task.vocab, 1, 8)
+  made = program.make_program(cfg, built, task, cfg.steps)
   seeds, rates = jnp.int32([0, 1, 0]), jnp.float32([0.01, 0.01, 0.03])
   call = lambda state, a, b: made.advance(
     state, rates, seeds, jnp.int32(a), jnp.int32(b)
@@ -412,7 +419,7 @@ def test_scaled_decays_are_drawn_of_whatever_has_them(tmp_path):
     folder, cells = fake_study(tmp_path / task, names, task, cfg)
     arrays = {(c.task, c.arm): folder.arrays(c) for c in cells}
     view = plots.View(cfg, folder.collect(cells), arrays)
-    drawn = [name for name, *_ in plots.draw(view, folder.plots)]
+    drawn = [name for name, *_ in plots.draw_plots(view, folder.plots)]
     assert len(drawn) == count
     assert ('gates' in drawn) == (task == 'deep')
   assert view.scaled() == {}
@@ -424,5 +431,5 @@ def test_arms_that_only_pick_a_shown_value_are_named():
     for arm, p in (('full', 0.9), ('gdn', 1 / 8), ('delta', 0.4))
   }
   view = plots.View(StudyConfig(pairs=8, draws=100), [], arrays)
-  (told,) = report.unlearned(view)
+  (told,) = report.describe_unlearned(view)
   assert 'as well: gdn.' in told

@@ -12,7 +12,7 @@ import pytest
 
 from deltanet_jax.config.mixers import DSAConfig, MLAConfig
 from deltanet_jax.mixers.base import Context
-from deltanet_jax.ops import sparse_attention as sparse
+from deltanet_jax.ops import sparse_attention
 
 pytestmark = [
   pytest.mark.slow,
@@ -30,14 +30,14 @@ def _arguments(segments=None):
   positions = jnp.broadcast_to(jnp.arange(T), (B, T))
   k = _draw(B, T, M, seed=3)
   return (
-    sparse.SparseQueries(
+    sparse_attention.SparseQueries(
       _draw(B, T, H, M),
       _draw(B, T, I, K, seed=1),
       _draw(B, T, I, seed=2),
       positions,
       segments,
     ),
-    sparse.SparseKeys(
+    sparse_attention.SparseKeys(
       k, k[..., :R], _draw(B, T, K, seed=4), positions, segments
     ),
   )
@@ -74,14 +74,17 @@ def _close(got, want):
 @pytest.mark.parametrize('top', [1, 6, T, 100, None])
 @pytest.mark.parametrize('block', [4, 64])
 def test_gathered_equals_masked_gradients_too(top, block):
-  _close(_run(sparse.attend, top, block=block), _run(sparse.masked, top))
+  _close(
+    _run(sparse_attention.attend, top, block=block),
+    _run(sparse_attention.masked, top),
+  )
 
 
 def test_gathered_equals_masked_in_packed_rows():
   segments = jnp.asarray([[1] * 5 + [2] * 16, [4] * 20 + [3]])
-  got = _run(sparse.attend, 6, segments, block=4)
+  got = _run(sparse_attention.attend, 6, segments, block=4)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))
-  _close(got, _run(sparse.masked, 6, segments))
+  _close(got, _run(sparse_attention.masked, 6, segments))
 
 
 def _by_hand(top, b, t, h):
@@ -101,7 +104,7 @@ def _by_hand(top, b, t, h):
 
 @pytest.mark.parametrize('top', [6, None])
 def test_output_and_loss_are_their_equations(top):
-  o, losses = sparse.attend(*_arguments(), top=top, scale=0.4)
+  o, losses = sparse_attention.attend(*_arguments(), top=top, scale=0.4)
   for b, t, h in ((0, 0, 0), (1, 4, 2), (0, 20, 1)):
     want, loss = _by_hand(top, b, t, h)
     np.testing.assert_allclose(o[b, t, h], want, rtol=1e-4, atol=1e-5)
@@ -110,8 +113,8 @@ def test_output_and_loss_are_their_equations(top):
 
 def test_equal_scores_choose_the_earlier_keys_and_never_a_later_token():
   mask = np.tri(T, dtype=bool)[None]
-  index, chosen = sparse.select(jnp.zeros((1, T, T)), mask, 4)
-  seen = sparse.selected(index, chosen, T)
+  index, chosen = sparse_attention.select(jnp.zeros((1, T, T)), mask, 4)
+  seen = sparse_attention.selected(index, chosen, T)
   want = mask & (np.arange(T) < 4)
   np.testing.assert_array_equal(seen, want)
 
@@ -119,14 +122,14 @@ def test_equal_scores_choose_the_earlier_keys_and_never_a_later_token():
 def test_loss_is_least_where_the_indexer_is_the_attention():
   target = jax.nn.softmax(_draw(3, 7))
   mask = np.ones((3, 7), bool)
-  slope = jax.grad(lambda s: sparse.divergence(target, s, mask).sum())
+  slope = jax.grad(lambda s: sparse_attention.divergence(target, s, mask).sum())
   np.testing.assert_allclose(
-    sparse.divergence(target, _draw(3, 7) + 5.0, mask), 0, atol=1e-6
+    sparse_attention.divergence(target, _draw(3, 7) + 5.0, mask), 0, atol=1e-6
   )
   np.testing.assert_allclose(slope(jnp.log(target)), 0, atol=1e-6)
   # by finite differences elsewhere
   scores, step = _draw(3, 7, seed=1), 1e-2 * _draw(3, 7, seed=2)
-  value = lambda s: sparse.divergence(target, s, mask).sum()
+  value = lambda s: sparse_attention.divergence(target, s, mask).sum()
   np.testing.assert_allclose(
     value(scores + step) - value(scores - step),
     2 * np.sum(slope(scores) * step),
@@ -146,7 +149,7 @@ def test_products_fall_with_the_number_of_keys_chosen():
   queries = queries._replace(q=jax.ShapeDtypeStruct((B, n, 64, M), jnp.float32))
 
   def cost(top):
-    run = lambda queries, keys: sparse.attend(
+    run = lambda queries, keys: sparse_attention.attend(
       queries, keys, top=top, scale=1.0, block=n
     )[0]
     return jax.jit(run).lower(queries, keys).compile().cost_analysis()['flops']

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deltanet_jax import config
-from deltanet_jax.config import mixers as mixer_config
+from deltanet_jax.config import mixers
 from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.config.forms import OWN
 from deltanet_jax.layers.proj import AXES
@@ -22,7 +22,7 @@ from deltanet_jax.parallel import sharding
 B, T, D = 4, 24, 16
 FIRST = T // 2  # tokens of the first of two parts: one program for both
 
-YARN = mixer_config.YarnConfig(
+YARN = mixers.YarnConfig(
   factor=4.0, original=16, mscale=1.0, mscale_all_dim=0.5
 )
 OPTIONS = {
@@ -52,7 +52,7 @@ RULE_OPTIONS = {'KDAConfig': ({'separate_gates': True},)}
 
 
 def _configs(options):
-  for name, cls in inspect.getmembers(mixer_config, inspect.isclass):
+  for name, cls in inspect.getmembers(mixers, inspect.isclass):
     if hasattr(cls, 'tiny'):
       for changes in ({}, *options.get(name, ())):
         cfg = dataclasses.replace(cls.tiny(), **changes)
@@ -272,9 +272,7 @@ def test_both_ways_is_for_attention_alone(cfg):
     mode='bidirectional',
   )
   run = lambda x: cfg.make(d_model=D).apply({'params': params}, x, ctx)[0]
-  if not isinstance(cfg, mixer_config.ATTENTION) or getattr(
-    cfg, 'window', None
-  ):
+  if not isinstance(cfg, mixers.ATTENTION) or getattr(cfg, 'window', None):
     with pytest.raises(ValueError, match="'bidirectional'; .* causal alone"):
       run(x)
     return

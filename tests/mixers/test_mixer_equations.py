@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltanet_jax.config import mixers as m
+from deltanet_jax.config import mixers
 from deltanet_jax.mixers.base import Context
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -174,14 +174,17 @@ def attention(c, p, x):
 @pytest.mark.parametrize(
   'cfg, equations',
   [
-    (m.AttentionConfig(4, 2, 6, None, 4, qk_norm=True, gate=True), attention),
-    (m.AttentionConfig(4, 1, 6, window=3, rotary_dim=6), attention),
-    (m.LinearAttentionConfig(2, 4, 6), linear_attention),
-    (m.LightningConfig(4, 6), lightning),
-    (m.DeltaNetConfig(2, 4, 6), delta_net),
-    (m.GatedDeltaNetConfig(2, 4, 4, 6, 4, True), gated_deltanet),
-    (m.KDAConfig(2, 4, 6, gate_rank=3), kda),
-    (m.KDAConfig(2, 4, 6, lower_bound=-5.0, separate_gates=True), kda),
+    (
+      mixers.AttentionConfig(4, 2, 6, None, 4, qk_norm=True, gate=True),
+      attention,
+    ),
+    (mixers.AttentionConfig(4, 1, 6, window=3, rotary_dim=6), attention),
+    (mixers.LinearAttentionConfig(2, 4, 6), linear_attention),
+    (mixers.LightningConfig(4, 6), lightning),
+    (mixers.DeltaNetConfig(2, 4, 6), delta_net),
+    (mixers.GatedDeltaNetConfig(2, 4, 4, 6, 4, True), gated_deltanet),
+    (mixers.KDAConfig(2, 4, 6, gate_rank=3), kda),
+    (mixers.KDAConfig(2, 4, 6, lower_bound=-5.0, separate_gates=True), kda),
   ],
   ids=lambda value: getattr(value, '__name__', ''),
 )

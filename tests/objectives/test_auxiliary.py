@@ -106,7 +106,7 @@ def _further(params, hidden, batch):
 def test_further_loss_scores_the_token_after_next_inside_a_document():
   params, batch, (hidden, _) = _params(), _batch(), _hidden_and_reports()
   batch['weights'][1, 3] = 0
-  got = auxiliary.further_loss(params, CFG, jnp.float32, hidden, batch)
+  got = auxiliary.compute_further_loss(params, CFG, jnp.float32, hidden, batch)
   out = _further(params, hidden, batch)
   log_p = jax.nn.log_softmax(out @ head_weight(params, CFG))
   # row 0 holds two documents; in row 1 the target of token 3 has no weight
@@ -164,7 +164,9 @@ def test_balance_takes_every_layer_with_experts():
   score = np.concatenate([x.score for x in loads]).mean(0)
   assert all(x.share.shape == (2, 4) for x in loads)
   np.testing.assert_allclose(
-    auxiliary.balance(reports), 4 * np.sum(share * score), rtol=1e-5
+    auxiliary.compute_balance_loss(reports),
+    4 * np.sum(share * score),
+    rtol=1e-5,
   )
 
 
@@ -173,23 +175,25 @@ def test_load_figures_are_of_the_most_and_the_least_used_expert():
   layer = lambda share: LayerReport(None, routing.Load(share, share))
   plain = LayerReport(None, None)
   reports = Reports((plain,), (layer(even), plain), (layer(uneven),))
-  found = auxiliary.load_figures(reports)
+  found = auxiliary.measure_loads(reports)
   assert {k: float(x) for k, x in found.items()} == {
     'expert_most': 2.0, 'expert_least': 0.5
   }  # fmt: skip
-  assert auxiliary.load_figures(Reports((), (), ())) == {}
+  assert auxiliary.measure_loads(Reports((), (), ())) == {}
 
 
 def test_indexer_loss_is_the_sum_of_the_layers():
   _, reports = _hidden_and_reports()
   want = reports.prefix[0].mixer + reports.period[1].mixer.sum()
-  np.testing.assert_allclose(auxiliary.indexer_loss(reports), want, rtol=1e-6)
+  np.testing.assert_allclose(
+    auxiliary.compute_indexer_loss(reports), want, rtol=1e-6
+  )
   assert reports.period[0].mixer is None and want > 0
 
 
 def test_bias_update_changes_the_biases_of_the_layers_reported_and_no_more():
   params, (_, reports) = _params(), _hidden_and_reports()
-  new = auxiliary.updated_biases(params, reports, 0.1)
+  new = auxiliary.update_biases(params, reports, 0.1)
   for i, report in enumerate(reports.period):
     layer = params['backbone']['period'][f'layer_{i}']['ffn']
     want = routing.updated_bias(layer['bias'], report.load.share, 0.1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltanet_jax.config import mixers as mixer_config
+from deltanet_jax.config import mixers
 from deltanet_jax.config.experiment import (
   Layer,
   MLPConfig,
@@ -44,7 +44,7 @@ every_gate = pytest.mark.parametrize(
 )
 CONFIGS = [
   pytest.param(cls.tiny(), id=name)
-  for name, cls in inspect.getmembers(mixer_config, inspect.isclass)
+  for name, cls in inspect.getmembers(mixers, inspect.isclass)
   if hasattr(cls, 'tiny')
 ]
 
@@ -280,8 +280,8 @@ def test_mixers_rely_on_no_implicit_promotion_of_ranks(mixer):
 
 def test_a_model_relies_on_no_implicit_promotion_of_ranks():
   ffn = MoEConfig(4, 2, 8, bias=True, shared=8, shared_gate=True)
-  layer = Layer(mixer_config.GatedDeltaNetConfig.tiny(), ffn)
-  mtp = Layer(mixer_config.AttentionConfig.tiny(), MLPConfig(8))
+  layer = Layer(mixers.GatedDeltaNetConfig.tiny(), ffn)
+  mtp = Layer(mixers.AttentionConfig.tiny(), MLPConfig(8))
   model = HybridLM(ModelConfig(16, 16, period=(layer,), repeats=2, mtp=mtp))
   ids = jnp.zeros((2, 20), jnp.int32)
   with jax.numpy_rank_promotion('raise'):

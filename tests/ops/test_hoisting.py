@@ -7,7 +7,7 @@ import jax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from deltanet_jax.config import mixers as mixer_config
+from deltanet_jax.config import mixers
 from deltanet_jax.config.experiment import (
   DataConfig,
   Experiment,
@@ -26,7 +26,7 @@ CHUNK = 512
 
 
 def _classes():
-  for name, cls in inspect.getmembers(mixer_config, inspect.isclass):
+  for name, cls in inspect.getmembers(mixers, inspect.isclass):
     if hasattr(cls, 'tiny'):
       yield pytest.param(cls, id=name)
 

@@ -22,7 +22,7 @@ from deltanet_jax.config.experiment import (
   TrainConfig,
 )
 from deltanet_jax.config.objectives import NextTokenConfig
-from deltanet_jax.lab.dryrun.hlo import collectives
+from deltanet_jax.lab.dryrun.hlo import find_collectives
 from deltanet_jax.layers.conv import ShortConv
 from deltanet_jax.layers.moe import MoE
 from deltanet_jax.mixers.base import Context
@@ -134,7 +134,7 @@ def test_only_states_travel_and_as_many_however_long_the_row():
     ids = np.zeros((B, T), np.int32)
     f = lambda inputs: _pull(lambda *a: _run(rule, a, gates, ids), *inputs)
     with jax.set_mesh(sharding.make_mesh(MeshConfig(seq=8))):
-      return collectives(jax.jit(f).lower(inputs).compile().as_text())
+      return find_collectives(jax.jit(f).lower(inputs).compile().as_text())
 
   short, long = said(128), said(512)
   # forward and backward: 3 steps with U, 2 of them with A too, then one shift
@@ -394,7 +394,7 @@ def test_a_training_step_on_a_mesh_is_that_of_one_device(name, axes, capfd):
   assert max(jax.tree.leaves(error)) < 2e-5
   if 'expert' in axes:
     return  # tokens travel to experts
-  moved = [c for c in collectives(text) if c.kind != 'all-reduce']
+  moved = [c for c in find_collectives(text) if c.kind != 'all-reduce']
   assert {'all-gather'} <= {c.kind for c in moved}
   # between devices go weights, keys and states; never the residual stream of a
   # row, nor logits

@@ -8,7 +8,7 @@ import pytest
 
 from deltanet_jax import flops
 from deltanet_jax.config.experiment import MeshConfig
-from deltanet_jax.lab.dryrun.hlo import collectives
+from deltanet_jax.lab.dryrun.hlo import find_collectives
 from deltanet_jax.ops import attention, latent_attention
 from deltanet_jax.parallel import sharding, softmax
 
@@ -89,7 +89,7 @@ def _program(P, T, window=None):
   inputs = _inputs(T)
   with jax.set_mesh(sharding.make_mesh(MeshConfig(seq=P))):
     text = jax.jit(_pull(window)).lower(*inputs).compile().as_text()
-    return collectives(text), flops.of(_pull(window), *inputs) / P
+    return find_collectives(text), flops.of(_pull(window), *inputs) / P
 
 
 def test_keys_go_round_and_every_device_does_the_same_half_of_the_work():

@@ -37,7 +37,7 @@ def folder(tmp_path):
     for step in (1, 2, 3):
       checkpoints.save(step, _items(step))
     checkpoints.wait()
-    assert checkpoints.steps() == [2, 3]
+    assert checkpoints.list_steps() == [2, 3]
   return tmp_path / 'ckpt'
 
 
@@ -45,7 +45,7 @@ def _restored(folder):
   with Checkpoints(folder, keep=2) as checkpoints:
     step, items = checkpoints.restore(_abstract(_items(0)))
     _assert_equal(items, _items(step))
-    return step, checkpoints.steps()
+    return step, checkpoints.list_steps()
 
 
 def _assert_equal(got, want):

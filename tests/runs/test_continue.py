@@ -16,6 +16,7 @@ from absl import flags
 from deltanet_jax.config import ConfigError
 from deltanet_jax.data.text import TextData
 from deltanet_jax.objectives.score import Score
+from deltanet_jax.runs import folder
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.train import log, loop
 from tests.tiny_run import (
@@ -100,7 +101,7 @@ def test_a_run_whose_text_has_changed_is_refused_by_what_changed(
   if change == 'fewer':
     old.unlink()
   elif change == 'bytes':
-    held = TextData(make_experiment(other_texts).data).heldout_documents()
+    held = TextData(make_experiment(other_texts).data).heldout_documents
     texts_ = sorted(other_texts.glob('*.txt'))
     first, second = [p for p in texts_ if p.read_bytes() not in set(held)][:2]
     first.write_bytes(first.read_bytes()[::-1])
@@ -147,7 +148,7 @@ def test_a_run_told_so_goes_on_with_another_text_from_its_first_row(
   own.begin(6)
   assert len(seen) == 3
   for step, batch in enumerate(seen, 6):
-    for name, x in own.batch(step).items():
+    for name, x in own.make_batch(step).items():
       np.testing.assert_array_equal(batch[name], x)
   # an epoch from here on has every row of the new text once, in an order
   # that is not the one of the same text at the run's beginning
@@ -173,7 +174,7 @@ def _rows(data, first, count):
   """The first `count` rows from step `first` on."""
   for i in range(count):
     step, row = divmod(i, 8)
-    yield {name: x[row] for name, x in data.batch(first + step).items()}
+    yield {name: x[row] for name, x in data.make_batch(first + step).items()}
 
 
 def test_a_checkpoint_from_before_the_new_text_takes_it_from_there(tmp_path):
@@ -255,14 +256,16 @@ def test_a_run_that_diverged_ends_with_numbers_that_json_has(
   texts, begun, monkeypatch
 ):
   monkeypatch.setattr(
-    loop, 'evaluate', lambda *args: Score(nats=8e5, tokens=1000, ends=0)
+    loop, 'score_batches', lambda *args: Score(nats=8e5, tokens=1000, ends=0)
   )
   result = train(make_experiment(texts), begun)
   assert result['heldout_perplexity'] == math.inf
   (kept,) = _strict(begun / 'result.json')
   assert kept['heldout_perplexity'] is None and kept['heldout_loss'] == 800
   monkeypatch.setattr(
-    loop, 'evaluate', lambda *args: Score(nats=math.nan, tokens=1000, ends=0)
+    loop,
+    'score_batches',
+    lambda *args: Score(nats=math.nan, tokens=1000, ends=0),
   )
   _drop(begun)
   train(make_experiment(texts), begun)
@@ -296,24 +299,24 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
     'board': (log.Board, 'flush'),
     'sync': (log.JsonLines, 'sync'),
     'plot': (log, 'plot'),
-    'result': (loop.files, 'write'),
+    'result': (loop, 'write_text'),
     'save': (ocp.CheckpointManager, 'save'),
-    'claim': (loop.files, 'write'),
+    'claim': (folder, 'write_text'),
   }[where]
-  from deltanet_jax.cli import train as launch_train
+  from deltanet_jax.cli.train import _train
 
   flags.FLAGS.mark_as_parsed()
   with monkeypatch.context() as patch:
-    write = loop.files.write
+    write = loop.write_text
 
     def only(path, text):
       names = {'result': 'result.json', 'claim': 'config.json'}
       return _full() if path.name == names[where] else write(path, text)
 
-    patch.setattr(target, name, only if name == 'write' else _full)
+    patch.setattr(target, name, only if name == 'write_text' else _full)
     workdir = Workdir(begun)
     with pytest.raises((SystemExit, ConfigError)) as error:
-      launch_train._train(experiment, workdir, data, None, 'bytes')
+      _train(experiment, workdir, data, None, 'bytes')
     workdir.release()
   told = [x for x in capsys.readouterr().err.splitlines() if 'error: ' in x]
   if where == 'claim':
@@ -339,7 +342,7 @@ def test_files_of_a_run_that_are_no_json_are_refused_by_name(
   (tmp_path / name).write_bytes(content)
   with pytest.raises(ConfigError) as error:
     workdir.read()
-    workdir.finished()
+    workdir.read_result()
     workdir.check_text({'sums': 0})
   message = str(error.value)
   assert '\n' not in message and str(tmp_path / name) in message
@@ -349,4 +352,4 @@ def test_results_of_no_run_are_refused_by_name(texts, tmp_path):
   workdir = Workdir(tmp_path)
   (tmp_path / 'result.json').write_text('{}')
   with pytest.raises(ConfigError, match='result.json: no results of a run'):
-    workdir.finished()
+    workdir.read_result()

@@ -113,8 +113,8 @@ class _Home:
 def test_a_process_brings_what_its_devices_hold(data, sizes, own, monkeypatch):
   mesh = sharding.make_mesh(MeshConfig(**sizes))
   devices = mesh.devices.reshape(-1)[list(own)]
-  home, whole = _Home(mesh, devices), data.batch(3)
-  share = processes.share(home, (8, 32))
+  home, whole = _Home(mesh, devices), data.make_batch(3)
+  share = processes.find_row_share(home, (8, 32))
   rows = 8 // (sizes.get('data', 1) * sizes.get('fsdp', 1))
   copies = 8 // (8 // rows)
   assert len(share.rows) == rows * len({i // copies for i in own})
@@ -133,8 +133,8 @@ def test_a_process_brings_what_its_devices_hold(data, sizes, own, monkeypatch):
 
 def test_a_process_alone_places_the_whole_batch(data):
   mesh = sharding.make_mesh(MeshConfig(fsdp=2, seq=2))
-  home, whole = sharding.batch_sharding(mesh), data.batch(0)
-  share = processes.share(home, (8, 32))
+  home, whole = sharding.batch_sharding(mesh), data.make_batch(0)
+  share = processes.find_row_share(home, (8, 32))
   assert share.rows.tolist() == list(range(8))
   for name, x in share.place(next(data.iterate(0, share.rows))).items():
     assert x.sharding == home
@@ -146,9 +146,9 @@ def test_rows_of_a_batch_are_those_of_the_whole_one(data):
   some = data.iterate(5, rows)
   for step in range(5, 25):  # an epoch is 9 batches and a part
     batch = next(some)
-    for name, x in data.batch(step).items():
+    for name, x in data.make_batch(step).items():
       np.testing.assert_array_equal(batch[name], x[rows])
-  both = data.heldout_batches(8), data.heldout_batches(8, rows)
+  both = data.make_heldout_batches(8), data.make_heldout_batches(8, rows)
   for whole, batch in zip(*both, strict=True):
     for name, x in whole.items():
       np.testing.assert_array_equal(batch[name], x[rows])
@@ -175,13 +175,13 @@ def _flags(**values):
 
 def test_flags_name_a_process_a_cluster_or_nothing():
   with _flags():
-    assert process_flags.asked() is None
+    assert process_flags.read_process_flags() is None
   with _flags(distributed=True, meet_seconds=7):
-    assert process_flags.asked() == {'seconds': 7}
+    assert process_flags.read_process_flags() == process_flags.Meeting(7)
   with _flags(coordinator='node0:8476', processes=4, process=3):
-    assert process_flags.asked() == {
-      'coordinator': 'node0:8476', 'processes': 4, 'process': 3, 'seconds': 120,
-    }  # fmt: skip
+    assert process_flags.read_process_flags() == (
+      process_flags.Meeting(120, 'node0:8476', 4, 3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_flags_name_a_process_a_cluster_or_nothing():
 )
 def test_flags_that_do_not_fit_are_refused(values, words):
   with _flags(**values), pytest.raises(ConfigError, match=words):
-    process_flags.asked()
+    process_flags.read_process_flags()
 
 
 def test_a_bad_command_line_is_refused_before_jax_is_imported(tmp_path):
@@ -214,36 +214,36 @@ def test_a_bad_command_line_is_refused_before_jax_is_imported(tmp_path):
 
 
 def test_together_ends_in_all_what_fails_in_one(monkeypatch):
-  assert processes.together(lambda: 5) == 5
+  assert processes.call_together(lambda: 5) == 5
 
   def fail():
     raise ConfigError('no such file')
 
   with pytest.raises(ConfigError, match='no such file'):
-    processes.together(fail)
-  monkeypatch.setattr(processes, 'gather', lambda x: np.array([x, 1]))
+    processes.call_together(fail)
+  monkeypatch.setattr(processes, 'gather_arrays', lambda x: np.array([x, 1]))
   with pytest.raises(ConfigError, match='process 1 failed'):
-    processes.together(lambda: 5)
+    processes.call_together(lambda: 5)
 
 
 def test_processes_with_another_start_are_named(monkeypatch):
   parts = {'a configuration': 'x', 'a text': 'y'}
-  processes.require_same(parts)
+  processes.require_same_start(parts)
   theirs = np.array([0, 1], np.uint32)
   monkeypatch.setattr(
-    processes, 'gather', lambda x: np.stack([x, x, x + theirs])
+    processes, 'gather_arrays', lambda x: np.stack([x, x, x + theirs])
   )
   with pytest.raises(ConfigError, match='process 2 has a text other than'):
-    processes.require_same(parts)
+    processes.require_same_start(parts)
 
 
 def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch):
   devices = [types.SimpleNamespace(process_index=i // 4) for i in range(8)]
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   mesh = lambda n: types.SimpleNamespace(devices=np.array(devices[:n]))
-  processes.require_part(mesh(5))
+  processes.require_devices(mesh(5))
   with pytest.raises(ConfigError, match='4 of 8 devices, those of 1 of 2'):
-    processes.require_part(mesh(4))
+    processes.require_devices(mesh(4))
 
 
 def test_a_folder_that_does_not_show_the_claim_is_refused(tmp_path, texts):

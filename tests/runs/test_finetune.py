@@ -22,7 +22,7 @@ from deltanet_jax.hf import families
 from deltanet_jax.runs import checkpoint, start
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.runs.release import write_release
-from deltanet_jax.runs.source import Source, open_model, recorded
+from deltanet_jax.runs.source import Source, open_model, read_start
 from deltanet_jax.train import loop
 from tests import released
 
@@ -66,9 +66,9 @@ def train(begun, asked, folder, wrap=lambda data: data):
   """As launch.train does it: the results, or the signal that stopped it."""
   workdir = Workdir(folder)
   workdir.check(asked)
-  tokenizer = workdir.tokenizer(asked)
+  tokenizer = workdir.find_tokenizer(asked)
   data = TextData(dataclasses.replace(asked.data, tokenizer=tokenizer))
-  kept = start.stored_texts(begun, tokenizer)
+  kept = start.make_texts(begun, tokenizer)
   try:
     return loop.train(
       asked, workdir, wrap(data), io.StringIO(), source=begun, texts=kept
@@ -265,7 +265,7 @@ def test_a_run_goes_on_to_the_bit_when_its_folder_is_gone(
   asked = experiment(begun, texts)
   signalled = train(begun, asked, again, lambda data: Stopped(data, 3))
   assert signalled == signal.SIGTERM
-  kept = recorded(Workdir(again))
+  kept = read_start(Workdir(again))
   assert kept == begun
   shutil.rmtree(tmp_path / 'copy')
   assert train(kept, asked, again)['step'] == 4
@@ -275,11 +275,11 @@ def test_a_run_goes_on_to_the_bit_when_its_folder_is_gone(
 @pytest.mark.slow
 def test_another_start_is_refused(tuned, tmp_path):
   workdir, begun = Workdir(tuned[1]), tuned[2]
-  start.require_same(workdir, begun, begun.name)
+  start.require_same_source(workdir, begun, begun.name)
   with pytest.raises(ConfigError, match='began with'):
-    start.require_same(workdir, begun, str(tmp_path))
+    start.require_same_source(workdir, begun, str(tmp_path))
   with pytest.raises(ConfigError, match='did not begin with released weights'):
-    start.require_same(workdir, None, begun.name)
+    start.require_same_source(workdir, None, begun.name)
 
 
 @pytest.mark.slow
@@ -292,11 +292,11 @@ def test_the_result_is_released_under_the_same_names(tuned, tmp_path):
   }
   settings = json.loads((target / 'config.json').read_text())
   assert settings == json.loads((folder / 'config.json').read_text())
-  assert families.read(target)[0].name == 'qwen3_5_moe'
+  assert families.read_config(target)[0].name == 'qwen3_5_moe'
   text = (target / 'tokenizer.json').read_text()
   assert text == (folder / 'tokenizer.json').read_text()
   wanted = checkpoint.load_params(Workdir(run), asked.model)
-  _, found = hf.load(target)
+  _, found = hf.load_model(target)
   assert_equal(found, wanted)
   assert open_model(str(target)).released == begun.released
 
@@ -308,7 +308,7 @@ def test_a_run_is_released_inside_its_target_alone(file, texts, tmp_path):
   begun = open_model(str(released.make('qwen3', tmp_path / 'qwen3')))
   begun.released['tensors']['model.norm.weight'][0] = file
   workdir, asked = Workdir(tmp_path / 'run'), experiment(begun, texts)
-  workdir.claim(asked, start.stored_texts(begun, 'bytes'))
+  workdir.claim(asked, start.make_texts(begun, 'bytes'))
   workdir.release()
   target = tmp_path / 'a' / 'b'
   with pytest.raises(
@@ -336,7 +336,7 @@ def test_a_run_can_begin_with_a_run_or_a_converted_folder(
   folder, run, begun, asked = tuned
   from deltanet_jax.hf import convert
 
-  convert.to_orbax(folder, tmp_path / 'converted')
+  convert.convert_to_orbax(folder, tmp_path / 'converted')
   converted = open_model(str(tmp_path / 'converted'))
   assert converted.model == begun.model
   train(converted, experiment(converted, texts), tmp_path / 'first')
@@ -355,12 +355,12 @@ def test_a_run_can_begin_with_a_run_or_a_converted_folder(
 def test_a_further_token_that_is_not_asked_for_is_carried(texts, tmp_path):
   folder = released.make('qwen3_next', tmp_path / 'r', ['model', 'mtp'])
   begun = open_model(str(folder))
-  _, before = hf.load(folder)
+  _, before = hf.load_model(folder)
   changes = {'optim.weight_decay': 0.5, 'train.objective.further': 0.0}
   asked = experiment(begun, texts, **changes, **{'train.steps': 1})
   train(begun, asked, tmp_path / 'run')
   write_release(Workdir(tmp_path / 'run'), tmp_path / 'again')
-  _, after = hf.load(tmp_path / 'again')
+  _, after = hf.load_model(tmp_path / 'again')
   assert_equal(after['mtp'], before['mtp'])
   same = jax.tree.map(np.array_equal, after['backbone'], before['backbone'])
   assert not any(jax.tree.leaves(same))

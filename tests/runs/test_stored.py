@@ -26,7 +26,7 @@ from deltanet_jax.infer import text
 from deltanet_jax.lab.study import matrix, results
 from deltanet_jax.parallel.sharding import make_mesh
 from deltanet_jax.runs.folder import Workdir
-from deltanet_jax.runs.source import open_model, recorded
+from deltanet_jax.runs.source import open_model, read_start
 from deltanet_jax.train import loop
 
 ARCHIVE = pathlib.Path(__file__).parents[1] / 'fixtures' / 'stored.tar.xz'
@@ -72,7 +72,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(folder):
 @pytest.mark.parametrize('name', ['run', 'tuned', 'converted'])
 def test_a_stored_model_scores_a_text_as_it_did(folder, name):
   begun = open_model(name)
-  documents = list(files.read(files.find('text/*.txt'), 'text'))
+  documents = list(files.read_documents(files.find_files('text/*.txt'), 'text'))
   mesh = make_mesh(MeshConfig())
   params = begun.load(mesh, jnp.float32)
   score = perplexity.score_documents(
@@ -93,16 +93,16 @@ def test_a_stored_model_continues_a_text_as_it_did(folder, name):
 
 
 def test_a_tuned_run_knows_what_it_began_with(folder):
-  begun = recorded(Workdir('tuned'))
+  begun = read_start(Workdir('tuned'))
   assert begun.name == 'run' and begun.model == Workdir('run').read().model
 
 
 def test_a_study_is_known_again_and_its_cells_are_read(folder):
-  study = results.Folder('study')
+  study = results.StudyFolder('study')
   study.check(matrix.SIZES['smoke'])
   with pytest.raises(ConfigError, match='of other sizes'):
     study.check(matrix.SIZES['study'])
-  cells = matrix.cells(matrix.SIZES['smoke'], 'smoke', ['full'], ['mqar'])
+  cells = matrix.list_cells(matrix.SIZES['smoke'], 'smoke', ['full'], ['mqar'])
   before = study.summary.read_text()
   assert study.done(cells[0])
   study.collect(cells)

@@ -46,7 +46,7 @@ def test_a_run_leaves_all_its_files(unbroken, texts):
   assert records[-2]['tokens'] == 9 * 8 * 32
   assert result == json.loads((folder / 'result.json').read_text())
   data = TextData(make_experiment(texts).data)
-  tokens = data.heldout_bytes + len(list(data.heldout_documents()))
+  tokens = data.heldout_bytes + len(list(data.heldout_documents))
   bits = result['heldout_loss'] * tokens / data.heldout_bytes / np.log(2)
   np.testing.assert_allclose(result['heldout_bits_per_byte'], bits)
   assert (folder / 'loss.png').read_bytes().startswith(b'\x89PNG')
@@ -245,7 +245,7 @@ def test_bits_per_byte_of_training_count_bytes_as_those_of_held_out_text(
   losses = {str(r['step']): r['loss'] for r in records if 'loss' in r}
   assert found.keys() == losses.keys() - {'9'} or found.keys() == losses.keys()
   for step, line in found.items():
-    batch = data.batch(int(step) - 1)
+    batch = data.make_batch(int(step) - 1)
     bytes_ = int((batch['targets'] < 256).sum())
     bits = losses[step] * 8 * 32 / np.log(2) / bytes_
     assert 1.4 < 8 * 32 / bytes_ < 1.6

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 
 from deltanet_jax.data.tasks.synthetic import (
   I32,
-  ask,
+  Example,
+  Levels,
   check_least,
   check_sizes,
-  choose,
-  place,
-  powers,
-  shuffled,
+  draw_sizes,
+  list_powers,
+  make_example,
+  place_values,
+  shuffle_valid,
 )
 
 
@@ -51,16 +53,16 @@ class QuoteGist:
       )
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     # GIST, QUOTE and PAD
     return self.words + max(self.lines) + self.topics + 3
 
   @property
-  def length(self):
+  def length(self) -> int:
     return (max(self.lines) + self.quotes) * (self.width + 1) + 1
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {
       'kind': (0, 1),
       'lines': tuple(sorted(self.lines)),
@@ -68,11 +70,11 @@ class QuoteGist:
       'word': tuple(range(self.width)),
     }
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     T, L, W = self.length, max(self.lines), self.width + 1
     Q, B = self.quotes, batch
     rngs = jax.random.split(key, 6)
-    n = choose(rngs[0], B, self.lines)[:, None]
+    n = draw_sizes(rngs[0], B, self.lines)[:, None]
     topic = jax.random.randint(rngs[1], (B, 1), 0, self.topics)
     any_word = jax.random.randint(rngs[2], (B, L, W - 1), 0, self.words)
     own = any_word - any_word % self.topics + topic[..., None]
@@ -84,17 +86,17 @@ class QuoteGist:
     gist = self.words + L + self.topics  # then QUOTE and PAD
     tokens = jnp.full((B, T), gist + 2, I32)
     at = jnp.where(jnp.arange(L * W) < n * W, jnp.arange(L * W), T)
-    tokens = place(tokens, at, lines.reshape(B, -1))
-    tokens = place(tokens, n * W, jnp.full_like(n, gist))
-    line = shuffled(rngs[4], jnp.broadcast_to(i < n, (B, L)))[:, :Q]
+    tokens = place_values(tokens, at, lines.reshape(B, -1))
+    tokens = place_values(tokens, n * W, jnp.full_like(n, gist))
+    line = shuffle_valid(rngs[4], jnp.broadcast_to(i < n, (B, L)))[:, :Q]
     quoted = jnp.take_along_axis(lines, line[..., None], axis=1)  # [B,Q,W]
     start = n * W + 1 + jnp.arange(Q) * W
-    tokens = place(tokens, start, jnp.full((B, Q), gist + 1))
-    told = start[..., None] + 1 + jnp.arange(W - 1)  # number, words but one
+    tokens = place_values(tokens, start, jnp.full((B, Q), gist + 1))
+    shown = start[..., None] + 1 + jnp.arange(W - 1)  # number, words but one
     flat = lambda x: jnp.broadcast_to(x, (B, Q, W - 1)).reshape(B, -1)
-    tokens = place(tokens, flat(told), flat(quoted[..., :-1]))
-    join = lambda one, rest: jnp.concatenate(
-      [jnp.broadcast_to(one, (B, 1)), flat(rest)], 1
+    tokens = place_values(tokens, flat(shown), flat(quoted[..., :-1]))
+    join = lambda first, rest: jnp.concatenate(
+      [jnp.broadcast_to(first, (B, 1)), flat(rest)], 1
     )
     slices = {
       'kind': join(0, 1),
@@ -103,7 +105,7 @@ class QuoteGist:
       'word': join(-1, jnp.arange(W - 1)),
     }
     answers = join(self.words + L + topic, quoted[..., 1:])
-    return ask(tokens, join(n * W, told), answers, slices)
+    return make_example(tokens, join(n * W, shown), answers, slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,19 +133,19 @@ class MultiTurn:
       raise ValueError(f'chat is {self.chat}; give a share below 1')
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return 4 + self.slots + self.values + self.noise
 
   @property
-  def levels(self):
-    turns = powers(self.length // 3)
+  def levels(self) -> Levels:
+    turns = list_powers(self.length // 3)
     return {
       'age': turns,
       'updates': (0, *turns),
-      'live': powers(self.slots),
+      'live': list_powers(self.slots),
     }
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     N, S = self.length // 3, self.slots
     rngs = jax.random.split(key, 5)
     chat = jax.random.bernoulli(rngs[0], self.chat, (N, batch))
@@ -166,22 +168,23 @@ class MultiTurn:
       new = (old[0] + step) % self.values, t, old[2] + 1
       keep = lambda x, a, b: x.at[row, slot].set(jnp.where(sets, b, a))
       memory = jax.tree.map(keep, memory, old, new)
-      said = jnp.where(sets, new[0], old[0])
-      told = t - old[1], old[2] - 1, live.sum(-1)
-      return memory, (asks, slot, said, *told)
+      latest = jnp.where(sets, new[0], old[0])
+      levels = t - old[1], old[2] - 1, live.sum(-1)
+      return memory, (asks, slot, latest, *levels)
 
     empty = jnp.zeros((batch, S), I32)
     turns = jnp.arange(N), chat, asks, order, step
-    found = jax.lax.scan(turn, (empty, empty, empty), turns)[1]
-    chat, asks, slot, said, age, updates, live = (x.T for x in (chat, *found))
+    _, columns = jax.lax.scan(turn, (empty, empty, empty), turns)
+    columns = (x.T for x in (chat, *columns))
+    chat, asks, slot, latest, age, updates, live = columns
     kind = jnp.where(chat, 1, jnp.where(asks, 2, 0))
     c = 4 + S + self.values + noise.transpose(1, 0, 2)
     second = jnp.where(chat, c[..., 0], 4 + slot)
-    third = jnp.where(asks, 3, 4 + S + said)
+    third = jnp.where(asks, 3, 4 + S + latest)
     third = jnp.where(chat, c[..., 1], third)
     triples = jnp.stack([kind, second, third], -1).reshape(batch, -1)
     tokens = jnp.full((batch, self.length), 3, I32)
     tokens = tokens.at[:, : 3 * N].set(triples)
-    asked = jnp.where(asks, 3 * jnp.arange(N) + 1, self.length)
+    queries = jnp.where(asks, 3 * jnp.arange(N) + 1, self.length)
     slices = {'age': age, 'updates': updates, 'live': live}
-    return ask(tokens, asked, 4 + S + said, slices)
+    return make_example(tokens, queries, 4 + S + latest, slices)

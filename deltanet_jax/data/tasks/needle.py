@@ -9,12 +9,14 @@ import numpy as np
 
 from deltanet_jax.data.tasks.synthetic import (
   I32,
-  ask,
+  Example,
+  Levels,
   check_least,
   check_sizes,
-  choose,
-  distinct,
-  place,
+  draw_distinct,
+  draw_sizes,
+  make_example,
+  place_values,
 )
 from deltanet_jax.data.tokenizer import ByteTokenizer
 
@@ -89,7 +91,7 @@ class Needle:
   vocab = ByteTokenizer.vocab_size
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {
       'depth': tuple(range(DEPTHS)),
       'needles': tuple(sorted(self.needles)),
@@ -107,11 +109,11 @@ class Needle:
     before = b' The special magic %s for ' % self.noun
     return before, b' mentioned in the provided text is '
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     B, T, N, D = batch, self.length, max(self.needles), self.digits
     rngs = jax.random.split(key, 5)
-    n = choose(rngs[0], B, self.needles)[:, None]
-    which = distinct(rngs[1], B, len(KEYS), N)
+    n = draw_sizes(rngs[0], B, self.needles)[:, None]
+    which = draw_distinct(rngs[1], B, len(KEYS), N)
     word, letters = (x[which] for x in _words())
     digits = jax.random.randint(rngs[2], (B, N, D), 0, len(self.alphabet))
     value = _bytes(self.alphabet)[digits]
@@ -139,16 +141,16 @@ class Needle:
     passed = (cut[..., None] <= h) * size[..., None]
     tokens = jnp.full((B, T), ByteTokenizer.eod, I32)
     at = jnp.where(h < H[:, None], 1 + h + passed.sum(1), T)
-    tokens = place(tokens, at, text[start + h])
+    tokens = place_values(tokens, at, text[start + h])
     at = _run(opens, size, needle.shape[-1], T)
-    tokens = place(tokens, at.reshape(B, -1), needle.reshape(B, -1))
+    tokens = place_values(tokens, at.reshape(B, -1), needle.reshape(B, -1))
     at = _run(T - (D - 1) - asks, asks, question.shape[-1], T)
-    tokens = place(tokens, at, question)
+    tokens = place_values(tokens, at, question)
     d = jnp.arange(D)
-    asked = jnp.broadcast_to(T - D + d, (B, D))
-    tokens = place(tokens, asked + 1, value[:, 0])
+    queries = jnp.broadcast_to(T - D + d, (B, D))
+    tokens = place_values(tokens, queries + 1, value[:, 0])
     slices = {'depth': depth[:, :1], 'needles': n, 'digit': d}
-    return ask(tokens, asked, value[:, 0], slices)
+    return make_example(tokens, queries, value[:, 0], slices)
 
   def _haystack(self):
     """text, the starts of sentences with `length` bytes after them, and for
@@ -197,7 +199,7 @@ def _join(*parts):
     piece, size = part
     at = _run(end, size, piece.shape[-1], most)
     at, piece = (x.reshape(-1, x.shape[-1]) for x in (at, piece))
-    joined = place(joined, at, piece)
+    joined = place_values(joined, at, piece)
     end = end + size
   return joined.reshape(*lead, most), end
 

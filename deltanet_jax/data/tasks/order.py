@@ -7,11 +7,14 @@ import jax.numpy as jnp
 
 from deltanet_jax.data.tasks.synthetic import (
   I32,
-  ask,
+  Example,
+  Levels,
   check_least,
   check_sizes,
-  choose,
-  place,
+  draw_sizes,
+  list_powers,
+  make_example,
+  place_values,
 )
 
 
@@ -35,17 +38,17 @@ class SelectiveCopy:
     check_sizes('sizes', self.sizes, 1, (self.length - 1) // 2)
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return self.symbols + 2  # COPY and blank
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return _list_levels(self.sizes)
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     T, N = self.length, max(self.sizes)
     rngs = jax.random.split(key, 3)
-    n = choose(rngs[0], batch, self.sizes)[:, None]
+    n = draw_sizes(rngs[0], batch, self.sizes)[:, None]
     symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
     i = jnp.arange(N)
     where = jax.random.uniform(rngs[2], (batch, T))
@@ -53,10 +56,10 @@ class SelectiveCopy:
     slots = jax.lax.top_k(where, N)[1]
     slots = jnp.sort(jnp.where(i < n, slots, T), -1)
     tokens = jnp.full((batch, T), self.symbols + 1, I32)
-    tokens = place(tokens, slots, symbols)
-    tokens = place(tokens, T - n - 1, jnp.full_like(n, self.symbols))
-    asked = jnp.where(i < n, T - n + i, T)
-    return ask(tokens, asked, symbols, {'size': n, 'position': i})
+    tokens = place_values(tokens, slots, symbols)
+    tokens = place_values(tokens, T - n - 1, jnp.full_like(n, self.symbols))
+    queries = jnp.where(i < n, T - n + i, T)
+    return make_example(tokens, queries, symbols, {'size': n, 'position': i})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,37 +81,39 @@ class Palindrome:
     check_sizes('sizes', self.sizes, 2, 1 << 20)
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return self.symbols + 2  # SEP and PAD
 
   @property
-  def length(self):
+  def length(self) -> int:
     return 2 * max(self.sizes)
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return _list_levels(self.sizes, first=1)
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     T, N = self.length, max(self.sizes)
     rngs = jax.random.split(key, 2)
-    n = choose(rngs[0], batch, self.sizes)[:, None]
+    n = draw_sizes(rngs[0], batch, self.sizes)[:, None]
     symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
     i = jnp.arange(N)
     at = lambda where, count: jnp.where(i < count, where, T)
     tokens = jnp.full((batch, T), self.symbols + 1, I32)
-    tokens = place(tokens, at(i, n), symbols)
-    tokens = place(tokens, n, jnp.full_like(n, self.symbols))
+    tokens = place_values(tokens, at(i, n), symbols)
+    tokens = place_values(tokens, n, jnp.full_like(n, self.symbols))
     # symbol i of the list is number n - 1 - i of the reversal
     back = jnp.where((0 < i) & (i < n), 2 * n - i, T)
-    tokens = place(tokens, back, symbols)
+    tokens = place_values(tokens, back, symbols)
     answer = n - 1 - i
-    asked = jnp.where((0 < answer) & (i < n), n + answer, T)
-    return ask(tokens, asked, symbols, {'size': n, 'position': answer})
+    queries = jnp.where((0 < answer) & (i < n), n + answer, T)
+    return make_example(
+      tokens, queries, symbols, {'size': n, 'position': answer}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack:
+class Stacks:
   """PUSH s x and POP s x on several stacks; at a popped s, x is asked.
 
   The task of the Kimi Linear report (arXiv:2510.26692), of `stacks` stacks:
@@ -128,16 +133,15 @@ class Stack:
     check_least(self, length=6, stacks=1, symbols=2)
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return 2 + self.stacks + self.symbols
 
   @property
-  def levels(self):
-    most = self.length // 3
-    powers = tuple(2**i for i in range(most.bit_length()))
+  def levels(self) -> Levels:
+    powers = list_powers(self.length // 3)
     return {'age': powers, 'depth': powers}
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     N, S = self.length // 3, self.stacks
     rngs = jax.random.split(key, 3)
     pop = jax.random.bernoulli(rngs[0], 0.5, (N, batch))
@@ -166,8 +170,10 @@ class Stack:
     triples = jnp.stack([pop, 2 + stack, 2 + S + x], -1).reshape(batch, -1)
     tokens = jnp.zeros((batch, self.length), I32)
     tokens = tokens.at[:, : 3 * N].set(triples)
-    asked = jnp.where(pop, 3 * jnp.arange(N) + 1, self.length)
-    return ask(tokens, asked, 2 + S + x, {'age': age, 'depth': depth})
+    queries = jnp.where(pop, 3 * jnp.arange(N) + 1, self.length)
+    return make_example(
+      tokens, queries, 2 + S + x, {'age': age, 'depth': depth}
+    )
 
 
 def _list_levels(sizes, first=0):

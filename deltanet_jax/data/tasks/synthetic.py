@@ -6,17 +6,19 @@ what a text said.
 A task is a frozen dataclass of its sizes. `vocab` is how many tokens it uses,
 `length` the tokens of a row, and `sample(key, batch)` an `Example`: a pure
 function of the jax key with static shapes, to be jitted and vmapped. A size
-given as a tuple is drawn anew for every row and told in `slices`. `levels` are
-the values that each slice is reported at.
+given as a tuple is drawn anew for every row and is one of the `slices`.
+`levels` are the values that each slice is reported at.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 I32 = jnp.int32
+Levels = dict[str, tuple[int, ...]]
 
 
 class Example(NamedTuple):
@@ -32,20 +34,36 @@ class Example(NamedTuple):
   tokens: jax.Array
   targets: jax.Array
   weights: jax.Array
-  slices: dict
+  slices: dict[str, jax.Array]
 
 
-def check_sizes(name, sizes, least, most):
+class Task(Protocol):
+  """What makes examples, and the sizes of what it makes."""
+
+  @property
+  def vocab(self) -> int: ...
+
+  @property
+  def length(self) -> int: ...
+
+  @property
+  def levels(self) -> Levels: ...
+
+  def sample(self, key: jax.Array, batch: int) -> Example: ...
+
+
+def check_sizes(name: str, sizes: object, least: int, most: int) -> None:
   """ValueError unless `sizes` is a tuple of different ints in range."""
-  fits = isinstance(sizes, tuple) and len(sizes) == len(set(sizes)) > 0
-  if not (fits and least <= min(sizes) and max(sizes) <= most):
-    raise ValueError(
-      f'{name} is {sizes!r}; give a tuple of different numbers from {least}'
-      f' to {most}'
-    )
+  if isinstance(sizes, tuple) and len(sizes) == len(set(sizes)) > 0:
+    if least <= min(sizes) and max(sizes) <= most:
+      return
+  raise ValueError(
+    f'{name} is {sizes!r}; give a tuple of different numbers from {least}'
+    f' to {most}'
+  )
 
 
-def check_least(task, **least):
+def check_least(task: Task, **least: int) -> None:
   """ValueError where a field of `task` is below the number given for it."""
   for name, number in least.items():
     if getattr(task, name) < number:
@@ -54,23 +72,32 @@ def check_least(task, **least):
       )
 
 
-def choose(key, batch, sizes):
+def draw_sizes(key: jax.Array, batch: int, sizes: Sequence[int]) -> jax.Array:
   """[B]: one of `sizes` for every row."""
   return jax.random.choice(key, jnp.array(sizes, I32), (batch,))
 
 
-def distinct(key, batch, size, count):
+def draw_distinct(
+  key: jax.Array, batch: int, size: int, count: int
+) -> jax.Array:
   """[B,count]: different numbers below `size`, in random order."""
   return jax.lax.top_k(jax.random.uniform(key, (batch, size)), count)[1]
 
 
-def place(rows, at, values):
+def place_values(
+  rows: jax.Array, at: jax.Array, values: jax.Array
+) -> jax.Array:
   """rows [B,T] with values [B,N] at the positions `at` [B,N]; T means none."""
   which = jnp.arange(rows.shape[0])[:, None]
   return rows.at[which, at].set(values.astype(rows.dtype), mode='drop')
 
 
-def ask(tokens, at, targets, slices):
+def make_example(
+  tokens: jax.Array,
+  at: jax.Array,
+  targets: jax.Array,
+  slices: Mapping[str, jax.Array],
+) -> Example:
   """The `Example` whose questions stand at `at` [B,N], T for none.
 
   targets, and every slice: [B,N] or [B,1].
@@ -79,29 +106,31 @@ def ask(tokens, at, targets, slices):
   none = jnp.full(tokens.shape, -1, I32)
   return Example(
     tokens=tokens,
-    targets=place(jnp.zeros_like(none), at, spread(targets)),
-    weights=place(jnp.zeros(tokens.shape), at, jnp.ones(at.shape)),
-    slices={n: place(none, at, spread(x)) for n, x in slices.items()},
+    targets=place_values(jnp.zeros_like(none), at, spread(targets)),
+    weights=place_values(jnp.zeros(tokens.shape), at, jnp.ones(at.shape)),
+    slices={n: place_values(none, at, spread(x)) for n, x in slices.items()},
   )
 
 
-def shuffled(key, valid):
+def shuffle_valid(key: jax.Array, valid: jax.Array) -> jax.Array:
   """[B,N]: the indices where valid [B,N], in random order, then the others."""
   where = jax.random.uniform(key, valid.shape)
   return jnp.argsort(jnp.where(valid, where, jnp.inf))
 
 
-def take(x, index):
+def take_columns(x: jax.Array, index: jax.Array) -> jax.Array:
   """x [B,N] at index [B,M]."""
   return jnp.take_along_axis(x, index, axis=1)
 
 
-def powers(most):
+def list_powers(most: int) -> tuple[int, ...]:
   """(1, 2, 4, ...) up to `most`: the levels of a distance."""
   return tuple(2**i for i in range(most.bit_length()))
 
 
-def query_slots(key, free, size, power):
+def draw_slots(
+  key: jax.Array, free: jax.Array, size: tuple[int, int], power: float
+) -> jax.Array:
   """[B,size] different numbers below free [B], the small ones likely.
 
   p(g) ~ g^(power - 1) for the gap g = 1 + the number, drawn one after the
@@ -144,37 +173,35 @@ class MQAR:
     )
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return self.keys + self.values + self.noise
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {
       'pairs': tuple(sorted(self.pairs)),
       'position': tuple(range(max(self.pairs))),
-      'distance': powers(self.length),
+      'distance': list_powers(self.length),
     }
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     T, N = self.length, max(self.pairs)
     rngs = jax.random.split(key, 5)
-    n = choose(rngs[0], batch, self.pairs)[:, None]
-    keys = distinct(rngs[1], batch, self.keys, N)
-    values = self.keys + distinct(rngs[2], batch, self.values, N)
-    slots = query_slots(
-      rngs[3], (T - 2 * n[:, 0]) // 2, (N, T // 2), self.power
-    )
+    n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
+    keys = draw_distinct(rngs[1], batch, self.keys, N)
+    values = self.keys + draw_distinct(rngs[2], batch, self.values, N)
+    slots = draw_slots(rngs[3], (T - 2 * n[:, 0]) // 2, (N, T // 2), self.power)
     i = jnp.arange(N)
     at = lambda where: jnp.where(i < n, where, T)
     queries = at(2 * n + 2 * slots)
     tokens = jax.random.randint(
       rngs[4], (batch, T), self.keys + self.values, self.vocab
     )
-    tokens = place(tokens, at(2 * i), keys)
-    tokens = place(tokens, at(2 * i + 1), values)
-    tokens = place(tokens, queries, keys)
+    tokens = place_values(tokens, at(2 * i), keys)
+    tokens = place_values(tokens, at(2 * i + 1), values)
+    tokens = place_values(tokens, queries, keys)
     slices = {'pairs': n, 'position': i, 'distance': queries - 2 * i}
-    return ask(tokens, queries, values, slices)
+    return make_example(tokens, queries, values, slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,45 +240,49 @@ class Rebinding:
     return max(self.pairs) // 2 * max(self.updates)
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return self.keys + self.values + self.noise
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {
       'pairs': tuple(sorted(self.pairs)),
       'updates': tuple(sorted({0, *self.updates})),
-      'distance': powers(self.length),
+      'distance': list_powers(self.length),
     }
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     T, N, E = self.length, max(self.pairs), self._events
     rngs = jax.random.split(key, 8)
-    n = choose(rngs[0], batch, self.pairs)[:, None]
-    m = choose(rngs[1], batch, self.updates)[:, None]
+    n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
+    m = draw_sizes(rngs[1], batch, self.updates)[:, None]
     events = n // 2 * m
-    keys = distinct(rngs[2], batch, self.keys, N)
-    values = self.keys + distinct(rngs[3], batch, self.values, N + E)
+    keys = draw_distinct(rngs[2], batch, self.keys, N)
+    values = self.keys + draw_distinct(rngs[3], batch, self.values, N + E)
     i, e = jnp.arange(N), jnp.arange(E)
     bound, again = i < n, e < events
-    half = shuffled(rngs[4], jnp.broadcast_to(bound, (batch, N)))
-    turn = shuffled(rngs[5], jnp.broadcast_to(again, (batch, E)))
-    pair = take(half, turn % (n // 2))  # which pair each event binds again
+    half = shuffle_valid(rngs[4], jnp.broadcast_to(bound, (batch, N)))
+    turn = shuffle_valid(rngs[5], jnp.broadcast_to(again, (batch, E)))
+    pair = take_columns(
+      half, turn % (n // 2)
+    )  # which pair each event binds again
     of_pair = again[..., None] & (pair[..., None] == i)
     last = jnp.max(of_pair * (e + 1)[:, None], 1, initial=0)  # 0: never
     at = lambda where, valid: jnp.where(valid, where, T)
-    slots = query_slots(
+    slots = draw_slots(
       rngs[6], (T - 2 * n - 2 * events)[:, 0] // 2, (N, T // 2), self.power
     )
     queries = at(2 * (n + events + slots), bound)
     tokens = jax.random.randint(
       rngs[7], (batch, T), self.keys + self.values, self.vocab
     )
-    tokens = place(tokens, at(2 * i, bound), keys)
-    tokens = place(tokens, at(2 * i + 1, bound), values[:, :N])
-    tokens = place(tokens, at(2 * (n + e), again), take(keys, pair))
-    tokens = place(tokens, at(2 * (n + e) + 1, again), values[:, N:])
-    tokens = place(tokens, queries, keys)
+    tokens = place_values(tokens, at(2 * i, bound), keys)
+    tokens = place_values(tokens, at(2 * i + 1, bound), values[:, :N])
+    tokens = place_values(
+      tokens, at(2 * (n + e), again), take_columns(keys, pair)
+    )
+    tokens = place_values(tokens, at(2 * (n + e) + 1, again), values[:, N:])
+    tokens = place_values(tokens, queries, keys)
     latest = jnp.where(last > 0, 2 * (n + last - 1), 2 * i)
     slices = {
       'pairs': n,
@@ -259,7 +290,7 @@ class Rebinding:
       'distance': queries - latest,
     }
     which = jnp.where(last > 0, N + last - 1, i)
-    return ask(tokens, queries, take(values, which), slices)
+    return make_example(tokens, queries, take_columns(values, which), slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,46 +312,52 @@ class TwoHop:
     check_sizes('pairs', self.pairs, 1, self.symbols // 3)
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return self.symbols + 3  # ONE, TWO and PAD
 
   @property
-  def length(self):
+  def length(self) -> int:
     return 8 * max(self.pairs)
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {
       'pairs': tuple(sorted(self.pairs)),
       'hop': (1, 2),
       'forward': (0, 1),
     }
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     T, N = self.length, max(self.pairs)
     rngs = jax.random.split(key, 4)
-    n = choose(rngs[0], batch, self.pairs)[:, None]
-    chains = distinct(rngs[1], batch, self.symbols, 3 * N)
+    n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
+    chains = draw_distinct(rngs[1], batch, self.symbols, 3 * N)
     valid = jnp.arange(2 * N) % N < n
-    facts = shuffled(rngs[2], valid)  # the fact or question at each place
-    questions = shuffled(rngs[3], valid)
+    facts = shuffle_valid(rngs[2], valid)  # the fact or question at each place
+    questions = shuffle_valid(rngs[3], valid)
     i = jnp.arange(2 * N)
     at = lambda where: jnp.where(i < 2 * n, where, T)
     hop = questions // N
     tokens = jnp.full((batch, T), self.symbols + 2, I32)
-    tokens = place(tokens, at(2 * i), take(chains, facts))
-    tokens = place(tokens, at(2 * i + 1), take(chains, facts + N))
-    tokens = place(tokens, at(4 * n + 2 * i), take(chains, questions % N))
-    asked = at(4 * n + 2 * i + 1)
-    tokens = place(tokens, asked, self.symbols + hop)
+    tokens = place_values(tokens, at(2 * i), take_columns(chains, facts))
+    tokens = place_values(
+      tokens, at(2 * i + 1), take_columns(chains, facts + N)
+    )
+    tokens = place_values(
+      tokens, at(4 * n + 2 * i), take_columns(chains, questions % N)
+    )
+    queries = at(4 * n + 2 * i + 1)
+    tokens = place_values(tokens, queries, self.symbols + hop)
     when = jnp.argsort(facts)
     forward = when[:, :N] < when[:, N:]
     slices = {
       'pairs': n,
       'hop': hop + 1,
-      'forward': take(forward, questions % N),
+      'forward': take_columns(forward, questions % N),
     }
-    return ask(tokens, asked, take(chains, questions + N), slices)
+    return make_example(
+      tokens, queries, take_columns(chains, questions + N), slices
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,30 +377,30 @@ class Copy:
     check_sizes('sizes', self.sizes, 1, 1 << 20)
 
   @property
-  def vocab(self):
+  def vocab(self) -> int:
     return self.symbols + 2  # SEP and PAD
 
   @property
-  def length(self):
+  def length(self) -> int:
     return 2 * max(self.sizes)
 
   @property
-  def levels(self):
+  def levels(self) -> Levels:
     return {
       'size': tuple(sorted(self.sizes)),
       'position': tuple(range(max(self.sizes))),
     }
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     T, N = self.length, max(self.sizes)
     rngs = jax.random.split(key, 2)
-    n = choose(rngs[0], batch, self.sizes)[:, None]
+    n = draw_sizes(rngs[0], batch, self.sizes)[:, None]
     symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
     i = jnp.arange(N)
     at = lambda where, count: jnp.where(i < count, where, T)
     tokens = jnp.full((batch, T), self.symbols + 1, I32)
-    tokens = place(tokens, at(i, n), symbols)
-    tokens = place(tokens, n, jnp.full_like(n, self.symbols))
-    tokens = place(tokens, at(n + 1 + i, n - 1), symbols)
+    tokens = place_values(tokens, at(i, n), symbols)
+    tokens = place_values(tokens, n, jnp.full_like(n, self.symbols))
+    tokens = place_values(tokens, at(n + 1 + i, n - 1), symbols)
     slices = {'size': n, 'position': i}
-    return ask(tokens, at(n + i, n), symbols, slices)
+    return make_example(tokens, at(n + i, n), symbols, slices)

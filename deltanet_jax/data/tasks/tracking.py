@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltanet_jax.data.tasks.synthetic import I32, ask, check_least, powers
+from deltanet_jax.data.tasks.synthetic import (
+  I32,
+  Example,
+  Levels,
+  check_least,
+  list_powers,
+  make_example,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +34,13 @@ class Parity:
   vocab = 2
 
   @property
-  def levels(self):
-    return {'position': (0, *powers(self.length - 1))}
+  def levels(self) -> Levels:
+    return {'position': (0, *list_powers(self.length - 1))}
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     bits = jax.random.randint(key, (batch, self.length), 0, 2)
     at = jnp.broadcast_to(jnp.arange(self.length), bits.shape)
-    return ask(bits, at, jnp.cumsum(bits, 1) % 2, {'position': at})
+    return make_example(bits, at, jnp.cumsum(bits, 1) % 2, {'position': at})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +72,10 @@ class S5Word:
   vocab = 121  # WAIT is the last
 
   @property
-  def levels(self):
-    return {'position': (0, *powers(self.length // self.steps - 1))}
+  def levels(self) -> Levels:
+    return {'position': (0, *list_powers(self.length // self.steps - 1))}
 
-  def sample(self, key, batch):
+  def sample(self, key: jax.Array, batch: int) -> Example:
     N = self.length // self.steps
     moved = (PERMUTATIONS != np.arange(5)).sum(-1)
     allowed = jnp.array(np.flatnonzero(moved <= self.moves), I32)
@@ -79,7 +86,7 @@ class S5Word:
     i = jnp.arange(N)
     tokens = tokens.at[:, i * self.steps].set(word)
     at = jnp.broadcast_to(i * self.steps + self.steps - 1, word.shape)
-    return ask(tokens, at, product, {'position': i})
+    return make_example(tokens, at, product, {'position': i})
 
 
 # int [120,5]: row p lists p(0) ... p(4);  [120,120]: which one is q after p

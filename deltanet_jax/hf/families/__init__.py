@@ -1,39 +1,34 @@
-"""Which family does a folder or a model belong to?"""
+"""Which family does a folder or a model belong to?
+
+A module here is a family: `FAMILIES` has its models' kinds, of which the first
+that fits a model is the one that it is written as.
+"""
 
 import dataclasses
+import importlib
+import pathlib
+import pkgutil
 import re
 import reprlib
 import warnings
+from collections.abc import Collection
 
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import common, keys
-from deltanet_jax.hf.families import (
-  deepseek,
-  kimi_linear,
-  minimax_m1,
-  minimax_m2,
-  olmo_hybrid,
-  qwen3,
-  qwen3_next,
-)
+from deltanet_jax.config.experiment import ModelConfig
+from deltanet_jax.config.mixers import MixerConfig
+from deltanet_jax.hf import common
+from deltanet_jax.hf.common import Family
+from deltanet_jax.hf.keys import ConfigKeys, read_keys, show_key
 from deltanet_jax.hf.spelling import Spelling
 
-FAMILIES = (
-  qwen3.DENSE,
-  qwen3.MOE,
-  qwen3_next.NEXT,
-  qwen3_next.DENSE,
-  qwen3_next.MOE,
-  olmo_hybrid.FAMILY,
-  kimi_linear.FAMILY,
-  minimax_m1.FAMILY,
-  minimax_m2.FAMILY,
-  deepseek.V3,
-  deepseek.V32,
+FAMILIES: tuple[Family, ...] = tuple(
+  family
+  for module in pkgutil.iter_modules(__path__, f'{__name__}.')
+  for family in importlib.import_module(module.name).FAMILIES
 )
 
 
-def find(model_type, where):
+def find_family(model_type: object, where: str) -> Family:
   """The family of a config.json's model_type.
 
   Raises:
@@ -49,7 +44,7 @@ def find(model_type, where):
   )
 
 
-def read(folder):
+def read_config(folder: str | pathlib.Path) -> tuple[Family, ModelConfig]:
   """(family, ModelConfig) of the config.json in a folder.
 
   One warning names the keys that are not read. Here fails all reading of a
@@ -58,39 +53,41 @@ def read(folder):
   Raises:
     ConfigError: the file is missing, or asks for what we do not have.
   """
-  found = keys.read(folder)
+  keys = read_keys(folder)
   try:
-    model_type = found.get('model_type', default=None)
-    family = find(model_type or found.top.get('model_type'), found.where)
-    cfg = family.read(found)
-    _decide(family, found)
+    model_type = keys.get('model_type', default=None)
+    family = find_family(model_type or keys.top.get('model_type'), keys.where)
+    cfg = family.read_config(keys)
+    _report_unread(family, keys)
   except ConfigError:
     raise
   except (ValueError, RecursionError) as error:
-    raise ConfigError(f'{found.where}: {error}') from error
+    raise ConfigError(f'{keys.where}: {error}') from error
   return family, cfg
 
 
-def _decide(family, found):
+def _report_unread(family: Family, keys: ConfigKeys) -> None:
   """Says which keys were not read, and refuses those of rotary positions."""
-  harmless, unknown = common.harmless(family), []
-  for place, name, value in found.unread():
+  harmless, unknown = common.collect_harmless_keys(family), []
+  for place, name, value in keys.unread():
     key = (place.at + name).removeprefix('text_config.')
     if key in harmless:
       continue
-    around = found.top is not found and place is found.top
+    around = keys.top is not keys and place is keys.top
     if value is not None and not around and re.search('rope|rotary|yarn', key):
       place.refuse(name, value, f'null; {family.name} has no such positions')
-    unknown.append(keys.plain(key))
+    unknown.append(show_key(key))
   if unknown:
     warnings.warn(
-      f'{found.where}: not read, for a {family.name} has no such settings:'
+      f'{keys.where}: not read, for a {family.name} has no such settings:'
       f' {", ".join(unknown)}',
       stacklevel=2,  # one place, so that it is shown once
     )
 
 
-def with_mtp(family, cfg, names):
+def add_mtp(
+  family: Family, cfg: ModelConfig, names: Collection[str]
+) -> ModelConfig:
   """cfg with its multi-token prediction when the tensors' names have it."""
   if family.mtp is None:
     return cfg
@@ -99,7 +96,7 @@ def with_mtp(family, cfg, names):
   return dataclasses.replace(cfg, mtp=family.mtp.layer(cfg))
 
 
-def named(name):
+def get_family(name: object) -> Family:
   """The family of that name.
 
   Raises:
@@ -114,7 +111,7 @@ def named(name):
   )
 
 
-def of(cfg):
+def match_family(cfg: ModelConfig) -> Family:
   """The first family whose config.json says all that a ModelConfig says.
 
   Raises:
@@ -122,7 +119,9 @@ def of(cfg):
   """
   for family in FAMILIES:
     try:
-      if same(family.read(keys.Keys(family.write(cfg))), cfg):
+      if is_same_model(
+        family.read_config(ConfigKeys(family.write_config(cfg))), cfg
+      ):
         return family
     except (StopIteration, AttributeError, ValueError, TypeError):
       continue  # another family's mixers
@@ -132,13 +131,13 @@ def of(cfg):
   )
 
 
-def same(a, b):
+def is_same_model(a: ModelConfig, b: ModelConfig) -> bool:
   """Whether two models are the same function of the same weights, apart from
   multi-token prediction, which no config.json has."""
   return _essence(a) == _essence(b)
 
 
-def _essence(cfg):
+def _essence(cfg: ModelConfig) -> tuple[object, ...]:
   layers = [
     (_without_form(layer.mixer), layer.ffn, layer.residual)
     for layer in cfg.layers
@@ -149,11 +148,11 @@ def _essence(cfg):
     cfg.d_model,
     cfg.tied,
     cfg.norm_eps,
-    (cfg.zero_centred),
+    cfg.zero_centred,
   )
 
 
-def _without_form(mixer):
+def _without_form(mixer: MixerConfig) -> tuple[object, ...]:
   skip = ('form', 'chunk')
   fields = {k: v for k, v in vars(mixer).items() if k not in skip}
   return type(mixer), sorted(fields.items(), key=lambda item: item[0])

@@ -8,19 +8,24 @@ Kimi K3's file. Its outputs differ from these by that.
 """
 
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.experiment import Layer, MLPConfig, MoEConfig
+from deltanet_jax.config.experiment import (
+  Layer,
+  MLPConfig,
+  ModelConfig,
+  MoEConfig,
+)
 from deltanet_jax.config.mixers import KDAConfig, MLAConfig
-from deltanet_jax.hf import common
+from deltanet_jax.hf import common, latent
 from deltanet_jax.hf.common import LAYER, Family
-from deltanet_jax.hf.families import latent
-from deltanet_jax.hf.keys import KINDS, Keys, agreed
-from deltanet_jax.hf.layout import Conv, Flat, Linear, Same, rule
+from deltanet_jax.hf.keys import KINDS, ConfigKeys, get_agreed
+from deltanet_jax.hf.layout import Conv, Flat, Linear, Rules, Same, make_rule
+from deltanet_jax.hf.names import Json
 
 _AT = latent.ATTENTION
 _EPS = 1e-5  # where the file has none
 
 
-def _moe(keys):
+def _moe(keys: ConfigKeys) -> MoEConfig:
   keys.require('moe_router_activation_func', 'sigmoid', default='sigmoid')
   keys.require('moe_layer_freq', 1, default=1)
   width = keys.size('moe_intermediate_size')
@@ -45,7 +50,14 @@ def _moe(keys):
   )
 
 
-def _full(keys, linear):
+def _read_numbers(linear: ConfigKeys, name: str) -> list[int]:
+  numbers = linear.get(name)
+  if not (isinstance(numbers, list) and all(type(i) is int for i in numbers)):
+    linear.refuse(name, numbers, 'a list of layers, counted from 1')
+  return numbers
+
+
+def _full(keys: ConfigKeys, linear: ConfigKeys) -> list[bool]:
   """For each layer, whether it is latent attention.
 
   The released lists count layers from one; transformers reads its own
@@ -55,10 +67,7 @@ def _full(keys, linear):
   names = ('full_attn_layers', 'kda_layers')
   if not any(name in linear for name in names):
     return kinds or [i > 0 and i % 4 == 0 for i in range(count)]
-  full, delta = lists = [linear.get(name) for name in names]
-  for name, found in zip(names, lists, strict=True):
-    if not (isinstance(found, list) and all(type(i) is int for i in found)):
-      linear.refuse(name, found, 'a list of layers, counted from 1')
+  full, delta = (_read_numbers(linear, name) for name in names)
   if sorted(full + delta) != list(range(1, count + 1)):
     raise ConfigError(
       f'{keys.where}: full_attn_layers and kda_layers do not name each layer'
@@ -73,16 +82,18 @@ def _full(keys, linear):
   return listed
 
 
-def _read(keys):
+def _read(keys: ConfigKeys) -> ModelConfig:
   keys.require('mla_use_nope', True, default=True)
   # of Kimi K3, whose files say the same model_type
   keys.without('mla_use_output_gate', 'attn_res_block_size')
   keys.without('routed_expert_hidden_size')
   linear = keys.table('linear_attn_config')
   linear.without('gate_lower_bound', 'use_full_rank_gate')
-  size = lambda name, ours, default: agreed(
-    Keys.size, [(linear, name), (keys, ours)], default
-  )
+
+  def size(name: str, ours: str, default: int) -> int:
+    places = (linear, name), (keys, ours)
+    return get_agreed(ConfigKeys.size, places, default)
+
   width = size('head_dim', 'linear_head_dim', 128)
   kda = KDAConfig(
     heads=size('num_heads', 'linear_num_heads', 32),
@@ -91,34 +102,35 @@ def _read(keys):
     conv=size('short_conv_kernel_size', 'linear_conv_kernel_dim', 4),
     norm_eps=keys.number('rms_norm_eps', default=_EPS),
   )
-  mla = MLAConfig(**latent.read(keys, query_latent=None), rotary=False)
-  dense, moe = common.mlp(keys), _moe(keys)
+  mla = MLAConfig(**latent.read_latent(keys, query_latent=None), rotary=False)
+  dense, moe = common.read_mlp(keys), _moe(keys)
   layers = [
     Layer(mla if is_full else kda, dense if is_dense else moe)
     for is_full, is_dense in zip(
-      _full(keys, linear), common.dense_layers(keys, default=1), strict=True
+      _full(keys, linear),
+      common.read_dense_layers(keys, default=1),
+      strict=True,
     )
   ]
-  return common.model_config(keys, layers, eps=_EPS)
+  return common.make_model_config(keys, layers, eps=_EPS)
 
 
-def _write(cfg):
-  mla = common.of_kind(cfg, MLAConfig)
-  kda = common.of_kind(cfg, KDAConfig)
-  dense = common.ffn_of_kind(cfg, MLPConfig)
-  moe = common.ffn_of_kind(cfg, MoEConfig)
-  at = lambda kind: [
+def _write(cfg: ModelConfig) -> Json:
+  mla = common.find_mixer(cfg, MLAConfig)
+  kda = common.find_mixer(cfg, KDAConfig)
+  dense = common.find_ffn(cfg, MLPConfig)
+  moe = common.find_ffn(cfg, MoEConfig)
+  numbers = lambda kind: [
     i + 1 for i, layer in enumerate(cfg.layers) if isinstance(layer.mixer, kind)
   ]
-  found = common.top_keys(cfg, 'kimi_linear', 'KimiLinearForCausalLM')
   return (
-    found
-    | latent.write(mla)
+    common.write_top_keys(cfg, 'kimi_linear', 'KimiLinearForCausalLM')
+    | latent.write_latent(mla)
     | {
       'mla_use_nope': not mla.rotary,
       'linear_attn_config': {
-        'full_attn_layers': at(MLAConfig),
-        'kda_layers': at(KDAConfig),
+        'full_attn_layers': numbers(MLAConfig),
+        'kda_layers': numbers(KDAConfig),
         'head_dim': kda.key_dim,
         'num_heads': kda.heads,
         'short_conv_kernel_size': kda.conv,
@@ -141,7 +153,7 @@ def _write(cfg):
   )
 
 
-def _delta_rules():
+def _delta_rules() -> Rules:
   linear = {
     'q_proj': 'q',
     'k_proj': 'k',
@@ -154,24 +166,24 @@ def _delta_rules():
   }
   return (
     *(
-      rule(f'{_AT}{released}.weight', f'mixer.{ours}.w', Linear())
+      make_rule(f'{_AT}{released}.weight', f'mixer.{ours}.w', Linear())
       for released, ours in linear.items()
     ),
     *(
-      rule(f'{_AT}{x}_conv1d.weight', f'mixer.{x}_conv.taps', Conv())
+      make_rule(f'{_AT}{x}_conv1d.weight', f'mixer.{x}_conv.taps', Conv())
       for x in 'qkv'
     ),
-    rule(f'{_AT}A_log', 'mixer.A_log', Flat(before=2, after=1)),
-    rule(f'{_AT}dt_bias', 'mixer.dt_bias', Flat()),
-    rule(f'{_AT}o_norm.weight', 'mixer.norm.scale', Same()),
-    rule(f'{_AT}o_proj.weight', 'mixer.o.w', Linear(inward=2)),
+    make_rule(f'{_AT}A_log', 'mixer.A_log', Flat(before=2, after=1)),
+    make_rule(f'{_AT}dt_bias', 'mixer.dt_bias', Flat()),
+    make_rule(f'{_AT}o_norm.weight', 'mixer.norm.scale', Same()),
+    make_rule(f'{_AT}o_proj.weight', 'mixer.o.w', Linear(inward=2)),
   )
 
 
 def _rules(layer):
   mixer, ffn = layer.mixer, layer.ffn
   if isinstance(ffn, MoEConfig):
-    of_ffn = common.moe_rules(
+    of_ffn = common.make_moe_rules(
       ffn,
       f'{LAYER}block_sparse_moe.',
       common.NUMBERED,
@@ -179,31 +191,35 @@ def _rules(layer):
       shared='shared_experts',
     )
   else:
-    of_ffn = common.mlp_rules()
+    of_ffn = common.make_mlp_rules()
   of_mixer = (
-    latent.rules(mixer) if isinstance(mixer, MLAConfig) else _delta_rules()
+    latent.make_latent_rules(mixer)
+    if isinstance(mixer, MLAConfig)
+    else _delta_rules()
   )
   return *common.NORMS, *of_mixer, *of_ffn
 
 
-FAMILY = Family(
-  'kimi_linear',
-  ('kimi_linear',),
-  _read,
-  _write,
-  common.top_rules,
-  (_rules,),
-  # what transformers' save_pretrained makes of the dense layers
-  spellings=((r'\.mlp\.', '.block_sparse_moe.'),),
-  harmless={
-    'there are no positions': (
-      'rope_theta rope_scaling rope_parameters partial_rotary_factor'
-      ' rope_interleave'
-    ),
-    'no context is refused': 'model_max_length',
-    'sums of other widths, whatever they say': 'qk_head_dim head_dim',
-    'the class has no such prediction': 'num_nextn_predict_layers',
-    'every router is of this kind': 'topk_method',
-    'of several groups': 'use_grouped_topk',
-  },
+FAMILIES = (
+  Family(
+    'kimi_linear',
+    ('kimi_linear',),
+    _read,
+    _write,
+    common.make_top_rules,
+    (_rules,),
+    # what transformers' save_pretrained makes of the dense layers
+    spellings=((r'\.mlp\.', '.block_sparse_moe.'),),
+    harmless={
+      'there are no positions': (
+        'rope_theta rope_scaling rope_parameters partial_rotary_factor'
+        ' rope_interleave'
+      ),
+      'no context is refused': 'model_max_length',
+      'sums of other widths, whatever they say': 'qk_head_dim head_dim',
+      'the class has no such prediction': 'num_nextn_predict_layers',
+      'every router is of this kind': 'topk_method',
+      'of several groups': 'use_grouped_topk',
+    },
+  ),
 )

@@ -1,21 +1,28 @@
 """MiniMax-Text-01 and MiniMax-M1."""
 
 import math
+from functools import partial
 
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.experiment import Layer, MoEConfig, Residual
+from deltanet_jax.config.experiment import (
+  Layer,
+  ModelConfig,
+  MoEConfig,
+  Residual,
+)
 from deltanet_jax.config.mixers import AttentionConfig, LightningConfig
 from deltanet_jax.hf import common, rope
 from deltanet_jax.hf.common import LAYER, Family
-from deltanet_jax.hf.keys import KINDS, agreed
-from deltanet_jax.hf.layout import Linear, Same, rule
+from deltanet_jax.hf.keys import KINDS, ConfigKeys, get_agreed
+from deltanet_jax.hf.layout import Linear, Rules, Same, make_rule
+from deltanet_jax.hf.names import Json
 
 _ATTENTION = f'{LAYER}self_attn.'
 _EPS = 1e-5  # where the file has none
 
 
-def _residual(keys, kind):
-  def read(branch, factor):
+def _residual(keys: ConfigKeys, kind: str) -> Residual:
+  def read(branch: str, factor: str) -> float:
     # the second as transformers' class, and what it was made from, spell it
     other = branch.replace('attention', 'attn')
     return keys.number(
@@ -38,19 +45,20 @@ def _residual(keys, kind):
   return Residual('normed', *mixer)
 
 
-def _read(keys):
+def _read(keys: ConfigKeys) -> ModelConfig:
   keys.require('postnorm', True)
   keys.require('shared_intermediate_size', 0, default=0)
   keys.without('sliding_window', 'attention_bias')
-  heads = common.heads(keys, kv_heads=8)
-  width = heads['head_dim']
-  attention = AttentionConfig(
-    **heads,
-    **rope.read(keys, width, theta=1e6, rotary_dim=True),
-    norm_eps=keys.number('rms_norm_eps', default=_EPS),
+  attention = common.read_attention(
+    keys,
+    kv_heads=8,
+    eps=_EPS,
+    positions=partial(rope.read_positions, theta=1e6, rotary_dim=True),
   )
   # its norm takes its class's epsilon and not the configuration's
-  lightning = LightningConfig(heads['heads'], width, norm_eps=1e-6)
+  lightning = LightningConfig(
+    attention.heads, attention.head_dim, norm_eps=1e-6
+  )
   ffn = MoEConfig(
     experts=keys.size('num_local_experts', 'num_experts'),
     top=keys.size('num_experts_per_tok', default=2),
@@ -60,26 +68,27 @@ def _read(keys):
     False: Layer(lightning, ffn, _residual(keys, 'linear')),
     True: Layer(attention, ffn, _residual(keys, 'full')),
   }
-  names = {'attn_type_list': {0: False, 1: True}, 'layer_types': KINDS}
-  full = agreed(
-    lambda keys, name: keys.kinds(name, names[name]),
-    [(keys, name) for name in names],
+  lists: dict[str, dict[str | int, bool]]
+  lists = {'attn_type_list': {0: False, 1: True}, 'layer_types': KINDS}
+  full = get_agreed(
+    lambda keys, name: keys.kinds(name, lists[name]),
+    [(keys, name) for name in lists],
     None,
   )
   if full is None:
     keys.refuse('attn_type_list', None, 'a list of 0 and 1, one for each layer')
-  return common.model_config(keys, [kinds[x] for x in full], eps=_EPS)
+  return common.make_model_config(keys, [kinds[x] for x in full], eps=_EPS)
 
 
-def _write(cfg):
-  attention = common.of_kind(cfg, AttentionConfig)
-  ffn = common.ffn_of_kind(cfg, MoEConfig)
-  found = common.top_keys(cfg, 'minimax_m1', 'MiniMaxM1ForCausalLM') | {
-    'num_attention_heads': attention.heads,
-    'num_key_value_heads': attention.kv_heads,
-    'head_dim': attention.head_dim,
+def _write(cfg: ModelConfig) -> Json:
+  attention = common.find_mixer(cfg, AttentionConfig)
+  ffn = common.find_ffn(cfg, MoEConfig)
+  settings = common.write_top_keys(
+    cfg, 'minimax_m1', 'MiniMaxM1ForCausalLM'
+  ) | {
+    **common.write_attention(attention),
     'rotary_dim': attention.rotary_dim,
-    **rope.write(attention),
+    **rope.write_positions(attention),
     'num_local_experts': ffn.experts,
     'num_experts_per_tok': ffn.top,
     'intermediate_size': ffn.hidden,
@@ -91,47 +100,51 @@ def _write(cfg):
   }
   residual = cfg.layers[0].residual
   for branch in ('linear_attention', 'full_attention', 'mlp'):
-    found[f'layernorm_{branch}_alpha'] = residual.alpha
-    found[f'layernorm_{branch}_beta'] = residual.beta
-  return found
+    settings[f'layernorm_{branch}_alpha'] = residual.alpha
+    settings[f'layernorm_{branch}_beta'] = residual.beta
+  return settings
 
 
-def _lightning_rules(cfg):
+def _lightning_rules(cfg: LightningConfig) -> Rules:
   return (
-    rule(
+    make_rule(
       f'{_ATTENTION}qkv_proj.weight',
       'mixer.q.w mixer.k.w mixer.v.w',
       Linear(groups=cfg.heads),
     ),
-    rule(f'{_ATTENTION}norm.weight', 'mixer.norm.scale', Same()),
-    rule(f'{_ATTENTION}output_gate.weight', 'mixer.gate.w', Linear()),
-    rule(f'{_ATTENTION}out_proj.weight', 'mixer.o.w', Linear(inward=2)),
+    make_rule(f'{_ATTENTION}norm.weight', 'mixer.norm.scale', Same()),
+    make_rule(f'{_ATTENTION}output_gate.weight', 'mixer.gate.w', Linear()),
+    make_rule(f'{_ATTENTION}out_proj.weight', 'mixer.o.w', Linear(inward=2)),
   )
 
 
 def _rules(layer):
   of_mixer = (
-    common.attention_rules
+    common.make_attention_rules
     if isinstance(layer.mixer, AttentionConfig)
     else _lightning_rules
   )
   return (
     *common.NORMS,
     *of_mixer(layer.mixer),
-    *common.moe_rules(layer.ffn, f'{LAYER}block_sparse_moe.', common.NUMBERED),
+    *common.make_moe_rules(
+      layer.ffn, f'{LAYER}block_sparse_moe.', common.NUMBERED
+    ),
   )
 
 
-FAMILY = Family(
-  'minimax_m1',
-  ('minimax_m1', 'minimax_text_01'),
-  _read,
-  _write,
-  common.top_rules,
-  (_rules,),
-  harmless={
-    'how it is computed, not what': 'block_size',
-    'of shared experts, and there are none': 'shared_moe_mode',
-    'no context is refused': 'max_model_len',
-  },
+FAMILIES = (
+  Family(
+    'minimax_m1',
+    ('minimax_m1', 'minimax_text_01'),
+    _read,
+    _write,
+    common.make_top_rules,
+    (_rules,),
+    harmless={
+      'how it is computed, not what': 'block_size',
+      'of shared experts, and there are none': 'shared_moe_mode',
+      'no context is refused': 'max_model_len',
+    },
+  ),
 )

@@ -1,15 +1,18 @@
 """MiniMax-M2."""
 
-from deltanet_jax.config.experiment import Layer, MoEConfig
+from functools import partial
+
+from deltanet_jax.config.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.config.mixers import AttentionConfig
 from deltanet_jax.hf import common, rope
 from deltanet_jax.hf.common import LAYER, Family
-from deltanet_jax.hf.keys import ATTENTION
+from deltanet_jax.hf.keys import ATTENTION, ConfigKeys
+from deltanet_jax.hf.names import Json
 
 _MOE = f'{LAYER}block_sparse_moe.'
 
 
-def _read(keys):
+def _read(keys: ConfigKeys) -> ModelConfig:
   keys.require('use_qk_norm', True, default=True)
   keys.require('qk_norm_type', 'per_layer', default='per_layer')
   keys.require('scoring_func', 'sigmoid', default='sigmoid')
@@ -18,13 +21,15 @@ def _read(keys):
   keys.without('sliding_window', 'attn_window_size', 'attention_bias')
   keys.kinds('attn_type_list', {1: True})
   keys.kinds('layer_types', ATTENTION)
-  heads = common.heads(keys, kv_heads=8, width=128)
-  attention = AttentionConfig(
-    **heads,
-    **rope.read(keys, heads['head_dim'], theta=5e6, share=1.0, rotary_dim=True),
+  attention = common.read_attention(
+    keys,
+    kv_heads=8,
+    width=128,
+    positions=partial(
+      rope.read_positions, theta=5e6, share=1.0, rotary_dim=True
+    ),
     qk_norm=True,
     joint_norm=True,
-    norm_eps=keys.number('rms_norm_eps', default=1e-6),
   )
   ffn = MoEConfig(
     experts=keys.size('num_local_experts', 'num_experts'),
@@ -34,18 +39,16 @@ def _read(keys):
     bias=True,
   )
   layers = (Layer(attention, ffn),) * keys.layers()
-  return common.model_config(keys, layers)
+  return common.make_model_config(keys, layers)
 
 
-def _write(cfg):
-  attention = common.of_kind(cfg, AttentionConfig)
-  ffn = common.ffn_of_kind(cfg, MoEConfig)
-  return common.top_keys(cfg, 'minimax_m2', 'MiniMaxM2ForCausalLM') | {
-    'num_attention_heads': attention.heads,
-    'num_key_value_heads': attention.kv_heads,
-    'head_dim': attention.head_dim,
+def _write(cfg: ModelConfig) -> Json:
+  attention = common.find_mixer(cfg, AttentionConfig)
+  ffn = common.find_ffn(cfg, MoEConfig)
+  return common.write_top_keys(cfg, 'minimax_m2', 'MiniMaxM2ForCausalLM') | {
+    **common.write_attention(attention),
     'rotary_dim': attention.rotary_dim,
-    **rope.write(attention),
+    **rope.write_positions(attention),
     'use_qk_norm': True,
     'qk_norm_type': 'per_layer',
     'num_local_experts': ffn.experts,
@@ -60,33 +63,35 @@ def _write(cfg):
 def _rules(layer):
   return (
     *common.NORMS,
-    *common.attention_rules(layer.mixer),
-    *common.moe_rules(
+    *common.make_attention_rules(layer.mixer),
+    *common.make_moe_rules(
       layer.ffn, _MOE, common.NUMBERED, bias='e_score_correction_bias'
     ),
   )
 
 
-FAMILY = Family(
-  'minimax_m2',
-  ('minimax_m2',),
-  _read,
-  _write,
-  common.top_rules,
-  (_rules,),
-  ignored=(r'mtp\..*',),
-  harmless={
-    'this prediction is ignored': (
-      'use_mtp num_mtp_modules mtp_transformer_layers'
-    ),
-    'of dense layers and shared experts, and there are none': (
-      'mlp_intermediate_size shared_moe_mode'
-    ),
-    'of MiniMax-M1; the class does not read them': (
-      'layernorm_full_attention_beta layernorm_linear_attention_beta'
-      ' layernorm_mlp_beta'
-    ),
-    'of windows, and there are none': 'swa_rope_theta',
-    'no context is refused': 'max_model_len',
-  },
+FAMILIES = (
+  Family(
+    'minimax_m2',
+    ('minimax_m2',),
+    _read,
+    _write,
+    common.make_top_rules,
+    (_rules,),
+    ignored=(r'mtp\..*',),
+    harmless={
+      'this prediction is ignored': (
+        'use_mtp num_mtp_modules mtp_transformer_layers'
+      ),
+      'of dense layers and shared experts, and there are none': (
+        'mlp_intermediate_size shared_moe_mode'
+      ),
+      'of MiniMax-M1; the class does not read them': (
+        'layernorm_full_attention_beta layernorm_linear_attention_beta'
+        ' layernorm_mlp_beta'
+      ),
+      'of windows, and there are none': 'swa_rope_theta',
+      'no context is refused': 'max_model_len',
+    },
+  ),
 )

@@ -7,46 +7,58 @@ feedforward_layer_norm, as the script writes them that made the release
 """
 
 import re
+from functools import partial
 
 import numpy as np
 
-from deltanet_jax.config.experiment import Layer, MLPConfig, Residual
+from deltanet_jax.config.experiment import (
+  Layer,
+  MLPConfig,
+  ModelConfig,
+  Residual,
+)
 from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 from deltanet_jax.hf import common, files, rope
 from deltanet_jax.hf.common import LAYER, Family
-from deltanet_jax.hf.keys import KINDS
-from deltanet_jax.hf.layout import Conv, Linear, Same, rule
+from deltanet_jax.hf.keys import KINDS, ConfigKeys
+from deltanet_jax.hf.layout import (
+  Conv,
+  Linear,
+  Same,
+  Shape,
+  make_rule,
+)
+from deltanet_jax.hf.names import Json
 
 _DELTA = f'{LAYER}linear_attn.'
 
 
-def _read(keys):
+def _read(keys: ConfigKeys) -> ModelConfig:
   keys.require('attention_bias', False, default=False)
-  heads = common.heads(keys)
-  attention = AttentionConfig(
-    **heads,
-    **rope.read(keys, heads['head_dim'], nope=True),
+  attention = common.read_attention(
+    keys,
+    positions=partial(rope.read_positions, nope=True),
     qk_norm=True,
     joint_norm=True,
-    norm_eps=keys.number('rms_norm_eps', default=1e-6),
   )
-  size = lambda name, default: keys.size(
-    f'linear_{name}', default=default, null=default
-  )
-  key_heads = size('num_key_heads', heads['heads'])
+
+  def size(name: str, default: int) -> int:
+    return keys.size(f'linear_{name}', default=default, null=default)
+
+  key_heads = size('num_key_heads', attention.heads)
   key_dim = size(
     'key_head_dim', int(0.75 * keys.size('hidden_size') / key_heads)
   )
   delta = GatedDeltaNetConfig(
     key_heads=key_heads,
-    value_heads=size('num_value_heads', heads['heads']),
+    value_heads=size('num_value_heads', attention.heads),
     key_dim=key_dim,
     value_dim=size('value_head_dim', 2 * key_dim),
     conv=keys.size('linear_conv_kernel_dim', default=4),
     negative_eigenvalues=keys.flag('linear_allow_neg_eigval', default=True),
     norm_eps=1e-5,  # its class's, not the configuration's
   )
-  ffn = common.mlp(keys)
+  ffn = common.read_mlp(keys)
   full = keys.kinds('layer_types', KINDS)
   if full is None:
     full = [i % 4 == 3 for i in range(keys.layers())]
@@ -55,39 +67,33 @@ def _read(keys):
     Layer(attention, ffn, Residual('post')) if is_full else Layer(delta, ffn)
     for is_full in full
   ]
-  return common.model_config(keys, layers)
+  return common.make_model_config(keys, layers)
 
 
-def _write(cfg):
-  attention = common.of_kind(cfg, AttentionConfig)
-  delta = common.of_kind(cfg, GatedDeltaNetConfig)
+def _write(cfg: ModelConfig) -> Json:
+  attention = common.find_mixer(cfg, AttentionConfig)
+  delta = common.find_mixer(cfg, GatedDeltaNetConfig)
   positions = rope.write_parameters(attention)
   if not attention.rotary_dim:
     positions['rope_theta'] = None
-  return common.top_keys(cfg, 'olmo_hybrid', 'OlmoHybridForCausalLM') | {
-    'intermediate_size': common.ffn_of_kind(cfg, MLPConfig).hidden,
-    'num_attention_heads': attention.heads,
-    'num_key_value_heads': attention.kv_heads,
-    'head_dim': attention.head_dim,
+  return common.write_top_keys(cfg, 'olmo_hybrid', 'OlmoHybridForCausalLM') | {
+    'intermediate_size': common.find_ffn(cfg, MLPConfig).hidden,
+    **common.write_attention(attention),
     'rope_parameters': positions,
     'attention_bias': False,
-    'linear_num_key_heads': delta.key_heads,
-    'linear_num_value_heads': delta.value_heads,
-    'linear_key_head_dim': delta.key_dim,
-    'linear_value_head_dim': delta.value_dim,
-    'linear_conv_kernel_dim': delta.conv,
+    **common.write_delta(delta),
     'linear_allow_neg_eigval': delta.negative_eigenvalues,
-    'layer_types': common.layer_types(cfg, AttentionConfig),
+    'layer_types': common.write_layer_types(cfg, AttentionConfig),
   }
 
 
 def _rules(layer):
   if isinstance(layer.mixer, AttentionConfig):
     return (
-      rule(f'{LAYER}post_attention_layernorm.weight', 'mixer_norm.scale'),
-      rule(f'{LAYER}post_feedforward_layernorm.weight', 'ffn_norm.scale'),
-      *common.attention_rules(layer.mixer),
-      *common.mlp_rules(),
+      make_rule(f'{LAYER}post_attention_layernorm.weight', 'mixer_norm.scale'),
+      make_rule(f'{LAYER}post_feedforward_layernorm.weight', 'ffn_norm.scale'),
+      *common.make_attention_rules(layer.mixer),
+      *common.make_mlp_rules(),
     )
   linear = {
     'q': 'q',
@@ -98,21 +104,21 @@ def _rules(layer):
     'g': 'gate',
   }
   return (
-    rule(f'{LAYER}attention_layer_norm.weight', 'mixer_norm.scale'),
-    rule(f'{LAYER}feedforward_layer_norm.weight', 'ffn_norm.scale'),
+    make_rule(f'{LAYER}attention_layer_norm.weight', 'mixer_norm.scale'),
+    make_rule(f'{LAYER}feedforward_layer_norm.weight', 'ffn_norm.scale'),
     *(
-      rule(f'{_DELTA}{released}_proj.weight', f'mixer.{ours}.w', Linear())
+      make_rule(f'{_DELTA}{released}_proj.weight', f'mixer.{ours}.w', Linear())
       for released, ours in linear.items()
     ),
     *(
-      rule(f'{_DELTA}{x}_conv1d.weight', f'mixer.{x}_conv.taps', Conv())
+      make_rule(f'{_DELTA}{x}_conv1d.weight', f'mixer.{x}_conv.taps', Conv())
       for x in 'qkv'
     ),
-    rule(f'{_DELTA}A_log', 'mixer.A_log', Same()),
-    rule(f'{_DELTA}dt_bias', 'mixer.dt_bias', Same()),
-    rule(f'{_DELTA}o_norm.weight', 'mixer.norm.scale', Same()),
-    rule(f'{_DELTA}o_proj.weight', 'mixer.o.w', Linear(inward=2)),
-    *common.mlp_rules(),
+    make_rule(f'{_DELTA}A_log', 'mixer.A_log', Same()),
+    make_rule(f'{_DELTA}dt_bias', 'mixer.dt_bias', Same()),
+    make_rule(f'{_DELTA}o_norm.weight', 'mixer.norm.scale', Same()),
+    make_rule(f'{_DELTA}o_proj.weight', 'mixer.o.w', Linear(inward=2)),
+    *common.make_mlp_rules(),
   )
 
 
@@ -127,22 +133,24 @@ class _Recut(files.Tensors):
   last of the rest, though v is wider than q and k.
   """
 
-  def __init__(self, source):
+  def __init__(self, source: files.Tensors):
     self.path, self.names = source.path, source.names
-    self.settings = getattr(source, 'settings', {})
-    self.dtype, self._source = source.dtype, source
+    self.settings, self._source = source.settings, source
 
-  def _cuts(self, name):
-    """(the three names, where each begins and ends, which it is), None of a
-    tensor that is as released."""
+  def dtype(self, name: str) -> np.dtype:
+    return self._source.dtype(name)
+
+  def _cuts(self, name: str) -> tuple[list[str], int, int] | None:
+    """(the three names, where the tensor begins and ends in them together),
+    None of one that is as released."""
     if not (match := _CONV.fullmatch(name)):
       return None
     at, own, rest = match.groups()
     parts = [f'{at}{x}{rest}' for x in 'qkv']
-    rows = [f'{at}{x}_proj.weight' for x in 'qkv']
-    if not all(x in self.names for x in parts + rows):
+    weights = [f'{at}{x}_proj.weight' for x in 'qkv']
+    if not all(x in self.names for x in parts + weights):
       return None
-    rows = [self._source.shape(x)[0] for x in rows]
+    rows = [self._source.shape(x)[0] for x in weights]
     third = -(-sum(rows) // 3)
     cut = [third, third, sum(rows) - 2 * third]
     if [self._source.shape(x)[0] for x in parts] != cut:
@@ -151,34 +159,36 @@ class _Recut(files.Tensors):
     which = 'qkv'.index(own)
     return parts, ends[which] - rows[which], ends[which]
 
-  def shape(self, name):
+  def shape(self, name: str) -> Shape:
     shape = self._source.shape(name)
     if cuts := self._cuts(name):
       _, first, last = cuts
       shape = (last - first, *shape[1:])
     return shape
 
-  def raw(self, name):
+  def read_raw(self, name: str) -> np.ndarray:
     if cuts := self._cuts(name):
       parts, first, last = cuts
-      return np.concatenate(list(map(self._source.raw, parts)))[first:last]
-    return self._source.raw(name)
+      return np.concatenate(list(map(self._source.read_raw, parts)))[first:last]
+    return self._source.read_raw(name)
 
 
-FAMILY = Family(
-  'olmo_hybrid',
-  ('olmo_hybrid',),
-  _read,
-  _write,
-  common.top_rules,
-  (_rules,),
-  # what transformers' save_pretrained makes of the attention layers' norm
-  spellings=((r'\.post_attention_layernorm\.', '.feedforward_layer_norm.'),),
-  harmless={
-    'of fresh weights': (
-      'linear_a_log_min linear_a_log_max linear_dt_min linear_dt_max'
-      ' linear_dt_init_floor'
-    ),
-  },
-  source=_Recut,
+FAMILIES = (
+  Family(
+    'olmo_hybrid',
+    ('olmo_hybrid',),
+    _read,
+    _write,
+    common.make_top_rules,
+    (_rules,),
+    # what transformers' save_pretrained makes of the attention layers' norm
+    spellings=((r'\.post_attention_layernorm\.', '.feedforward_layer_norm.'),),
+    harmless={
+      'of fresh weights': (
+        'linear_a_log_min linear_a_log_max linear_dt_min linear_dt_max'
+        ' linear_dt_init_floor'
+      ),
+    },
+    restore_shapes=_Recut,
+  ),
 )

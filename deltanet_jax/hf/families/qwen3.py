@@ -1,45 +1,50 @@
 """Qwen3, dense and mixture of experts."""
 
-from deltanet_jax.config.experiment import Layer, MLPConfig, MoEConfig
+from deltanet_jax.config.experiment import (
+  Layer,
+  MLPConfig,
+  ModelConfig,
+  MoEConfig,
+)
 from deltanet_jax.config.mixers import AttentionConfig
 from deltanet_jax.hf import common, rope
 from deltanet_jax.hf.common import Family
-from deltanet_jax.hf.keys import ATTENTION
+from deltanet_jax.hf.keys import ATTENTION, ConfigKeys
+from deltanet_jax.hf.names import Json
 
 
-def _read(keys, ffn, kv_heads, width):
+def _read(
+  keys: ConfigKeys,
+  ffn: MLPConfig | MoEConfig,
+  kv_heads: int,
+  width: int | None,
+) -> ModelConfig:
   keys.require('attention_bias', False, default=False)
   keys.require('use_sliding_window', False, None, default=False)
   keys.kinds('layer_types', ATTENTION)
-  heads = common.heads(keys, kv_heads, width)
-  attention = AttentionConfig(
-    **heads,
-    **rope.read(keys, heads['head_dim']),
-    qk_norm=True,
-    norm_eps=keys.number('rms_norm_eps', default=1e-6),
+  attention = common.read_attention(
+    keys, kv_heads=kv_heads, width=width, qk_norm=True
   )
   layers = (Layer(attention, ffn),) * keys.layers()
-  return common.model_config(keys, layers)
+  return common.make_model_config(keys, layers)
 
 
-def _write(cfg, model_type, architecture):
-  mixer = common.of_kind(cfg, AttentionConfig)
-  return common.top_keys(cfg, model_type, architecture) | {
-    'num_attention_heads': mixer.heads,
-    'num_key_value_heads': mixer.kv_heads,
-    'head_dim': mixer.head_dim,
-    **rope.write(mixer),
+def _write(cfg: ModelConfig, model_type: str, architecture: str) -> Json:
+  mixer = common.find_mixer(cfg, AttentionConfig)
+  return common.write_top_keys(cfg, model_type, architecture) | {
+    **common.write_attention(mixer),
+    **rope.write_positions(mixer),
     'attention_bias': False,
     'use_sliding_window': False,
   }
 
 
-def _read_dense(keys):
-  return _read(keys, common.mlp(keys), kv_heads=32, width=128)
+def _read_dense(keys: ConfigKeys) -> ModelConfig:
+  return _read(keys, common.read_mlp(keys), kv_heads=32, width=128)
 
 
-def _write_dense(cfg):
-  ffn = common.ffn_of_kind(cfg, MLPConfig)
+def _write_dense(cfg: ModelConfig) -> Json:
+  ffn = common.find_ffn(cfg, MLPConfig)
   return _write(cfg, 'qwen3', 'Qwen3ForCausalLM') | {
     'intermediate_size': ffn.hidden
   }
@@ -48,12 +53,12 @@ def _write_dense(cfg):
 def _dense_rules(layer):
   return (
     *common.NORMS,
-    *common.attention_rules(layer.mixer),
-    *common.mlp_rules(),
+    *common.make_attention_rules(layer.mixer),
+    *common.make_mlp_rules(),
   )
 
 
-def _read_moe(keys):
+def _read_moe(keys: ConfigKeys) -> ModelConfig:
   keys.require('decoder_sparse_step', 1, default=1)
   keys.require('mlp_only_layers', [], None, default=[])
   ffn = MoEConfig(
@@ -65,8 +70,8 @@ def _read_moe(keys):
   return _read(keys, ffn, kv_heads=4, width=None)
 
 
-def _write_moe(cfg):
-  ffn = common.ffn_of_kind(cfg, MoEConfig)
+def _write_moe(cfg: ModelConfig) -> Json:
+  ffn = common.find_ffn(cfg, MoEConfig)
   return _write(cfg, 'qwen3_moe', 'Qwen3MoeForCausalLM') | {
     'num_experts': ffn.experts,
     'num_experts_per_tok': ffn.top,
@@ -80,8 +85,10 @@ def _write_moe(cfg):
 def _moe_rules(layer):
   return (
     *common.NORMS,
-    *common.attention_rules(layer.mixer),
-    *common.moe_rules(layer.ffn, f'{common.LAYER}mlp.', common.PROJECTIONS),
+    *common.make_attention_rules(layer.mixer),
+    *common.make_moe_rules(
+      layer.ffn, f'{common.LAYER}mlp.', common.PROJECTIONS
+    ),
   )
 
 
@@ -92,7 +99,7 @@ DENSE = Family(
   ('qwen3',),
   _read_dense,
   _write_dense,
-  common.top_rules,
+  common.make_top_rules,
   (_dense_rules,),
   harmless=_WINDOWS,
 )
@@ -101,8 +108,9 @@ MOE = Family(
   ('qwen3_moe',),
   _read_moe,
   _write_moe,
-  common.top_rules,
+  common.make_top_rules,
   (_moe_rules,),
   harmless=_WINDOWS
   | {'of dense layers, and every layer has experts': 'intermediate_size'},
 )
+FAMILIES = (DENSE, MOE)

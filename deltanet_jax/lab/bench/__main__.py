@@ -58,7 +58,7 @@ PLOT = flags.DEFINE_string('plot', None, 'PNG of time and memory by length.')
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):
@@ -68,14 +68,14 @@ def _main(taken):
   _check_forms()
   for peer in PEER.value:
     _check_peer(peer)
-  json_path = command.output(JSON)
-  plot_path = command.output(PLOT, '.png')
+  json_path = command.check_output(JSON)
+  plot_path = command.check_output(PLOT, '.png')
   from deltanet_jax.config.files import write_text
   from deltanet_jax.lab.bench import bench, report
-  from deltanet_jax.lab.environment import environment
+  from deltanet_jax.lab.environment import describe_environment
   from deltanet_jax.progress import Line
 
-  settings = bench.Settings(
+  settings = bench.BenchSettings(
     op=OP.value, forms=tuple(FORMS.value), peers=tuple(PEER.value),
     lengths=lengths, batch=BATCH.value, heads=HEADS.value,
     key_heads=KEY_HEADS.value or HEADS.value, dim=DIM.value,
@@ -83,16 +83,16 @@ def _main(taken):
     memory_limit=MEMORY_LIMIT.value,
   )  # fmt: skip
   try:
-    found = bench.functions(settings)
+    functions = bench.find_functions(settings)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  programs = bench.measure(settings, found, Line())
-  where = environment()
-  print(report.text(settings, programs, where))
+  programs = bench.measure_programs(settings, functions, Line())
+  where = describe_environment()
+  print(report.format_text(settings, programs, where))
   if json_path:
-    write_text(json_path, report.as_json(settings, programs, where))
+    write_text(json_path, report.format_json(settings, programs, where))
   if plot_path:
-    report.plot(settings, programs, where, plot_path)
+    report.draw_growth(settings, programs, where, plot_path)
   return 0
 
 

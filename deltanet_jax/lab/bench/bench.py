@@ -8,9 +8,9 @@ import functools
 import importlib
 import inspect
 import pathlib
+import runpy
 import statistics
 import time
-import types
 from typing import NamedTuple
 
 import jax
@@ -18,14 +18,14 @@ import jax.numpy as jnp
 
 from deltanet_jax import kernels
 from deltanet_jax.ops.description import VALUE
-from deltanet_jax.progress import span
+from deltanet_jax.progress import format_span
 
 PASSES = ('forward', 'forward+backward')
 # largest difference of outputs, over the largest output, that is rounding
 ROUNDING = {'float32': 1e-3, 'bfloat16': 5e-2}
 
 
-class Settings(NamedTuple):
+class BenchSettings(NamedTuple):
   """What to time; heads are value heads, memory_limit is in GB."""
 
   op: str
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
   memory_limit: float = 8.0
 
 
-class Program:
+class TimedProgram:
   """One function, pass and length: compiled, then run."""
 
   def __init__(self, name, way, length):
@@ -99,27 +99,27 @@ def _both(function, inputs, state, d_o):
 # ---------------------------------------------------------------- functions
 
 
-def functions(settings):
+def find_functions(settings):
   """{name: function} of the forms, then the peers. No device is touched.
 
   ValueError for a form or peer that is not there or does not take the inputs.
   """
   forms = kernels.forms(_rule(settings))
-  found = {}
+  functions = {}
   for name in settings.forms:
     if name not in forms:
       raise ValueError(
         f'{settings.op} has no form {name!r}; it has {", ".join(forms)}'
       )
-    found[name] = forms[name]
+    functions[name] = forms[name]
     if 'chunk' in inspect.signature(forms[name]).parameters:
-      found[name] = functools.partial(forms[name], chunk=settings.chunk)
+      functions[name] = functools.partial(forms[name], chunk=settings.chunk)
   for peer in settings.peers:
     path, name = peer.rsplit(':', 1)
     function = _load(path, name)
     _check_peer(peer, function, settings)
-    found[name if name not in found else peer] = function
-  return found
+    functions[name if name not in functions else peer] = function
+  return functions
 
 
 def _rule(settings):
@@ -127,14 +127,12 @@ def _rule(settings):
 
 
 def _load(path, name):
-  # compiled by hand: an import would leave a cached copy beside the file
-  module = types.ModuleType(pathlib.Path(path).stem)
-  module.__file__ = path
+  # not imported, which would leave a cached copy beside the file
   try:
-    exec(compile(pathlib.Path(path).read_bytes(), path, 'exec'), vars(module))
+    names = runpy.run_path(path, run_name=pathlib.Path(path).stem)
   except Exception as error:  # whatever a stranger's file raises
     raise ValueError(f'{path} cannot be loaded: {_line(error)}') from error
-  function = getattr(module, name, None)
+  function = names.get(name)
   if not callable(function):
     raise ValueError(f'{path} has no function {name!r}')
   return function
@@ -144,7 +142,7 @@ def _check_peer(peer, function, settings):
   """One trace per length: a peer that fails, fails before the first timing."""
   names = ', '.join(_rule(settings).DESCRIPTION.inputs)
   for length in settings.lengths:
-    inputs, state, d_o = shapes(settings, length)
+    inputs, state, d_o = infer_shapes(settings, length)
     try:
       o, last = jax.eval_shape(
         functools.partial(_forward, function), inputs, state, d_o
@@ -206,7 +204,7 @@ def make_inputs(settings, length, key):
   return tuple(inputs), description.zero_state(sizes), d_o
 
 
-def shapes(settings, length):
+def infer_shapes(settings, length):
   """`make_inputs` without the numbers."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.eval_shape(lambda key: make_inputs(settings, length, key), key)
@@ -215,17 +213,19 @@ def shapes(settings, length):
 # ---------------------------------------------------------------- measuring
 
 
-def measure(settings, found, progress):
-  """The programs of `found` (see `functions`), compiled and timed."""
+def measure_programs(settings, functions, progress):
+  """The programs of `functions` (see `find_functions`), compiled and timed."""
   programs = [
-    Program(name, way, length)
+    TimedProgram(name, way, length)
     for length in settings.lengths
     for way in PASSES
-    for name in found
+    for name in functions
   ]
   for i, program in enumerate(programs):
     progress.show(f'compiling {i + 1}/{len(programs)}: {program}')
-    program.compile(found[program.name], shapes(settings, program.length))
+    program.compile(
+      functions[program.name], infer_shapes(settings, program.length)
+    )
   limit = settings.memory_limit * 1e9
   runnable = [p for p in programs if p.temporary_bytes <= limit]
   make = jax.jit(make_inputs, static_argnums=(0, 1))
@@ -233,12 +233,13 @@ def measure(settings, found, progress):
     length: make(settings, length, jax.random.key(0))
     for length in {p.length for p in runnable}
   }
-  once = _warm_up(next(iter(found)), runnable, inputs, progress)
+  once = _warm_up(next(iter(functions)), runnable, inputs, progress)
   left = settings.rounds * sum(once)
   for i in range(settings.rounds):
     for program, seconds in zip(runnable, once, strict=True):
       progress.show(
-        f'round {i + 1}/{settings.rounds}: {program}, about {span(left)} left'
+        f'round {i + 1}/{settings.rounds}: {program}, about'
+        f' {format_span(left)} left'
       )
       start = time.perf_counter()
       jax.block_until_ready(program.run(*inputs[program.length]))
@@ -268,7 +269,7 @@ def _difference(o, first):
   return float(jnp.max(jnp.abs(o - first)) / jnp.max(jnp.abs(first)))
 
 
-def same(program, settings):
+def is_same(program, settings):
   """False where o differs by more than rounding; a nan differs."""
   difference = program.difference
   return difference is None or difference <= ROUNDING[settings.dtype]

@@ -4,10 +4,10 @@ import json
 import math
 import statistics
 
-from deltanet_jax.lab.bench.bench import PASSES, same
+from deltanet_jax.lab.bench.bench import PASSES, is_same
 
 
-def growth(programs):
+def compute_growth(programs):
   """How time and temporary bytes grow with the length, a row per function
   and pass: {name, pass, lengths, time, temporary: [per token, over that of
   the first length], time_slope, temporary_slope}; slopes are least squares
@@ -55,8 +55,8 @@ def _slope(lengths, values):
   return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
-def text(settings, programs, where):
-  """The tables to read. where: of `environment`."""
+def format_text(settings, programs, where):
+  """The tables to read. where: of `describe_environment`."""
   first = programs[0].name
   sizes = (
     f'{settings.op}: {settings.dtype}, batch {settings.batch},'
@@ -73,7 +73,7 @@ def text(settings, programs, where):
       lines += ['', f'T = {length}, {way}; "x" is over {first}']
       lines += _table(rows, settings)
   if len(settings.lengths) > 1:
-    lines += ['', *_growth_table(growth(programs))]
+    lines += ['', *_growth_table(compute_growth(programs))]
   return '\n'.join(lines)
 
 
@@ -85,14 +85,14 @@ def _table(rows, settings):
     f'{value:>{w}}' for value, w in zip(values, widths, strict=True)
   )
   lines = [f'{"":{width}}{cells(head)}  o differs by']
-  one = rows[0].record()
+  first = rows[0].record()
   for program in rows:
     record = program.record()
     values = []
     for key, scale in (
       ('median', 1e3), ('minimum', 1e3), ('temporary_bytes', 1e-6)
     ):  # fmt: skip
-      value, base = record[key], one[key]
+      value, base = record[key], first[key]
       values.append('-' if value is None else f'{value * scale:.2f}')
       values.append(f'{value / base:.2f}' if value and base else '-')
     values.append(f'{program.compile_seconds:.1f}')
@@ -108,7 +108,7 @@ def _remark(program, settings):
   if program.difference is None:
     return '-'
   remark = f'{program.difference:.1e}'
-  if not same(program, settings):
+  if not is_same(program, settings):
     remark += ' COMPUTES SOMETHING ELSE'
   return remark
 
@@ -132,7 +132,7 @@ def _growth_table(rows):
   return lines
 
 
-def as_json(settings, programs, where):
+def format_json(settings, programs, where):
   """Everything measured, as JSON; a number that is not finite is null."""
   finite = lambda x: x if x is None or math.isfinite(x) else None
   tree = {
@@ -143,48 +143,38 @@ def as_json(settings, programs, where):
       | {
         'ran': bool(program.seconds),
         'difference': finite(program.difference),
-        'same': same(program, settings),
+        'same': is_same(program, settings),
       }
       for program in programs
     ],
-    'growth': growth(programs) if len(settings.lengths) > 1 else None,
+    'growth': compute_growth(programs) if len(settings.lengths) > 1 else None,
   }
   return json.dumps(tree, indent=2, allow_nan=False) + '\n'
 
 
-def plot(settings, programs, where, path):
+def draw_growth(settings, programs, where, path):
   """Draws time and temporary bytes against the length, both logarithmic."""
-  import matplotlib
+  from deltanet_jax.lab import plots
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-  from matplotlib.ticker import NullLocator
-
-  figure, (left, right) = pyplot.subplots(
-    1, 2, figsize=(12, 4.8), layout='constrained'
-  )
+  figure, (left, right) = plots.make_figure((12, 4.8), 2)
   names = list(dict.fromkeys(p.name for p in programs))
   for name in names:
     for way, style in zip(PASSES, ('o--', 's-'), strict=True):
       row = [p for p in programs if (p.name, p.way) == (name, way)]
-      how = {
-        'color': f'C{names.index(name)}', 'label': f'{name}, {way}'
-      }  # fmt: skip
+      color, label = plots.PALETTE[names.index(name)], f'{name}, {way}'
       times = [(p.length, min(p.seconds) * 1e3) for p in row if p.seconds]
       sizes = [
         (p.length, p.temporary_bytes / 1e6) for p in row if p.temporary_bytes
       ]
       for axes, points in ((left, times), (right, sizes)):
         if points:
-          axes.plot(*zip(*points, strict=True), style, **how)
+          axes.plot(*zip(*points, strict=True), style, color=color, label=label)
   for axes, label in (
     (left, 'time of a call, minimum (ms)'), (right, 'temporary memory (MB)')
   ):  # fmt: skip
     axes.set(xscale='log', yscale='log', xlabel='tokens', ylabel=label)
-    axes.set_xticks(settings.lengths, [str(n) for n in settings.lengths])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
+    plots.mark_places(axes, settings.lengths, list(map(str, settings.lengths)))
+    plots.style_axes(axes)
     if axes.lines:
       _proportional(axes)
   if right.lines:
@@ -197,8 +187,7 @@ def plot(settings, programs, where, path):
     f'{settings.heads} heads of {settings.dim} on {where["device"]}',
     fontsize=11,
   )
-  figure.savefig(path, dpi=130)
-  pyplot.close(figure)
+  plots.save_figure(figure, path)
 
 
 def _proportional(axes):

@@ -69,53 +69,54 @@ HTML = flags.DEFINE_string('html', None, 'Interactive page.')
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):
   del taken
-  contexts = arguments.contexts(CONTEXT.value)
-  ratio = arguments.ratio(RATIO.value)
+  contexts = arguments.parse_contexts(CONTEXT.value)
+  ratio = arguments.parse_ratio(RATIO.value)
   given = [(x, config.load(x).model) for x in PRESET.value]
-  cfgs = {preset_names.label(x): cfg for x, cfg in given}
+  cfgs = {preset_names.label_preset(x): cfg for x, cfg in given}
   if not cfgs:
     raise ConfigError('--preset= names nothing; give names, as qwen3:8b')
   changes = {
     name: {
       'layers': LAYERS.value,
       'ratio': ratio,
-      'attention': arguments.mixer(cfg, ATTENTION.value, 'attention'),
-      'recurrent': arguments.mixer(cfg, RECURRENT.value, 'recurrent'),
+      'attention': arguments.change_mixer(cfg, ATTENTION.value, 'attention'),
+      'recurrent': arguments.change_mixer(cfg, RECURRENT.value, 'recurrent'),
     }
     for name, cfg in cfgs.items()
   }
-  paths = {flag.name: command.output(flag) for flag in (JSON, PNG, HTML)}
+  paths = {flag.name: command.check_output(flag) for flag in (JSON, PNG, HTML)}
   # shapes need no accelerator, and starting one takes seconds
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from deltanet_jax.config.files import write_text
   from deltanet_jax.lab.cost import calc, report
 
-  settings = report.Settings(
+  settings = report.CostSettings(
     contexts, BATCH.value, DTYPES[DTYPE.value], STATE_DTYPE.value
   )
   try:
     models = {
-      name: calc.resized(cfg, **changes[name]) for name, cfg in cfgs.items()
+      name: calc.resize_model(cfg, **changes[name])
+      for name, cfg in cfgs.items()
     }
   except ValueError as error:
     raise ConfigError(str(error)) from error
   records = [
-    report.measure(name, cfg, settings) for name, cfg in models.items()
+    report.measure_model(name, cfg, settings) for name, cfg in models.items()
   ]
-  print(report.text(records, settings))
+  print(report.format_text(records, settings))
   if paths['json']:
-    write_text(paths['json'], report.as_json(records, settings))
+    write_text(paths['json'], report.format_json(records, settings))
   if paths['png']:
-    report.plot(list(models.items()), settings, paths['png'])
+    report.draw_cache(list(models.items()), settings, paths['png'])
   if paths['html']:
     from deltanet_jax.lab.cost import page
 
-    write_text(paths['html'], page.page(next(iter(models))))
+    write_text(paths['html'], page.build_page(next(iter(models))))
   return 0
 
 

@@ -12,44 +12,44 @@ from deltanet_jax.config import ConfigError, mixers
 from deltanet_jax.config.ranges import LARGEST_INT
 
 KINDS = {
-  name.removesuffix('Config'): found
-  for name, found in vars(mixers).items()
-  if isinstance(found, type)
-  and issubclass(found, mixers.MixerConfig)
-  and found is not mixers.MixerConfig
+  name.removesuffix('Config'): kind
+  for name, kind in vars(mixers).items()
+  if isinstance(kind, type)
+  and issubclass(kind, mixers.MixerConfig)
+  and kind is not mixers.MixerConfig
 }
 
 
-def contexts(texts):
+def parse_contexts(texts):
   """Different numbers of tokens, ascending."""
   try:
-    found = sorted({int(text) for text in texts})
+    tokens = sorted({int(text) for text in texts})
   except ValueError:
-    found = []
+    tokens = []
   # positions are numbers of a device
-  if not found or found[0] < 1 or found[-1] > LARGEST_INT:
+  if not tokens or tokens[0] < 1 or tokens[-1] > LARGEST_INT:
     raise ConfigError(
       f'--context={",".join(texts)}: give numbers of tokens from 1 to'
       f' {LARGEST_INT:,}, as 4096 or 4096,32768'
     )
-  return tuple(found)
+  return tuple(tokens)
 
 
-def ratio(text):
+def parse_ratio(text):
   """(recurrent, attention) of '3' or '20:7'; None of None."""
   if text is None:
     return None
   first, _, second = text.partition(':')
-  found = [int(x) if x.isdecimal() else -1 for x in (first, second or '1')]
-  if min(found) < 0 or not any(found):
+  numbers = [int(x) if x.isdecimal() else -1 for x in (first, second or '1')]
+  if min(numbers) < 0 or not any(numbers):
     raise ConfigError(
       f'--ratio={text}: give recurrent layers to one of attention, as 3, or'
       ' 20:7'
     )
-  return tuple(found)
+  return tuple(numbers)
 
 
-def mixer(cfg, items, flag):
+def change_mixer(cfg, items, flag):
   """The model's first mixer of a sort with other fields, or a new one.
 
   flag: 'attention' or 'recurrent', which sort; items: 'name=value', and to
@@ -60,9 +60,9 @@ def mixer(cfg, items, flag):
   kinds = [x for x in items if '=' not in x]
   fields = dict(x.split('=', 1) for x in items if '=' in x)
   attends = lambda kind: issubclass(kind, mixers.ATTENTION)
-  wanted = flag == 'attention'
+  is_attention = flag == 'attention'
   if kinds:
-    names = [x for x, kind in KINDS.items() if attends(kind) == wanted]
+    names = [x for x, kind in KINDS.items() if attends(kind) == is_attention]
     if len(kinds) > 1 or kinds[0] not in names:
       raise ConfigError(
         f'--{flag}: no kind {" ".join(kinds)!r}{_nearest(kinds[0], names)}'
@@ -70,14 +70,14 @@ def mixer(cfg, items, flag):
     base, fields = _new(KINDS[kinds[0]], fields, flag)
   else:
     own = (layer.mixer for layer in cfg.layers)
-    base = next((x for x in own if attends(type(x)) == wanted), None)
+    base = next((x for x in own if attends(type(x)) == is_attention), None)
     if base is None:
       raise ConfigError(
         f'--{flag}: the model has no such layer to change; name a kind first,'
         ' as --recurrent=KDA,heads=32,key_dim=128,value_dim=128'
       )
   try:
-    return config.override_all(base, fields.items())
+    return config.override_fields(base, fields.items())
   except ConfigError as error:
     text = str(error).replace('--config.', f'--{flag}: ')
     raise ConfigError(text) from error

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax import flops, model
+from deltanet_jax.config import pattern
 from deltanet_jax.config.experiment import MoEConfig
 from deltanet_jax.config.mixers import ATTENTION
 from deltanet_jax.mixers.base import Context
@@ -22,12 +23,12 @@ _DTYPE = jnp.bfloat16
 LONGEST = 2**40  # tokens; beyond any context
 
 
-def parameters(cfg):
+def count_parameters(cfg):
   """The number of parameters of a ModelConfig."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(_params(cfg)))
 
 
-def active_parameters(cfg):
+def count_active_parameters(cfg):
   """Parameters that work on one token: all but the experts not chosen.
 
   Embedding table and output head are counted whole, as model cards do.
@@ -41,7 +42,7 @@ def active_parameters(cfg):
   )
   if cfg.mtp is not None:
     idle += _idle(cfg.mtp, tree['mtp']['layer'])
-  return parameters(cfg) - idle
+  return count_parameters(cfg) - idle
 
 
 def _idle(layer, tree):
@@ -58,35 +59,35 @@ def _params(cfg):
   return sharding.abstract_params(model.HybridLM(cfg))
 
 
-def kind(mixer):
+def name_kind(mixer):
   """'GatedDeltaNet' of a GatedDeltaNetConfig."""
   return mixer.module.split(':')[1]
 
 
-def cache_bytes(cfg, context, batch, dtype, state_dtype=jnp.float32):
+def count_cache_bytes(cfg, context, batch, dtype, state_dtype=jnp.float32):
   """Bytes of the decoding cache for `context` tokens, by mixer: for example
   {'GatedDeltaNet': 147456, 'Attention': 4194304}."""
-  parts = cache_parts(cfg, context, batch, dtype, state_dtype)
+  parts = count_cache_parts(cfg, context, batch, dtype, state_dtype)
   return {name: sum(sizes.values()) for name, sizes in parts.items()}
 
 
-def cache_parts(cfg, context, batch, dtype, state_dtype=jnp.float32):
-  """`cache_bytes` with each mixer's bytes by what they hold: 'tokens' (keys
-  and values, latents), 'convolution' (its last inputs), both in dtype;
+def count_cache_parts(cfg, context, batch, dtype, state_dtype=jnp.float32):
+  """`count_cache_bytes` with each mixer's bytes by what they hold: 'tokens'
+  (keys and values, latents), 'convolution' (its last inputs), both in dtype;
   'state' in state_dtype (the model's own is float32); 'positions', int32."""
   widths = {'state': jnp.dtype(state_dtype).itemsize, 'positions': 4}
   sizes = collections.defaultdict(collections.Counter)
   for mixer, count in collections.Counter(x.mixer for x in cfg.layers).items():
-    shapes = cache_shapes(mixer, context, batch)
-    for part, x in zip(cache_arrays(mixer), shapes, strict=True):
+    shapes = infer_cache_shapes(mixer, context, batch)
+    for part, x in zip(list_cache_parts(mixer), shapes, strict=True):
       width = widths.get(part, jnp.dtype(dtype).itemsize)
-      sizes[kind(mixer)][part] += count * width * math.prod(x.shape)
+      sizes[name_kind(mixer)][part] += count * width * math.prod(x.shape)
   return {name: dict(parts) for name, parts in sizes.items()}
 
 
 @functools.lru_cache(maxsize=1024)
-def cache_arrays(mixer):
-  """What each array of a mixer's cache holds, as in `cache_parts`."""
+def list_cache_parts(mixer):
+  """What each array of a mixer's cache holds, as in `count_cache_parts`."""
   cache = jax.eval_shape(lambda: mixer.init_cache(1, 1, _DTYPE))
   # a part may be none: the inputs of a convolution that is not there
   arrays = zip(cache._fields, cache, strict=True)
@@ -96,34 +97,36 @@ def cache_arrays(mixer):
 
 
 @functools.lru_cache(maxsize=4096)
-def cache_shapes(mixer, context, batch):
+def infer_cache_shapes(mixer, context, batch):
   """The shapes of those arrays."""
   fresh = lambda: mixer.init_cache(batch, context, _DTYPE)
   return jax.tree.leaves(jax.eval_shape(fresh))
 
 
-def total_bytes(cfg, context, batch, dtype, state_dtype=jnp.float32):
+def count_total_bytes(cfg, context, batch, dtype, state_dtype=jnp.float32):
   """Bytes of all layers' caches."""
-  return sum(cache_bytes(cfg, context, batch, dtype, state_dtype).values())
+  return sum(
+    count_cache_bytes(cfg, context, batch, dtype, state_dtype).values()
+  )
 
 
-def break_even(cfg, batch, dtype, state_dtype=jnp.float32):
+def find_break_even(cfg, batch, dtype, state_dtype=jnp.float32):
   """The fewest tokens at which the cache is smaller than the all-attention
   twin's; None when it never is. A ValueError without attention."""
-  twin = all_attention_twin(cfg)
-  size = lambda which, n: total_bytes(which, n, batch, dtype, state_dtype)
+  twin = make_attention_twin(cfg)
+  size = lambda which, n: count_total_bytes(which, n, batch, dtype, state_dtype)
   # the difference never falls: attention's cache only grows
   smaller = lambda n: size(cfg, n) < size(twin, n)
-  found = bisect.bisect_left(range(1, LONGEST), True, key=smaller) + 1
-  return found if found < LONGEST else None
+  tokens = bisect.bisect_left(range(1, LONGEST), True, key=smaller) + 1
+  return tokens if tokens < LONGEST else None
 
 
-def saved(cfg, context, batch, dtype, state_dtype=jnp.float32):
+def compute_saving(cfg, context, batch, dtype, state_dtype=jnp.float32):
   """The part of the all-attention twin's cache that the model does without:
   0.75 where a quarter is left, below zero where it takes more. context None:
   the limit for long contexts. A ValueError without attention."""
-  size = lambda which, n: total_bytes(which, n, batch, dtype, state_dtype)
-  own, full = cfg, all_attention_twin(cfg)
+  size = lambda which, n: count_total_bytes(which, n, batch, dtype, state_dtype)
+  own, full = cfg, make_attention_twin(cfg)
   if context is not None:
     return 1 - size(own, context) / size(full, context)
   own, full = (
@@ -133,12 +136,12 @@ def saved(cfg, context, batch, dtype, state_dtype=jnp.float32):
   return 1 - own / full
 
 
-def all_attention_twin(cfg):
+def make_attention_twin(cfg):
   """The same model with every recurrent mixer replaced by its first attention.
 
   Raises a ValueError for a model without attention.
   """
-  attention = first(cfg, recurrent=False)
+  attention = find_mixer(cfg, recurrent=False)
   if attention is None:
     raise ValueError(
       'the model has no attention layer, so its all-attention twin is not'
@@ -147,12 +150,12 @@ def all_attention_twin(cfg):
   return _with_mixers(cfg, lambda x: x if _attends(x) else attention)
 
 
-def recurrent_twin(cfg):
+def make_recurrent_twin(cfg):
   """The same model with every attention replaced by its first recurrent mixer.
 
   Raises a ValueError for a model without recurrent layers.
   """
-  recurrent = first(cfg, recurrent=True)
+  recurrent = find_mixer(cfg, recurrent=True)
   if recurrent is None:
     raise ValueError(
       'the model has no recurrent layer, so its all-recurrent twin is not'
@@ -161,7 +164,7 @@ def recurrent_twin(cfg):
   return _with_mixers(cfg, lambda x: recurrent if _attends(x) else x)
 
 
-def first(cfg, recurrent):
+def find_mixer(cfg, recurrent):
   """The model's first recurrent mixer, or its first attention; or None."""
   mixers = (layer.mixer for layer in cfg.layers)
   return next((x for x in mixers if _attends(x) != recurrent), None)
@@ -183,7 +186,7 @@ def _with_mixers(cfg, swap):
   )
 
 
-def resized(cfg, layers=None, ratio=None, attention=None, recurrent=None):
+def resize_model(cfg, layers=None, ratio=None, attention=None, recurrent=None):
   """The model with other numbers: how many layers, how many recurrent ones to
   how many with attention (a pair), which mixers.
 
@@ -191,56 +194,37 @@ def resized(cfg, layers=None, ratio=None, attention=None, recurrent=None):
   and last; layer i has the ffn of the old layer i, or of the last one. A
   ValueError when the model has no mixer of a kind that is needed.
   """
-  attention = attention or first(cfg, recurrent=False)
-  recurrent = recurrent or first(cfg, recurrent=True)
+  attention = attention or find_mixer(cfg, recurrent=False)
+  recurrent = recurrent or find_mixer(cfg, recurrent=True)
   if layers is None and ratio is None:
     swap = lambda x: attention if _attends(x) else recurrent
     return _with_mixers(cfg, swap)
   old = cfg.layers
   attends = sum(_attends(layer.mixer) for layer in old)
   L, (R, A) = layers or len(old), ratio or (len(old) - attends, attends)
-  N = attention_layers(L, R, A)
-  for some, mixer, what in (
+  N = count_attention_layers(L, R, A)
+  for count, mixer, what in (
     (N, attention, 'attention'), (L - N, recurrent, 'recurrent')
   ):  # fmt: skip
-    if some and mixer is None:
+    if count and mixer is None:
       raise ValueError(f'the model has no {what} layer; name its mixer')
   new = []
   for i in range(L):
     mixer = attention if (i + 1) * N // L > i * N // L else recurrent
     new.append(dataclasses.replace(old[min(i, len(old) - 1)], mixer=mixer))
-  return dataclasses.replace(cfg, **_pattern(tuple(new)))
+  prefix, period, repeats, suffix = pattern.fold(new)
+  return dataclasses.replace(
+    cfg, prefix=prefix, period=period, repeats=repeats, suffix=suffix
+  )
 
 
-def attention_layers(L, R, A):
+def count_attention_layers(L, R, A):
   """How many of L layers attend at R recurrent ones to A: rounded, half up,
   and at least one unless A is 0."""
   return max(min(A, 1), (2 * L * A + R + A) // (2 * (R + A)))
 
 
-def _pattern(layers):
-  """prefix, period, repeats and suffix of the layers, as few as can be."""
-  best = {'prefix': layers, 'period': (), 'repeats': 0, 'suffix': ()}
-  fewest = len(layers)
-  for width in range(1, len(layers) // 2 + 1):
-    for start in range(len(layers) - 2 * width + 1):
-      period, repeats = layers[start : start + width], 1
-      while (
-        layers[start + repeats * width : start + (repeats + 1) * width]
-        == period
-      ):
-        repeats += 1
-      rest = len(layers) - (repeats - 1) * width
-      if rest < fewest:
-        fewest, end = rest, start + repeats * width
-        best = {
-          'prefix': layers[:start], 'period': period, 'repeats': repeats,
-          'suffix': layers[end:],
-        }  # fmt: skip
-  return best
-
-
-def flops_per_token(cfg, context):
+def count_flops(cfg, context):
   """Operations of the forward pass for one of `context` tokens: a sequence's
   mean, as in training and prefill. A float.
 
@@ -249,7 +233,7 @@ def flops_per_token(cfg, context):
   whole chunks; attention over whole blocks of tokens (`ops.attention`), masked
   pairs in them too; of the experts those chosen; the output head at every
   token. A training step takes three times as much (each product has two in the
-  backward pass), without what is made again there, scores and rematerialised
+  backward pass), without what is made again there, scores and rematerialized
   layers, which model-FLOPs utilisation leaves out.
   """
   blocks = sum(
@@ -259,9 +243,9 @@ def flops_per_token(cfg, context):
   return blocks / context + _head_flops(cfg)
 
 
-def decode_flops_per_token(cfg, context):
+def count_decoding_flops(cfg, context):
   """Operations of decoding one token as the last of `context`, from a cache
-  of that many slots; counted as in `flops_per_token`. An int."""
+  of that many slots; counted as in `count_flops`. An int."""
   blocks = sum(
     count * _step_flops(_alone(cfg, layer), context)
     for layer, count in collections.Counter(cfg.layers).items()

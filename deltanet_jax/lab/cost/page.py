@@ -50,14 +50,14 @@ NEW = {
 }  # fmt: skip
 
 
-def page(start):
+def build_page(start):
   """The page's text, opened at the preset `start` if it can show that."""
   data = {
     'start': start,
-    'presets': presets(),
+    'presets': list_models(),
     'former': preset_names.list_former(),
     'new': {
-      name: describe(arguments.KINDS[name](**fields))
+      name: describe_mixer(arguments.KINDS[name](**fields))
       for name, fields in NEW.items()
     },
     'fields': {
@@ -78,28 +78,28 @@ def page(start):
   return text
 
 
-def presets():
+def list_models():
   """Every model of configs/ that the page can show, hybrids first: one kind of
   attention without a window, at most one kind of recurrent layer."""
-  found = {}
+  models = {}
   for name in preset_names.list_presets():
     cfg = config.load(name).model
     mixers = dict.fromkeys(layer.mixer for layer in cfg.layers)
-    attention = calc.first(cfg, recurrent=False)
-    recurrent = calc.first(cfg, recurrent=True)
+    attention = calc.find_mixer(cfg, recurrent=False)
+    recurrent = calc.find_mixer(cfg, recurrent=True)
     known = {attention, recurrent}
     if attention is None or set(mixers) - known or _window(attention):
       continue
     attends = sum(layer.mixer == attention for layer in cfg.layers)
-    found[name] = {
-      'about': preset_names.describe(name),
+    models[name] = {
+      'about': preset_names.describe_preset(name),
       'layers': len(cfg.layers),
       'ratio': _lowest(len(cfg.layers) - attends, attends),
-      'attention': describe(attention),
-      'recurrent': recurrent and describe(recurrent),
+      'attention': describe_mixer(attention),
+      'recurrent': recurrent and describe_mixer(recurrent),
     }
-  hybrid = lambda name: found[name]['recurrent'] is None
-  return {name: found[name] for name in sorted(found, key=hybrid)}
+  hybrid = lambda name: models[name]['recurrent'] is None
+  return {name: models[name] for name in sorted(models, key=hybrid)}
 
 
 def _window(attention):
@@ -110,23 +110,25 @@ def _lowest(R, A):
   return [R // math.gcd(R, A), A // math.gcd(R, A)]
 
 
-def describe(mixer):
+def describe_mixer(mixer):
   """A mixer's kind, the arrays of its cache, and the fields they depend on.
 
-  An array: what it holds (`calc.cache_parts`) and its axes, each a number or
-  [name, number to add]. A field: its value, and the range that the
+  An array: what it holds (`calc.count_cache_parts`) and its axes, each a number
+  or [name, number to add]. A field: its value, and the range that the
   configuration takes.
   """
   arrays = [
     {'part': part, 'axes': axes}
-    for part, axes in zip(calc.cache_arrays(mixer), _axes(mixer), strict=True)
+    for part, axes in zip(
+      calc.list_cache_parts(mixer), _axes(mixer), strict=True
+    )
   ]
   _check(mixer, arrays)
   used = {x[0] for array in arrays for x in array['axes'] if type(x) is list}
   used |= {DIVIDES[name] for name in used if name in DIVIDES}
   fields = {name: getattr(mixer, name) for name in FIELDS if name in used}
   return {
-    'kind': calc.kind(mixer),
+    'kind': calc.name_kind(mixer),
     'fields': fields,
     'ranges': _ranges(mixer, fields),
     'arrays': arrays,
@@ -166,7 +168,7 @@ def _axes(mixer):
     close = [x for x, value in probes.items() if abs(value - size) <= 1]
     return [close[0], size - probes[close[0]]] if close else size
 
-  shapes = calc.cache_shapes(probe, CONTEXT, BATCH)
+  shapes = calc.infer_cache_shapes(probe, CONTEXT, BATCH)
   return [[name(size) for size in x.shape] for x in shapes]
 
 
@@ -177,10 +179,10 @@ def _check(mixer, arrays):
   size = lambda axis: (
     axis if isinstance(axis, int) else values[axis[0]] + axis[1]
   )
-  shapes = calc.cache_shapes(mixer, values['context'], values['batch'])
+  shapes = calc.infer_cache_shapes(mixer, values['context'], values['batch'])
   for array, x in zip(arrays, shapes, strict=True):
     if tuple(map(size, array['axes'])) != x.shape:
       raise ValueError(
-        f'{calc.kind(mixer)}: the axes {array["axes"]} are not those of its'
-        f' cache {x.shape}; add the field that they depend on to FIELDS'
+        f'{calc.name_kind(mixer)}: the axes {array["axes"]} are not those of'
+        f' its cache {x.shape}; add the field that they depend on to FIELDS'
       )

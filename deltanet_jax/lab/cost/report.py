@@ -14,41 +14,43 @@ TWINS = {
 BITS = {'float32': 32, 'bfloat16': 16, 'float8_e4m3fn': 8}
 
 
-class Settings(NamedTuple):
+class CostSettings(NamedTuple):
   contexts: tuple[int, ...]  # tokens
   batch: int
   dtype: str  # of keys, values, latents, convolution inputs and weights
   state_dtype: str
 
 
-def measure(name, cfg, settings):
+def measure_model(name, cfg, settings):
   """Everything about a model, ready for JSON; bytes, operations, tokens.
 
   A twin that is not defined (no attention, or no recurrent layer) is null, and
   so is what is compared with it.
   """
-  parameters, width = calc.parameters(cfg), BITS[settings.dtype] // 8
+  parameters, width = calc.count_parameters(cfg), BITS[settings.dtype] // 8
   record = {
     'name': name,
-    'layers': kinds(cfg),
+    'layers': count_kinds(cfg),
     'd_model': cfg.d_model,
     'parameters': parameters,
-    'active_parameters': calc.active_parameters(cfg),
+    'active_parameters': calc.count_active_parameters(cfg),
     'weight_bytes': parameters * width,
-    'cache': cache(cfg, settings),
-    'flops_per_token': flops(cfg, settings),
-    'all_attention': _twin(cfg, calc.all_attention_twin, settings),
-    'all_recurrent': _twin(cfg, calc.recurrent_twin, settings),
+    'cache': measure_cache(cfg, settings),
+    'flops_per_token': measure_flops(cfg, settings),
+    'all_attention': _twin(cfg, calc.make_attention_twin, settings),
+    'all_recurrent': _twin(cfg, calc.make_recurrent_twin, settings),
     'saved': None,
     'saved_in_the_limit': None,
     'break_even': None,
   }
   if record['all_attention']:
-    how = settings.batch, settings.dtype, settings.state_dtype
+    cache_settings = settings.batch, settings.dtype, settings.state_dtype
     record |= {
-      'saved': [calc.saved(cfg, n, *how) for n in settings.contexts],
-      'saved_in_the_limit': calc.saved(cfg, None, *how),
-      'break_even': calc.break_even(cfg, *how),
+      'saved': [
+        calc.compute_saving(cfg, n, *cache_settings) for n in settings.contexts
+      ],
+      'saved_in_the_limit': calc.compute_saving(cfg, None, *cache_settings),
+      'break_even': calc.find_break_even(cfg, *cache_settings),
     }
   return record
 
@@ -59,18 +61,19 @@ def _twin(cfg, make, settings):
   except ValueError:
     return None
   return {
-    'cache': cache(twin, settings), 'flops_per_token': flops(twin, settings)
-  }  # fmt: skip
+    'cache': measure_cache(twin, settings),
+    'flops_per_token': measure_flops(twin, settings),
+  }
 
 
-def cache(cfg, settings):
+def measure_cache(cfg, settings):
   """Bytes of the cache: by mixer and part, and in all. Of each: what a token
   more adds beyond the longest context, what no token takes, the sum at every
   context."""
   last = max(settings.contexts)
   places = (0, *settings.contexts, last, last + 1)
   at = [
-    calc.cache_parts(cfg, n, settings.batch, settings.dtype,
+    calc.count_cache_parts(cfg, n, settings.batch, settings.dtype,
                      settings.state_dtype)
     for n in places
   ]  # fmt: skip
@@ -91,20 +94,20 @@ def cache(cfg, settings):
   }
 
 
-def flops(cfg, settings):
+def measure_flops(cfg, settings):
   """Operations of one token at every context."""
   return {
-    'forward': [calc.flops_per_token(cfg, n) for n in settings.contexts],
-    'decode': [calc.decode_flops_per_token(cfg, n) for n in settings.contexts],
+    'forward': [calc.count_flops(cfg, n) for n in settings.contexts],
+    'decode': [calc.count_decoding_flops(cfg, n) for n in settings.contexts],
   }
 
 
-def as_json(records, settings):
+def format_json(records, settings):
   tree = {'settings': settings._asdict(), 'models': records}
   return json.dumps(tree, indent=2, allow_nan=False) + '\n'
 
 
-def text(records, settings):
+def format_text(records, settings):
   """The tables of every model, and of several side by side."""
   parts = [_model(record, settings) for record in records]
   if len(records) > 1:
@@ -112,7 +115,7 @@ def text(records, settings):
   return '\n\n'.join(parts)
 
 
-def size(n):
+def format_size(n):
   """'842.0 MiB'"""
   power = min(4, max(0, (max(n, 1).bit_length() - 1) // 10))
   if not power:
@@ -122,17 +125,17 @@ def size(n):
   return f'{tenths / 10:.1f} {("KiB", "MiB", "GiB", "TiB")[power - 1]}'
 
 
-def kinds(cfg):
+def count_kinds(cfg):
   """{'GatedDeltaNet': 36, 'Attention': 12}"""
-  return dict(collections.Counter(calc.kind(x.mixer) for x in cfg.layers))
+  return dict(collections.Counter(calc.name_kind(x.mixer) for x in cfg.layers))
 
 
-def pattern(layers):
-  """'36 GatedDeltaNet + 12 Attention' of what `kinds` returns."""
+def format_kinds(layers):
+  """'36 GatedDeltaNet + 12 Attention' of what `count_kinds` returns."""
   return ' + '.join(f'{n} {kind}' for kind, n in layers.items())
 
 
-def verdict(record):
+def describe_saving(record):
   """In words what the model saves against all attention."""
   if record['all_attention'] is None:
     return 'No attention layer: the cache does not grow with the context.'
@@ -156,15 +159,20 @@ def _model(record, settings):
   if record['active_parameters'] != record['parameters']:
     active = f', {record["active_parameters"]:,} of them work on a token'
   lines = [
-    f'{record["name"]}: {pattern(record["layers"])}',
+    f'{record["name"]}: {format_kinds(record["layers"])}',
     f'  {record["parameters"]:,} parameters{active}',
-    f'  {size(record["weight_bytes"])} of weights in {settings.dtype}',
+    f'  {format_size(record["weight_bytes"])} of weights in {settings.dtype}',
     '',
     f'  Cache of {batch} in {settings.dtype}, states in {settings.state_dtype}',
     line('', 'B / token', 'constant', map(count, contexts)),
   ]  # fmt: skip
   row = lambda label, x: lines.append(
-    line(label, count(x['per_token']), count(x['constant']), map(size, x['at']))
+    line(
+      label,
+      count(x['per_token']),
+      count(x['constant']),
+      map(format_size, x['at']),
+    )  # fmt: skip
   )
   for kind, parts in record['cache']['parts'].items():
     for part, x in parts.items():
@@ -176,12 +184,12 @@ def _model(record, settings):
   if twins:
     share = [f'{x:.1%}' for x in record['saved']]
     lines.append(line('saved', '', '', share))
-  lines += ['', f'  {verdict(record)}', '', '  GFLOP of a token']
+  lines += ['', f'  {describe_saving(record)}', '', '  GFLOP of a token']
   for way, name in (('forward', 'prefill'), ('decode', 'decoding')):
-    for label, found in (
+    for label, entry in (
       ('', record), *((f', {x}', record[key]) for key, x in twins.items())
     ):  # fmt: skip
-      values = (f'{x / 1e9:,.2f}' for x in found['flops_per_token'][way])
+      values = (f'{x / 1e9:,.2f}' for x in entry['flops_per_token'][way])
       lines.append(line(name + label, '', '', values))
   return '\n'.join(x.rstrip() for x in lines)
 
@@ -202,7 +210,7 @@ def _beside(records, settings):
   add('cache, B / token', lambda x: number(total(x)['per_token']))
   add('cache, constant B', lambda x: number(total(x)['constant']))
   for i, n in enumerate(settings.contexts):
-    add(f'cache at {n:,}', lambda x, i=i: size(total(x)['at'][i]))
+    add(f'cache at {n:,}', lambda x, i=i: format_size(total(x)['at'][i]))
   for i, n in enumerate(settings.contexts):
     of = lambda x, i=i: share(x['saved'] and x['saved'][i])
     add(f'saved at {n:,}', of)
@@ -215,36 +223,32 @@ def _beside(records, settings):
   return '\n'.join(lines)
 
 
-def plot(cfgs, settings, path):
+def draw_cache(cfgs, settings, path):
   """Draws cache against context for every (name, ModelConfig): all attention,
   the model, all recurrent; the break-even marked."""
-  import matplotlib
+  from deltanet_jax.lab import plots
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-
-  figure, panels = pyplot.subplots(
-    1, len(cfgs), figsize=(1 + 5.2 * len(cfgs), 4.8), sharey=True,
-    layout='constrained', squeeze=False,
-  )  # fmt: skip
-  how = settings.batch, settings.dtype, settings.state_dtype
+  figure, panels = plots.make_figure(
+    (1 + 5.2 * len(cfgs), 4.8), len(cfgs), share_y=True
+  )
+  cache_settings = settings.batch, settings.dtype, settings.state_dtype
   top = max(2**20, *settings.contexts)
   steps = 4 * int(math.log2(top / 64))
   contexts = [round(64 * 2 ** (i / 4)) for i in range(steps + 1)]
-  for axes, (name, cfg) in zip(panels[0], cfgs, strict=True):
-    for label, colour, model in lines(cfg):
-      sizes = [calc.total_bytes(model, n, *how) for n in contexts]
-      axes.plot(
-        contexts, sizes, color=colour, lw=2 if label == 'model' else 1.3
-      )
+  for axes, (name, cfg) in zip(panels, cfgs, strict=True):
+    for label, color, model in list_lines(cfg):
+      sizes = [
+        calc.count_total_bytes(model, n, *cache_settings) for n in contexts
+      ]
+      axes.plot(contexts, sizes, color=color, lw=2 if label == 'model' else 1.3)
       axes.annotate(
         label, (contexts[-1], sizes[-1]), (6, 0), textcoords='offset points',
-        color=colour, va='center', fontsize=9,
+        color=color, va='center', fontsize=9,
       )  # fmt: skip
-    both = calc.first(cfg, recurrent=True) and calc.first(cfg, recurrent=False)
-    cross = calc.break_even(cfg, *how) if both else None
+    both = all(calc.find_mixer(cfg, recurrent=x) for x in (True, False))
+    cross = calc.find_break_even(cfg, *cache_settings) if both else None
     if cross:
-      there = cross, calc.total_bytes(cfg, cross, *how)
+      there = cross, calc.count_total_bytes(cfg, cross, *cache_settings)
       axes.plot(*there, 'o', color='0.2', ms=5)
       axes.annotate(
         f'{cross:,} tokens', there, (8, -10), textcoords='offset points',
@@ -252,23 +256,21 @@ def plot(cfgs, settings, path):
       )  # fmt: skip
     axes.set(title=name, xscale='log', yscale='log', xlabel='tokens')
     axes.set_xlim(contexts[0], contexts[-1])
-    axes.grid(alpha=0.25)
-    axes.spines[['top', 'right']].set_visible(False)
-  panels[0][0].set_ylabel('bytes of cache')
+    plots.style_axes(axes)
+  panels[0].set_ylabel('bytes of cache')
   figure.suptitle(
     f'batch {settings.batch}, {settings.dtype}, states {settings.state_dtype}',
     fontsize=10,
   )
-  figure.savefig(path, dpi=130)
-  pyplot.close(figure)
+  plots.save_figure(figure, path)
 
 
-def lines(cfg):
-  """(label, colour, ModelConfig) of the lines of a plot."""
-  attention = calc.first(cfg, recurrent=False)
-  recurrent = calc.first(cfg, recurrent=True)
+def list_lines(cfg):
+  """(label, color, ModelConfig) of the lines of a plot."""
+  attention = calc.find_mixer(cfg, recurrent=False)
+  recurrent = calc.find_mixer(cfg, recurrent=True)
   if attention and recurrent:
-    yield 'all attention', '#b3541e', calc.all_attention_twin(cfg)
+    yield 'all attention', '#b3541e', calc.make_attention_twin(cfg)
   yield 'model', '#1f6f78', cfg
   if attention and recurrent:
-    yield 'all recurrent', '0.45', calc.recurrent_twin(cfg)
+    yield 'all recurrent', '0.45', calc.make_recurrent_twin(cfg)

@@ -69,7 +69,7 @@ ENVIRONMENT = {
 
 def main():
   """The command."""
-  command.run(_main, config.from_argv)
+  command.run_command(_main, config.parse_argv)
 
 
 def _main(experiment):
@@ -78,17 +78,17 @@ def _main(experiment):
       'no --topology given; name a chip and the sides of a slice, as'
       ' --topology=v5p:4x4x8'
     )
-  topology = chips.parse(TOPOLOGY.value, SLICES.value)
+  topology = chips.parse_topology(TOPOLOGY.value, SLICES.value)
   _check_flags()
   experiment = _filled(experiment, topology)
   chips.check_mesh(experiment.mesh, topology)
-  path = command.output(JSON)
+  path = command.check_output(JSON)
   _check_libtpu()
   os.environ.update(ENVIRONMENT)
-  from deltanet_jax.config.files import json_text, write_text
+  from deltanet_jax.config.files import format_json, write_text
   from deltanet_jax.lab.dryrun import report, run
 
-  record = run.run(
+  record = run.run_dryrun(
     experiment,
     topology,
     OF.value,
@@ -97,15 +97,15 @@ def _main(experiment):
     WEIGHTS.value,
     say=lambda line: print(line, file=sys.stderr, flush=True),
   )
-  print(report.text(record, topology))
+  print(report.format_text(record, topology))
   if path:
-    write_text(path, json_text(record))
+    write_text(path, format_json(record))
   return 0 if record['fits'] else 1
 
 
 def _filled(experiment, topology):
   try:
-    mesh = experiment.mesh.filled(topology.devices)
+    mesh = experiment.mesh.fill(topology.devices)
     return dataclasses.replace(experiment, mesh=mesh)
   except ValueError as error:
     raise ConfigError(str(error)) from error

@@ -8,7 +8,7 @@ from deltanet_jax.lab.dryrun.chips import GIB
 ROOM = 0.95
 
 
-def advice(experiment, record):
+def give_advice(experiment, record):
   """Sentences, the most useful first; sizes in them are estimates."""
   memory = record['memory']
   if record['of'] == 'train':
@@ -25,7 +25,7 @@ def _train(experiment, record, memory):
   have = ROOM * memory['available']
   fixed = memory['total'] - memory['temporaries']
   # a gradient for every parameter is there whatever the batch is
-  state = held['parameters'] + held['optimiser'] + held['parameters']
+  state = held['parameters'] + held['optimizer'] + held['parameters']
   if fixed + held['parameters'] >= have:
     return _split_weights(experiment, state, have)
   left = have - fixed - held['parameters']
@@ -36,29 +36,29 @@ def _train(experiment, record, memory):
 def _split_weights(experiment, state, have):
   mesh = experiment.mesh
   times = _power(state / (0.7 * have))
-  said = (
-    f'parameters, optimiser state and gradients take {_gib(state)} of'
+  sentence = (
+    f'parameters, optimizer state and gradients take {_gib(state)} of'
     f' {_gib(have)} on every device: split them over {times} times as many'
   )
   copies = mesh.data
   if copies >= times:
     return [
-      f'{said}, which hold copies now: --config.mesh.data={copies // times}'
+      f'{sentence}, which hold copies now: --config.mesh.data={copies // times}'
       f' --config.mesh.fsdp={mesh.fsdp * times}'
     ]
   rows = mesh.replica * mesh.data * mesh.expert * mesh.fsdp * times
   parts = experiment.optim.accumulate
   batch = experiment.data.batch
-  said += (
+  sentence += (
     f' devices: --config.mesh.fsdp={mesh.fsdp * times} on a topology {times}'
     ' times as large'
   )
   if batch % (rows * parts):
-    said += (
+    sentence += (
       f', with --config.data.batch a multiple of {rows * parts} (or'
       f' --config.mesh.tensor={mesh.tensor * times} for the batch as it is)'
     )
-  return [said]
+  return [sentence]
 
 
 def _split_work(experiment, moving, left):
@@ -67,9 +67,9 @@ def _split_work(experiment, moving, left):
   devices = mesh.replica * mesh.data * mesh.fsdp * mesh.expert
   rows = data.batch // devices // parts
   times = moving / left
-  found = []
+  sentences = []
   if experiment.model.remat != 'full':
-    found.append(
+    sentences.append(
       f'--config.model.remat=full: activations are kept for every layer'
       f' (remat is {experiment.model.remat!r}) and temporaries take'
       f' {_gib(moving)} where {_gib(left)} are left'
@@ -77,7 +77,7 @@ def _split_work(experiment, moving, left):
   fewer = [k for k in range(2, rows + 1) if rows % k == 0]
   enough = next((k for k in fewer if k >= times), fewer[-1] if fewer else 1)
   if enough > 1:
-    found.append(
+    sentences.append(
       f'--config.optim.accumulate={parts * enough}: {rows // enough} rows of'
       f' {data.seq_len:,} tokens on a device at once in place of {rows};'
       f' temporaries of activations are then about {_gib(moving / enough)} and'
@@ -85,10 +85,10 @@ def _split_work(experiment, moving, left):
     )
   spans = _power(times / enough)
   if spans == 1:
-    return found
+    return sentences
   if mesh.fsdp % spans == 0 and data.seq_len % (mesh.seq * spans) == 0:
     # the same devices: what no longer splits rows splits time
-    found.append(
+    sentences.append(
       f'--config.mesh.fsdp={mesh.fsdp // spans}'
       f' --config.mesh.seq={mesh.seq * spans}'
       f' --config.optim.accumulate={parts * enough * spans}: a row of'
@@ -96,36 +96,36 @@ def _split_work(experiment, moving, left):
       f' {_gib(moving / enough / spans)} of temporaries on each'
     )
   else:
-    found.append(
+    sentences.append(
       f'rows of {data.seq_len // spans:,} tokens with --config.data.seq_len, or'
       f' {spans} times as many devices along --config.mesh.seq'
     )
-  return found
+  return sentences
 
 
 def _generate(record, memory):
   held, have = memory['held'], ROOM * memory['available']
-  found = []
+  sentences = []
   if held['cache'] > held['parameters']:
     left = have - (memory['total'] - held['cache'])
     if left > 0:
-      found.append(
+      sentences.append(
         f'the cache takes {_gib(held["cache"])} a device and {_gib(left)} are'
         f' left for it: divide --batch or --context by'
         f' {_power(held["cache"] / left)}'
       )
     else:
-      found.append('fewer sequences with --batch, or a shorter --context')
+      sentences.append('fewer sequences with --batch, or a shorter --context')
   times = _power(memory['total'] / have)
-  found.append(
+  sentences.append(
     f'parameters take {_gib(held["parameters"])} a device: split everything'
     f' over {times} times as many with --config.mesh.tensor'
   )
   if record['weights'] == 'float32':
-    found.append(
+    sentences.append(
       '--weights=bfloat16, as released weights are read, halves them'
     )
-  return found
+  return sentences
 
 
 def _power(x):

@@ -19,7 +19,7 @@ class Network:
   seconds: float
 
 
-def network(collectives, topology, places):
+def time_networks(collectives, topology, places):
   """[Network], the longest first.
 
   places: the coordinates of the devices of one slice in the order of the mesh
@@ -36,8 +36,8 @@ def network(collectives, topology, places):
     row = sums[x.kind, n]
     for i, value in enumerate((1, x.bytes, sent, sent / rate)):
       row[i] += x.times * value
-  found = [Network(*key, *row) for key, row in sums.items()]
-  return sorted(found, key=lambda x: -x.seconds)
+  networks = [Network(*key, *row) for key, row in sums.items()]
+  return sorted(networks, key=lambda x: -x.seconds)
 
 
 def _sent(kind, size, n):
@@ -55,9 +55,11 @@ def _sent(kind, size, n):
 
 def _axes(group, places):
   """The axes of the slice along which a group of devices extends."""
-  some = [places[i] for i in group] if group else places
+  corners = [places[i] for i in group] if group else places
   return tuple(
-    axis for axis in range(len(some[0])) if len({p[axis] for p in some}) > 1
+    axis
+    for axis in range(len(corners[0]))
+    if len({p[axis] for p in corners}) > 1
   )
 
 
@@ -86,7 +88,7 @@ class Bound:
     return max(names, key=names.get)
 
 
-def bound(topology, flops, traffic, networks):
+def compute_bound(topology, flops, traffic, networks):
   """The Bound of a program.
 
   flops: of all devices   traffic: bytes of HBM that one device moves

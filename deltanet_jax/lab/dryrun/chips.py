@@ -99,7 +99,7 @@ class Topology:
     return links * self.chip.link_rate / self.chip.devices
 
 
-def parse(text, slices=1):
+def parse_topology(text, slices=1):
   """The Topology of 'v5p:4x4x8'.
 
   Raises:
@@ -111,26 +111,28 @@ def parse(text, slices=1):
       f'--topology={text}: give a chip of {", ".join(CHIPS)} and the sides of'
       ' a slice, as v5e:16x16 or v5p:4x4x8'
     )
-  found = Topology(kind, tuple(map(int, sides.split('x'))), slices)
-  pod = found.chip.pod
+  topology = Topology(kind, tuple(map(int, sides.split('x'))), slices)
+  pod = topology.chip.pod
   example = f'{kind}:{"x".join(["4"] * len(pod))}'
-  if len(found.sides) != len(pod):
+  if len(topology.sides) != len(pod):
     raise ConfigError(
       f'--topology={text}: a slice of {kind} has {len(pod)} sides, as {example}'
     )
-  if any(side % least for side, least in zip(found.sides, HOST, strict=False)):
+  if any(
+    side % least for side, least in zip(topology.sides, HOST, strict=False)
+  ):
     raise ConfigError(
       f'--topology={text}: hosts have 2x2 chips; make the first two sides'
       f' even, as in {example}'
     )
-  if 0 in found.sides or any(
-    a > b for a, b in zip(sorted(found.sides), sorted(pod), strict=True)
+  if 0 in topology.sides or any(
+    a > b for a, b in zip(sorted(topology.sides), sorted(pod), strict=True)
   ):
     raise ConfigError(
       f'--topology={text}: the largest slice of {kind} is'
       f' {"x".join(map(str, pod))}; take several with --slices'
     )
-  return found
+  return topology
 
 
 def check_mesh(mesh, topology):
@@ -144,7 +146,7 @@ def check_mesh(mesh, topology):
   have, need = math.prod(sizes.values()), topology.devices
   if have == need:
     return
-  said = ' x '.join(f'{a} {n}' for a, n in sizes.items() if n > 1) or 'of one'
+  axes = ' x '.join(f'{a} {n}' for a, n in sizes.items() if n > 1) or 'of one'
   others = have // mesh.fsdp
   change = (
     f'--config.mesh.fsdp={need // others}'
@@ -153,6 +155,6 @@ def check_mesh(mesh, topology):
   )
   where = f'{topology.slices} x ' if topology.slices > 1 else ''
   raise ConfigError(
-    f'mesh {said} is {have} devices and {where}{topology.name} has {need}; set'
+    f'mesh {axes} is {have} devices and {where}{topology.name} has {need}; set'
     f' {change}'
   )

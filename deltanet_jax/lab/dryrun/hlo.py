@@ -49,7 +49,7 @@ class Instruction(NamedTuple):
   literal: str  # between the parentheses
 
 
-class Program(NamedTuple):
+class HloProgram(NamedTuple):
   computations: dict  # name -> {name: Instruction} in order
   entry: str
 
@@ -71,7 +71,7 @@ class Collective(NamedTuple):
   group: tuple  # the first group of devices; () where it is all or not told
 
 
-def parse(text):
+def parse_program(text):
   """The Program of a compiled module's text."""
   computations, entry, now = {}, None, None
   for line in text.splitlines():
@@ -83,9 +83,9 @@ def parse(text):
     elif line.startswith('}'):
       now = None
     elif name := _NAME.match(line):
-      found = _instruction(name[2], line[name.end() :], bool(name[1]))
-      now[found.name] = found
-  return Program(computations, entry)
+      instruction = _instruction(name[2], line[name.end() :], bool(name[1]))
+      now[instruction.name] = instruction
+  return HloProgram(computations, entry)
 
 
 def _instruction(name, text, root):
@@ -103,68 +103,70 @@ def _instruction(name, text, root):
 def _closing(text):
   """Where the parenthesis that opens the text closes."""
   depth = 0
-  for found in re.finditer(r'[()]', text):
-    depth += 1 if found[0] == '(' else -1
+  for match in re.finditer(r'[()]', text):
+    depth += 1 if match[0] == '(' else -1
     if not depth:
-      return found.start()
+      return match.start()
   raise ValueError(f'no end of {text[:80]!r}')
 
 
 def _arrays(text):
-  found = []
+  arrays = []
   for kind, bits, sizes, layout in _ARRAY.findall(text):
     shape = tuple(map(int, filter(None, sizes.split(','))))
     # pred has a byte an element; token and opaque have no size
     width = int(bits) / 8 if bits else kind == 'pred'
     fast = re.search(r'S\([1-9]', layout) is not None
-    found.append(Array(shape, math.ceil(width * math.prod(shape)), fast))
-  return tuple(found)
+    arrays.append(Array(shape, math.ceil(width * math.prod(shape)), fast))
+  return tuple(arrays)
 
 
-def steps(program):
+def list_steps(program):
   """Every Step, in no particular order; those of a fusion too."""
   yield from _steps(program, program.entry, program.entry, 1)
 
 
 def _steps(program, name, home, times):
-  for found in program.computations[name].values():
-    yield Step(found, name, home, times)
-    if found.op == 'while':
-      runs = trips(program, found, program.computations[name])
+  for instruction in program.computations[name].values():
+    yield Step(instruction, name, home, times)
+    if instruction.op == 'while':
+      runs = count_trips(program, instruction, program.computations[name])
       times_body = times * (1 if runs is None else runs)
-    for how, to in called(found):
-      if how == 'condition' or to not in program.computations:
+    for link, target in list_called(instruction):
+      if link == 'condition' or target not in program.computations:
         continue
-      if found.op == 'conditional' and _rare(program.computations[to]):
+      if instruction.op == 'conditional' and _rare(
+        program.computations[target]
+      ):
         continue
       # a reduction's function works on single elements
-      if how == 'to_apply' and found.op not in ('call', 'call-start'):
+      if link == 'to_apply' and instruction.op not in ('call', 'call-start'):
         continue
-      inner = home if found.op == 'fusion' else to
-      often = times_body if found.op == 'while' else times
-      yield from _steps(program, to, inner, often)
+      inner = home if instruction.op == 'fusion' else target
+      often = times_body if instruction.op == 'while' else times
+      yield from _steps(program, target, inner, often)
 
 
 def _rare(branch):
   return any(f'/{RARE}/' in x.text for x in branch.values())
 
 
-def called(instruction):
+def list_called(instruction):
   """(how, name) of every computation that an instruction runs."""
-  found = _CALLED.findall(instruction.text)
+  links = _CALLED.findall(instruction.text)
   for branches in _BRANCHES.findall(instruction.text):
-    found += [('calls', x.strip(' %')) for x in branches.split(',')]
-  return found
+    links += [('calls', x.strip(' %')) for x in branches.split(',')]
+  return links
 
 
-def trips(program, loop, around):
+def count_trips(program, loop, around):
   """How often a while runs; None where the text does not tell."""
   known = re.search(r'known_trip_count[^\d]*(\d+)', loop.text)
   if known:
     return int(known[1])
-  names = dict(called(loop))
+  names = dict(list_called(loop))
   condition = program.computations[names['condition']]
-  last = root(condition)
+  last = find_root(condition)
   direction = re.search(r'direction=(\w+)', last.text)
   if last.op == 'compare' and direction:
     ends = [_constant(condition, x) for x in last.operands]
@@ -181,62 +183,62 @@ def trips(program, loop, around):
   return None
 
 
-def unknown_loops(text):
+def find_unknown_loops(text):
   """The names of loops that count once because nothing tells how often they
   run."""
-  program = parse(text)
+  program = parse_program(text)
   return sorted(
     x.name
     for around in program.computations.values()
     for x in around.values()
-    if x.op == 'while' and trips(program, x, around) is None
+    if x.op == 'while' and count_trips(program, x, around) is None
   )
 
 
 def _constant(computation, name):
-  found = computation.get(name)
-  if found is None or found.op != 'constant':
+  instruction = computation.get(name)
+  if instruction is None or instruction.op != 'constant':
     return None
-  return int(found.literal)
+  return int(instruction.literal)
 
 
 def _index(computation, name):
   """Which part of a loop's tuple a value of its condition is."""
-  found = computation[name]
-  while found.op in ('copy', 'bitcast'):
-    found = computation[found.operands[0]]
-  if found.op != 'get-tuple-element':
+  instruction = computation[name]
+  while instruction.op in ('copy', 'bitcast'):
+    instruction = computation[instruction.operands[0]]
+  if instruction.op != 'get-tuple-element':
     return None
-  return int(re.search(r'index=(\d+)', found.text)[1])
+  return int(re.search(r'index=(\d+)', instruction.text)[1])
 
 
 def _first(around, name, index):
   """What that part is before the loop: 0 unless it says otherwise."""
-  made = around.get(name)
-  if made is None or made.op != 'tuple':
+  before = around.get(name)
+  if before is None or before.op != 'tuple':
     return 0
-  found = around.get(made.operands[index])
-  while found is not None and found.op in ('copy', 'bitcast'):
-    found = around.get(found.operands[0])
-  return _constant(around, found.name) or 0 if found is not None else 0
+  part = around.get(before.operands[index])
+  while part is not None and part.op in ('copy', 'bitcast'):
+    part = around.get(part.operands[0])
+  return _constant(around, part.name) or 0 if part is not None else 0
 
 
 # ------------------------------------------------------------- collectives
 
 
-def collectives(text):
+def find_collectives(text):
   """Every Collective of a compiled program's text.
 
   A transfer that a TPU's compiler spread over several fusions, so that other
   work hides it, stands in each of them and counts once.
   """
-  program = parse(text)
-  found, seen = [], set()
-  for step in steps(program):
+  program = parse_program(text)
+  collectives, seen = [], set()
+  for step in list_steps(program):
     x = step.instruction
     kind = x.op.removesuffix('-start')
     if kind == 'send' and 'xla_megascale' in x.text:
-      found.append(_sent(x, step.times))
+      collectives.append(_sent(x, step.times))
       continue
     if kind not in KINDS:
       continue
@@ -248,30 +250,30 @@ def collectives(text):
     arrays = _result(x)
     if kind == 'ragged-all-to-all':
       # room for all rows of all, while a device sends no more than it has
-      arrays = (least(program.computations[step.computation], x),)
+      arrays = (find_smaller(program.computations[step.computation], x),)
     if kind == 'all-reduce' and 'reduce-scatter' in step.computation:
       kind, arrays = (
         'reduce-scatter',
-        root(program.computations[step.computation]).arrays,
+        find_root(program.computations[step.computation]).arrays,
       )
-    found.append(
+    collectives.append(
       Collective(
         kind,
         tuple(a.shape for a in arrays),
         sum(a.bytes for a in arrays),
         step.times,
-        group(x.text),
+        parse_group(x.text),
       )
     )
-  return found
+  return collectives
 
 
-def root(computation):
+def find_root(computation):
   """The instruction whose value a computation returns."""
   return next(x for x in computation.values() if x.root)
 
 
-def least(around, x):
+def find_smaller(around, x):
   """The smaller array of those that an exchange reads and writes into."""
   both = (around[name].arrays[0] for name in x.operands[:2])
   return min(both, key=lambda a: a.bytes)
@@ -287,13 +289,14 @@ def _result(x):
 
 
 def _sent(x, times):
-  how = re.search(r'_xla_megascale_transfer_type="(\w+)"', x.text)
+  transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', x.text)
   array = x.arrays[0]
-  kind = f'{BETWEEN}: {how[1].lower().replace("_", "-") if how else "send"}'
+  way = transfer[1].lower().replace('_', '-') if transfer else 'send'
+  kind = f'{BETWEEN}: {way}'
   return Collective(kind, (array.shape,), array.bytes, times, ())
 
 
-def group(text):
+def parse_group(text):
   """The first group of devices of a collective, by place in the mesh."""
   if pairs := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', text):
     return tuple(map(int, pairs.groups()))

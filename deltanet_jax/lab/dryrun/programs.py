@@ -44,13 +44,13 @@ class Lowered(NamedTuple):
   held: dict  # bytes a device holds of each argument
 
 
-def train(experiment, mesh):
+def lower_training(experiment, mesh):
   """The training step, as `launch.train` runs it."""
   program = loop.make_program(experiment, mesh)
   data = experiment.data
   tokens = data.batch * data.seq_len
   # not under the mesh: its devices are not there to hold even a key
-  need = 3 * tokens * calc.flops_per_token(experiment.model, data.seq_len)
+  need = 3 * tokens * calc.count_flops(experiment.model, data.seq_len)
   filled = _filled(
     experiment.model, mesh, tokens // experiment.optim.accumulate
   )
@@ -66,33 +66,33 @@ def train(experiment, mesh):
       filled,
       {
         'parameters': sharding.bytes_per_device(program.abstract.params),
-        'optimiser': sharding.bytes_per_device(program.abstract.opt_state),
+        'optimizer': sharding.bytes_per_device(program.abstract.opt_state),
         'batch': sharding.bytes_per_device(program.batch),
       },
     )
 
 
-def prefill(experiment, mesh, context, batch, weights):
+def lower_prefill(experiment, mesh, context, batch, weights):
   """The last piece of a prompt of `context` tokens, as `launch.generate` runs
   it. `runs` pieces are the prompt; attention's earlier ones are cheaper, since
   they skip the slots that are not written yet."""
   piece = min(context, room.PIECE)
-  found = _advance(experiment, mesh, context, batch, weights, piece)
+  program = _advance(experiment, mesh, context, batch, weights, piece)
   runs = -(-context // piece)
-  need = batch * context * calc.flops_per_token(experiment.model, context)
+  need = batch * context * calc.count_flops(experiment.model, context)
   what = f'prefill of {batch} x {context:,} tokens, {piece:,} at a time'
   # that count has the output head at every token, a piece at its last alone
-  need = min(need / runs, found.flops)
-  return found._replace(what=what, model_flops=need, runs=runs)
+  need = min(need / runs, program.flops)
+  return program._replace(what=what, model_flops=need, runs=runs)
 
 
-def decode(experiment, mesh, context, batch, weights):
+def lower_decoding(experiment, mesh, context, batch, weights):
   """One token of each sequence, the last of `context`, as `launch.generate`
   runs it."""
-  found = _advance(experiment, mesh, context, batch, weights, 1)
-  need = batch * calc.decode_flops_per_token(experiment.model, context)
+  program = _advance(experiment, mesh, context, batch, weights, 1)
+  need = batch * calc.count_decoding_flops(experiment.model, context)
   what = f'decoding {batch} x 1 token in a cache of {context:,}'
-  return found._replace(what=what, model_flops=need)
+  return program._replace(what=what, model_flops=need)
 
 
 def _filled(cfg, mesh, tokens):

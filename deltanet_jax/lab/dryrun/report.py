@@ -5,8 +5,8 @@ from deltanet_jax.lab.dryrun.chips import GIB
 _PARTS = 'arguments', 'outputs', 'aliased', 'temporaries', 'program'
 
 
-def text(record, topology):
-  """The page of one record of `run.run`."""
+def format_text(record, topology):
+  """The page of one record of `run.run_dryrun`."""
   mesh = ', '.join(f'{axis} {n}' for axis, n in record['mesh'].items())
   lines = [
     record['program'],
@@ -41,14 +41,14 @@ def _memory(memory):
 
 
 def _collectives(record):
-  found = record['collectives']
-  if not found:
+  collectives = record['collectives']
+  if not collectives:
     return ['No collectives.']
   lines = [
     f'{"Collectives of a device":<34}{"devices":>8}{"count":>8}'
     f'{"result, MiB":>13}{"sent, MiB":>11}{"ms":>10}'
   ]
-  for x in found:
+  for x in collectives:
     lines.append(
       f'  {x["kind"]:<32}{x["devices"]:>8}{x["count"]:>8}'
       f'{x["bytes"] / 2**20:>13,.1f}{x["sent"] / 2**20:>11,.1f}'
@@ -95,10 +95,10 @@ def _verdict(record):
     )
   step, runs = record['step_seconds'], record['runs']
   rate = record['tokens'] / step
-  said = (
+  sentence = (
     f'Fits. Bound by {record["bound"]["limit"]}: at best {1e3 * step:,.4g} ms,'
     f' {rate:,.0f} tokens a second, MFU {100 * record["mfu"]:.3g}%'
   )
   if runs > 1:
-    said += f'; {runs} of these for the whole prompt, {runs * step:,.3g} s'
-  return said
+    sentence += f'; {runs} of these for the whole prompt, {runs * step:,.3g} s'
+  return sentence

@@ -14,7 +14,7 @@ from deltanet_jax.parallel import sharding
 OF = 'train', 'prefill', 'decode'
 
 
-def run(experiment, topology, of, context, batch, weights, say):
+def run_dryrun(experiment, topology, of, context, batch, weights, say):
   """What `launch.dryrun` prints, as a dict for JSON.
 
   of: one of OF   context, batch, weights: of prefill and decode
@@ -32,9 +32,12 @@ def run(experiment, topology, of, context, batch, weights, say):
     raise ConfigError(str(error)) from error
   clock = time.monotonic()
   if of == 'train':
-    lowered = programs.train(experiment, mesh)
+    lowered = programs.lower_training(experiment, mesh)
   else:
-    make = {'prefill': programs.prefill, 'decode': programs.decode}[of]
+    make = {
+      'prefill': programs.lower_prefill,
+      'decode': programs.lower_decoding,
+    }[of]
     lowered = make(experiment, mesh, context, batch, weights)
   lower = time.monotonic() - clock
   say(f'{lowered.what}: lowered in {lower:.1f} s, compiling for {topology}')
@@ -61,7 +64,9 @@ def run(experiment, topology, of, context, batch, weights, say):
   if compiled is not None:
     _work(record, compiled, lowered, topology, mesh)
   record['fits'] = record['memory']['total'] <= record['memory']['available']
-  record['advice'] = [] if record['fits'] else advice.advice(experiment, record)
+  record['advice'] = (
+    [] if record['fits'] else advice.give_advice(experiment, record)
+  )
   return record
 
 
@@ -78,33 +83,33 @@ def _compile(lowered):
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
-def refused_bytes(text, arguments):
+def parse_refused_bytes(text, arguments):
   """The bytes that the compiler asks for in the message by which it refuses: it
   names those of temporaries alone, or those of all."""
   size = r'([\d.]+)([KMGT]?)'
   of = lambda x: int(float(x[1]) * _UNITS[x[2]])
-  if found := re.search(rf'temporaries \({size}\)', text):
-    return arguments + of(found)
-  if found := re.search(rf'(?:Used|hbm requirement) {size}', text):
-    return max(arguments, of(found))
+  if match := re.search(rf'temporaries \({size}\)', text):
+    return arguments + of(match)
+  if match := re.search(rf'(?:Used|hbm requirement) {size}', text):
+    return max(arguments, of(match))
   raise ValueError(f'no size in {text!r}')
 
 
 def _memory(compiled, refused, lowered, topology):
   """Bytes on one device."""
   chip = topology.chip
-  found = {'available': chip.hbm / chip.devices, 'held': lowered.held}
+  sizes = {'available': chip.hbm / chip.devices, 'held': lowered.held}
   if compiled is None:
     arguments = sum(lowered.held.values())
-    total = refused_bytes(refused, arguments)
-    return found | {
+    total = parse_refused_bytes(refused, arguments)
+    return sizes | {
       'arguments': arguments,
       'temporaries': total - arguments,
       'total': total,
       'refused': refused.splitlines()[0],
     }
   m = compiled.memory_analysis()
-  return found | {
+  return sizes | {
     'arguments': m.argument_size_in_bytes,
     'outputs': m.output_size_in_bytes,
     'aliased': m.alias_size_in_bytes,
@@ -122,16 +127,16 @@ def _work(record, compiled, lowered, topology, mesh):
   text = compiled.as_text()
   per_slice = topology.devices // topology.slices
   places = [tuple(d.coords) for d in mesh.devices.flat][:per_slice]
-  networks = bound.network(hlo.collectives(text), topology, places)
-  moved = traffic.of(text, lowered.filled)
-  found = bound.bound(topology, lowered.flops, moved, networks)
+  networks = bound.time_networks(hlo.find_collectives(text), topology, places)
+  moved = traffic.count_bytes(text, lowered.filled)
+  least = bound.compute_bound(topology, lowered.flops, moved, networks)
   peak = topology.chips * topology.chip.flops
   record['collectives'] = [vars(x) for x in networks]
   record['flops'] = {'model': lowered.model_flops, 'program': lowered.flops}
   record['hbm_bytes'] = moved
-  record['unknown_loops'] = hlo.unknown_loops(text)
+  record['unknown_loops'] = hlo.find_unknown_loops(text)
   record['runs'] = lowered.runs
   record['tokens'] = lowered.tokens
-  record['bound'] = vars(found) | {'limit': found.limit}
-  record['step_seconds'] = found.seconds
-  record['mfu'] = lowered.model_flops / (peak * found.seconds)
+  record['bound'] = vars(least) | {'limit': least.limit}
+  record['step_seconds'] = least.seconds
+  record['mfu'] = lowered.model_flops / (peak * least.seconds)

@@ -14,7 +14,7 @@ _SAME = ('bitcast', 'copy')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
-def of(text, filled=1):
+def count_bytes(text, filled=1):
   """Bytes of one run on one device.
 
   Every instruction reads its operands and writes its results once; of what is
@@ -23,9 +23,9 @@ def of(text, filled=1):
 
   filled: the share of a grouped product's rows that belong to a group
   """
-  program = hlo.parse(text)
+  program = hlo.parse_program(text)
   total = 0
-  for step in hlo.steps(program):
+  for step in hlo.list_steps(program):
     x = step.instruction
     if step.computation != step.home or x.op in _FREE:
       continue
@@ -47,7 +47,7 @@ def _moved(program, step, x, filled):
     size = min(a.bytes for a in x.arrays[:2])
     return size * sum(not a.fast for a in x.arrays[:2])
   if x.op.startswith('ragged-all-to-all'):
-    return 2 * _hbm((hlo.least(around, x),))
+    return 2 * _hbm((hlo.find_smaller(around, x),))
   if x.op == 'custom-call' and x.name.startswith('ragged-dot'):
     # rows are matrices; the groups' matrices are stacked
     arrays = [a for arrays in (x.arrays, *read) for a in arrays]
@@ -63,7 +63,9 @@ def _moved(program, step, x, filled):
 
 def _inlined(program, fusion):
   """A fusion's computation, with those that are fused within it written out."""
-  (name,) = [to for how, to in hlo.called(fusion) if how == 'calls']
+  (name,) = [
+    target for link, target in hlo.list_called(fusion) if link == 'calls'
+  ]
   flat = {}
   for x in program.computations[name].values():
     if x.op != 'fusion':
@@ -98,7 +100,7 @@ def _fused(inner, read, written):
       arrays = read[int(x.literal)] if int(x.literal) < len(read) else ()
       if _hbm(arrays):
         total += min(_hbm(arrays), _used(x, users, inner))
-  root = hlo.root(inner)
+  root = hlo.find_root(inner)
   parts = [inner[n] for n in root.operands] if root.op == 'tuple' else [root]
   if len(parts) != len(written):
     return total + _hbm(written)

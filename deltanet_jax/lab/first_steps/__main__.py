@@ -35,7 +35,7 @@ TIMES = 8  # values that one key gets
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):
@@ -47,9 +47,6 @@ def _main(taken):
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ConfigError(f'--out={out}: {error.strerror}') from error
-  import matplotlib
-
-  matplotlib.use('Agg')
   _by_hand(out)
   if STEPS.value:
     _trained(out)
@@ -61,7 +58,7 @@ def _by_hand(out):
 
   from deltanet_jax.lab.first_steps import first_steps
 
-  found = first_steps.overload(jax.random.key(SEED.value))
+  overloads = first_steps.measure_overload(jax.random.key(SEED.value))
   K, N = first_steps.WIDTH, first_steps.PAIRS
   print(f"""1. A state is a matrix
 
@@ -76,18 +73,18 @@ To read: S'k. We write random pairs one after the other and count the pairs of
 which what comes back is nearer to the right value than to any other.
 
   pairs written{'':10}{''.join(f'{n:>6}' for n in SHOWN)}""")
-  for rule, overload in found.items():
+  for rule, overload in overloads.items():
     for part in ('all', 'oldest', 'newest'):
       cells = ''.join(f'{overload.share(n, part):6.0%}' for n in SHOWN)
       label = part if part == 'all' else f'{part} quarter'
       print(f'  {rule:8}{label:15}{cells}')
   print()
-  for rule, overload in found.items():
+  for rule, overload in overloads.items():
     old, new = (overload.share(N, part) for part in ('oldest', 'newest'))
     print(f'With {N} pairs {rule} {_who_fails(old, new)}.')
   _exceptions()
   path = out / 'state.png'
-  first_steps.draw_state(found, path)
+  first_steps.draw_state(overloads, path)
   print(f'Every pair after every write: {path}')
 
 
@@ -107,8 +104,8 @@ def _exceptions():
 
   key = jax.random.key(SEED.value + 1)
   K = first_steps.WIDTH
-  right = first_steps.orthogonal_error(key)
-  again = first_steps.overwrite_error(key, TIMES)
+  right = first_steps.measure_orthogonal_error(key)
+  again = first_steps.measure_overwrite_error(key, TIMES)
   each = lambda errors: ', '.join(f'{r} {e:.1e}' for r, e in errors.items())
   print(f"""
 It is crowding that hurts, as keys that are not at right angles share room. Of

@@ -75,7 +75,7 @@ def write_one_by_one(rule, keys, values):
   return known(own / size), known(1.0 * (nearest == jnp.arange(N)))
 
 
-def random_pairs(key, draws, pairs, width):
+def make_pairs(key, draws, pairs, width):
   """Keys of length 1 and values, [draws,pairs,width] each."""
   k, v = jax.random.normal(key, (2, draws, pairs, width))
   return k / jnp.linalg.norm(k, axis=-1, keepdims=True), v
@@ -95,20 +95,20 @@ class Overload(NamedTuple):
     return float(cut[part].mean())
 
 
-def overload(key):
+def measure_overload(key):
   """{rule: Overload} of the same random pairs."""
-  keys, values = random_pairs(key, DRAWS, PAIRS, WIDTH)
+  keys, values = make_pairs(key, DRAWS, PAIRS, WIDTH)
   out = {}
   for rule in RULES:
-    found = jax.jit(functools.partial(write_one_by_one, rule))(keys, values)
-    out[rule] = Overload(*(np.asarray(x.mean(0)) for x in found))
+    pairs = jax.jit(functools.partial(write_one_by_one, rule))(keys, values)
+    out[rule] = Overload(*(np.asarray(x.mean(0)) for x in pairs))
   return out
 
 
-def orthogonal_error(key):
+def measure_orthogonal_error(key):
   """{rule: largest error} with as many pairs as the keys are wide, their keys
   at right angles."""
-  keys, values = random_pairs(key, DRAWS, WIDTH, WIDTH)
+  keys, values = make_pairs(key, DRAWS, WIDTH, WIDTH)
   keys = jnp.linalg.qr(keys)[0]
   return {
     rule: float(write_one_by_one(rule, keys, values)[0][:, -1].max())
@@ -116,9 +116,9 @@ def orthogonal_error(key):
   }
 
 
-def overwrite_error(key, times):
+def measure_overwrite_error(key, times):
   """{rule: mean error} of a key's newest value, after `times` values of it."""
-  keys, values = random_pairs(key, DRAWS, times, WIDTH)
+  keys, values = make_pairs(key, DRAWS, times, WIDTH)
   keys = jnp.broadcast_to(keys[:, :1], keys.shape)
   return {
     rule: float(write_one_by_one(rule, keys, values)[0][:, -1, -1].mean())
@@ -142,7 +142,7 @@ class Copier(NamedTuple):
     return f'{self.rule}, keys of {self.width}'
 
 
-def layer(rule, width, task, d_model):
+def make_model(rule, width, task, d_model):
   """The model: an embedding, one mixer with one head, an MLP, a head."""
   kind = {'delta': DeltaNetConfig, 'linear': LinearAttentionConfig}[rule]
   # both with a short convolution, by which a token knows the ones before it;
@@ -157,7 +157,7 @@ def train_copier(
   rule, width, task, *, steps, seed, show, d_model=64, batch=32, lr=1e-2
 ):
   """A `Copier`.   show: takes (steps done, loss), about ten times."""
-  model = HybridLM(layer(rule, width, task, d_model))
+  model = HybridLM(make_model(rule, width, task, d_model))
   data, test, start = jax.random.split(jax.random.key(seed), 3)
   params = sharding.init_params(model, start, sharding.make_mesh(MeshConfig()))
   rate = optax.warmup_cosine_decay_schedule(0, lr, steps // 10, steps, lr / 20)
@@ -190,9 +190,9 @@ def _judge(model, params, task, key, rows=1024):
   example = task.sample(key, rows)
   logits, _ = jax.jit(model.apply)({'params': params}, example.tokens)
   right = np.asarray(jnp.argmax(logits, -1) == example.targets)
-  asked = np.asarray(example.weights) > 0
+  questions = np.asarray(example.weights) > 0
   size, place = (np.asarray(example.slices[n]) for n in ('size', 'position'))
-  mean = lambda where: float(right[asked & where].mean())
+  mean = lambda where: float(right[questions & where].mean())
   sizes = sorted(task.sizes)
   last = size == sizes[-1]
   return (
@@ -204,14 +204,12 @@ def _judge(model, params, task, key, rows=1024):
 # ----------------------------------------------------------------------- plots
 
 
-def draw_state(found, path):
+def draw_state(overloads, path):
   """Error of every pair after every write, a panel a rule."""
-  from matplotlib import pyplot
+  from deltanet_jax.lab import plots
 
-  figure, axes = pyplot.subplots(
-    1, len(found), figsize=(10, 5), layout='constrained', sharey=True
-  )
-  for panel, (rule, overload) in zip(axes, found.items(), strict=True):
+  figure, axes = plots.make_figure((10, 5), len(overloads), share_y=True)
+  for panel, (rule, overload) in zip(axes, overloads.items(), strict=True):
     image = panel.imshow(
       overload.error.T, origin='lower', vmin=0, vmax=1.5, cmap='viridis',
       extent=(0.5, PAIRS + 0.5, 0.5, PAIRS + 0.5),
@@ -223,27 +221,24 @@ def draw_state(found, path):
   figure.colorbar(
     image, ax=axes, label="error of what is read, |S'k - v| / |v|"
   )
-  figure.savefig(path, dpi=130)
-  pyplot.close(figure)
+  plots.save_figure(figure, path)
 
 
 def draw_copiers(copiers, path):
   """Accuracy by the tokens to copy, and by position of the longest copy."""
-  from matplotlib import pyplot
+  from deltanet_jax.lab import plots
 
-  figure, (left, right) = pyplot.subplots(
-    1, 2, figsize=(11, 4.4), layout='constrained', sharey=True
-  )
+  figure, (left, right) = plots.make_figure((11, 4.4), 2, share_y=True)
   widths = sorted({c.width for c in copiers})
   for c in copiers:
     style = {
-      'color': f'C{widths.index(c.width)}', 'label': c.name,
+      'color': plots.PALETTE[widths.index(c.width)], 'label': c.name,
       'ls': '-' if c.rule == 'delta' else ':',
     }  # fmt: skip
     left.plot(*zip(*c.by_size.items(), strict=True), marker='o', ms=4, **style)
     right.plot(np.arange(1, len(c.by_position) + 1), c.by_position, **style)
   for i, width in enumerate(widths):
-    left.axvline(width, color=f'C{i}', lw=1, ls='--', alpha=0.5)
+    left.axvline(width, color=plots.PALETTE[i], lw=1, ls='--', alpha=0.5)
   sizes = list(copiers[0].by_size)
   left.set(xlabel='tokens to copy (dashed: width of the keys)', ylim=(0, 1.03))
   left.set_xscale('log', base=2)
@@ -252,10 +247,8 @@ def draw_copiers(copiers, path):
   right.set(xlabel=f'position among the {sizes[-1]} tokens to copy')
   right.legend(frameon=False)
   for axes in (left, right):
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
-  figure.savefig(path, dpi=130)
-  pyplot.close(figure)
+    plots.style_axes(axes)
+  plots.save_figure(figure, path)
 
 
 TASK = Copy(sizes=(4, 8, 16, 24, 32), symbols=16)

@@ -25,12 +25,12 @@ PNG = flags.DEFINE_string('png', None, 'Plot of capacity and recency.')
 
 def main():
   """The command."""
-  command.run(_main)
+  command.run_command(_main)
 
 
 def _main(taken):
   del taken
-  paths = {flag.name: command.output(flag) for flag in (JSON, PNG)}
+  paths = {flag.name: command.check_output(flag) for flag in (JSON, PNG)}
   import jax
 
   from deltanet_jax.config.files import write_text
@@ -42,18 +42,18 @@ def _main(taken):
     spent = time.monotonic() - start
     print(f'{spent:5.1f} s  {name}', file=sys.stderr, flush=True)
 
-  found = probes.find(FORM.value, tell)
+  results = probes.run_probes(FORM.value, tell)
   tell('done')
-  print(report.text(found))
+  print(report.format_text(results))
   if paths['json']:
     where = {
       'form': FORM.value,
       'jax': jax.__version__,
       'device': jax.devices()[0].device_kind,
     }
-    write_text(paths['json'], report.as_json(found, where))
+    write_text(paths['json'], report.format_json(results, where))
   if paths['png']:
-    report.plot(found, paths['png'])
+    report.draw_results(results, paths['png'])
   return 0
 
 

@@ -26,7 +26,7 @@ SWAPS = 2000
 SHARP = 64.0  # scale of the softmax: a cosine of 0.9 counts e^-6
 
 
-class Finding(NamedTuple):
+class ProbeResult(NamedTuple):
   """probe: what was done; rule; at: the size; what: of the value."""
 
   probe: str
@@ -36,22 +36,22 @@ class Finding(NamedTuple):
   value: float
 
 
-def find(form='recurrent', tell=lambda name: None):
+def run_probes(form='recurrent', tell=lambda name: None):
   """Every probe's findings. form: of `FORMS`; tell: called before each."""
-  found = []
+  results = []
   memories = _memories(form)
   for name, probe in {
-    'rebinding': lambda: rebinding(memories),
-    'overload': lambda: overload(memories),
-    'exact keys': lambda: geometry(memories),
-    'parity': lambda: parity(form),
-    'permutations': lambda: permutations(form),
-    'special cases': lambda: special_cases(form),
-    'cache': cache,
+    'rebinding': lambda: probe_rebinding(memories),
+    'overload': lambda: probe_overload(memories),
+    'exact keys': lambda: probe_geometry(memories),
+    'parity': lambda: probe_parity(form),
+    'permutations': lambda: probe_permutations(form),
+    'special cases': lambda: probe_special_cases(form),
+    'cache': probe_cache,
   }.items():
     tell(name)
-    found += probe()
-  return found
+    results += probe()
+  return results
 
 
 def _memories(form):
@@ -101,7 +101,7 @@ def _memories(form):
   return {name: memory(rule) for name, rule in rules.items()}
 
 
-def rebinding(memories):
+def probe_rebinding(memories):
   """Accuracy of the latest value of 4 keys, each given m values in turn."""
   draw = np.random.default_rng(0)
   m = np.repeat(BINDINGS, DRAWS)
@@ -113,25 +113,25 @@ def rebinding(memories):
   writes = np.arange(WRITES) < keys * m[:, None]
   v = _units(draw, B, WRITES)
   k_written = np.take_along_axis(k, pair[..., None], 1)
-  found = []
+  results = []
   for name, memory in memories.items():
     o = memory(_fill(k_written), v, writes.astype('f'), _fill(k))
     right = _nearest(o, v, writes)[:, :keys] == latest
-    found += [
-      Finding('rebinding', name, n, 'accuracy', right[m == n].mean())
+    results += [
+      ProbeResult('rebinding', name, n, 'accuracy', right[m == n].mean())
       for n in BINDINGS
     ]
-  return found
+  return results
 
 
-def overload(memories):
+def probe_overload(memories):
   """Accuracy of n random pairs, each written once; of the first and the last
   quarter of them too. A value is right if it is the nearest of the n."""
   draw = np.random.default_rng(1)
   n = np.repeat(PAIRS, DRAWS)
   k, v = _units(draw, len(n), WRITES), _units(draw, len(n), WRITES)
   writes = np.arange(WRITES) < n[:, None]
-  found = []
+  results = []
   for name, memory in memories.items():
     if name == 'softmax, recent first':
       continue  # for keys that come again
@@ -144,11 +144,11 @@ def overload(memories):
         'first quarter': rows[:, : size // 4],
         'last quarter': rows[:, -(size // 4) :],
       }.items():
-        found.append(Finding('overload', name, size, what, part.mean()))
-  return found
+        results.append(ProbeResult('overload', name, size, what, part.mean()))
+  return results
 
 
-def geometry(memories):
+def probe_geometry(memories):
   """|read - written| / |written|: keys at right angles, keys with cosine 1/2.
 
   D orthonormal keys, read back; D / 2 keys that share half of their square.
@@ -158,7 +158,7 @@ def geometry(memories):
   v = _units(draw, B, WRITES)
   square = np.linalg.qr(draw.standard_normal((B, D, D)))[0].astype('f')
   shared = (square[:, :1] + square[:, 1 : D // 2 + 1]) * np.float32(0.5**0.5)
-  found = []
+  results = []
   for probe, k in (('orthonormal keys', square), ('cosine 1/2', shared)):
     n = k.shape[1]
     writes = np.broadcast_to(np.arange(WRITES) < n, (B, WRITES)).astype('f')
@@ -166,8 +166,8 @@ def geometry(memories):
       o = np.asarray(memories[name](_fill(k), v, writes, _fill(k)))
       apart = np.linalg.norm(o[:, :n] - v[:, :n], axis=-1)
       value = apart.max() if probe == 'orthonormal keys' else apart.mean()
-      found.append(Finding(probe, name, n, 'relative error', value))
-  return found
+      results.append(ProbeResult(probe, name, n, 'relative error', value))
+  return results
 
 
 def _units(draw, *shape):
@@ -207,31 +207,33 @@ def _act(form):
   return jax.jit(act)
 
 
-def parity(form='recurrent'):
+def probe_parity(form='recurrent'):
   """Accuracy of the parity so far, from the sign of a state of one number.
 
   k is the bit, v is 0: a 1 multiplies the state by 1 - beta.
   """
   rows = 8
   bits = np.random.default_rng(4).integers(0, 2, (rows, BITS))
-  wanted = np.cumsum(bits, 1) % 2 == 1
+  target = np.cumsum(bits, 1) % 2 == 1
   k = np.tile(bits, (len(BETAS), 1))[..., None].astype('f')
   beta = np.repeat(BETAS, rows)[:, None].astype('f')
   o = _act(form)(k, beta, np.ones(1, 'f'), np.ones((1, 1), 'f'))
   odd = (np.asarray(o)[..., 0] < 0).reshape(len(BETAS), rows, BITS)
-  found = []
+  results = []
   for beta, guess in zip(BETAS, odd, strict=True):
-    right = guess == wanted
+    right = guess == target
     for what, part in (
       ('first 64', right[:, :64]),
       ('last quarter', right[:, -BITS // 4 :]),
       ('accuracy', right),
     ):
-      found.append(Finding('parity', f'beta {beta:g}', BITS, what, part.mean()))
-  return found
+      results.append(
+        ProbeResult('parity', f'beta {beta:g}', BITS, what, part.mean())
+      )
+  return results
 
 
-def permutations(form='recurrent'):
+def probe_permutations(form='recurrent'):
   """Accuracy of all five objects' places after products of permutations.
 
   The state is the permutation itself, [places, objects]. A swap of the places
@@ -240,17 +242,17 @@ def permutations(form='recurrent'):
   product of at most four swaps; so one token cannot do it, with any weights.
   """
   rows, act = 4, _act(form)
-  found = []
+  results = []
   draw = np.random.default_rng(5)
   moved = (tracking.PERMUTATIONS != np.arange(5)).sum(-1)
   for probe, moves, steps in (('swaps', 2, 1), ('S5', 5, 4)):
     size = SWAPS // steps
     word = draw.choice(np.flatnonzero(moved <= moves), (rows, size))
-    wanted = np.empty_like(word)
+    product = np.empty_like(word)
     for t in range(size):
-      before = wanted[:, t - 1] if t else 0  # the identity is the first
-      wanted[:, t] = tracking.PRODUCTS[before, word[:, t]]
-    places = tracking.PERMUTATIONS[wanted]
+      before = product[:, t - 1] if t else 0  # the identity is the first
+      product[:, t] = tracking.PRODUCTS[before, word[:, t]]
+    places = tracking.PERMUTATIONS[product]
     k = _reflections(steps)[word].reshape(rows, SWAPS, 5)
     k = np.tile(k, (len(BETAS), 1, 1))
     beta = np.repeat(BETAS, rows)[:, None].astype('f')
@@ -261,11 +263,11 @@ def permutations(form='recurrent'):
       right = (np.rint(read) == places).all(-1)
       late = right[:, -right.shape[1] // 4 :].mean()
       worst = np.abs(read - places).max()
-      found += [
-        Finding(probe, f'beta {beta:g}', size, 'last quarter', late),
-        Finding(probe, f'beta {beta:g}', size, 'largest error', worst),
+      results += [
+        ProbeResult(probe, f'beta {beta:g}', size, 'last quarter', late),
+        ProbeResult(probe, f'beta {beta:g}', size, 'largest error', worst),
       ]
-  return found
+  return results
 
 
 def _reflections(steps):
@@ -273,11 +275,11 @@ def _reflections(steps):
   0, which does nothing, for the rest. Zeros for what would take more."""
   table = np.zeros((120, steps, 5), 'f')
   for p, places in enumerate(tracking.PERMUTATIONS):
-    wanted = np.argsort(places)  # the object at each place
+    order = np.argsort(places)  # the object at each place
     now, swaps = list(range(5)), []
     for place in range(5):
-      if now[place] != wanted[place]:
-        other = now.index(wanted[place])
+      if now[place] != order[place]:
+        other = now.index(order[place])
         now[place], now[other] = now[other], now[place]
         swaps.append((place, other))
     if len(swaps) <= steps:
@@ -286,7 +288,7 @@ def _reflections(steps):
   return table
 
 
-def special_cases(form='recurrent'):
+def probe_special_cases(form='recurrent'):
   """Largest difference, over the largest value, of rules that are one rule."""
   draw = np.random.default_rng(3)
   B, T, H = 2, 100, 2
@@ -300,24 +302,27 @@ def special_cases(form='recurrent'):
   plain = jax.jit(delta_rule.FORMS[form])(q, k, v, beta, None)
   gated = jax.jit(delta_rule.FORMS[form])(*twice, both)
   channels = jax.jit(kda.FORMS[form])(*twice, wide)
-  no, some = (lambda x: x[:B]), (lambda x: x[B:])
-  found = []
+  without_decay, with_decay = (lambda x: x[:B]), (lambda x: x[B:])
+  results = []
   for name, what, ours, like in (
-    ('KDA, no decay', 'from delta', map(no, channels), plain),
-    ('KDA, one decay', 'from GDN', map(some, channels), map(some, gated)),
-    ('GDN, no decay', 'from delta', map(no, gated), plain),
-  ):
+    ('KDA, no decay', 'from delta', map(without_decay, channels), plain),
+    ('KDA, one decay', 'from GDN', map(with_decay, channels),
+     map(with_decay, gated)),
+    ('GDN, no decay', 'from delta', map(without_decay, gated), plain),
+  ):  # fmt: skip
     apart = max(
       float(jnp.abs(x - y).max() / jnp.abs(y).max())
       for x, y in zip(ours, like, strict=True)
     )
-    found.append(Finding('special cases', name, T, f'apart {what}', apart))
-  return found
+    results.append(
+      ProbeResult('special cases', name, T, f'apart {what}', apart)
+    )
+  return results
 
 
-def cache():
+def probe_cache():
   """Bytes that a small mixer of each kind keeps of T tokens, in float32."""
-  found = []
+  results = []
   for cfg in mixers.MixerConfig.__subclasses__():
     tiny = cfg.tiny()
     for T in (64, 128, 256):
@@ -326,5 +331,5 @@ def cache():
       )
       size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
       name = cfg.__name__.removesuffix('Config')
-      found.append(Finding('cache', name, T, 'bytes', size))
-  return found
+      results.append(ProbeResult('cache', name, T, 'bytes', size))
+  return results

@@ -4,11 +4,11 @@ import json
 import math
 
 
-def text(found):
+def format_text(results):
   """A table for every probe and quantity: rules down, sizes across."""
   lines = []
-  for probe, what in _distinct((f.probe, f.what) for f in found):
-    rows = [f for f in found if (f.probe, f.what) == (probe, what)]
+  for probe, what in _distinct((f.probe, f.what) for f in results):
+    rows = [f for f in results if (f.probe, f.what) == (probe, what)]
     sizes = _distinct(f.at for f in rows)
     width = max(len(f.rule) for f in rows) + 2
     lines += ['', f'{probe}: {what}']
@@ -31,10 +31,10 @@ def _distinct(values):
   return list(dict.fromkeys(values))
 
 
-def as_json(found, where):
+def format_json(results, where):
   """One record a finding; `where`: the form, versions and device."""
   records = [
-    f._asdict() | {'at': int(f.at), 'value': _finite(f.value)} for f in found
+    f._asdict() | {'at': int(f.at), 'value': _finite(f.value)} for f in results
   ]
   return json.dumps({**where, 'findings': records}, indent=1) + '\n'
 
@@ -43,51 +43,43 @@ def _finite(value):
   return float(value) if math.isfinite(value) else None
 
 
-def plot(found, path):
+def draw_results(results, path):
   """Capacity, recency under overload and overwriting, side by side."""
-  import matplotlib
+  from deltanet_jax.lab import plots
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-
-  figure, axes = pyplot.subplots(
-    1, 3, figsize=(13, 4), sharey=True, layout='constrained'
+  figure, panels = plots.make_figure((13, 4), 3, share_y=True)
+  capacity, recency, again = panels
+  rules = _distinct(
+    f.rule for f in results if f.probe in ('overload', 'rebinding')
   )
-  capacity, recency, again = axes
-  colour = {
-    rule: f'C{i}' for i, rule in enumerate(_distinct(
-      f.rule for f in found if f.probe in ('overload', 'rebinding')
-    ))
-  }  # fmt: skip
-  _lines(capacity, found, 'overload', 'accuracy', colour, 'o-')
-  _lines(recency, found, 'overload', 'first quarter', colour, 'o--')
-  _lines(recency, found, 'overload', 'last quarter', colour, 'o-')
-  _lines(again, found, 'rebinding', 'accuracy', colour, 'o-')
-  for ax, title, label in (
+  colors = dict(zip(rules, plots.PALETTE, strict=False))
+  _lines(capacity, results, 'overload', 'accuracy', colors, 'o-')
+  _lines(recency, results, 'overload', 'first quarter', colors, 'o--')
+  _lines(recency, results, 'overload', 'last quarter', colors, 'o-')
+  _lines(again, results, 'rebinding', 'accuracy', colors, 'o-')
+  for axes, title, label in (
     (capacity, 'pairs written once', 'pairs, 16 wide'),
     (recency, 'last quarter (solid), first (dashed)', 'pairs, 16 wide'),
     (again, '4 keys, each given m values', 'm'),
   ):
-    ax.set(title=title, xlabel=label, xscale='log', ylim=(-0.03, 1.03))
-    ticks = sorted({int(x) for line in ax.lines for x in line.get_xdata()})
-    ax.set_xticks(ticks, [str(n) for n in ticks])
-    ax.minorticks_off()
-    ax.grid(alpha=0.3)
-    ax.spines[['top', 'right']].set_visible(False)
+    axes.set(title=title, xlabel=label, xscale='log', ylim=(-0.03, 1.03))
+    ticks = sorted({int(x) for line in axes.lines for x in line.get_xdata()})
+    axes.minorticks_off()
+    plots.mark_places(axes, ticks, list(map(str, ticks)))
+    plots.style_axes(axes)
   capacity.set_ylabel('share right')
-  handles = [h for h in again.lines if h.get_label() in colour]
+  handles = [h for h in again.lines if h.get_label() in colors]
   figure.legend(handles=handles, loc='outside right upper', frameon=False)
-  figure.savefig(path, dpi=130)
-  pyplot.close(figure)
+  plots.save_figure(figure, path)
 
 
-def _lines(axes, found, probe, what, colour, style):
-  for rule in colour:
+def _lines(axes, results, probe, what, colors, style):
+  for rule in colors:
     points = [
       (f.at, f.value)
-      for f in found
+      for f in results
       if (f.probe, f.what, f.rule) == (probe, what, rule)
     ]
     if points:
-      axes.plot(*zip(*points, strict=True), style, ms=4, color=colour[rule],
+      axes.plot(*zip(*points, strict=True), style, ms=4, color=colors[rule],
                 label=rule)  # fmt: skip

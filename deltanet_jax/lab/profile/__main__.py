@@ -59,16 +59,16 @@ TWIN = flags.DEFINE_bool(
 OUT = flags.DEFINE_string('out', 'runs/profile', 'Folder of the results.')
 
 
-def take(argv):
+def take_experiment(argv):
   """(Experiment or None, the other arguments)."""
   if any(arg.split('=')[0].split('.')[0] == '--config' for arg in argv):
-    return config.from_argv(argv)
+    return config.parse_argv(argv)
   return None, argv
 
 
 def main():
   """The command."""
-  command.run(_main, take)
+  command.run_command(_main, take_experiment)
 
 
 def _main(experiment):
@@ -80,7 +80,7 @@ def _main(experiment):
     names = _names()
     models = {
       name: (cfg, None)
-      for name, cfg in plan.models(plan.SIZES[SIZE.value], names).items()
+      for name, cfg in plan.make_models(plan.SIZES[SIZE.value], names).items()
     }
   else:
     models = _one(experiment, settings)
@@ -134,7 +134,7 @@ def _one(experiment, settings):
   models = {'model': (cfg, params)}
   if TWIN.value:
     try:
-      twin = calc.all_attention_twin(cfg)
+      twin = calc.make_attention_twin(cfg)
     except ValueError:
       twin = cfg
     if twin.layers != cfg.layers:
@@ -146,7 +146,7 @@ def _profile(settings, models):
   from deltanet_jax.lab.profile import run
 
   out = pathlib.Path(OUT.value)
-  print(run.run(settings, models, out), end='')
+  print(run.run_profile(settings, models, out), end='')
   print(f'\nFiles in {out}: results.jsonl, summary.md, summary.csv, plots')
   return 0
 

@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
     return f'{form.format(self.value)} ({low} to {high})'
 
 
-def median(samples):
+def estimate_median(samples):
   """The median between order statistics: they hold the true one with 95%, or
   with what so few samples allow (6: 97%, 5: 94%, 3: 75%); one has none."""
   x, n = np.sort(samples), len(samples)
@@ -34,14 +34,13 @@ def median(samples):
   return Estimate(float(np.median(x)), float(x[drop]), float(x[n - 1 - drop]))
 
 
-def power(contexts, times):
+def fit_power(contexts, times):
   """The exponent of times ~ context^e: least squares of the logarithms."""
-  x, y = np.log(contexts), np.log(times)
-  value, spread, freedom = _least_squares(np.stack([np.ones_like(x), x], 1), y)
-  return _student(value[1], spread[1], freedom)
+  (slope, _), (spread, _) = _fit_line(np.log(contexts), np.log(times))
+  return _student(slope, spread, len(times) - 2)
 
 
-class Line(NamedTuple):
+class FittedLine(NamedTuple):
   """time = w + a context, by least squares of the relative error."""
 
   w: Estimate
@@ -51,20 +50,20 @@ class Line(NamedTuple):
   freedom: int
 
 
-def line(contexts, times):
+def fit_line(contexts, times):
   x, y = np.asarray(contexts, float), np.asarray(times, float)
-  columns = np.stack([1 / y, x / y], 1)
-  value, spread, freedom = _least_squares(columns, np.ones_like(y))
-  return Line(
-    _student(value[0], spread[0], freedom),
-    _student(value[1], spread[1], freedom),
-    float(np.abs(columns @ value - 1).max()),
-    float(spread[1]),
+  (a, w), (spread, spread_w) = _fit_line(x, y, 1 / y)
+  freedom = len(y) - 2
+  return FittedLine(
+    _student(w, spread_w, freedom),
+    _student(a, spread, freedom),
+    float(np.abs((w + a * x) / y - 1).max()),
+    float(spread),
     freedom,
   )
 
 
-def ratio(over, under):
+def compare_slopes(over, under):
   """The ratio of two lines' slopes, its interval symmetric in logarithms.
 
   None where a slope is not above zero by more than its error."""
@@ -79,15 +78,12 @@ def ratio(over, under):
   return Estimate(value, value * math.exp(-width), value * math.exp(width))
 
 
-def _least_squares(columns, y):
-  """Coefficients, their standard errors (nan without spare points), spare."""
-  value = np.linalg.lstsq(columns, y, rcond=None)[0]
-  freedom = len(y) - columns.shape[1]
-  if freedom < 1:
-    return value, np.full(len(value), np.nan), freedom
-  rest = y - columns @ value
-  cover = np.linalg.inv(columns.T @ columns) * (rest @ rest) / freedom
-  return value, np.sqrt(np.diag(cover)), freedom
+def _fit_line(x, y, weights=None):
+  """(slope, intercept), their standard errors (nan without spare points)."""
+  if len(x) < 3:
+    return np.polyfit(x, y, 1, w=weights), (math.nan, math.nan)
+  value, covariance = np.polyfit(x, y, 1, w=weights, cov=True)
+  return value, np.sqrt(np.diag(covariance))
 
 
 def _student(value, spread, freedom):

@@ -71,48 +71,50 @@ class Subject:
   def largest_batch(self, context):
     """How many sequences' caches fit beside the parameters, and whether it is
     max_batch that limits them."""
-    one, two = (
-      calc.total_bytes(self.cfg, context, n, self.dtype) for n in (1, 2)
+    of_one, of_two = (
+      calc.count_total_bytes(self.cfg, context, n, self.dtype) for n in (1, 2)
     )
-    each = two - one
-    left = self.settings.budget_gib * 2**30 - self.parameter_bytes - one + each
+    each = of_two - of_one
+    left = (
+      self.settings.budget_gib * 2**30 - self.parameter_bytes - of_one + each
+    )
     fits = int(max(0, left // each))
     return min(fits, self.settings.max_batch), fits > self.settings.max_batch
 
 
-def fresh(subject, batch, slots):
+def make_empty_cache(subject, batch, slots):
   """An empty cache."""
   return init_cache(subject.cfg, batch, slots, subject.dtype)
 
 
-def nearly_full(subject, batch, slots):
+def make_nearly_full_cache(subject, batch, slots):
   """A cache that STEPS + WARM tokens fill up. Its values are noise between -1
   and 1, the same for every sequence: no time depends on them but that of
   the choice of keys, which should not find them in order."""
   length = slots - STEPS - WARM
 
-  def fill(path, one, all_):
+  def fill(path, row, rows):
     name = getattr(path[-1], 'name', None)
     if name == 'length':
-      return jnp.full(all_.shape, length, all_.dtype)
-    index = jax.lax.broadcasted_iota(jnp.int32, one.shape, max(0, one.ndim - 1))
+      return jnp.full(rows.shape, length, rows.dtype)
+    index = jax.lax.broadcasted_iota(jnp.int32, row.shape, max(0, row.ndim - 1))
     if name == 'positions':
-      size = one.shape[-1]
+      size = row.shape[-1]
       # the newest position that is written to this slot, if there is one
       newest = index + size * ((length - 1 - index) // size)
       newest = jnp.where(newest < 0, UNWRITTEN, newest)
-      return jnp.broadcast_to(newest, all_.shape)
-    bits = jax.lax.iota(jnp.uint32, one.size) * jnp.uint32(2654435769)
+      return jnp.broadcast_to(newest, rows.shape)
+    bits = jax.lax.iota(jnp.uint32, row.size) * jnp.uint32(2654435769)
     noise = (bits >> 8).astype(jnp.float32) * 2.0**-23 - 1
-    noise = noise.reshape(one.shape).astype(one.dtype)
-    return jnp.broadcast_to(noise, all_.shape)
+    noise = noise.reshape(row.shape).astype(row.dtype)
+    return jnp.broadcast_to(noise, rows.shape)
 
   return jax.tree_util.tree_map_with_path(
     fill, subject.shapes(1, slots), subject.shapes(batch, slots)
   )
 
 
-class Cell:
+class Measurement:
   """One model, context and quantity: `run` measures it once.
 
   prefill: a prompt of `context` tokens to the first token. decode: a token,
@@ -168,7 +170,7 @@ class Cell:
       for part in room.pieces(tokens)
     ]
     self.program_bytes = max(_peak(p) for _, p in self._programs)
-    limit = memory_limit()
+    limit = find_memory_limit()
     if self.program_bytes > limit:
       raise Skip(
         f'needs {self.program_bytes / 2**30:.1f} GiB of {limit / 2**30:.1f} GiB'
@@ -217,14 +219,14 @@ class Cell:
     del first
     subject, key = self.subject, jax.random.key(0)
     start = time.perf_counter()
-    cache = subject.make(fresh, 1, self.context)
+    cache = subject.make(make_empty_cache, 1, self.context)
     for tokens, program in self._programs:
       token, cache = program(subject.params, cache, tokens, key)
     int(token[0])
     self._measured(time.perf_counter() - start, cache)
 
   def _decode(self, first):
-    cache = self.subject.make(nearly_full, self.batch, self.context)
+    cache = self.subject.make(make_nearly_full_cache, self.batch, self.context)
     ((tokens, program),) = self._programs
     key = jax.random.key(0)
 
@@ -246,7 +248,7 @@ class Cell:
 
   def _restore(self, first):
     del first
-    cache = self.subject.make(nearly_full, 1, self.context)
+    cache = self.subject.make(make_nearly_full_cache, 1, self.context)
     saved = jax.tree.map(lambda x: np.array(x), cache)
     del cache
     start = time.perf_counter()
@@ -258,7 +260,7 @@ class Cell:
     """Keeps the time, and the bytes of the cache as it lies in memory."""
     layers = cache.prefix, cache.period, cache.suffix
     self.cache_bytes = sum(x.nbytes for x in jax.tree.leaves(layers))
-    calculated = calc.total_bytes(
+    calculated = calc.count_total_bytes(
       self.subject.cfg, self.context, self.batch, self.subject.dtype
     )
     if self.cache_bytes != calculated:
@@ -299,7 +301,7 @@ def _peak(program):
   )
 
 
-def memory_limit():
+def find_memory_limit():
   """Bytes there are for a program: the device's, or the free ones of a CPU."""
   stats = jax.devices()[0].memory_stats()
   if stats:
@@ -307,13 +309,13 @@ def memory_limit():
   return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
-def measure(subjects, context, before, show):
+def measure_context(subjects, context, before, show):
   """The records of every subject at a context.
 
   before: the records of the context before it, or an empty list
   show: takes a line of progress and the seconds left here, or None
   """
-  cells = [Cell(s, what, context) for what in WHATS for s in subjects]
+  cells = [Measurement(s, what, context) for what in WHATS for s in subjects]
   before = {(r['model'], r['what']): r for r in before}
   for i, cell in enumerate(cells):
     show(f'compiling {i + 1}/{len(cells)}: {cell}', None)

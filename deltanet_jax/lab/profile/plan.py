@@ -18,7 +18,7 @@ SHORTEST = 2 * STEPS
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ProfileSettings:
   """Everything a result depends on beside the models and the machine."""
 
   contexts: tuple[int, ...]  # tokens, ascending
@@ -37,7 +37,7 @@ class Size:
   layers: int  # a multiple of 4
   heads: int
   models: tuple[str, ...]  # of MODELS, the first is what others are held to
-  settings: Settings
+  settings: ProfileSettings
 
 
 def _doubling(first, last):
@@ -87,7 +87,7 @@ MODELS = {
 }
 
 
-def models(size, names):
+def make_models(size, names):
   """{name: ModelConfig} of the same width and depth."""
   ffn = MLPConfig(size.d_model * 11 // 4)
   out = {}
@@ -106,14 +106,14 @@ ALL = tuple(MODELS)
 SIZES = {
   'smoke': Size(
     32, 4, 2, ('full', 'gdn3', 'gdn'),
-    Settings((256, 1024), 'float32', 0.004, 16, 5.0, rounds=3),
+    ProfileSettings((256, 1024), 'float32', 0.004, 16, 5.0, rounds=3),
   ),
   'cpu': Size(
     128, 8, 4, ALL,
-    Settings(_doubling(1024, 32_768), 'float32', 0.25, 16, 30.0),
+    ProfileSettings(_doubling(1024, 32_768), 'float32', 0.25, 16, 30.0),
   ),
   'gpu': Size(
     1024, 16, 16, ALL,
-    Settings(_doubling(1024, 1 << 20), 'bfloat16', 64.0, 1024, 60.0),
+    ProfileSettings(_doubling(1024, 1 << 20), 'bfloat16', 64.0, 1024, 60.0),
   ),
 }  # fmt: skip

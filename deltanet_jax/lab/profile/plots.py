@@ -2,6 +2,15 @@
 
 import math
 
+from matplotlib.ticker import LogLocator, NullLocator
+
+from deltanet_jax.lab.plots import (
+  PALETTE,
+  make_figure,
+  mark_places,
+  save_figure,
+  style_axes,
+)
 from deltanet_jax.lab.profile.report import MIB, Table, _seconds, _throughput
 
 PANELS = {
@@ -20,32 +29,24 @@ PANELS = {
 }  # fmt: skip
 
 
-def draw(settings, records, where, folder):
+def draw_panels(settings, records, where, folder):
   """Writes each of PANELS into the folder; returns their paths."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-  from matplotlib.ticker import LogLocator, NullLocator
-
   table, paths = Table(records), []
   for file, (title, what, value) in PANELS.items():
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.8), layout='constrained')
+    figure, (axes,) = make_figure((7.5, 4.8))
     ends = {}
     for i, model in enumerate(table.models):
       rows = [table[model, what, n] for n in table.contexts]
       points = [(r['context'], value(r)) for r in rows if r]
       if points:
-        axes.plot(*zip(*points, strict=True), 'o-', color=f'C{i}', ms=4)
-        ends[model] = (*points[-1], f'C{i}')
+        axes.plot(*zip(*points, strict=True), 'o-', color=PALETTE[i], ms=4)
+        ends[model] = (*points[-1], PALETTE[i])
     axes.set(xscale='log', yscale='log', xlabel='context, tokens')
-    axes.set_xticks(table.contexts, [_short(n) for n in table.contexts])
-    axes.xaxis.set_minor_locator(NullLocator())
+    mark_places(axes, table.contexts, list(map(_short, table.contexts)))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda y, _: f'{y:,g}')
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
+    style_axes(axes)
     _label(axes, ends)
     axes.set_title(title, loc='left', fontsize=11)
     figure.text(
@@ -53,8 +54,7 @@ def draw(settings, records, where, folder):
       fontsize=7, color='0.4',
     )  # fmt: skip
     path = folder / file
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    save_figure(figure, path)
     paths.append(path)
   return paths
 

@@ -31,16 +31,16 @@ class Table:
     ran = [r for r in ran if r]
     return (
       [r['context'] for r in ran],
-      [fit.median(r['seconds']).value for r in ran],
+      [fit.estimate_median(r['seconds']).value for r in ran],
     )
 
 
-def pairs(cfgs):
+def find_pairs(cfgs):
   """(model, its all-attention twin) for the models whose twin is there."""
-  found = []
+  pairs = []
   for name, cfg in cfgs.items():
     try:
-      twin = calc.all_attention_twin(cfg)
+      twin = calc.make_attention_twin(cfg)
     except ValueError:
       continue
     # a period of equal layers may be written with another number of repeats
@@ -49,11 +49,11 @@ def pairs(cfgs):
       for n, c in cfgs.items()
       if n != name and (c.layers, c.d_model) == (twin.layers, twin.d_model)
     ]
-    found += [(name, same[0])] if same else []
-  return found
+    pairs += [(name, same[0])] if same else []
+  return pairs
 
 
-def text(settings, cfgs, records, where):
+def format_text(settings, cfgs, records, where):
   """The page to read, in Markdown."""
   t = Table(records)
   first = t.models[0]
@@ -105,11 +105,11 @@ def text(settings, cfgs, records, where):
 
 
 def _seconds(record):
-  return fit.median(record['seconds']).value * 1e3
+  return fit.estimate_median(record['seconds']).value * 1e3
 
 
 def _throughput(record):
-  return record['batch'] / fit.median(record['seconds']).value
+  return record['batch'] / fit.estimate_median(record['seconds']).value
 
 
 def _grid(t, what, value, base):
@@ -147,10 +147,10 @@ def _number(x):
   return f'{x:.1f}' if x >= 10 else f'{x:.2g}' if x < 1 else f'{x:.2f}'
 
 
-def lines_of(t, what='decode'):
+def fit_lines(t, what='decode'):
   """{model: fit.Line} of the models with two contexts or more."""
   series = {model: t.series(model, what) for model in t.models}
-  return {m: fit.line(*s) for m, s in series.items() if len(s[0]) > 1}
+  return {m: fit.fit_line(*s) for m, s in series.items() if len(s[0]) > 1}
 
 
 def _fits(t):
@@ -159,12 +159,14 @@ def _fits(t):
     ' a, ms / 1,000 tokens | off the line by |',
     '|---|---|---|---|---|---|',
   ]
-  decode = lines_of(t)
+  decode = fit_lines(t)
   for model in t.models:
     x, y = t.series(model, 'prefill')
     cells = ['-', '-']
     if len(x) > 1:
-      cells = [f.text() for f in (fit.power(x, y), fit.power(x[-2:], y[-2:]))]
+      cells = [
+        f.text() for f in (fit.fit_power(x, y), fit.fit_power(x[-2:], y[-2:]))
+      ]
     if model in decode:
       f = decode[model]
       scaled = lambda e, by: fit.Estimate(*(v * by for v in e))
@@ -186,12 +188,14 @@ def _fits(t):
 
 def _compared(t, cfgs, settings):
   """What each hybrid saves beside the same model with attention alone."""
-  out, decode = [], lines_of(t)
-  for name, twin in pairs(cfgs):
+  out, decode = [], fit_lines(t)
+  for name, twin in find_pairs(cfgs):
     layers = cfgs[name].layers
-    kept = sum(isinstance(x.mixer, ATTENTION) for x in layers)
-    out += [f'**{name} beside {twin}** ({kept} of {len(layers)} layers attend)']
-    n = calc.break_even(cfgs[name], 1, settings.dtype)
+    attending = sum(isinstance(x.mixer, ATTENTION) for x in layers)
+    out += [
+      f'**{name} beside {twin}** ({attending} of {len(layers)} layers attend)'
+    ]
+    n = calc.find_break_even(cfgs[name], 1, settings.dtype)
     where = f'from {n:,} tokens on' if n else 'at no context'
     out.append(f'- The cache is smaller {where}.')
     for what, label in (('decode', 'a token'), ('prefill', 'the first token')):
@@ -212,7 +216,9 @@ def _compared(t, cfgs, settings):
         f' {other["batch"]}) it makes'
         f' {_throughput(mine) / _throughput(other):.2f} times the tokens.'
       )
-    out.append(_slopes(decode.get(twin), decode.get(name), len(layers) / kept))
+    out.append(
+      _slopes(decode.get(twin), decode.get(name), len(layers) / attending)
+    )
     out.append('')
   return out
 
@@ -220,11 +226,11 @@ def _compared(t, cfgs, settings):
 def _slopes(twin, hybrid, layers):
   if twin is None or hybrid is None:
     return '- Slopes of decoding: not resolved, with fewer than two contexts.'
-  found = fit.ratio(twin, hybrid)
-  if found is None:
+  slopes = fit.compare_slopes(twin, hybrid)
+  if slopes is None:
     return '- Slopes of decoding: not resolved; one is within its error of 0.'
   return (
-    f'- A token of context costs {found.text()} times less to decode; the'
+    f'- A token of context costs {slopes.text()} times less to decode; the'
     f' ratio of the layers that attend is {layers:.2f}.'
   )
 
@@ -237,7 +243,7 @@ def _skipped(records):
   ]
 
 
-def as_csv(records):
+def format_csv(records):
   """A row a cell: medians in seconds of a prompt, a token or a copy."""
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
@@ -248,6 +254,6 @@ def as_csv(records):
   writer.writerow((*names, 'rounds', 'median', 'low', 'high'))
   for r in records:
     samples = r['seconds']
-    estimate = fit.median(samples) if samples else ('', '', '')
+    estimate = fit.estimate_median(samples) if samples else ('', '', '')
     writer.writerow((*(r[n] for n in names), len(samples), *estimate))
   return file.getvalue()

@@ -8,15 +8,16 @@ import jax
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MeshConfig
-from deltanet_jax.config.files import finite, write_text
-from deltanet_jax.lab.environment import environment, machine
+from deltanet_jax.config.files import replace_nonfinite, write_text
+from deltanet_jax.lab.environment import describe_environment, describe_machine
 from deltanet_jax.lab.profile import measure, plots, report
+from deltanet_jax.lab.profile.plan import ProfileSettings
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
-from deltanet_jax.progress import Line, span
+from deltanet_jax.progress import Line, format_span
 
 
-def run(settings, models, folder):
+def run_profile(settings, models, folder):
   """The text of the report; everything else is written into `folder`.
 
   models: {name: (ModelConfig, its parameters, or None for random ones)}
@@ -27,15 +28,15 @@ def run(settings, models, folder):
     ConfigError: the folder holds another profile, or cannot be written.
   """
   cfgs = {name: cfg for name, (cfg, _) in models.items()}
-  where = environment() | {'machine': machine()}
+  where = describe_environment() | {'machine': describe_machine()}
   records = _claim(folder, settings, models, where)
   done = {r['context'] for r in records}
   if done != set(settings.contexts):
     _measure(settings, models, folder, records, done)
-  text = report.text(settings, cfgs, records, where)
+  text = report.format_text(settings, cfgs, records, where)
   write_text(folder / 'summary.md', text)
-  write_text(folder / 'summary.csv', report.as_csv(records))
-  plots.draw(settings, records, where, folder)
+  write_text(folder / 'summary.csv', report.format_csv(records))
+  plots.draw_panels(settings, records, where, folder)
   return text
 
 
@@ -46,7 +47,7 @@ def _measure(settings, models, folder, records, done):
   for name, (cfg, params) in models.items():
     progress.show(f'parameters of {name}')
     subjects.append(
-      measure.Subject(name, cfg, params or random_params(cfg), settings)
+      measure.Subject(name, cfg, params or make_random_params(cfg), settings)
     )
   contexts = settings.contexts
   for i, context in enumerate(contexts):
@@ -57,15 +58,15 @@ def _measure(settings, models, folder, records, done):
     show = _sparsely(progress, head)
 
     before = [r for r in records if i and r['context'] == contexts[i - 1]]
-    records += measure.measure(subjects, context, before, show)
-    lines = ''.join(json.dumps(finite(r)) + '\n' for r in records)
+    records += measure.measure_context(subjects, context, before, show)
+    lines = ''.join(json.dumps(replace_nonfinite(r)) + '\n' for r in records)
     write_text(folder / 'results.jsonl', lines)
     progress.clear()
     seconds = time.time() - start
     more = len([n for n in contexts[i + 1 :] if n not in done])
     # a context takes about twice as long as the one before it
-    left = span(seconds * (2 ** (more + 1) - 2))
-    progress.show(f'{head} took {span(seconds)}; about {left} left')
+    left = format_span(seconds * (2 ** (more + 1) - 2))
+    progress.show(f'{head} took {format_span(seconds)}; about {left} left')
 
 
 def _sparsely(progress, head):
@@ -76,14 +77,14 @@ def _sparsely(progress, head):
   def show(line, left):
     nonlocal last
     if time.monotonic() - last >= shortest:
-      tail = '' if left is None else f', {span(left)} left here'
+      tail = '' if left is None else f', {format_span(left)} left here'
       progress.show(f'{head}, {line}{tail}')
       last = time.monotonic()
 
   return show
 
 
-def random_params(cfg):
+def make_random_params(cfg):
   mesh = sharding.make_mesh(MeshConfig())
   return sharding.init_params(HybridLM(cfg), jax.random.key(0), mesh)
 
@@ -101,15 +102,19 @@ def _claim(folder, settings, models, where):
   path, results = folder / 'settings.json', folder / 'results.jsonl'
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    found = json.loads(path.read_text()) if path.is_file() else None
-    if found is None:
+    stored = json.loads(path.read_text()) if path.is_file() else None
+    if stored is None:
       write_text(path, json.dumps(tree, indent=2) + '\n')
   except OSError as error:
     raise ConfigError(f'--out={folder}: {error.strerror}') from error
-  if found is None:
+  if stored is None:
     return []
-  if found != tree:
-    names = [name for name in tree if found.get(name) != tree[name]]
+  classes = config.find_own_classes(tuple(cfg for cfg, _ in models.values()))
+  try:
+    stored, given = (_read_claim(x, classes) for x in (stored, tree))
+  except (ConfigError, KeyError) as error:
+    raise ConfigError(f'{path}: {error}; give another folder') from error
+  if names := [name for name in given if stored[name] != given[name]]:
     raise ConfigError(
       f'--out={folder} holds a profile of other {", ".join(names)}; give'
       ' another folder'
@@ -117,3 +122,18 @@ def _claim(folder, settings, models, where):
   if not results.is_file():
     return []
   return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+def _read_claim(tree, classes):
+  """settings.json as values: whatever its classes were called when it was
+  written."""
+  read = lambda part: config.from_json(
+    json.dumps(part), classes=(ProfileSettings, *classes)
+  )
+  models = {name: dict(model) for name, model in tree['models'].items()}
+  return tree | {
+    'settings': read(tree['settings']),
+    'models': {
+      name: (model.pop('given'), read(model)) for name, model in models.items()
+    },
+  }

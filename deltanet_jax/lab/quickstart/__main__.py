@@ -12,7 +12,7 @@ from absl import flags
 from deltanet_jax import config
 from deltanet_jax.cli import command, process_flags, train
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.files import json_text, read_json, write_text
+from deltanet_jax.config.files import format_json, read_json, write_text
 from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.runs.folder import Workdir
 
@@ -26,16 +26,16 @@ flags.adopt_module_key_flags(train)
 
 def main():
   """The command."""
-  command.run(_main, config.from_argv)
+  command.run_command(_main, config.parse_argv)
 
 
 def _main(experiment):
   if train.RELEASED.value is not None:
     raise ConfigError('--released is a flag of launch.train')
-  if process_flags.asked():
+  if process_flags.read_process_flags():
     raise ConfigError('the quickstart is one process; use launch.train')
   workdir = Workdir(train.WORKDIR.value)
-  result = train.run(experiment, workdir)
+  result = train.train_run(experiment, workdir)
   if isinstance(result, int):
     return 128 + result
   _show_bits(result, _baselines(experiment, workdir))
@@ -52,18 +52,19 @@ def _baselines(experiment, workdir):
   """Bits per byte of the order-2 and order-3 models, computed once."""
   path = workdir.path / 'baselines.json'
   # a run may have gone on with another text
-  told = workdir.corpus
-  old = told.is_file() and path.is_file()
-  if not path.is_file() or old and _time(path) < _time(told):
+  corpus = workdir.corpus
+  old = corpus.is_file() and path.is_file()
+  if not path.is_file() or old and _time(path) < _time(corpus):
     from deltanet_jax.data.text import TextData
     from deltanet_jax.lab.quickstart import ngram
 
     data = TextData(experiment.data)
     bits = {}
     for order in (2, 3):
-      documents = data.train_documents(), data.heldout_documents()
-      bits[f'order-{order} n-gram'] = ngram.bits_per_byte(*documents, order)
-    write_text(path, json_text(bits))
+      bits[f'order-{order} n-gram'] = ngram.measure_bits_per_byte(
+        data.train_documents, data.heldout_documents, order
+      )
+    write_text(path, format_json(bits))
   return read_json(path)
 
 
@@ -88,7 +89,7 @@ def _show_text(experiment, workdir):
   from deltanet_jax.infer.text import continue_text
   from deltanet_jax.runs.source import open_run
 
-  source = open_run(workdir, config.own_classes(experiment))
+  source = open_run(workdir, config.find_own_classes(experiment))
   print('\nA continuation\n' + '-' * 72 + f'\n{PROMPT}', end='')
   for part in continue_text(
     source, PROMPT, max_tokens=300, sampling=SAMPLING, seed=0
@@ -101,11 +102,11 @@ def _show_cache(experiment):
   from deltanet_jax.lab.cost import calc
 
   models = [('this model', experiment.model)]
-  models.append(('all attention', calc.all_attention_twin(experiment.model)))
+  models.append(('all attention', calc.make_attention_twin(experiment.model)))
   print('\nCache of one sequence in bfloat16, MiB')
   print(f'  {"tokens":16}' + ''.join(f'{n:>12,}' for n in CONTEXTS))
   for name, model in models:
-    sizes = [calc.total_bytes(model, n, 1, 'bfloat16') for n in CONTEXTS]
+    sizes = [calc.count_total_bytes(model, n, 1, 'bfloat16') for n in CONTEXTS]
     print(f'  {name:16}' + ''.join(f'{s / 2**20:12.2f}' for s in sizes))
 
 

@@ -16,7 +16,7 @@ BUCKETS = 64
 SLICE_BYTES = 8 << 20  # counted at a time, which bounds the memory
 
 
-def bits_per_byte(train, heldout, order):
+def measure_bits_per_byte(train, heldout, order):
   """Bits per byte of the order-`order` model of `train` on `heldout`.
 
   train, heldout: iterables of documents, as bytes. The bits of the END after

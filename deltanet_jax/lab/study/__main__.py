@@ -44,7 +44,7 @@ MINUTES = flags.DEFINE_float(
 
 def main():
   """The command."""
-  command.run(_main, take)
+  command.run_command(_main, take_changes)
 
 
 def _main(changes):
@@ -52,11 +52,11 @@ def _main(changes):
 
   size = SIZE.value
   try:
-    cfg = config.override_all(matrix.SIZES[size], changes)
-    cells = matrix.cells(cfg, size, MODELS.value, TASKS.value)
+    cfg = config.override_fields(matrix.SIZES[size], changes)
+    cells = matrix.list_cells(cfg, size, MODELS.value, TASKS.value)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  folder = results.Folder(WORKDIR.value)
+  folder = results.StudyFolder(WORKDIR.value)
   folder.check(cfg)
   # a cell is too small for two cores: XLA gets one, and each core a cell
   old = os.environ.get('XLA_FLAGS', '')
@@ -68,27 +68,27 @@ def _study(cfg, cells, folder):
   import jax
 
   from deltanet_jax.lab.study import matrix, report, runner
-  from deltanet_jax.progress import span
+  from deltanet_jax.progress import format_span
 
   cores = os.cpu_count() if jax.default_backend() == 'cpu' else 1
   jobs = JOBS.value or cores
   todo = [cell for cell in cells if not folder.done(cell)]
-  guess = sum(matrix.seconds(cfg, cell) for cell in todo) / jobs
+  guess = sum(matrix.estimate_seconds(cfg, cell) for cell in todo) / jobs
   print(
     f'{len(cells)} cells, {len(cells) - len(todo)} of them done before,'
     f' {jobs} at a time; on 2 cores of an AMD EPYC the rest would take about'
-    f' {span(guess)}',
+    f' {format_span(guess)}',
     file=sys.stderr,
   )
   folder.make(cfg)
-  errors = runner.run(cfg, cells, folder, jobs, 60 * MINUTES.value)
+  errors = runner.run_cells(cfg, cells, folder, jobs, 60 * MINUTES.value)
   rows = folder.collect(cells)
-  found = report.write(cfg, SIZE.value, cells, folder, rows)
-  print(found.text)
-  return 1 if errors else found.status
+  summary = report.write_report(cfg, SIZE.value, cells, folder, rows)
+  print(summary.text)
+  return 1 if errors else summary.status
 
 
-def take(argv):
+def take_changes(argv):
   path, changes, rest = config.split_argv(argv)
   if path:
     raise ConfigError('--config=FILE: the sizes are --size and --config.NAME')

@@ -37,8 +37,8 @@ def tally_rows(predicted, example):
 def tally_whole(predicted, example):
   """`Tally` of rows that ask something, [], right if all of it is."""
   hits, count = tally_rows(predicted, example)
-  asked = count > 0
-  return Tally(jnp.sum(asked & (hits == count)), jnp.sum(asked))
+  questions = count > 0
+  return Tally(jnp.sum(questions & (hits == count)), jnp.sum(questions))
 
 
 def tally_by(predicted, example, name, levels):
@@ -65,7 +65,7 @@ def tally_prefixes(predicted, example):
   return Tally(right.sum(0), rows)
 
 
-def majority(example, vocab):
+def measure_majority(example, vocab):
   """Accuracy of always giving the most frequent target: the floor."""
   targets = example.targets.reshape(-1)
   counts = jnp.zeros(vocab).at[targets].add(example.weights.reshape(-1))

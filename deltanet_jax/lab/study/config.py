@@ -80,7 +80,7 @@ class StudyConfig:
   draws: Annotated[int, Whole(100)] = 1000  # of the bootstrap
 
   def __post_init__(self):
-    ranges.check(self)
+    ranges.check_ranges(self)
     if self.dtype not in ('float32', 'bfloat16'):
       raise ValueError(f'dtype is {self.dtype!r}; give float32 or bfloat16')
     if not self.lrs:
@@ -117,10 +117,10 @@ def parse_arm(name):
   Raises:
     ValueError: there is no such arm.
   """
-  found = re.fullmatch(r'(.+)-(\d+):1', name)
+  match = re.fullmatch(r'(.+)-(\d+):1', name)
   if name not in ARMS:
     raise ValueError(f'no model {name!r}; there is {", ".join(ARMS)}')
-  return (found[1], int(found[2])) if found else (name, 0)
+  return (match[1], int(match[2])) if match else (name, 0)
 
 
 def _mixers(cfg):
@@ -162,7 +162,7 @@ def _mixers(cfg):
   }  # fmt: skip
 
 
-def model(cfg, arm, vocab, layers, hidden):
+def make_model(cfg, arm, vocab, layers, hidden):
   """The ModelConfig of an arm: a local layer, then `layers` of its pattern.
 
   A hybrid r:1 ends every r + 1 layers with attention without positions, as

@@ -32,7 +32,7 @@ class Finding(NamedTuple):
   claim: str
   kind: str
   bound: float
-  estimate: stats.Estimate
+  estimate: stats.AccuracyEstimate
   verdict: str
   gate: bool
 
@@ -48,38 +48,45 @@ class Finding(NamedTuple):
     return self.gate and not good
 
 
-def judge(expectations, arrays, draws):
+def judge_all(expectations, arrays, draws):
   """The Findings of those whose cells are in `arrays` {(task, arm): arrays}."""
-  found = []
-  for one in expectations:
-    if any((t.task, t.arm) not in arrays for t in one.terms):
+  findings = []
+  for expectation in expectations:
+    if any((t.task, t.arm) not in arrays for t in expectation.terms):
       continue
     parts = []
-    for term in one.terms:
+    for term in expectation.terms:
       data = arrays[term.task, term.arm]
-      chosen = stats.choose(data, term.limits)
-      parts.append(stats.part(term.sign, term.task, data, chosen))
-    value = stats.estimate(parts, draws)
-    if one.kind == 'equal':
-      verdict = value.within(one.bound)
-    elif one.kind == 'above':
-      verdict = value.above(one.bound)
+      chosen = stats.choose_questions(data, term.limits)
+      parts.append(stats.make_part(term.sign, term.task, data, chosen))
+    value = stats.estimate_sum(parts, draws)
+    if expectation.kind == 'equal':
+      verdict = value.within(expectation.bound)
+    elif expectation.kind == 'above':
+      verdict = value.above(expectation.bound)
     else:
-      turned = stats.Estimate(-value.value, -value.high, -value.low)
-      verdict = turned.above(-one.bound)
-    found.append(
-      Finding(one.claim, one.kind, one.bound, value, verdict, one.gate)
+      turned = stats.AccuracyEstimate(-value.value, -value.high, -value.low)
+      verdict = turned.above(-expectation.bound)
+    findings.append(
+      Finding(
+        expectation.claim,
+        expectation.kind,
+        expectation.bound,
+        value,
+        verdict,
+        expectation.gate,
+      )  # fmt: skip
     )
-  return found
+  return findings
 
 
-def smoke(cfg):
+def list_smoke_expectations(cfg):
   """Orderings that continuous integration hangs on."""
   full = {'pairs': (cfg.pairs, cfg.pairs)}
-  one = lambda arm: (Term(1, 'mqar', arm, full),)
+  terms = lambda arm: (Term(1, 'mqar', arm, full),)
   n = f'MQAR with {cfg.pairs} pairs'
   gate = lambda claim, arm, kind, bound: Expectation(
-    f'{claim} {n}', one(arm), kind, bound, True
+    f'{claim} {n}', terms(arm), kind, bound, True
   )
   return [
     gate('attention masters', 'full-nope', 'above', 0.97),
@@ -89,7 +96,7 @@ def smoke(cfg):
   ]
 
 
-def study(cfg, arms):
+def list_expectations(cfg, arms):
   """What the literature lets expect. arms: {task: names that ran}."""
   return [
     *_recall(cfg, arms), *_recency(cfg, arms), *_rebinding(cfg, arms),
@@ -120,7 +127,7 @@ def _same(claim, task, a, b, limits, margin=MARGIN):
 
 
 # the hardest questions of each task of recall: {slice: field of the sizes}
-def hardest(cfg, task):
+def limit_to_hardest(cfg, task):
   """Limits that leave a task's largest size."""
   if task in ('mqar', 'deep'):
     return {'pairs': (cfg.pairs, cfg.pairs)}
@@ -137,7 +144,7 @@ def hardest(cfg, task):
 
 def _recall(cfg, arms):
   for task in ('mqar', 'deep', 'copy', 'selective-copy', 'palindrome', 'quote'):
-    names, limits = arms.get(task, ()), hardest(cfg, task)
+    names, limits = arms.get(task, ()), limit_to_hardest(cfg, task)
     where = f'{task}, hardest size' if limits else task
     for name in _pure(names):
       yield _less(f'full > {name} ({where})', task, 'full', name, limits)
@@ -173,7 +180,7 @@ def _rebinding(cfg, arms):
           'rebinding',
           name,
           other,
-          hardest(cfg, 'rebinding'),
+          limit_to_hardest(cfg, 'rebinding'),
         )
 
 
@@ -186,11 +193,11 @@ def _tracking(arms):
 
 
 def _hops(arms):
-  one, two = {'hop': (1, 1)}, {'hop': (2, 2)}
+  one_hop, two_hops = {'hop': (1, 1)}, {'hop': (2, 2)}
   for name in _hybrids(arms.get('two-hop', ())):
     terms = (
-      Term(1, 'two-hop', 'full', two), Term(-1, 'two-hop', name, two),
-      Term(-1, 'two-hop', 'full', one), Term(1, 'two-hop', name, one),
+      Term(1, 'two-hop', 'full', two_hops), Term(-1, 'two-hop', name, two_hops),
+      Term(-1, 'two-hop', 'full', one_hop), Term(1, 'two-hop', name, one_hop),
     )  # fmt: skip
     yield Expectation(f'{name} gives up more on two hops than on one', terms)
 

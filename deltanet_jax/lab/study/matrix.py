@@ -5,7 +5,7 @@ from deltanet_jax.lab.study.config import (
   TASKS,
   Cell,
   StudyConfig,
-  model,
+  make_model,
   parse_arm,
 )
 
@@ -49,7 +49,7 @@ ORDER = {
 }  # fmt: skip
 
 
-def cells(cfg, size, models, tasks):
+def list_cells(cfg, size, models, tasks):
   """The Cells of a size; `tasks`, where given, choose, and `models` too: every
   model then runs on every task.
 
@@ -61,26 +61,27 @@ def cells(cfg, size, models, tasks):
       raise ValueError(f'no task {name!r}; there is {", ".join(TASKS)}')
   for name in models:
     parse_arm(name)
-  wanted = ORDER[size]
+  order = ORDER[size]
   if models:
-    names = tasks or dict.fromkeys(task for task, _ in wanted)
-    wanted = [(task, models) for task in names]
+    names = tasks or dict.fromkeys(task for task, _ in order)
+    order = [(task, models) for task in names]
   elif tasks:
-    arms = {task: row for task, row in reversed(wanted)}
-    wanted = [x for x in wanted if x[0] in tasks]
-    wanted += [(t, arms[wanted_task(size)]) for t in tasks if t not in arms]
-  found = []
-  for task, arms in wanted:
+    arms = {task: row for task, row in reversed(order)}
+    order = [x for x in order if x[0] in tasks]
+    order += [(t, arms[find_first_task(size)]) for t in tasks if t not in arms]
+  cells = []
+  for task, arms in order:
     for arm in arms:
       deep = task in DEEP
       layers = cfg.deep if deep else cfg.layers
       steps = cfg.deep_steps if deep else cfg.steps
-      model(cfg, arm, cfg.symbols, layers, cfg.hidden)  # or it says what is odd
-      found.append(Cell(task, arm, layers, steps))
-  return list(dict.fromkeys(found))
+      # or it says what is odd
+      make_model(cfg, arm, cfg.symbols, layers, cfg.hidden)
+      cells.append(Cell(task, arm, layers, steps))
+  return list(dict.fromkeys(cells))
 
 
-def wanted_task(size):
+def find_first_task(size):
   """The first task of a size: its arms go for a task that has none."""
   return ORDER[size][0][0]
 
@@ -108,7 +109,7 @@ def make_task(cfg, name):
       length=T, sizes=(max(1, T // 4),)
     ),
     'palindrome': lambda: order.Palindrome(sizes=sizes),
-    'stack': lambda: order.Stack(length=T, stacks=cfg.stacks),
+    'stack': lambda: order.Stacks(length=T, stacks=cfg.stacks),
     'two-hop': lambda: synthetic.TwoHop(
       pairs=tuple(sorted({max(1, N // 8), max(1, N // 4)})),
       symbols=max(cfg.symbols, N),
@@ -126,12 +127,12 @@ def make_task(cfg, name):
   return make[name]()
 
 
-def seconds(cfg, cell):
+def estimate_seconds(cfg, cell):
   """About how long a core works at a cell: measured on 2 cores of an AMD
   EPYC, linear in tokens and layers."""
   name, ratio = parse_arm(cell.arm)
   heavy = {'kda': 5.0, 'gdn': 2.2, 'delta': 2.0, 'delta-neg': 2.0, 'dsa': 2.0}
-  one = heavy.get(name, 1.2)
-  per_layer = (one * ratio + 1) / (ratio + 1) if ratio else one
+  weight = heavy.get(name, 1.2)
+  per_layer = (weight * ratio + 1) / (ratio + 1) if ratio else weight
   work = cfg.batch * cfg.length * cell.steps * 2 * max(len(cfg.lrs), cfg.seeds)
   return 30 + 2.9e-6 * work * cfg.d_model / 48 * (cell.layers * per_layer + 1)

@@ -5,15 +5,21 @@ import re
 import zlib
 
 import numpy as np
+from matplotlib import pyplot
 
+from deltanet_jax.config.files import write_text
+from deltanet_jax.lab.plots import (
+  PALETTE,
+  THEMES,
+  make_figure,
+  make_theme,
+  save_figure,
+  style_axes,
+)
 from deltanet_jax.lab.study import stats
 from deltanet_jax.lab.study.config import ARMS, parse_arm
-from deltanet_jax.lab.study.expect import hardest
+from deltanet_jax.lab.study.expect import limit_to_hardest
 
-THEMES = {
-  'light': {'text': '#1b1f24', 'faint': '#c8ccd2'},
-  'dark': {'text': '#e6e8eb', 'faint': '#4a5059'},
-}
 STYLES = {0: '-', 1: ':', 3: '--', 7: '-.'}
 MARKS = {0: 'o', 1: '^', 3: 's', 7: 'D'}
 
@@ -30,23 +36,25 @@ class View:
 
   def arms(self, task):
     """In the order of ARMS."""
-    found = {arm for name, arm in self.arrays if name == task}
-    return [arm for arm in ARMS if arm in found]
+    names = {arm for name, arm in self.arrays if name == task}
+    return [arm for arm in ARMS if arm in names]
 
   def accuracy(self, task, arm, limits):
     """The Estimate over the questions in limits."""
     key = task, arm, tuple(sorted(limits.items()))
     if key not in self._found:
       data = self.arrays[task, arm]
-      part = stats.part(1, task, data, stats.choose(data, limits))
-      self._found[key] = stats.estimate([part], self.cfg.draws)
+      part = stats.make_part(
+        1, task, data, stats.choose_questions(data, limits)
+      )
+      self._found[key] = stats.estimate_sum([part], self.cfg.draws)
     return self._found[key]
 
   def seeds(self, task, arm, limits):
     """The accuracy of each seed over the questions in limits."""
     data = self.arrays[task, arm]
-    one = stats.part(1, task, data, stats.choose(data, limits))
-    return (one.right.sum(1) / one.asked.sum(1)).tolist()
+    part = stats.make_part(1, task, data, stats.choose_questions(data, limits))
+    return (part.right.sum(1) / part.questions.sum(1)).tolist()
 
   def levels(self, task, name):
     """Values of a slice that are asked of."""
@@ -56,13 +64,13 @@ class View:
 
   def scaled(self):
     """{arm: {factor of the log-decay: accuracies of the seeds}}, of 'deep'."""
-    found = {}
+    accuracies = {}
     for row in self.rows:
-      told = row['phase'] == 'decay' and row['accuracy'] is not None
-      if told and row['task'] == 'deep':
-        by_scale = found.setdefault(row['model'], {})
+      scored = row['phase'] == 'decay' and row['accuracy'] is not None
+      if scored and row['task'] == 'deep':
+        by_scale = accuracies.setdefault(row['model'], {})
         by_scale.setdefault(row['scale'], []).append(row['accuracy'])
-    return found
+    return accuracies
 
   def fact(self, task, arm, name):
     return next(
@@ -76,54 +84,51 @@ def _known(labels):
   return np.unique(labels[labels >= 0])
 
 
-def look(arm):
+def style_arm(arm):
   """Colour, line and marker of an arm, the same in every plot."""
-  from matplotlib import colormaps
-
   name, ratio = parse_arm(arm)
   names = [a for a in ARMS if not parse_arm(a)[1]]
-  colour = colormaps['tab20'](
-    names.index(name) * 2 % 20 + (names.index(name) > 9)
-  )
   return {
-    'color': colour, 'linestyle': STYLES[ratio], 'marker': MARKS[ratio],
-    'label': arm, 'markersize': 4, 'linewidth': 1.4,
+    'color': PALETTE[names.index(name)], 'linestyle': STYLES[ratio],
+    'marker': MARKS[ratio], 'label': arm, 'markersize': 4, 'linewidth': 1.4,
   }  # fmt: skip
 
 
 def _line(axes, view, task, arm, name, limits, scale=1.0):
   xs = view.levels(task, name)
-  found = [view.accuracy(task, arm, limits | {name: (x, x)}) for x in xs]
+  estimates = [view.accuracy(task, arm, limits | {name: (x, x)}) for x in xs]
   xs = xs * scale
-  how = look(arm)
-  axes.plot(xs, [e.value for e in found], **how)
-  low, high = [e.low for e in found], [e.high for e in found]
-  axes.fill_between(xs, low, high, color=how['color'], alpha=0.12, linewidth=0)
+  style = style_arm(arm)
+  axes.plot(xs, [e.value for e in estimates], **style)
+  low, high = [e.low for e in estimates], [e.high for e in estimates]
+  axes.fill_between(
+    xs, low, high, color=style['color'], alpha=0.12, linewidth=0
+  )
 
 
-def capacity(axes, view):
+def draw_capacity(axes, view):
   """Recall against pairs over key width."""
   for arm in view.arms('mqar'):
     _line(axes, view, 'mqar', arm, 'pairs', {}, 1 / view.cfg.key_dim)
   axes.set(xlabel='pairs / key width of a head', ylabel='accuracy on MQAR')
 
 
-def memory(axes, view):
+def draw_memory(axes, view):
   """Recall against what decoding keeps."""
   for arm in view.arms('mqar'):
-    found = view.accuracy('mqar', arm, hardest(view.cfg, 'mqar'))
+    estimate = view.accuracy('mqar', arm, limit_to_hardest(view.cfg, 'mqar'))
     x = view.fact('mqar', arm, 'cache_floats')
-    bars = [[found.value - found.low], [found.high - found.value]]
-    axes.errorbar(x, found.value, yerr=bars, **look(arm))
+    bars = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+    axes.errorbar(x, estimate.value, yerr=bars, **style_arm(arm))
   axes.set(
     xscale='log', ylabel=f'accuracy on MQAR, {view.cfg.pairs} pairs',
     xlabel=f'numbers kept of {view.cfg.length} tokens (state and cache)',
   )  # fmt: skip
 
 
-def recency(axes, view):
+def draw_recency(axes, view):
   """Recall by the age of the pair."""
-  limits = hardest(view.cfg, 'mqar')
+  limits = limit_to_hardest(view.cfg, 'mqar')
   for arm in view.arms('mqar'):
     _line(axes, view, 'mqar', arm, 'position', limits)
   axes.set(
@@ -132,9 +137,9 @@ def recency(axes, view):
   )
 
 
-def ratios(axes, view):
+def draw_ratios(axes, view):
   """Recall against the share of attention layers."""
-  limits, names = hardest(view.cfg, 'deep'), view.arms('deep')
+  limits, names = limit_to_hardest(view.cfg, 'deep'), view.arms('deep')
   for pure in names:
     if parse_arm(pure)[1] or pure == 'full':
       continue
@@ -146,14 +151,14 @@ def ratios(axes, view):
     xs = [x for x, _ in points]
     values = np.array([(e.value, e.low, e.high) for _, e in points]).T
     bars = [values[0] - values[1], values[2] - values[0]]
-    axes.errorbar(xs, values[0], yerr=bars, **look(pure))
+    axes.errorbar(xs, values[0], yerr=bars, **style_arm(pure))
   axes.set(
     xlabel=f'share of attention in {view.cfg.deep} layers (0: none, 1: all)',
     ylabel=f'accuracy on MQAR, {view.cfg.pairs} pairs',
   )
 
 
-def budget(axes, view):
+def draw_budget(axes, view):
   """How far an arm is behind full attention while training goes on."""
   curves = {}
   for row in view.rows:
@@ -166,7 +171,7 @@ def budget(axes, view):
       continue
     steps = sorted(set(curves[arm]) & set(curves['full']))
     gap = [np.mean(curves['full'][s]) - np.mean(curves[arm][s]) for s in steps]
-    axes.plot(steps, gap, **look(arm) | {'marker': ''})
+    axes.plot(steps, gap, **style_arm(arm) | {'marker': ''})
   axes.axhline(0, color='0.5', linewidth=0.8)
   axes.set(
     xlabel='training steps',
@@ -174,25 +179,25 @@ def budget(axes, view):
   )
 
 
-def gates(axes, view):
+def draw_gates(axes, view):
   """Recall when the learned log-decay is scaled after training."""
-  for arm, found in view.scaled().items():
-    xs = sorted(found)
-    axes.plot(xs, [np.mean(found[x]) for x in xs], **look(arm))
+  for arm, accuracies in view.scaled().items():
+    xs = sorted(accuracies)
+    axes.plot(xs, [np.mean(accuracies[x]) for x in xs], **style_arm(arm))
   axes.set(
     xlabel='factor of the learned log-decay, after training',
     ylabel=f'accuracy on MQAR, {view.cfg.deep} layers',
   )
 
 
-def document(axes, view):
+def draw_document(axes, view):
   """The exact quote by the line's place; the gist as dots at the right."""
   lines = view.levels('quote', 'line')
   end = lines.max() + 1
   for arm in view.arms('quote'):
     _line(axes, view, 'quote', arm, 'line', {'kind': (1, 1)})
     gist = view.accuracy('quote', arm, {'kind': (0, 0)})
-    axes.plot([end], [gist.value], **look(arm) | {'label': None})
+    axes.plot([end], [gist.value], **style_arm(arm) | {'label': None})
   axes.set(
     xlabel=f'line that is quoted ({end}: the gist instead)',
     ylabel='accuracy of a word',
@@ -201,64 +206,54 @@ def document(axes, view):
 
 # file name -> (title, function, the task and arm it cannot do without)
 ALL = {
-  'capacity': ('Recall against load', capacity, ('mqar', '')),
-  'memory': ('Recall against memory', memory, ('mqar', '')),
-  'recency': ('What is forgotten first', recency, ('mqar', '')),
-  'ratio': ('How many attention layers', ratios, ('deep', 'full')),
-  'budget': ('Gap to full against training', budget, ('deep', 'full')),
-  'gates': ('How much hangs on the learned decay', gates, ('deep', '')),
-  'document': ('Exact quote and gist', document, ('quote', '')),
+  'capacity': ('Recall against load', draw_capacity, ('mqar', '')),
+  'memory': ('Recall against memory', draw_memory, ('mqar', '')),
+  'recency': ('What is forgotten first', draw_recency, ('mqar', '')),
+  'ratio': ('How many attention layers', draw_ratios, ('deep', 'full')),
+  'budget': ('Gap to full against training', draw_budget, ('deep', 'full')),
+  'gates': ('How much hangs on the learned decay', draw_gates, ('deep', '')),
+  'document': ('Exact quote and gist', draw_document, ('quote', '')),
 }
 
 
-def draw(view, folder):
+def draw_plots(view, folder):
   """[(name, title, {theme: svg})] of the plots whose data are there; writes
   each as PNG and SVG too."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  found = []
+  figures = []
   for name, (title, paint, need) in ALL.items():
     task, arm = need
     if not view.arms(task) or arm and arm not in view.arms(task):
       continue
-    if paint is gates and not view.scaled():
+    if paint is draw_gates and not view.scaled():
       continue
-    images = {theme: _render(paint, view, theme) for theme in THEMES}
-    for theme, (svg, png) in images.items():
-      (folder / f'{name}-{theme}.svg').write_text(svg)
-      (folder / f'{name}-{theme}.png').write_bytes(png)
-    found.append((name, title, {t: svg for t, (svg, _) in images.items()}))
-  return found
+    images = {
+      theme: _render(paint, view, theme, folder / f'{name}-{theme}.png')
+      for theme in THEMES
+    }
+    figures.append((name, title, images))
+  return figures
 
 
-def _render(paint, view, theme):
-  from matplotlib import pyplot
-
-  c = THEMES[theme]
-  style = {
-    'text.color': c['text'], 'axes.labelcolor': c['text'],
-    'xtick.color': c['text'], 'ytick.color': c['text'],
-    'axes.edgecolor': c['faint'], 'axes.facecolor': 'none',
-    'grid.color': c['faint'],
-    'svg.fonttype': 'none', 'font.size': 9, 'svg.hashsalt': 'study',
+def _render(paint, view, theme, path):
+  """Writes the picture as PNG and SVG; returns the SVG."""
+  style = make_theme(theme) | {
+    'svg.fonttype': 'none', 'font.size': 9, 'svg.hashsalt': 'study'
   }  # fmt: skip
   with pyplot.rc_context(style):
-    figure, axes = pyplot.subplots(figsize=(8.2, 4.2), layout='constrained')
+    figure, (axes,) = make_figure((8.2, 4.2))
     paint(axes, view)
-    axes.grid(alpha=0.35)
-    if paint is not budget:
+    style_axes(axes)
+    if paint is not draw_budget:
       axes.set_ylim(-0.02, 1.02)
-    axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
       figure.legend(loc='outside right upper', frameon=False, fontsize=8)
-    svg, png = io.StringIO(), io.BytesIO()
+    text = io.StringIO()
     plain = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
-    figure.savefig(svg, format='svg', transparent=True, metadata=plain)
-    back = '#ffffff' if theme == 'light' else '#14171a'
-    figure.savefig(png, format='png', dpi=130, facecolor=back)
-    pyplot.close(figure)
-  return _inline(svg.getvalue(), theme), png.getvalue()
+    figure.savefig(text, format='svg', transparent=True, metadata=plain)
+    save_figure(figure, path, THEMES[theme]['back'])
+  svg = _inline(text.getvalue(), theme)
+  write_text(path.with_suffix('.svg'), svg)
+  return svg
 
 
 def _inline(svg, theme):

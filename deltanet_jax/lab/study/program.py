@@ -31,7 +31,7 @@ class Scores(NamedTuple):
   tokens: Any  # [M,I,T] int32, what the model read
 
 
-class Program(NamedTuple):
+class StudyProgram(NamedTuple):
   """init: seeds [M] -> state
   advance: (state, rates [M], seeds [M], start, stop) -> (state, Scores), the
   scores after the steps start, ..., stop - 1; start == stop only scores
@@ -41,14 +41,14 @@ class Program(NamedTuple):
   advance: Any
 
 
-def make(cfg, model_cfg, task, steps):
+def make_program(cfg, model_cfg, task, steps):
   """The Program that trains `model_cfg` on `task` for `steps` in all."""
   lm = model.HybridLM(model_cfg, jnp.dtype(cfg.dtype))
   axes = sharding.logical_axes(lm)
   rules = OptimConfig(
     warmup=cfg.warmup, weight_decay=cfg.weight_decay, clip=cfg.clip, final=0.0
   )
-  optimise = lambda rate: optimizer.make_optimizer(rules, steps, axes, lr=rate)
+  make_adam = lambda rate: optimizer.make_optimizer(rules, steps, axes, lr=rate)
   loss = _make_loss(cfg, model_cfg)
 
   def member(state, rate, seed, start, stop):
@@ -57,17 +57,17 @@ def make(cfg, model_cfg, task, steps):
       jax.random.fold_in(data, step), batch
     )
     sample = lambda step: draw(step, cfg.batch)
-    state = _train(loss, optimise(rate), sample, state, start, stop)
+    state = _train(loss, make_adam(rate), sample, state, start, stop)
     return state, _score(lm, state[0], draw(EVALUATION, cfg.items))
 
   # compiled sooner than for all seeds at once
-  one = jax.jit(lambda seed: _init(lm, optimise(1.0), seed))
+  init = jax.jit(lambda seed: _init(lm, make_adam(1.0), seed))
 
   def begin(seeds):
-    return jax.tree.map(lambda *x: jnp.stack(x), *map(one, seeds))
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(init, seeds))
 
   advance = jax.vmap(member, in_axes=(0, 0, 0, None, None))
-  return Program(begin, jax.jit(advance, donate_argnums=(0,)))
+  return StudyProgram(begin, jax.jit(advance, donate_argnums=(0,)))
 
 
 def _init(lm, adam, seed):

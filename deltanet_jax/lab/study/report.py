@@ -1,14 +1,15 @@
 """What a study found: findings, a verdict in words, summary.md, report.html."""
 
 import dataclasses
-import html
+import pathlib
 from typing import NamedTuple
+
+import jinja2
 
 from deltanet_jax.config.files import write_text
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.lab.study import expect, plots, stats
 from deltanet_jax.lab.study.config import ARMS, parse_arm
-from deltanet_jax.lab.study.page import PAGE
 
 LONG = 131_072  # tokens at which memory is compared too
 
@@ -18,40 +19,45 @@ class Report(NamedTuple):
   status: int  # 1: a gate failed
 
 
-def write(cfg, size, cells, folder, rows):
+def write_report(cfg, size, cells, folder, rows):
   """Draws, judges and writes everything; the cells that `folder` lacks are
   named as missing."""
   done = [cell for cell in cells if folder.done(cell)]
   arrays = {(c.task, c.arm): folder.arrays(c) for c in done}
-  failed = [f'{t} {a}' for (t, a), found in arrays.items() if not found]
-  arrays = {key: found for key, found in arrays.items() if found}
+  failed = [f'{t} {a}' for (t, a), scores in arrays.items() if not scores]
+  arrays = {key: scores for key, scores in arrays.items() if scores}
   view = plots.View(cfg, rows, arrays)
   arms = {task: view.arms(task) for task, _ in arrays}
-  wanted = expect.smoke(cfg) if size == 'smoke' else expect.study(cfg, arms)
-  findings = expect.judge(wanted, arrays, cfg.draws)
-  verdict = words(cfg, view, findings)
+  expectations = (
+    expect.list_smoke_expectations(cfg)
+    if size == 'smoke'
+    else expect.list_expectations(cfg, arms)
+  )
+  findings = expect.judge_all(expectations, arrays, cfg.draws)
+  verdict = describe_hybrids(cfg, view, findings)
   missing = [cell.name for cell in cells if cell not in done]
-  remarks = unlearned(view)
+  remarks = describe_unlearned(view)
   if failed:
     remarks.append(f'Not finite at any learning rate: {", ".join(failed)}.')
   if missing:
     remarks.append(f'Not trained yet: {", ".join(missing)}.')
-  text = markdown(cfg, view, findings, [*verdict, *remarks])
+  text = format_markdown(cfg, view, findings, [*verdict, *remarks])
   write_text(folder.text, text)
-  images = plots.draw(view, folder.plots)
-  page = _page(cfg, size, view, findings, verdict, remarks, images)
+  images = plots.draw_plots(view, folder.plots)
+  sentences = [*verdict, *_counts(findings)]
+  page = _page(cfg, size, view, findings, sentences, remarks, images)
   write_text(folder.report, page)
   gates = [f for f in findings if f.failed]
   lines = [*verdict, *remarks, *_counts(findings)]
-  lines += [f'FAILED: {f.claim}: {show(f.estimate)}' for f in gates]
-  lost = size == 'smoke' and len(findings) < len(wanted) and not missing
+  lines += [f'FAILED: {f.claim}: {format_estimate(f.estimate)}' for f in gates]
+  lost = size == 'smoke' and len(findings) < len(expectations) and not missing
   if lost:
     lines.append('FAILED: a model of the gates was not finite')
   lines.append(str(folder.report))
   return Report('\n'.join(lines), int(bool(gates) or lost))
 
 
-def show(e):
+def format_estimate(e):
   """'0.512 [0.480, 0.541]'."""
   return f'{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]'
 
@@ -59,11 +65,11 @@ def show(e):
 def _counts(findings):
   kinds = stats.HOLDS, stats.VIOLATED, stats.OPEN
   number = lambda kind: sum(f.verdict == kind for f in findings)
-  told = ', '.join(f'{number(kind)} {kind}' for kind in kinds)
-  return [f'Expectations: {told}.'] if findings else []
+  counts = ', '.join(f'{number(kind)} {kind}' for kind in kinds)
+  return [f'Expectations: {counts}.'] if findings else []
 
 
-def words(cfg, view, findings):
+def describe_hybrids(cfg, view, findings):
   """Sentences on what each hybrid gave up and saved against full attention."""
   out = []
   names = {a for _, a in view.arrays if parse_arm(a)[1]}
@@ -74,7 +80,7 @@ def words(cfg, view, findings):
   return out or ['No hybrid ran beside full attention.']
 
 
-def unlearned(view):
+def describe_unlearned(view):
   """Sentences on the arms that are not shown to bind values to keys, not even
   in the shortest lists: to pick any of the n values shown is right in 1/n."""
   out = []
@@ -82,8 +88,8 @@ def unlearned(view):
     names = []
     for arm in view.arms(task):
       n = int(view.levels(task, 'pairs').min())
-      found = view.accuracy(task, arm, {'pairs': (n, n)})
-      if found.low < 1 / n + expect.MARGIN:
+      estimate = view.accuracy(task, arm, {'pairs': (n, n)})
+      if estimate.low < 1 / n + expect.MARGIN:
         names.append(arm)
     if names:
       out.append(
@@ -103,33 +109,32 @@ def _base(view, task):
 def _sentence(cfg, view, arm, tasks):
   lost, equal, gained, open_ = [], [], [], []
   for task in tasks:
-    limits = expect.hardest(cfg, task)
+    limits = expect.limit_to_hardest(cfg, task)
     parts = []
     for sign, name in ((1, arm), (-1, _base(view, task))):
       data = view.arrays[task, name]
-      chosen = stats.choose(data, limits)
-      parts.append(stats.part(sign, task, data, chosen))
-    e = stats.estimate(parts, cfg.draws)
-    base = parts[1].right.sum() / parts[1].asked.sum()
-    told = f'{task} {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]'
-    told += f' of {base:.2f}'
+      chosen = stats.choose_questions(data, limits)
+      parts.append(stats.make_part(sign, task, data, chosen))
+    e = stats.estimate_sum(parts, cfg.draws)
+    base = parts[1].right.sum() / parts[1].questions.sum()
+    clause = f'{task} {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]'
+    clause += f' of {base:.2f}'
     if e.within(expect.MARGIN) == stats.HOLDS:
-      equal.append(told)
+      equal.append(clause)
     elif e.above(0) == stats.HOLDS:
-      gained.append(told)
+      gained.append(clause)
     elif e.above(0) == stats.VIOLATED:
-      lost.append(told)
+      lost.append(clause)
     else:
-      open_.append(told)
+      open_.append(clause)
   kinds = (
     ('gave up', lost), ('gained', gained),
     (f'was equal within {expect.MARGIN:g} on', equal),
     ('is not resolved on', open_),
   )  # fmt: skip
-  told = '; '.join(f'{k} {", ".join(x)}' for k, x in kinds if x)
-  return (
-    f'Against full attention, {arm} {told}. {_saved(cfg, view, arm, tasks[0])}'
-  )
+  clauses = '; '.join(f'{k} {", ".join(x)}' for k, x in kinds if x)
+  saved = _saved(cfg, view, arm, tasks[0])
+  return f'Against full attention, {arm} {clauses}. {saved}'
 
 
 def _saved(cfg, view, arm, task):
@@ -139,26 +144,26 @@ def _saved(cfg, view, arm, task):
     for r in view.rows
     if (r['task'], r['model']) == (task, arm)
   )
-  kept = lambda name, n: kept_floats(cfg, name, cell, n)
-  told = []
+  floats = lambda name, n: count_cache_floats(cfg, name, cell, n)
+  clauses = []
   for n in (cell['length'], LONG):
-    mine, full = kept(arm, n), kept('full', n)
+    mine, full = floats(arm, n), floats('full', n)
     less = f'{mine / full - 1:+.0%}'
-    told.append(f'{mine:,} numbers of {n:,} tokens, full {full:,} ({less})')
-  meet = break_even(lambda n: kept(arm, n) - kept('full', n))
+    clauses.append(f'{mine:,} numbers of {n:,} tokens, full {full:,} ({less})')
+  meet = find_break_even(lambda n: floats(arm, n) - floats('full', n))
   least = f' It saves from {meet:,} tokens on.' if meet else ''
-  return f'It keeps {"; ".join(told)}.{least}'
+  return f'It keeps {"; ".join(clauses)}.{least}'
 
 
-def kept_floats(cfg, arm, cell, context):
+def count_cache_floats(cfg, arm, cell, context):
   """Numbers that decoding keeps of `context` tokens."""
   from deltanet_jax.lab.study import config
 
-  built = config.model(cfg, arm, cell['vocab'], cell['layers'], cfg.hidden)
-  return sum(calc.cache_bytes(built, context, 1, 'float32').values()) // 4
+  built = config.make_model(cfg, arm, cell['vocab'], cell['layers'], cfg.hidden)
+  return sum(calc.count_cache_bytes(built, context, 1, 'float32').values()) // 4
 
 
-def break_even(difference, most=1 << 20):
+def find_break_even(difference, most=1 << 20):
   """The least context at which difference(context) <= 0; None above most."""
   low, high = 0, 1
   while difference(high) > 0:
@@ -171,10 +176,10 @@ def break_even(difference, most=1 << 20):
   return high
 
 
-def task_table(cfg, view, task):
+def list_results(cfg, view, task):
   """[(model, parameters, numbers kept, Estimate all, Estimate hardest, its
   accuracy by seed)]."""
-  limits = expect.hardest(cfg, task)
+  limits = expect.limit_to_hardest(cfg, task)
   return [
     (
       arm, view.fact(task, arm, 'parameters'),
@@ -191,77 +196,50 @@ HEAD = (
 )  # fmt: skip
 
 
-def _cells(one):
-  by_seed = ' '.join(f'{x:.2f}' for x in one[5])
-  told = show(one[3]), show(one[4]), by_seed
-  return one[0], f'{one[1]:,}', f'{one[2]:,}', *told
+def _cells(row):
+  by_seed = ' '.join(f'{x:.2f}' for x in row[5])
+  estimates = format_estimate(row[3]), format_estimate(row[4]), by_seed
+  return row[0], f'{row[1]:,}', f'{row[2]:,}', *estimates
 
 
-def markdown(cfg, view, findings, sentences):
+def _tables(cfg, view):
+  """{task: rows of HEAD's cells}"""
+  tasks = dict.fromkeys(task for task, _ in view.arrays)
+  return {
+    task: [_cells(row) for row in list_results(cfg, view, task)]
+    for task in tasks
+  }
+
+
+def format_markdown(cfg, view, findings, sentences):
   """summary.md."""
   lines = ['# Recall against memory', '']
   lines += [f'{s}\n' for s in sentences] + _counts(findings)
   lines += ['', '| expectation | value [95 %] | verdict |', '|---|---|---|']
   lines += [
-    f'| {f.claim} | {show(f.estimate)} | {f.verdict} |' for f in findings
+    f'| {f.claim} | {format_estimate(f.estimate)} | {f.verdict} |'
+    for f in findings
   ]
-  for task in dict.fromkeys(t for t, _ in view.arrays):
-    lines += [
-      '',
-      f'## {task}',
-      '',
-      f'| {" | ".join(HEAD)} |',
-      '|---' * len(HEAD) + '|',
-    ]
-    table = task_table(cfg, view, task)
-    lines += [f'| {" | ".join(_cells(one))} |' for one in table]
+  for task, rows in _tables(cfg, view).items():
+    lines += ['', f'## {task}', '']
+    lines += [f'| {" | ".join(HEAD)} |', '|---' * len(HEAD) + '|']
+    lines += [f'| {" | ".join(cells)} |' for cells in rows]
   return '\n'.join(lines) + '\n'
 
 
-def _page(cfg, size, view, findings, verdict, remarks, images):
-  esc = html.escape
-  paragraphs = ''.join(
-    f'<p>{esc(s)}</p>' for s in [*verdict, *_counts(findings)]
-  )
-  paragraphs += ''.join(f'<p class="remark">{esc(s)}</p>' for s in remarks)
-  found = ''.join(
-    f'<tr><td>{esc(f.claim)}</td><td>{_rule(f)}</td>'
-    f'<td class="n">{show(f.estimate)}</td>'
-    f'<td class="{f.verdict.split()[0]}">{f.verdict}</td></tr>'
-    for f in findings
-  )
-  figures = ''.join(
-    f'<figure><figcaption>{esc(title)}</figcaption>'
-    f'<div class="light">{svg["light"]}</div>'
-    f'<div class="dark">{svg["dark"]}</div></figure>'
-    for _, title, svg in images
-  )
-  tables = ''
-  for task in dict.fromkeys(t for t, _ in view.arrays):
-    body = ''.join(
-      '<tr>' + ''.join(f'<td>{esc(x)}</td>' for x in _cells(one)) + '</tr>'
-      for one in task_table(cfg, view, task)
-    )
-    head = ''.join(f'<th>{x}</th>' for x in HEAD)
-    tables += (
-      f'<h3>{esc(task)}</h3><div class="wide"><table><tr>{head}</tr>{body}'
-      '</table></div>'
-    )
+def _page(cfg, size, view, findings, sentences, remarks, figures):
+  """report.html, from the template beside this file."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True, undefined=jinja2.StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+  )  # fmt: skip
+  environment.filters['show'] = format_estimate
   sizes = ', '.join(
     f'{f.name} {getattr(cfg, f.name)}' for f in dataclasses.fields(cfg)
   )
-  parts = {
-    'SIZE': size, 'VERDICT': paragraphs, 'FINDINGS': found,
-    'FIGURES': figures, 'TABLES': tables, 'SIZES': esc(sizes),
-    'SEEDS': str(cfg.seeds), 'RATES': str(len(cfg.lrs)),
-    'ITEMS': str(cfg.items), 'MARGIN': f'{expect.MARGIN:g}',
-  }  # fmt: skip
-  page = PAGE
-  for name, text in parts.items():
-    page = page.replace(f'@{name}@', text)
-  return page
-
-
-def _rule(f):
-  sign = {'above': '&gt;', 'below': '&lt;', 'equal': '= 0 &plusmn;'}[f.kind]
-  return f'{sign} {f.bound:g}'
+  return environment.get_template('report.html.jinja').render(
+    cfg=cfg, size=size, sentences=sentences, remarks=remarks,
+    findings=findings, figures=figures, head=HEAD, tables=_tables(cfg, view),
+    sizes=sizes, margin=f'{expect.MARGIN:g}',
+  )  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import write_text
+from deltanet_jax.runs.folder import require_folder, require_same
 
 COLUMNS = (
   'task', 'model', 'layers', 'parameters', 'cache_floats', 'slice', 'lr',
@@ -18,7 +19,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Folder:
+class StudyFolder:
   """Paths of a study's files."""
 
   def __init__(self, path):
@@ -38,19 +39,14 @@ class Folder:
     Raises:
       ConfigError: with the fields that differ.
     """
-    if self.path.exists() and not self.path.is_dir():
-      raise ConfigError(f'--workdir={self.path} is a file; give a folder')
+    require_folder(self.path)
     if not self.config.is_file():
       return
-    found = config.from_json(self.config.read_text(), classes=(type(cfg),))
-    if type(found) is not type(cfg):
+    stored = config.from_json(self.config.read_text(), classes=(type(cfg),))
+    if type(stored) is not type(cfg):
       raise ConfigError(f'{self.config} is of no study; give another --workdir')
-    lines = config.difference(found, cfg)
-    if lines:
-      raise ConfigError(
-        f'{self.path} holds a study of other sizes: {"; ".join(lines)} (there'
-        ' != here); give another --workdir'
-      )
+    lines = config.list_differences(stored, cfg)
+    require_same(self.path, lines, 'a study of other sizes')
 
   def make(self, cfg):
     """Makes the folder.
@@ -76,7 +72,7 @@ class Folder:
     with open(temporary, 'wb') as file:
       np.savez_compressed(file, **arrays)
     os.replace(temporary, path)
-    lines = ''.join(json.dumps(one, allow_nan=False) + '\n' for one in rows)
+    lines = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows)
     write_text(self.cells / f'{cell.name}.json', lines)
     with open(self.timing, 'a') as file:
       note = {'cell': cell.name, 'seconds': round(seconds, 1)}
@@ -89,8 +85,8 @@ class Folder:
 
   def arrays(self, cell):
     """The cell's last scores, or {} when no learning rate stayed finite."""
-    with np.load(self.cells / f'{cell.name}.npz') as found:
-      return dict(found)
+    with np.load(self.cells / f'{cell.name}.npz') as file:
+      return dict(file)
 
   def collect(self, cells):
     """Writes results.jsonl and summary.csv of what is done; returns the
@@ -99,11 +95,11 @@ class Folder:
     rows = [row for cell in done for row in self.rows(cell)]
     lines = ''.join(json.dumps(row) + '\n' for row in rows)
     write_text(self.results, lines)
-    write_text(self.summary, table(summarise(rows)))
+    write_text(self.summary, format_csv(summarize_rows(rows)))
     return rows
 
 
-def summarise(rows):
+def summarize_rows(rows):
   """A dict of COLUMNS for each task, model and slice: the mean over the fresh
   seeds after the last step, with the lowest and highest seed."""
   groups = {}
@@ -113,29 +109,34 @@ def summarise(rows):
       groups.setdefault(key, []).append(row)
   out = []
   for group in groups.values():
-    one = {name: group[0].get(name) for name in COLUMNS}
+    summary = {name: group[0].get(name) for name in COLUMNS}
     accuracy = [row['accuracy'] for row in group]
-    one |= {'seeds': len(group), 'targets': sum(r['targets'] for r in group)}
+    summary |= {
+      'seeds': len(group),
+      'targets': sum(r['targets'] for r in group),
+    }
     if None in accuracy:
-      one |= dict.fromkeys(('accuracy', 'lowest', 'highest', 'exact', 'nats'))
+      summary |= dict.fromkeys(
+        ('accuracy', 'lowest', 'highest', 'exact', 'nats')
+      )
     else:
       mean = lambda name, g=group: sum(row[name] for row in g) / len(g)
-      one |= {name: mean(name) for name in ('accuracy', 'exact', 'nats')}
-      one |= {'lowest': min(accuracy), 'highest': max(accuracy)}
-    out.append(one)
+      summary |= {name: mean(name) for name in ('accuracy', 'exact', 'nats')}
+      summary |= {'lowest': min(accuracy), 'highest': max(accuracy)}
+    out.append(summary)
   return out
 
 
-def table(summary):
+def format_csv(summary):
   """The summary as CSV; what was not finite is empty."""
   text = io.StringIO()
   writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
   writer.writeheader()
-  for one in summary:
+  for line in summary:
     writer.writerow(
       {
         k: round(v, 6) if isinstance(v, float) and k != 'lr' else v
-        for k, v in one.items()
+        for k, v in line.items()
       }
     )
   return text.getvalue()

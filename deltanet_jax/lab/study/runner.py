@@ -5,9 +5,9 @@ import threading
 import time
 import traceback
 
-from deltanet_jax.lab.study import cell as cells_
-from deltanet_jax.lab.study.matrix import make_task, seconds
-from deltanet_jax.progress import Line, span
+from deltanet_jax.lab.study import training
+from deltanet_jax.lab.study.matrix import estimate_seconds, make_task
+from deltanet_jax.progress import Line, format_span
 
 
 class Cells:
@@ -37,18 +37,18 @@ class Cells:
     self._shown = self._clock()
     spent = self._shown - self._start
     cost = lambda share: sum(self._costs[n] * share(n) for n in self._costs)
-    made = cost(lambda n: self._shares[n])
+    work = cost(lambda n: self._shares[n])
     left = cost(lambda n: 1 - self._shares[n])
     finished = sum(x == 1 for x in self._shares.values())
-    rest = f', {span(spent / made * left)} left' if made else ''
+    rest = f', {format_span(spent / work * left)} left' if work else ''
     rate = f'{60 * finished / spent:.1f} cells a minute' if spent else ''
     self._line.say(
-      f'{finished}/{len(self._shares)} {what} ({span(spent)} gone, {rate}'
-      f'{rest})'
+      f'{finished}/{len(self._shares)} {what} ({format_span(spent)} gone,'
+      f' {rate}{rest})'
     )
 
 
-def run(cfg, cells, folder, jobs, limit=0.0):
+def run_cells(cfg, cells, folder, jobs, limit=0.0):
   """Every cell of `cells` that `folder` lacks, `jobs` at a time; none is begun
   after `limit` seconds, unless that is 0.
 
@@ -57,25 +57,27 @@ def run(cfg, cells, folder, jobs, limit=0.0):
   {name: error} of these.
   """
   todo = [cell for cell in cells if not folder.done(cell)]
-  progress = Cells({cell.name: seconds(cfg, cell) for cell in todo})
+  progress = Cells({cell.name: estimate_seconds(cfg, cell) for cell in todo})
   errors = {}
   stop, began = threading.Event(), time.monotonic()
 
   def work(cell):
     if stop.is_set():
-      raise cells_.Stopped
+      raise training.Stopped
     start = time.monotonic()
     if limit and start - began > limit:
       return
 
     def tell(share):
       if stop.is_set():
-        raise cells_.Stopped
+        raise training.Stopped
       progress.part(cell.name, share)
 
     try:
-      rows, arrays = cells_.run(cfg, cell, make_task(cfg, cell.task), tell)
-    except (cells_.Stopped, KeyboardInterrupt):
+      rows, arrays = training.run_cell(
+        cfg, cell, make_task(cfg, cell.task), tell
+      )
+    except (training.Stopped, KeyboardInterrupt):
       stop.set()  # before this thread takes another cell
       raise
     except Exception as error:

@@ -11,16 +11,16 @@ class Part(NamedTuple):
   """One accuracy of a sum: sign times right answers over questions.
 
   group: parts of a group have the same seeds and sequences, and so are drawn
-  together   right, asked [S,I] of S seeds and I sequences
+  together   right, questions [S,I] of S seeds and I sequences
   """
 
   sign: float
   group: str
   right: np.ndarray
-  asked: np.ndarray
+  questions: np.ndarray
 
 
-class Estimate(NamedTuple):
+class AccuracyEstimate(NamedTuple):
   """A value with its 95 % interval."""
 
   value: float
@@ -40,14 +40,14 @@ class Estimate(NamedTuple):
     return VIOLATED if self.low > margin or self.high < -margin else OPEN
 
 
-def part(sign, group, arrays, chosen):
+def make_part(sign, group, arrays, chosen):
   """The Part of a cell's arrays over the questions `chosen` [S,I,T] bool."""
-  asked = arrays['weights'].astype(np.float64) * chosen
-  right = (asked * arrays['correct']).sum(-1)
-  return Part(sign, group, right, asked.sum(-1))
+  questions = arrays['weights'].astype(np.float64) * chosen
+  right = (questions * arrays['correct']).sum(-1)
+  return Part(sign, group, right, questions.sum(-1))
 
 
-def choose(arrays, limits):
+def choose_questions(arrays, limits):
   """Questions [S,I,T] whose slices lie in limits {name: (least, most)}."""
   chosen = arrays['weights'] > 0
   for name, (least, most) in limits.items():
@@ -56,8 +56,8 @@ def choose(arrays, limits):
   return chosen
 
 
-def estimate(parts, draws):
-  """The Estimate of sum_i sign_i right_i / asked_i.
+def estimate_sum(parts, draws):
+  """The AccuracyEstimate of sum_i sign_i right_i / questions_i.
 
   Seeds are drawn with replacement, then sequences in each; parts of a group
   take the same draw, which makes their difference a paired one. With three
@@ -66,14 +66,14 @@ def estimate(parts, draws):
   value, samples = 0.0, np.zeros(draws)
   rng = np.random.default_rng(0)
   index = {}
-  for one in parts:
-    S, N = one.right.shape
-    if one.group not in index:
+  for part in parts:
+    S, N = part.right.shape
+    if part.group not in index:
       seeds = rng.integers(S, size=(draws, S, 1))
-      index[one.group] = seeds, rng.integers(N, size=(draws, S, N))
-    at = index[one.group]
+      index[part.group] = seeds, rng.integers(N, size=(draws, S, N))
+    at = index[part.group]
     total = lambda x, at=at: x[at].sum((1, 2))
-    value += one.sign * one.right.sum() / one.asked.sum()
-    samples += one.sign * total(one.right) / total(one.asked)
+    value += part.sign * part.right.sum() / part.questions.sum()
+    samples += part.sign * total(part.right) / total(part.questions)
   low, high = np.percentile(samples, [2.5, 97.5])
-  return Estimate(float(value), float(low), float(high))
+  return AccuracyEstimate(float(value), float(low), float(high))

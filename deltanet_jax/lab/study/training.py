@@ -22,11 +22,15 @@ class Stopped(Exception):
   """The study was asked to end."""
 
 
-def fit(cfg, cell, vocab):
+def match_parameters(cfg, cell, vocab):
   """(ModelConfig, parameters) of the cell's arm, its MLP as wide as makes the
   parameters those of `full`."""
-  build = functools.partial(config.model, cfg, vocab=vocab, layers=cell.layers)
-  count = lambda arm, hidden: calc.parameters(build(arm=arm, hidden=hidden))
+  build = functools.partial(
+    config.make_model, cfg, vocab=vocab, layers=cell.layers
+  )
+  count = lambda arm, hidden: calc.count_parameters(
+    build(arm=arm, hidden=hidden)
+  )
   goal = count('full', cfg.hidden)
   low, high = count(cell.arm, 1), count(cell.arm, 2)
   hidden = 1 + round((goal - low) / (high - low))  # an affine function
@@ -38,41 +42,45 @@ def fit(cfg, cell, vocab):
   return build(arm=cell.arm, hidden=hidden), low + (hidden - 1) * (high - low)
 
 
-def run(cfg, cell, task, tell=lambda done: None):
+def run_cell(cfg, cell, task, tell=lambda done: None):
   """(rows, arrays) of the cell.
 
   rows: dicts of results.jsonl   arrays: of the fresh seeds' last scores, for
   the bootstrap; empty when no learning rate stayed finite   tell: called with
   the share of the work that is done; may raise Stopped
   """
-  model_cfg, parameters = fit(cfg, cell, task.vocab)
+  model_cfg, parameters = match_parameters(cfg, cell, task.vocab)
   facts = {
     'task': cell.task, 'model': cell.arm, 'layers': cell.layers,
     'parameters': parameters,
-    'cache_floats': cache_floats(model_cfg, task.length),
+    'cache_floats': count_cache_floats(model_cfg, task.length),
     'vocab': task.vocab, 'length': task.length,
   }  # fmt: skip
-  trainer = _Trainer(cfg, cell, program.make(cfg, model_cfg, task, cell.steps))
+  trainer = _Trainer(
+    cfg, cell, program.make_program(cfg, model_cfg, task, cell.steps)
+  )
   phases = 2.0
   grid = list(cfg.lrs) + [cfg.lrs[-1]] * (trainer.members - len(cfg.lrs))
   rows, best = [], None
-  told = lambda share: tell(share / phases)
-  for _, step, scores in trainer.train(grid, [VALIDATION], told):
-    found = [row(scores, i) for i in range(len(cfg.lrs))]
-    for lr, one in zip(cfg.lrs, found, strict=True):
-      rows.append(facts | _at('grid', lr, VALIDATION, step, cell) | one)
-  lr = best_rate(cfg.lrs, found)
+  report = lambda share: tell(share / phases)
+  for _, step, scores in trainer.train(grid, [VALIDATION], report):
+    scored = [score_all(scores, i) for i in range(len(cfg.lrs))]
+    for lr, score in zip(cfg.lrs, scored, strict=True):
+      rows.append(facts | _at('grid', lr, VALIDATION, step, cell) | score)
+  lr = choose_rate(cfg.lrs, scored)
   if lr is None:
     return rows, {}
   seeds = list(range(FRESH, FRESH + cfg.seeds))
-  told = lambda share: tell((1 + share) / phases)
-  for state, step, scores in trainer.train([lr], seeds, told):
+  report = lambda share: tell((1 + share) / phases)
+  for state, step, scores in trainer.train([lr], seeds, report):
     best = state
     full = step in [round(part * cell.steps) for part in BUDGETS]
     for i, seed in enumerate(seeds):
       head = facts | _at('fresh', lr, seed, step, cell)
-      rows += [head | x for x in slices(scores, i, task.levels if full else {})]
-  arrays = last_scores(scores, cfg.seeds)
+      rows += [
+        head | x for x in score_slices(scores, i, task.levels if full else {})
+      ]
+  arrays = select_scores(scores, cfg.seeds)
   rows += _decays(trainer, best, lr, seeds, facts, cell, model_cfg)
   return rows, arrays
 
@@ -87,8 +95,8 @@ def _at(phase, lr, seed, step, cell):
 class _Trainer:
   """A compiled program and how it is driven."""
 
-  def __init__(self, cfg, cell, made):
-    self.cfg, self.cell, self.program = cfg, cell, made
+  def __init__(self, cfg, cell, compiled):
+    self.cfg, self.cell, self.program = cfg, cell, compiled
     self.members = max(len(cfg.lrs), cfg.seeds)
     self.advance = None
 
@@ -130,18 +138,18 @@ def _decays(trainer, state, lr, seeds, facts, cell, model_cfg):
     _, scores = trainer.call(changed, [lr], seeds, cell.steps, cell.steps)
     for i, seed in enumerate(seeds):
       head = _at('decay', lr, seed, cell.steps, cell)
-      rows.append(facts | head | {'scale': scale} | row(scores, i))
+      rows.append(facts | head | {'scale': scale} | score_all(scores, i))
   return rows
 
 
-def cache_floats(model_cfg, context):
+def count_cache_floats(model_cfg, context):
   """Numbers that decoding keeps of one sequence of `context` tokens; the
   local layer, the same in every arm, included."""
-  sizes = calc.cache_bytes(model_cfg, context, 1, jnp.float32)
+  sizes = calc.count_cache_bytes(model_cfg, context, 1, jnp.float32)
   return sum(sizes.values()) // 4
 
 
-def row(scores, member, chosen=None):
+def score_all(scores, member, chosen=None):
   """What member `member` scored over all targets, or those `chosen` [I,T]:
   accuracy, sequences without a mistake, nats a target, and their number.
   A model that is not finite has no accuracy."""
@@ -150,52 +158,52 @@ def row(scores, member, chosen=None):
     weights = weights * chosen
   nats = np.asarray(scores.nats[member], np.float64)
   count = weights.sum()
-  some = weights.sum(1) > 0
+  rows = weights.sum(1) > 0
   wrong = (weights * ~scores.correct[member]).sum(1)
   mean = (weights * nats).sum() / count if count else np.nan
   finite = bool(np.isfinite(nats).all())
   return {
     'accuracy': float(1 - wrong.sum() / count) if finite and count else None,
-    'exact': float((wrong[some] == 0).mean()) if finite and count else None,
+    'exact': float((wrong[rows] == 0).mean()) if finite and count else None,
     'nats': float(mean) if finite and count else None,
     'targets': int(count),
     'finite': finite,
   }
 
 
-def slices(scores, member, levels):
+def score_slices(scores, member, levels):
   """The row over all targets, and one for each level of each slice in
   `levels` {name: values}: 'pairs=8'. A number between two levels counts for
   the lower one."""
-  out = [row(scores, member)]
-  asked = scores.weights[member] > 0
+  out = [score_all(scores, member)]
+  questions = scores.weights[member] > 0
   for name, values in levels.items():
     values = np.asarray(values)
     labels = scores.slices[name][member]
     below = np.searchsorted(values, labels, 'right') - 1
-    for i in np.unique(below[asked & (labels >= values[0])]):
-      one = row(scores, member, below == i)
-      out.append(one | {'slice': f'{name}={values[i]}'})
+    for i in np.unique(below[questions & (labels >= values[0])]):
+      score = score_all(scores, member, below == i)
+      out.append(score | {'slice': f'{name}={values[i]}'})
   return out
 
 
-def best_rate(rates, rows):
+def choose_rate(rates, rows):
   """The smallest rate within TIE of the best accuracy: what is gained beyond
   on one seed is chance, and a smaller rate fails on fewer others. None when no
   member stayed finite."""
-  good = [(r, one) for r, one in zip(rates, rows, strict=True) if one['finite']]
+  good = [(r, row) for r, row in zip(rates, rows, strict=True) if row['finite']]
   if not good:
     return None
-  best = max(one['accuracy'] for _, one in good)
-  return min(rate for rate, one in good if one['accuracy'] >= best - TIE)
+  best = max(row['accuracy'] for _, row in good)
+  return min(rate for rate, row in good if row['accuracy'] >= best - TIE)
 
 
-def last_scores(scores, seeds):
+def select_scores(scores, seeds):
   """What the bootstrap needs, of the first `seeds` members, small."""
-  one = {
+  arrays = {
     'correct': scores.correct[:seeds],
     'nats': scores.nats[:seeds].astype(np.float32),
     'weights': scores.weights[:seeds].astype(np.float32),
     'tokens': scores.tokens[:seeds].astype(np.int32),
   }
-  return one | {f'slice.{k}': v[:seeds] for k, v in scores.slices.items()}
+  return arrays | {f'slice.{k}': v[:seeds] for k, v in scores.slices.items()}

@@ -1,9 +1,12 @@
-"""Which folders hold quantised weights? Of them FP8 in blocks alone is read."""
+"""Which folders hold quantized weights? Of them FP8 in blocks alone is read."""
 
+import pathlib
 import re
 import reprlib
+from collections.abc import Mapping
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.hf.names import Json
 
 BLOCK = 128  # rows and columns that share a scale in block-scaled float8
 
@@ -16,7 +19,7 @@ _TENSORS = re.compile(
   r'|\w+_(blocks|scales))'
 )
 # what we read: the value that an absent key stands for, and others
-_FP8 = {
+_FP8: dict[str, tuple[object, ...]] = {
   'quant_method': ('fp8',),
   'weight_block_size': ([BLOCK, BLOCK],),
   'fmt': ('e4m3',),
@@ -25,63 +28,65 @@ _FP8 = {
 _FREE = ('activation_scheme', 'modules_to_not_convert', 'ignored_layers')
 
 
-def require_none(settings, tensors, where):
-  """Refuses quantised weights, apart from FP8 in blocks.
+def refuse_quantized(
+  settings: Json, tensors: Mapping[str, str], where: pathlib.Path
+) -> None:
+  """Refuses quantized weights, apart from FP8 in blocks.
 
-  settings: config.json as a dict   tensors: their names   where: the folder
+  settings: config.json   tensors: names and files   where: the folder
 
   Raises:
     ConfigError: with the method, or the tensor that is a sign of it.
   """
   for key in ('quantization_config', 'quantization', 'compression_config'):
-    found = _find(settings, key)
-    if found and (reason := _unread(key, found)):
+    value = _find(settings, key)
+    if value and (reason := _unread(key, value)):
       raise ConfigError(
-        f'{where}/config.json: quantised weights: {key} has {reason}; only FP8'
+        f'{where}/config.json: quantized weights: {key} has {reason}; only FP8'
         f' in blocks of {BLOCK} x {BLOCK} is read, give a folder that is not'
-        ' quantised'
+        ' quantized'
       )
   for name in tensors:
     if _TENSORS.fullmatch(name):
       raise ConfigError(
-        f'{where}/{tensors[name]}: {name} belongs to quantised weights; give a'
-        ' folder that is not quantised'
+        f'{where}/{tensors[name]}: {name} belongs to quantized weights; give a'
+        ' folder that is not quantized'
       )
 
 
-def exponents(settings):
+def has_exponents(settings: Json) -> bool:
   """Whether scales are powers of two, stored as their exponents (ue8m0)."""
-  found = _find(settings, 'quantization_config')
-  return isinstance(found, dict) and found.get('scale_fmt') == 'ue8m0'
+  scheme = _find(settings, 'quantization_config')
+  return isinstance(scheme, dict) and scheme.get('scale_fmt') == 'ue8m0'
 
 
-def removed(settings):
-  """A config.json of weights that are not quantised any more."""
-  found = {k: v for k, v in settings.items() if k != 'quantization_config'}
-  if isinstance(text := found.get('text_config'), dict):
-    found['text_config'] = removed(text)
-  return found
+def remove_settings(settings: Json) -> Json:
+  """A config.json of weights that are not quantized any more."""
+  rest = {k: v for k, v in settings.items() if k != 'quantization_config'}
+  if isinstance(text := rest.get('text_config'), dict):
+    rest['text_config'] = remove_settings(text)
+  return rest
 
 
-def _find(settings, key):
+def _find(settings: Json, key: str) -> object:
   """Of config.json, or of the text model in it."""
   text = settings.get('text_config')
   return settings.get(key) or (isinstance(text, dict) and text.get(key))
 
 
-def _unread(key, found):
+def _unread(key: str, scheme: object) -> str | None:
   """What of a quantization_config we do not read, or None."""
-  if not isinstance(found, dict) or key != 'quantization_config':
-    return reprlib.repr(found)
-  method = found.get('quant_method', 'fp8')
+  if not isinstance(scheme, dict) or key != 'quantization_config':
+    return reprlib.repr(scheme)
+  method = scheme.get('quant_method', 'fp8')
   if method != 'fp8':
     return f'quant_method {reprlib.repr(method)}'
   for name, supported in _FP8.items():
-    value = found.get(name, supported[0])
+    value = scheme.get(name, supported[0])
     if value not in supported:
       return f'{name} {reprlib.repr(value)}'
-  if 'quant_method' not in found:
-    more = [name for name in found if name not in (*_FP8, *_FREE)]
+  if 'quant_method' not in scheme:
+    more = [name for name in scheme if name not in (*_FP8, *_FREE)]
     if more:
-      return f'{more[0]} {reprlib.repr(found[more[0]])}'
+      return f'{more[0]} {reprlib.repr(scheme[more[0]])}'
   return None

@@ -1,0 +1,129 @@
+"""The files of a released folder that is written, in a stream."""
+
+import json
+import math
+import pathlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from deltanet_jax.config import ConfigError
+from deltanet_jax.hf import names
+from deltanet_jax.hf.files import NAMES
+from deltanet_jax.hf.layout import Shape
+from deltanet_jax.hf.names import INDEX, SHARD_BYTES, Json
+
+Described = Mapping[str, tuple[np.dtype, Shape]]  # tensors by name
+
+
+def group_shards(
+  sizes: Mapping[str, int], limit: int = SHARD_BYTES
+) -> list[list[str]]:
+  """Groups of names whose bytes stay within `limit`, in order.
+
+  sizes: {name: bytes}.
+  """
+  groups: list[list[str]] = [[]]
+  used = 0
+  for name, size in sizes.items():
+    if groups[-1] and used + size > limit:
+      groups.append([])
+      used = 0
+    groups[-1].append(name)
+    used += size
+  return groups
+
+
+def make_file_names(count: int) -> list[str]:
+  """Of a folder's files of weights."""
+  if count == 1:
+    return ['model.safetensors']
+  return [f'model-{i + 1:05d}-of-{count:05d}.safetensors' for i in range(count)]
+
+
+def find_written(
+  folder: pathlib.Path, wanted: Collection[str], settings: Json | None
+) -> set[str]:
+  """Those of the files `wanted` that a folder to be written has already.
+
+  settings: the config.json that it will have
+
+  Raises:
+    ConfigError: it has other files of weights, another config.json, or links.
+  """
+  if folder.exists() and not folder.is_dir():
+    raise ConfigError(f'{folder} is a file; give a folder')
+  files = {
+    path.relative_to(folder).as_posix()
+    for path in folder.rglob('*.safetensors')
+  }
+  others = [folder / file for file in sorted(files - set(wanted))]
+  # what is written through a link is written elsewhere
+  others += [path for path in folder.rglob('*') if path.is_symlink()]
+  if (folder / INDEX).exists() and len(wanted) < 2:
+    others.append(folder / INDEX)
+  config = folder / 'config.json'
+  if config.exists() and names.read_json(config) != settings:
+    others.append(config)
+  if others:
+    raise ConfigError(
+      f'{others[0]} is no part of what is written; give another folder'
+    )
+  return files
+
+
+def write_file(
+  path: pathlib.Path,
+  described: Described,
+  tensors: Iterable[np.ndarray],
+) -> None:
+  """A safetensors file, one tensor in memory at a time.
+
+  tensors: the values of those described, in that order
+  """
+  header: Json = {'__metadata__': {'format': 'pt'}}
+  offset = 0
+  for name, (dtype, shape) in described.items():
+    size = math.prod(shape) * dtype.itemsize
+    header[name] = {
+      'dtype': NAMES[dtype],
+      'shape': list(shape),
+      'data_offsets': [offset, offset + size],
+    }
+    offset += size
+  text = json.dumps(header, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % 8)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(path.name + '.tmp')
+  try:
+    with open(temporary, 'wb') as f:
+      f.write(len(text).to_bytes(8, 'little'))
+      f.write(text)
+      for (dtype, _), tensor in zip(described.values(), tensors, strict=True):
+        np.ascontiguousarray(tensor, dtype).tofile(f)
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_index(
+  folder: pathlib.Path,
+  groups: Sequence[Iterable[str]],
+  files: Sequence[str],
+  total: int,
+) -> None:
+  """The index of several files; none for one.
+
+  groups: of every file its tensors   total: bytes of all
+  """
+  if len(files) == 1:
+    return
+  weight_map = {
+    name: file
+    for group, file in zip(groups, files, strict=True)
+    for name in group
+  }
+  text = json.dumps(
+    {'metadata': {'total_size': total}, 'weight_map': weight_map}, indent=2
+  )
+  (folder / INDEX).write_text(text + '\n')
