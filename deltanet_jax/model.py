@@ -12,10 +12,10 @@ from deltanet_jax.config.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.layers.mlp import MLP
 from deltanet_jax.layers.moe import MoE
 from deltanet_jax.layers.norm import RMSNorm
-from deltanet_jax.layers.proj import Proj, named, scaled_normal
+from deltanet_jax.layers.proj import Proj, name_axes, scaled_normal
 from deltanet_jax.mixers.base import Context, count_tokens
 from deltanet_jax.ops.routing import Load
-from deltanet_jax.parallel.sharding import Params, constrain, in_use
+from deltanet_jax.parallel.sharding import Params, constrain, gather_weight
 
 EMBED_STD = 0.02
 
@@ -181,7 +181,7 @@ class Backbone(nn.Module):
     ctx = Context(positions, segment_ids, lengths=lengths, mode=mode)
     table = self.param(
       'embed',
-      named(scaled_normal(EMBED_STD), ('vocab', 'embed')),
+      name_axes(scaled_normal(EMBED_STD), ('vocab', 'embed')),
       (c.vocab, c.d_model),
       jnp.float32,
     )
@@ -291,7 +291,7 @@ def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
   """The embeddings [B,T,D] of tokens."""
   # gathered over fsdp before the lookup: from a table split both ways XLA
   # would copy the whole of it
-  table = in_use(table, ('vocab', 'embed'))
+  table = gather_weight(table, ('vocab', 'embed'))
   return constrain(table[tokens], 'batch', 'time', 'act_embed')
 
 
@@ -303,12 +303,12 @@ def embed(
   return lookup(backbone['embed'].astype(dtype), tokens)
 
 
-def head_weight(params: Params, cfg: ModelConfig) -> jax.Array:
+def get_head_weight(params: Params, cfg: ModelConfig) -> jax.Array:
   """The output head [D,Z], from HybridLM's parameters."""
   modules: Any = params
   if cfg.tied:
-    return in_use(modules['backbone']['embed'], ('vocab', 'embed')).T
-  return in_use(modules['head']['w'], ('embed', 'vocab'))
+    return gather_weight(modules['backbone']['embed'], ('vocab', 'embed')).T
+  return gather_weight(modules['head']['w'], ('embed', 'vocab'))
 
 
 def compute_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
@@ -330,7 +330,7 @@ class Head(nn.Module):
   @nn.compact
   def __call__(self) -> None:
     D, Z = self.cfg.d_model, self.cfg.vocab
-    init = named(scaled_normal(D**-0.5), ('embed', 'vocab'))
+    init = name_axes(scaled_normal(D**-0.5), ('embed', 'vocab'))
     self.param('w', init, (D, Z), jnp.float32)
 
 
@@ -376,5 +376,5 @@ class HybridLM(nn.Module):
       )
     if not c.tied:
       Head(c, name='head')()
-    head = head_weight(nn.unbox(self.variables['params']), c)
+    head = get_head_weight(nn.unbox(self.variables['params']), c)
     return compute_logits(hidden, head), new

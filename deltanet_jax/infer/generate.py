@@ -10,12 +10,12 @@ import numpy as np
 from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.infer import room
-from deltanet_jax.infer.sampling import sample
+from deltanet_jax.infer.sampling import sample_tokens
 from deltanet_jax.model import (
   Backbone,
   ModelCache,
   compute_logits,
-  head_weight,
+  get_head_weight,
   init_cache,
 )
 from deltanet_jax.parallel.sharding import Params
@@ -50,15 +50,15 @@ def generate(
   sampling.check()
   advance = make_advance(cfg, dtype, sampling, vocab)
   most = len(prompt) + max_tokens
-  slots = room.slots(len(prompt), most)
+  slots = room.count_slots(len(prompt), most)
   cache = init_cache(cfg, 1, slots, dtype)
   tokens = jnp.asarray(prompt, jnp.int32)[None]
   for i in range(max_tokens):
     length = len(prompt) + i
     if length > slots:
-      slots = room.slots(length, most)
-      cache = room.grow(cache, cfg, 1, slots, dtype)
-    for piece in room.pieces(tokens):
+      slots = room.count_slots(length, most)
+      cache = room.grow_cache(cache, cfg, 1, slots, dtype)
+    for piece in room.split_prompt(tokens):
       token, cache = advance(params, cache, piece, jax.random.fold_in(key, i))
     yield int(token[0])
     tokens = token[:, None]
@@ -76,8 +76,8 @@ def make_advance(
     hidden, cache, _ = backbone.apply(
       {'params': params['backbone']}, tokens, cache=cache
     )
-    head = head_weight(params, cfg)[:, :vocab]
+    head = get_head_weight(params, cfg)[:, :vocab]
     logits = compute_logits(hidden[:, -1], head)
-    return sample(logits, key, sampling), cache
+    return sample_tokens(logits, key, sampling), cache
 
   return advance

@@ -17,19 +17,19 @@ LEAST = 1024  # slots of the smallest cache: a shorter one saves nothing
 PIECE = 4096  # tokens of a prompt that go through the model at once
 
 
-def slots(length: int, most: int) -> int:
+def count_slots(length: int, most: int) -> int:
   """Slots for `length` tokens where there will never be more than `most`."""
   return min(most, max(LEAST, 1 << (length - 1).bit_length()))
 
 
-def pieces(tokens: jax.Array) -> list[jax.Array]:
+def split_prompt(tokens: jax.Array) -> list[jax.Array]:
   """A prompt [B,T] in pieces along T, whose activations are what memory must
   hold; the results are those of the whole prompt up to the order of sums."""
   return [tokens[:, i : i + PIECE] for i in range(0, tokens.shape[1], PIECE)]
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'batch', 'slots', 'dtype'))
-def grow(
+def grow_cache(
   cache: ModelCache, cfg: ModelConfig, batch: int, slots: int, dtype: DTypeLike
 ) -> ModelCache:
   """The same cache with room for `slots` tokens, no fewer than it has.

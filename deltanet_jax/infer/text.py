@@ -8,7 +8,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.data.tokenizer import Tokenizer, open_tokenizer
 from deltanet_jax.infer.generate import generate
-from deltanet_jax.infer.sampling import seeded
+from deltanet_jax.infer.sampling import make_key
 from deltanet_jax.runs.source import Source
 
 
@@ -34,10 +34,13 @@ def continue_text(
     ValueError: the seed is none.
     CheckpointError: no checkpoint of a run can be read.
   """
-  key = seeded(seed)
+  key = make_key(seed)
   source.require_tokenizer()
   tokenizer = open_tokenizer(source.tokenizer)
-  ids, ends = prompt_ids(source, tokenizer, prompt, chat), set(tokenizer.ends)
+  ids, ends = (
+    encode_prompt(source, tokenizer, prompt, chat),
+    set(tokenizer.ends),
+  )
   if not ids:
     raise ConfigError('the prompt has no token; give --prompt')
   if source.trained and not chat:
@@ -67,7 +70,7 @@ def continue_text(
   yield stream.close()
 
 
-def prompt_ids(
+def encode_prompt(
   source: Source,
   tokenizer: Tokenizer,
   prompt: str,

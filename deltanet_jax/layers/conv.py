@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from deltanet_jax.layers.proj import named
+from deltanet_jax.layers.proj import name_axes
 from deltanet_jax.ops.documents import runs_of
 from deltanet_jax.parallel import sequence
 
@@ -49,11 +49,14 @@ class ShortConv(nn.Module):
   ) -> tuple[jax.Array, jax.Array | None]:
     W, (B, T, *channels) = self.taps, x.shape
     w = self.param(
-      'taps', named(_taps, ('conv', *self.axes)), (W, *channels), jnp.float32
+      'taps',
+      name_axes(_taps, ('conv', *self.axes)),
+      (W, *channels),
+      jnp.float32,
     )
     run = runs_of(segment_ids)
-    if state is None and sequence.split(T, least=W - 1):
-      y = sequence.with_past(
+    if state is None and sequence.is_split(T, least=W - 1):
+      y = sequence.run_with_past(
         convolve, w, (None, *self.axes), x, self.axes, run, W - 1
       )
       return y, None

@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from deltanet_jax.config.experiment import MoEConfig
 from deltanet_jax.layers.mlp import MLP
-from deltanet_jax.layers.proj import Proj, named, scaled_normal
+from deltanet_jax.layers.proj import Proj, name_axes, scaled_normal
 from deltanet_jax.ops import routing
 from deltanet_jax.parallel import experts
 
@@ -36,10 +36,10 @@ class MoE(nn.Module):
     bias = None
     if c.bias:
       bias = self.param(
-        'bias', named(nn.initializers.zeros, ('experts',)), (E,)
+        'bias', name_axes(nn.initializers.zeros, ('experts',)), (E,)
       )
     weight = lambda name, axes, shape, std: self.param(
-      name, named(scaled_normal(std), ('experts', *axes)), (E, *shape)
+      name, name_axes(scaled_normal(std), ('experts', *axes)), (E, *shape)
     )
     inward = ('embed', 'mlp'), (D, F), D**-0.5
     weights = (
@@ -48,7 +48,7 @@ class MoE(nn.Module):
       weight('down', ('mlp', 'embed'), (F, D), self.out_scale * F**-0.5),
     )
     gate, up, down = (w.astype(self.dtype) for w in weights)
-    y, load = experts.mixture(
+    y, load = experts.mix_experts(
       x.astype(self.dtype),
       logits,
       bias,

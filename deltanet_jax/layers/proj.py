@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from deltanet_jax.parallel.sharding import in_use
+from deltanet_jax.parallel.sharding import gather_weight
 
 Init = Callable[..., jax.Array]  # (key, shape, dtype)
 
@@ -29,7 +29,7 @@ AXES = (
 )
 
 
-def named(init: Init, axes: tuple[str, ...]) -> Init:
+def name_axes(init: Init, axes: tuple[str, ...]) -> Init:
   """`init` whose weight carries its logical `axes`, one for each dimension."""
   for axis in axes:
     if axis not in AXES:
@@ -71,10 +71,10 @@ class Proj(nn.Module):
       if letter not in out
     )
     init = scaled_normal(self.scale / math.sqrt(fan_in))
-    w = self.param('w', named(init, self.axes), self.shape, jnp.float32)
+    w = self.param('w', name_axes(init, self.axes), self.shape, jnp.float32)
     return jnp.einsum(
       self.einsum,
       x.astype(self.dtype),
-      in_use(w.astype(self.dtype), self.axes),
+      gather_weight(w.astype(self.dtype), self.axes),
       preferred_element_type=self.out_dtype or self.dtype,
     )

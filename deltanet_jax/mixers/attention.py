@@ -34,7 +34,7 @@ class KVCache(NamedTuple):
 
 def _append(cache, ctx, k, v, now):
   """Writes at the cache's length; every slot is a key."""
-  cache = base.append(cache, ctx, now, k=k, v=v)
+  cache = base.append_tokens(cache, ctx, now, k=k, v=v)
   return cache.k, cache.v, cache.positions, cache
 
 
@@ -43,7 +43,7 @@ def _rotate_in(cache, ctx, k, v, now):
   since a long prefill overwrites keys that its own first tokens see."""
   T, S = now.shape[1], cache.positions.shape[1]
   padding = base.find_padding(ctx, T)
-  k, v = base.clear(k, padding), base.clear(v, padding)
+  k, v = base.clear_tokens(k, padding), base.clear_tokens(v, padding)
   new = now if padding is None else jnp.where(padding, base.UNWRITTEN, now)
   length = cache.length + base.count_tokens(ctx, T)
   last = (now >= length[:, None] - S) & (now < length[:, None])
@@ -60,7 +60,7 @@ def _rotate_in(cache, ctx, k, v, now):
 class Attention(base.Mixer):
   """o = softmax(q k' / sqrt(K)) v, heads grouped over kv_heads.
 
-  q and k are RMS-normalised (`qk_norm`) per head or, with `joint_norm`, over
+  q and k are RMS-normalized (`qk_norm`) per head or, with `joint_norm`, over
   all heads, then rotated; the output is
   multiplied by sigmoid(x gate) per channel (`gate`).
   """
@@ -71,14 +71,14 @@ class Attention(base.Mixer):
   def __call__(
     self, x: jax.Array, ctx: base.Context, cache: KVCache | None = None
   ) -> tuple[jax.Array, KVCache | None, None]:
-    base.check(ctx, cache, base.MODES[: 1 if self.cfg.window else 2])
+    base.check_mode(ctx, cache, base.MODES[: 1 if self.cfg.window else 2])
     c = self.cfg
     H, J, K = c.heads, c.kv_heads, c.head_dim
     q = self.project(x, 'q', (H, K), ('heads', 'head_k'))
     k = self.project_keys(x, 'k', J, K)
     v = self.project(x, 'v', (J, K), ('kv_heads', 'head_v'))
     if c.qk_norm:
-      q, k = self._normalise(q, 'q_norm'), self._normalise(k, 'k_norm')
+      q, k = self._normalize(q, 'q_norm'), self._normalize(k, 'k_norm')
     if c.rotary_dim:
       turn = lambda y: rope.rotate(y, ctx.positions, **c.turn)  # type: ignore[arg-type]
       q, k = turn(q), turn(k)
@@ -87,7 +87,7 @@ class Attention(base.Mixer):
       o *= jax.nn.sigmoid(self.project_values(x, 'gate', H, K))
     return self.heads_out(o), cache, None
 
-  def _normalise(self, x, name):
+  def _normalize(self, x, name):
     norm = RMSNorm(self.cfg.norm_eps, self.zero_centred, name=name)
     if not self.cfg.joint_norm:
       return norm(x)

@@ -168,7 +168,7 @@ class Mixer(nn.Module):
     )(o)
 
 
-def check(
+def check_mode(
   ctx: Context,
   cache: tuple[jax.Array | None, ...] | None,
   modes: Sequence[str] = ('causal',),
@@ -219,7 +219,7 @@ def find_padding(ctx: Context, count: int) -> jax.Array | None:
   return jnp.arange(count)[None] >= ctx.lengths[:, None]
 
 
-def clear(x: jax.Array, where: jax.Array | None) -> jax.Array:
+def clear_tokens(x: jax.Array, where: jax.Array | None) -> jax.Array:
   """x [B,T,...], zero where `where` [B,T] is; None: nowhere."""
   if where is None:
     return x
@@ -227,7 +227,7 @@ def clear(x: jax.Array, where: jax.Array | None) -> jax.Array:
   return jnp.where(where, jnp.zeros((), x.dtype), x)
 
 
-def append(
+def append_tokens(
   cache: Slots, ctx: Context, now: jax.Array, **new: jax.Array
 ) -> Slots:
   """`cache` with each row's tokens written at its length, without padding.
@@ -250,7 +250,7 @@ def append(
   )
 
 
-def init_recurrent(
+def init_recurrent_cache(
   cfg: RuleConfig,
   batch: int,
   dtype: DTypeLike,
@@ -270,7 +270,7 @@ def init_recurrent(
   )
 
 
-def convolve(
+def convolve_inputs(
   cfg: RuleConfig,
   q: jax.Array,
   k: jax.Array,
@@ -308,17 +308,19 @@ def run_rule(
   in training with time split over devices. A zero in all that a rule is given
   changes no state: so padding goes in.
   """
-  check(ctx, cache)
+  check_mode(ctx, cache)
   padding = find_padding(ctx, inputs[0].shape[1])
-  inputs, gates = jax.tree.map(lambda x: clear(x, padding), (inputs, gates))
+  inputs, gates = jax.tree.map(
+    lambda x: clear_tokens(x, padding), (inputs, gates)
+  )
   if cache is not None and inputs[0].shape[1] == 1:
     token = [None if x is None else x[:, 0] for x in (*inputs, *gates.values())]
     o, state = rule.step(*token, cache.state)
     return o[:, None], state
   chunk = {} if cfg.form == 'recurrent' else {'chunk': cfg.chunk}
   form = functools.partial(kernels.forms(rule)[cfg.form], **chunk)
-  if cache is None and sequence.split(inputs[0].shape[1]):
-    return sequence.run(rule, form, inputs, ctx.segment_ids, gates), None
+  if cache is None and sequence.is_split(inputs[0].shape[1]):
+    return sequence.run_rule(rule, form, inputs, ctx.segment_ids, gates), None
   return form(
     *inputs,
     state=None if cache is None else cache.state,
@@ -327,7 +329,7 @@ def run_rule(
   )
 
 
-def next_cache(
+def make_next_cache(
   cache: RecurrentCache | None, state: jax.Array | None, past: Past
 ) -> RecurrentCache | None:
   """The RecurrentCache after `cache`; None after None."""

@@ -5,7 +5,7 @@ import jax
 from jax.typing import DTypeLike
 
 from deltanet_jax.config.mixers import DeltaNetConfig
-from deltanet_jax.layers.norm import RMSNorm, l2_normalise
+from deltanet_jax.layers.norm import RMSNorm, l2_normalize
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import delta_rule
 
@@ -31,14 +31,14 @@ class DeltaNet(base.Mixer):
     H, K, V = c.heads, c.key_dim, c.value_dim
     q, k = (self.project_keys(x, name, H, K) for name in 'qk')
     v = self.project_values(x, 'v', H, V)
-    qkv, past = base.convolve(c, q, k, v, ctx, cache)
+    qkv, past = base.convolve_inputs(c, q, k, v, ctx, cache)
     q, k, v = (jax.nn.silu(y) for y in qkv)
-    q, k = l2_normalise(q) * K**-0.5, l2_normalise(k)
+    q, k = l2_normalize(q) * K**-0.5, l2_normalize(k)
     beta = jax.nn.sigmoid(self.project_gate(x, 'b', H))
     beta *= 2 if c.negative_eigenvalues else 1
     o, state = base.run_rule(delta_rule, c, (q, k, v, beta, None), ctx, cache)
     o = RMSNorm(c.norm_eps, name='norm')(o)
-    return self.heads_out(o), base.next_cache(cache, state, past), None
+    return self.heads_out(o), base.make_next_cache(cache, state, past), None
 
   @staticmethod
   def init_cache(
@@ -46,4 +46,6 @@ class DeltaNet(base.Mixer):
   ) -> base.RecurrentCache:
     del max_len
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
-    return base.init_recurrent(cfg, batch, dtype, (H, K), (H, V), (H, K, V))
+    return base.init_recurrent_cache(
+      cfg, batch, dtype, (H, K), (H, V), (H, K, V)
+    )

@@ -16,7 +16,7 @@ from deltanet_jax.parallel import softmax
 class IndexedCache(NamedTuple):
   """S = max_len slots; a row takes at most so many tokens in all."""
 
-  latent: jax.Array  # [B,S,R] normalised
+  latent: jax.Array  # [B,S,R] normalized
   key: jax.Array  # [B,S,P] rotated, one for all heads
   index_key: jax.Array  # [B,S,K] the indexer's keys
   positions: jax.Array  # [B,S] int32, index along the sequence
@@ -33,7 +33,7 @@ class DSA(mla.MLA):
     q^I = u index_q   k^I = layernorm(x index_k)   both rotated, half-split
     w = x index_w / sqrt(I K)   u and x detached: see `ops.sparse_attention`
 
-  u is the normalised query latent of `MLA`. The report is the
+  u is the normalized query latent of `MLA`. The report is the
   indexer's loss, a mean over tokens; its stage is `cfg.stage`.
   """
 
@@ -47,13 +47,13 @@ class DSA(mla.MLA):
     now = seen = base.index_tokens(T, cache)
     at, _ = base.place_tokens(ctx, now)
     if cache is not None:
-      cache = base.append(
+      cache = base.append_tokens(
         cache, ctx, now, latent=latent, key=key, index_key=index_k
       )
       latent, key, index_k = (y.astype(latent.dtype) for y in cache[:3])
       seen = cache.positions
     rows = lambda x: jnp.broadcast_to(x, (B, x.shape[-1]))
-    o, loss = softmax.over_keys(
+    o, loss = softmax.call_on_all_keys(
       self._sparse,
       sparse_attention.SparseQueries(
         latent_attention.absorb(inputs.q, k_b),

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from deltanet_jax.config.mixers import KDAConfig
-from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalise
-from deltanet_jax.layers.proj import named
+from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalize
+from deltanet_jax.layers.proj import name_axes
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import kda
 
@@ -36,16 +36,16 @@ class KDA(base.Mixer):
     H, K, V = c.heads, c.key_dim, c.value_dim
     q, k = (self.project_keys(x, name, H, K) for name in 'qk')
     v = self.project_values(x, 'v', H, V)
-    qkv, past = base.convolve(c, q, k, v, ctx, cache)
+    qkv, past = base.convolve_inputs(c, q, k, v, ctx, cache)
     q, k, v = (jax.nn.silu(y) for y in qkv)
-    q, k = l2_normalise(q) * K**-0.5, l2_normalise(k)
+    q, k = l2_normalize(q) * K**-0.5, l2_normalize(k)
     beta, erase = self._write_and_erase(x)
     o, state = base.run_rule(
       kda, c, (q, k, v, beta, self._decay(x)), ctx, cache, erase=erase
     )
     z = self._low_rank(x, 'gate', 'head_v', V)
     o = GatedRMSNorm(c.norm_eps, 'sigmoid', name='norm')(o, z)
-    return self.heads_out(o), base.next_cache(cache, state, past), None
+    return self.heads_out(o), base.make_next_cache(cache, state, past), None
 
   def _low_rank(self, x, name, axis, width):
     """(x name_a) name_b [B,T,H,width], float32."""
@@ -63,10 +63,10 @@ class KDA(base.Mixer):
   def _decay(self, x):
     c, H, K = self.cfg, self.cfg.heads, self.cfg.key_dim
     A_log = self.param(
-      'A_log', named(base.log_uniform_decay(1.0), ('heads',)), (H,)
+      'A_log', name_axes(base.log_uniform_decay(1.0), ('heads',)), (H,)
     )
     dt_bias = self.param(
-      'dt_bias', named(base.log_uniform_dt, ('heads', 'head_k')), (H, K)
+      'dt_bias', name_axes(base.log_uniform_dt, ('heads', 'head_k')), (H, K)
     )
     f = self._low_rank(x, 'f', 'head_k', K) + dt_bias[None, None]
     A = jnp.exp(A_log)[None, None, :, None]
@@ -97,4 +97,6 @@ class KDA(base.Mixer):
   ) -> base.RecurrentCache:
     del max_len
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
-    return base.init_recurrent(cfg, batch, dtype, (H, K), (H, V), (H, K, V))
+    return base.init_recurrent_cache(
+      cfg, batch, dtype, (H, K), (H, V), (H, K, V)
+    )

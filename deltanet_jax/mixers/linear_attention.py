@@ -30,15 +30,15 @@ class LinearAttention(base.Mixer):
     H, K, V = c.heads, c.key_dim, c.value_dim
     q, k = (self.project_keys(x, name, H, K) for name in 'qk')
     v = self.project_values(x, 'v', H, V)
-    (q, k, v), past = base.convolve(c, q, k, v, ctx, cache)
+    (q, k, v), past = base.convolve_inputs(c, q, k, v, ctx, cache)
     # in float32: elu + 1 is an exponential below zero, which bfloat16 rounds
     # to nothing of itself
     q, k = (jax.nn.elu(y.astype(jnp.float32)) + 1 for y in (q, k))
     rule = lambda q, k, v, g, **_: base.run_rule(
       linear_attention, c, (q, k, v, g), ctx, cache
     )
-    o, state = linear_attention.normalised(rule, q, k, v)
-    return self.heads_out(o), base.next_cache(cache, state, past), None
+    o, state = linear_attention.normalized(rule, q, k, v)
+    return self.heads_out(o), base.make_next_cache(cache, state, past), None
 
   @staticmethod
   def init_cache(
@@ -46,7 +46,9 @@ class LinearAttention(base.Mixer):
   ) -> base.RecurrentCache:
     del max_len
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
-    return base.init_recurrent(cfg, batch, dtype, (H, K), (H, V), (H, K, V + 1))
+    return base.init_recurrent_cache(
+      cfg, batch, dtype, (H, K), (H, V), (H, K, V + 1)
+    )
 
 
 class Lightning(base.Mixer):
@@ -71,7 +73,7 @@ class Lightning(base.Mixer):
     B, T, _ = x.shape
     q, k = (self.project_keys(x, name, H, V) for name in 'qk')
     v = self.project_values(x, 'v', H, V)
-    qkv, past = base.convolve(c, q, k, v, ctx, cache)
+    qkv, past = base.convolve_inputs(c, q, k, v, ctx, cache)
     q, k, v = (jax.nn.silu(y) for y in qkv)
     slope = 2.0 ** (-8 * jnp.arange(1, H + 1) / H) * (1 - ctx.depth + 1e-5)
     g = jnp.broadcast_to(-slope.astype(jnp.float32), (B, T, H))
@@ -81,7 +83,7 @@ class Lightning(base.Mixer):
     o = norm(o.reshape(B, T, H * V), z.reshape(B, T, H * V))
     return (
       self.heads_out(o.reshape(B, T, H, V)),
-      base.next_cache(cache, state, past),
+      base.make_next_cache(cache, state, past),
       None,
     )
 
@@ -91,4 +93,6 @@ class Lightning(base.Mixer):
   ) -> base.RecurrentCache:
     del max_len
     H, V = cfg.heads, cfg.head_dim
-    return base.init_recurrent(cfg, batch, dtype, (H, V), (H, V), (H, V, V))
+    return base.init_recurrent_cache(
+      cfg, batch, dtype, (H, V), (H, V), (H, V, V)
+    )

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from deltanet_jax.config.mixers import MLAConfig
 from deltanet_jax.layers.norm import RMSNorm
-from deltanet_jax.layers.proj import named, scaled_normal
+from deltanet_jax.layers.proj import name_axes, scaled_normal
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import latent_attention, rope
 from deltanet_jax.ops.attention import Place, between
@@ -19,7 +19,7 @@ from deltanet_jax.parallel import softmax
 class LatentCache(NamedTuple):
   """S = max_len slots; a row takes at most so many tokens in all."""
 
-  latent: jax.Array  # [B,S,R] normalised
+  latent: jax.Array  # [B,S,R] normalized
   key: jax.Array  # [B,S,P] rotated, one for all heads
   positions: jax.Array  # [B,S] int32, index along the sequence
   length: jax.Array  # [B] int32, tokens so far
@@ -57,7 +57,7 @@ class MLA(base.Mixer):
   def __call__(
     self, x: jax.Array, ctx: base.Context, cache: LatentCache | None = None
   ) -> tuple[jax.Array, LatentCache | None, jax.Array | None]:
-    base.check(ctx, cache, base.MODES)
+    base.check_mode(ctx, cache, base.MODES)
     c = self.cfg
     o, cache, report = self._attend(self._inputs(x, ctx), ctx, cache)
     if c.gate == 'channel':
@@ -94,7 +94,7 @@ class MLA(base.Mixer):
     c, R = self.cfg, self.cfg.latent
     make = lambda name, axis, width: self.param(
       name,
-      named(scaled_normal(R**-0.5), ('latent', 'heads', axis)),
+      name_axes(scaled_normal(R**-0.5), ('latent', 'heads', axis)),
       (R, c.heads, width),
       jnp.float32,
     )
@@ -105,7 +105,7 @@ class MLA(base.Mixer):
     now = base.index_tokens(q.shape[1], cache)
     at, seen = base.place_tokens(ctx, now)
     if cache is not None:
-      cache = base.append(cache, ctx, now, latent=latent, key=key)
+      cache = base.append_tokens(cache, ctx, now, latent=latent, key=key)
       latent, key = (y.astype(q.dtype) for y in (cache.latent, cache.key))
       seen = Place(cache.positions, None)
     up, scale = self._up(), self.cfg.scale

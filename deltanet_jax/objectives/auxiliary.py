@@ -13,7 +13,7 @@ from deltanet_jax.model import (
   LayerReport,
   Reports,
   embed,
-  head_weight,
+  get_head_weight,
 )
 from deltanet_jax.objectives.loss import cross_entropy
 from deltanet_jax.ops.routing import balance_loss, updated_bias
@@ -44,7 +44,7 @@ def compute_further_loss(
   weights = batch['weights'] * after(batch['weights'])
   weights *= after(batch['segment_ids']) == batch['segment_ids']
   return cross_entropy(
-    out, head_weight(params, cfg), after(batch['targets']), weights
+    out, get_head_weight(params, cfg), after(batch['targets']), weights
   )
 
 

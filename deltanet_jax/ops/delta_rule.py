@@ -16,7 +16,7 @@ beta in [0, 2] for |k| <= 1, and keyword-only
   chunk: tokens of a chunk, 16 * 2^n (associative and chunked)
 
 and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalised here. ValueError where shapes, heads or chunk do not fit.
+scaled or normalized here. ValueError where shapes, heads or chunk do not fit.
 Decay, inverse and state are float32; matmul operands have q's type.
 """
 

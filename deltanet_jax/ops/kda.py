@@ -19,7 +19,7 @@ keyword-only
   chunk: tokens of a chunk, 16 * 2^n (associative and chunked)
 
 and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalised here. ValueError where heads, chunk, gates or state do
+scaled or normalized here. ValueError where heads, chunk, gates or state do
 not fit. Decay, inverse and state are float32; matmul operands have q's type.
 """
 
@@ -202,7 +202,7 @@ def _spans(g):
   """Sums of g [M,B,H,C,K], only by addition of what each spans.
 
   For runs of size 1, 2, 4, .., C/2: (start of its run to token, the token
-  included) in the second of two neighbours and (after token to end of its run)
+  included) in the second of two neighbors and (after token to end of its run)
   in the first, [M,B,H,C/(2 size),size,K]. Then both for the chunk.
   """
   C = g.shape[3]
@@ -227,7 +227,7 @@ def _scores(q, a, k, levels, dtype):
   (j < i): two arrays [...,C,C].
 
   The decay differs by channel, so it cannot multiply a finished product. But
-  two neighbouring runs of tokens have a place between them: rows of the second
+  two neighboring runs of tokens have a place between them: rows of the second
   are decayed from there on, keys of the first up to there, and one product
   gives all pairs across. No exponent is ever above 0, whatever g, where
   exp(g_i) exp(-g_j) would overflow. Runs double until they fill the chunk.

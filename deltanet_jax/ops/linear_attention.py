@@ -2,7 +2,7 @@
 
     S_t = e^{g_t} S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
 
-arXiv:2006.16236 eq. 18-20 without the normaliser (g = None), Lightning
+arXiv:2006.16236 eq. 18-20 without the normalizer (g = None), Lightning
 attention of arXiv:2501.08313 (g [H], the same for every token), and the
 scalar-gated form (g [B,T,H]). All forms take
 
@@ -16,7 +16,7 @@ keyword-only
   chunk: tokens of a chunk (associative and chunked)
 
 and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalised here. ValueError where shapes or heads do not fit. Decay
+scaled or normalized here. ValueError where shapes or heads do not fit. Decay
 and state are float32; matmul operands have q's type.
 """
 
@@ -110,7 +110,7 @@ def chunked(
   return o.astype(v.dtype), state
 
 
-def normalised(
+def normalized(
   rule: Callable[..., tuple[jax.Array, State]],
   q: jax.Array,
   k: jax.Array,
@@ -124,7 +124,7 @@ def normalised(
 
     o_t = S_t^T q_t / (z_t^T q_t),   z_t = z_{t-1} + k_t
 
-  The normaliser z is one more value channel, so `rule` is any form above
+  The normalizer z is one more value channel, so `rule` is any form above
   (`settings` go to it) and the state is [B,H,K,V+1]. With k = phi(.) > 0 the
   divisor is positive and no epsilon is added.
   """

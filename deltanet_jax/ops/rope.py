@@ -35,9 +35,9 @@ def frequencies(
   joins them (YaRN sec. 3.2), between whole pairs with `truncate`.
   """
   half = rotary_dim // 2
-  kept = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  plain = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   if yarn is None:
-    return kept
+    return plain
 
   def pair(turns):  # the i that turns so often, a real number
     return (
@@ -50,7 +50,7 @@ def frequencies(
   low, high = max(low, 0), min(high, rotary_dim - 1)
   width = high - low or 1e-3  # negative as in the released implementations
   ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / width, 0, 1)
-  return kept / yarn.factor * ramp + kept * (1 - ramp)
+  return plain / yarn.factor * ramp + plain * (1 - ramp)
 
 
 def rotate(

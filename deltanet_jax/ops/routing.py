@@ -73,8 +73,8 @@ def _limit(choice, top_groups):
   """choice [N,groups,E/groups] -> [N,E], -inf outside the best groups."""
   N, M, width = choice.shape
   best, _ = jax.lax.top_k(choice, min(2, width))
-  _, kept = jax.lax.top_k(best.sum(-1), top_groups)
-  keep = jax.nn.one_hot(kept, M, dtype=bool).any(1)
+  _, best_groups = jax.lax.top_k(best.sum(-1), top_groups)
+  keep = jax.nn.one_hot(best_groups, M, dtype=bool).any(1)
   return jnp.where(keep[..., None], choice, -jnp.inf).reshape(N, M * width)
 
 

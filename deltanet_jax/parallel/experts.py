@@ -23,8 +23,8 @@ from deltanet_jax.ops import routing
 from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.choice import choose
 
-(AXIS,) = sharding.over('experts')
-(HIDDEN,) = sharding.over('mlp')
+(AXIS,) = sharding.find_mesh_axes('experts')
+(HIDDEN,) = sharding.find_mesh_axes('mlp')
 SHARES = 2  # even ones, that a device has room for in most steps
 Weights = tuple[jax.Array, jax.Array, jax.Array]  # gate, up, down
 Route = Callable[[jax.Array, jax.Array | None], routing.Routing]
@@ -32,7 +32,7 @@ Route = Callable[[jax.Array, jax.Array | None], routing.Routing]
 FEW = 4096  # rows, too few to choose a room for: those of decoding
 
 
-def mixture(
+def mix_experts(
   x: jax.Array,
   logits: jax.Array,
   bias: jax.Array | None,
@@ -44,12 +44,12 @@ def mixture(
   weights: gate, up [E,D,F], down [E,F,D]   bias: [E] or None
   route: (logits [N,E], bias) -> Routing
   """
-  mesh = sharding.current_mesh()
+  mesh = sharding.get_current_mesh()
   if mesh is None:
     return _own(x, logits, bias, weights, route)
   rows = ('batch', 'time', None)
   inward, outward = ('experts', None, 'mlp'), ('experts', 'mlp', None)
-  place = lambda axes, x: sharding.spec(axes, x.shape, mesh)
+  place = lambda axes, x: sharding.make_spec(axes, x.shape, mesh)
   specs = (
     place(rows, x),
     place(rows, logits),
@@ -66,7 +66,7 @@ def mixture(
 
 
 def _own(x, logits, bias, weights, route, mesh=None):
-  """`mixture` of a device's own tokens [B/.., T/.., D] with its own weights."""
+  """`mix_experts` of a device's own tokens [B/.., T/.., D] with its weights."""
   (B, T, D), E = x.shape, logits.shape[-1]
   x = x.reshape(B * T, D)
   chosen = route(logits.reshape(B * T, E), bias)
@@ -80,7 +80,7 @@ def _own(x, logits, bias, weights, route, mesh=None):
   y = products(x, chosen, *weights)
   if mesh.shape[HIDDEN] > 1:
     y = jax.lax.psum(y, HIDDEN)
-  tokens = sharding.over('batch') + sharding.over('time')
+  tokens = sharding.find_mesh_axes('batch') + sharding.find_mesh_axes('time')
   return y.reshape(B, T, D), jax.lax.pmean(load, tokens)
 
 
@@ -155,7 +155,7 @@ def _rooms(N, X, own, P):
   return min(max(SHARES * N * X, FEW), most), most
 
 
-def filled(N: int, experts: int, top: int, P: int) -> float:
+def find_filled_share(N: int, experts: int, top: int, P: int) -> float:
   """The share of the usual room that even routing fills, N tokens a device."""
   return N * top / _rooms(N, top, experts // P, P)[0] if P > 1 else 1
 

@@ -10,7 +10,8 @@ activations name to axes of the mesh.
     seq       time split, weights split as by fsdp
     tensor    heads, hidden channels and the vocabulary split
 
-A weight is gathered over fsdp, seq and expert where it is used (`in_use`).
+A weight is gathered over fsdp, seq and expert where it is used
+(`gather_weight`).
 """
 
 import math
@@ -37,7 +38,7 @@ LogicalAxes = dict[str, 'LogicalAxes | PartitionSpec']  # of axis names
 Axes = Sequence[str | None]  # logical ones of an array, None: whole
 Batch = dict[str, jax.Array]  # tokens, targets, weights, segment_ids [B,T]
 
-# the last ones are neighbours on the network
+# the last ones are neighbors on the network
 MESH_AXES = ('replica', 'data', 'fsdp', 'expert', 'seq', 'tensor')
 
 RULES = {
@@ -106,25 +107,29 @@ def make_mesh(
   return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def current_mesh() -> AbstractMesh | None:
+def get_current_mesh() -> AbstractMesh | None:
   """The mesh of `jax.set_mesh`, or None."""
   mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty else mesh
 
 
-def parts(axis: str | None) -> int:
+def count_parts(axis: str | None) -> int:
   """Over how many devices the current mesh spreads a logical axis."""
-  mesh = current_mesh()
-  return 1 if mesh is None else math.prod(mesh.shape[a] for a in over(axis))
+  mesh = get_current_mesh()
+  return (
+    1
+    if mesh is None
+    else math.prod(mesh.shape[a] for a in find_mesh_axes(axis))
+  )
 
 
-def over(axis: str | None) -> tuple[str, ...]:
+def find_mesh_axes(axis: str | None) -> tuple[str, ...]:
   """The mesh axes of a logical axis; () where it stays whole."""
   to = () if axis is None else RULES[axis]
   return (to,) if isinstance(to, str) else to or ()
 
 
-def spec(
+def make_spec(
   axes: Axes,
   shape: Sequence[int],
   mesh: Mesh | AbstractMesh,
@@ -138,7 +143,7 @@ def spec(
   """
   used, places = set(), []
   for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
-    to = tuple(a for a in over(axis) if a not in used)
+    to = tuple(a for a in find_mesh_axes(axis) if a not in used)
     if size % math.prod(mesh.shape[a] for a in to):
       uneven(i, to)
       to = ()
@@ -147,10 +152,12 @@ def spec(
   return PartitionSpec(*places)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def make_batch_sharding(mesh: Mesh) -> NamedSharding:
   """Of arrays [B,T]."""
-  whole = tuple(math.prod(mesh.shape[a] for a in over(x)) for x in _ROWS)
-  return NamedSharding(mesh, spec(_ROWS, whole, mesh))
+  whole = tuple(
+    math.prod(mesh.shape[a] for a in find_mesh_axes(x)) for x in _ROWS
+  )
+  return NamedSharding(mesh, make_spec(_ROWS, whole, mesh))
 
 
 _ROWS = ('batch', 'time')
@@ -159,13 +166,13 @@ _ROWS = ('batch', 'time')
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """x laid out by its logical axes (None: whole) on the current mesh; axes
   that the mesh does not divide are whole; unchanged without a mesh."""
-  mesh = current_mesh()
+  mesh = get_current_mesh()
   if mesh is None:
     return x
-  return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+  return jax.lax.with_sharding_constraint(x, make_spec(axes, x.shape, mesh))
 
 
-def in_use(w: jax.Array, axes: Axes) -> jax.Array:
+def gather_weight(w: jax.Array, axes: Axes) -> jax.Array:
   """A weight as products take it: gathered over the axes that only store it,
   split over 'tensor' alone.
 
@@ -175,10 +182,10 @@ def in_use(w: jax.Array, axes: Axes) -> jax.Array:
   return constrain(w, *(None if axis in stored else axis for axis in axes))
 
 
-def time_to_rows(x: jax.Array) -> jax.Array:
+def split_time_to_rows(x: jax.Array) -> jax.Array:
   """[B,T,...] -> [P B, T/P, ...]: the P devices' spans of time as rows, so that
   a scan over time runs on every device's own span; x itself without a mesh."""
-  P = parts('time')
+  P = count_parts('time')
   if P == 1:
     return x
   B, T, *rest = x.shape
@@ -186,11 +193,11 @@ def time_to_rows(x: jax.Array) -> jax.Array:
   x = constrain(x.reshape(B, P, T // P, *rest), 'batch', 'time', None, *none)
   x = constrain(jnp.swapaxes(x, 0, 1), 'time', 'batch', None, *none)
   x = x.reshape(P * B, T // P, *rest)
-  to = over('time') + over('batch')
+  to = find_mesh_axes('time') + find_mesh_axes('batch')
   return jax.lax.with_sharding_constraint(x, PartitionSpec(to))
 
 
-def bytes_per_device(tree: object) -> int:
+def count_bytes_per_device(tree: object) -> int:
   """Bytes that arrays, or ShapeDtypeStructs with a sharding, take on the
   device that holds most of them: all devices hold the same."""
   return sum(
@@ -204,17 +211,17 @@ def _boxed(model):
   return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
 
 
-def abstract_params(model: nn.Module) -> Params:
+def make_abstract_params(model: nn.Module) -> Params:
   """The parameters' shapes and types, as a plain nested dict."""
   return nn.unbox(_boxed(model))
 
 
-def logical_axes(model: nn.Module) -> LogicalAxes:
+def find_logical_axes(model: nn.Module) -> LogicalAxes:
   """The parameters' logical axes: a tree of PartitionSpec of axis names."""
   return nn.get_partition_spec(_boxed(model))
 
 
-def param_shardings(model: nn.Module, mesh: Mesh) -> Params:
+def make_param_shardings(model: nn.Module, mesh: Mesh) -> Params:
   """The parameters' NamedSharding by RULES.
 
   Raises a ValueError that names the weight when the mesh does not divide it.
@@ -229,12 +236,12 @@ def param_shardings(model: nn.Module, mesh: Mesh) -> Params:
           f' of {"/".join(key.key for key in path)}; change one of them'
         )
 
-    return NamedSharding(mesh, spec(axes, weight.shape, mesh, uneven))
+    return NamedSharding(mesh, make_spec(axes, weight.shape, mesh, uneven))
 
   return jax.tree_util.tree_map_with_path(
     place,
-    logical_axes(model),
-    abstract_params(model),
+    find_logical_axes(model),
+    make_abstract_params(model),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 
@@ -244,7 +251,7 @@ def init_params(model: nn.Module, key: jax.Array, mesh: Mesh) -> Params:
 
   The values do not depend on the mesh.
   """
-  shardings = param_shardings(model, mesh)
+  shardings = make_param_shardings(model, mesh)
   tokens = jnp.zeros((1, 1), jnp.int32)
   init = lambda key: nn.unbox(model.init(key, tokens)['params'])
   with jax.set_mesh(mesh):

@@ -26,7 +26,7 @@ class JsonLines:
   """
 
   def __init__(self, path: pathlib.Path, step: int):
-    records = [r for r in read(path) if r['step'] <= step]  # type: ignore[operator]
+    records = [r for r in read_records(path) if r['step'] <= step]  # type: ignore[operator]
     write_text(path, ''.join(map(_encode, records)))
     self._file = open(path, 'a')
 
@@ -42,7 +42,7 @@ class JsonLines:
     self._file.close()
 
 
-def read(path: pathlib.Path) -> list[Stored]:
+def read_records(path: pathlib.Path) -> list[Stored]:
   """The records of a JsonLines file, without a last line cut short.
 
   Complete lines that are no records, as a machine that lost its power may
@@ -211,14 +211,14 @@ class Steps:
     self._line.show('  '.join(parts))
 
 
-def plot(workdir: Workdir) -> None:
+def draw_losses(workdir: Workdir) -> None:
   """Draws `loss.png` from `metrics.jsonl`."""
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  records = read(workdir.metrics)
+  records = read_records(workdir.metrics)
   figure, axes = pyplot.subplots(figsize=(8, 4.5), layout='constrained')
   for name, label, style in (
     ('loss', 'training', '-'),

@@ -38,7 +38,7 @@ class NonFiniteError(RuntimeError):
   """Too many steps in a row had no finite loss, gradient and parameters."""
 
 
-def items(state: State) -> dict[str, object]:
+def make_items(state: State) -> dict[str, object]:
   """A State as the items of a checkpoint: generation reads 'params' alone."""
   return {'params': state.params, 'rest': tuple(state[1:])}
 
@@ -141,14 +141,16 @@ class _Run:
   def begin(self, source, mesh, new_text):
     """Takes up the newest checkpoint; without one, `source`'s weights or fresh
     ones, the former scored as they are."""
-    size = lambda tree: f'{sharding.bytes_per_device(tree) / 2**20:,.1f} MiB'
+    size = lambda tree: (
+      f'{sharding.count_bytes_per_device(tree) / 2**20:,.1f} MiB'
+    )
     abstract = self._program.abstract
     self._progress.say(
       f'each device holds {size(abstract.params)} of parameters and'
       f' {size(abstract.opt_state)} of optimizer state, gradients take as much'
       ' as parameters'
     )
-    newest = self._checkpoints.restore(items(self._program.abstract))
+    newest = self._checkpoints.restore(make_items(self._program.abstract))
     self._step = newest[0] if newest else 0
     self._take_text(new_text)
     if newest is not None:
@@ -267,12 +269,12 @@ class _Run:
     self._log.metrics(record)
     self._progress.say(line)
     if self._first:
-      log.plot(self._workdir)
+      log.draw_losses(self._workdir)
 
   def _save(self):
     # first the lines: a checkpoint promises those up to its step
     self._log.sync()
-    self._checkpoints.save(self._step, items(self._state))
+    self._checkpoints.save(self._step, make_items(self._state))
 
   def finish(self):
     """Scores the whole held-out text; the first process writes and returns
@@ -282,7 +284,7 @@ class _Run:
     if not self._first:
       return None
     size = self._experiment.data
-    timing = log.read(self._workdir.timing)
+    timing = log.read_records(self._workdir.timing)
     rates = [r[RATE] for r in timing if r.get(RATE)]
     result = {
       'step': self._step,
@@ -296,7 +298,7 @@ class _Run:
       'heldout_bytes': self._data.heldout_bytes,
       'heldout_bits_per_byte': score.bits_per_byte(self._data.heldout_bytes),
     }
-    log.plot(self._workdir)
+    log.draw_losses(self._workdir)
     write_text(self._workdir.result, format_json(result))
     return result
 

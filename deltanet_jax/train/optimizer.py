@@ -27,7 +27,7 @@ class Optimizer(NamedTuple):
   ]
 
 
-def schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
+def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
   """step -> rate as a fraction of the peak, after a linear warm-up.
 
   cosine: falls to `cfg.final` at the last step; wsd: stays, then falls
@@ -52,7 +52,7 @@ def schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
   return factor
 
 
-def matrix_axes(
+def find_matrix_axes(
   axes: Sequence[str | None],
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
   """Axes over which a weight is one matrix: (inputs, outputs), or None.
@@ -76,7 +76,7 @@ def _dimension_numbers(axes, label):
   """What Muon knows of an array with these axes."""
   if label != 'muon':
     return optax.transforms.MaskedNode()
-  return optax.contrib.MuonDimensionNumbers(*matrix_axes(axes))
+  return optax.contrib.MuonDimensionNumbers(*find_matrix_axes(axes))
 
 
 def _muon(cfg, dims):
@@ -110,21 +110,21 @@ def make_optimizer(
   lr: in place of `cfg.lr`, where it is an array and not a number.
 
   The gradient is clipped to global norm `cfg.clip`. 'muon' orthogonalizes
-  every hidden matrix (`matrix_axes`) and leaves the rest to Adam. Weight decay,
-  times the rate, acts on hidden matrices, embedding and head only.
+  every hidden matrix (`find_matrix_axes`) and leaves the rest to Adam. Weight
+  decay, times the rate, acts on hidden matrices, embedding and head only.
   """
-  factor = schedule(cfg, steps)
+  factor = make_schedule(cfg, steps)
   if moved is None:
     moved = jax.tree.map(lambda a: True, axes)
   hidden = 'muon' if cfg.name == 'muon' else 'adam'
   labels = jax.tree.map(
-    lambda a, m: (hidden if matrix_axes(a) else 'adam') if m else 'fixed',
+    lambda a, m: (hidden if find_matrix_axes(a) else 'adam') if m else 'fixed',
     axes,
     moved,
   )
   dims = jax.tree.map(_dimension_numbers, axes, labels)
   decayed = jax.tree.map(
-    lambda a: matrix_axes(a) is not None or 'vocab' in a, axes
+    lambda a: find_matrix_axes(a) is not None or 'vocab' in a, axes
   )
   adam = optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
   fixed = optax.set_to_zero()

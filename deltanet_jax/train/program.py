@@ -57,7 +57,7 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
   optim = _make_optimizer(experiment, model, objective)
   abstract = _abstract_state(model, optim, mesh)
   homes = jax.tree.map(lambda x: x.sharding, abstract)
-  rows, whole = sharding.batch_sharding(mesh), homes.step
+  rows, whole = sharding.make_batch_sharding(mesh), homes.step
   return Program(
     abstract=abstract,
     init=lambda: sharding.init_params(model, jax.random.key(train.seed), mesh),
@@ -84,7 +84,7 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
 
 
 def _make_optimizer(experiment, model, objective):
-  axes = sharding.logical_axes(model)
+  axes = sharding.find_logical_axes(model)
   moved = jax.tree_util.tree_map_with_path(
     lambda path, _: objective.has_gradient([key.key for key in path]),
     axes,
@@ -96,10 +96,10 @@ def _abstract_state(model, optim, mesh):
   """State of ShapeDtypeStructs, each with its sharding."""
   place = lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
   try:
-    homes = sharding.param_shardings(model, mesh)
+    homes = sharding.make_param_shardings(model, mesh)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  params = jax.tree.map(place, sharding.abstract_params(model), homes)
+  params = jax.tree.map(place, sharding.make_abstract_params(model), homes)
   shapes = jax.eval_shape(lambda p: create_state(p, optim), params)
   return jax.tree.map(place, shapes, make_state_shardings(params, optim, mesh))
 

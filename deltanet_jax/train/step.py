@@ -12,7 +12,7 @@ from deltanet_jax.train.state import State
 MAX_STREAK = 10  # skipped steps in a row that end a run
 
 
-def micro_batches(batch: Batch, parts: int) -> Batch:
+def split_micro_batches(batch: Batch, parts: int) -> Batch:
   """[B, ...] -> [parts, B/parts, ...], every device keeping its own rows."""
 
   def split(x):
@@ -23,7 +23,7 @@ def micro_batches(batch: Batch, parts: int) -> Batch:
   return jax.tree.map(split, batch)
 
 
-def outcome_and_grads(
+def compute_outcome_and_grads(
   objective: Objective, params: Params, batch: Batch, accumulate: int
 ) -> tuple[Outcome, Params]:
   """The Outcome with its nats and reports as means, and the gradient per token
@@ -50,7 +50,7 @@ def outcome_and_grads(
   def add(sums, batch):
     return jax.tree.map(jnp.add, sums, part(batch)), None
 
-  parts = micro_batches(batch, accumulate)
+  parts = split_micro_batches(batch, accumulate)
   first = jax.tree.map(lambda x: x[0], parts)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, first)
@@ -83,7 +83,9 @@ def train_step(
   metrics: loss (next token, nats per token), grad_norm (before clipping), lr,
   skipped, streak, and `objective.figures`.
   """
-  outcome, grads = outcome_and_grads(objective, state.params, batch, accumulate)
+  outcome, grads = compute_outcome_and_grads(
+    objective, state.params, batch, accumulate
+  )
   loss = outcome.nats
   norm = optax.tree.norm(grads)
   updates, opt_state, rate = optimizer.update(

@@ -341,7 +341,7 @@ def test_sharded_equals_unsharded(cfg):
     ),
   )
   split = jax.tree.map(place, params, axes)
-  rows = sharding.batch_sharding(mesh)
+  rows = sharding.make_batch_sharding(mesh)
   got = _pull(cfg)(split, *(jax.device_put(a, rows) for a in (x, w)))
   jax.block_until_ready(got)
   assert len(got[1][1].sharding.device_set) == 8
