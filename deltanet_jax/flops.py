@@ -8,24 +8,25 @@ scan once, which is why this exists.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
-from jax.extend.core import jaxprs_in_params
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from deltanet_jax.ops.routing import RARE
 
 
-def of(function, *args):
+def count_operations(function: Callable[..., object], *args: object) -> int:
   """Operations of function(*args); shapes (jax.ShapeDtypeStruct) are enough.
 
   Raises:
     NotImplementedError: a loop of unknown length, a convolution, or a kernel
       that is not written in XLA's operations.
   """
-  return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+  return count_in_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def of_jaxpr(jaxpr, filled=1):
+def count_in_jaxpr(jaxpr: Jaxpr, filled: float = 1) -> int:
   """The same of what was traced already; of a program on a mesh, on all its
   devices together.
 
@@ -46,14 +47,14 @@ def _equation(eqn, filled):
       f'the operations of {name!r} cannot be counted; count a form without it'
     )
   if name == 'cond':
-    return max(of_jaxpr(x, filled) for x in inner if not _rare(x))
+    return max(count_in_jaxpr(x, filled) for x in inner if not _rare(x))
   times = eqn.params['length'] if name == 'scan' else 1
   if name == 'shard_map':  # written for one of the devices that share the work
     mesh = eqn.params['mesh']
     times = math.prod(
       mesh.shape[axis] for axis in eqn.params['newly_manual_axes']
     )
-  return times * sum(of_jaxpr(x, filled) for x in inner)
+  return times * sum(count_in_jaxpr(x, filled) for x in inner)
 
 
 def _rare(jaxpr):

@@ -1,19 +1,21 @@
 """A language model of any pattern of mixers: prefix, scanned period, suffix."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from deltanet_jax.config.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.layers.mlp import MLP
 from deltanet_jax.layers.moe import MoE
 from deltanet_jax.layers.norm import RMSNorm
-from deltanet_jax.layers.proj import Proj, named, scaled_normal
+from deltanet_jax.layers.proj import Proj, name_axes, scaled_normal
 from deltanet_jax.mixers.base import Context, count_tokens
 from deltanet_jax.ops.routing import Load
-from deltanet_jax.parallel.sharding import constrain, in_use
+from deltanet_jax.parallel.sharding import Params, constrain, gather_weight
 
 EMBED_STD = 0.02
 
@@ -23,31 +25,39 @@ POLICIES = {
 }
 
 
+Cache = tuple[jax.Array | None, ...] | None  # of a mixer, by its own class
+
+
+Branch = Callable[[jax.Array], tuple[jax.Array, Load | None]]
+
+
 class ModelCache(NamedTuple):
   """Every layer's cache; those of `period` are stacked over the repeats."""
 
   length: jax.Array  # [B] int32, tokens so far
-  prefix: tuple
-  period: tuple
-  suffix: tuple
+  prefix: tuple[Cache, ...]
+  period: tuple[Cache, ...]
+  suffix: tuple[Cache, ...]
 
 
 class LayerReport(NamedTuple):
   """What a layer tells beside its output and its cache."""
 
-  mixer: Any  # the mixer's report, or None
+  mixer: jax.Array | None  # the mixer's report, or None
   load: Load | None  # of the experts; None without them
 
 
 class Reports(NamedTuple):
   """Every layer's LayerReport; those of `period` stacked over the repeats."""
 
-  prefix: tuple
-  period: tuple
-  suffix: tuple
+  prefix: tuple[LayerReport, ...]
+  period: tuple[LayerReport, ...]
+  suffix: tuple[LayerReport, ...]
 
 
-def init_cache(cfg, batch, max_len, dtype):
+def init_cache(
+  cfg: ModelConfig, batch: int, max_len: int, dtype: DTypeLike
+) -> ModelCache:
   """A fresh cache for `max_len` tokens, prompt included. A value: its shapes
   under `jax.eval_shape` are the memory that decoding takes."""
   fresh = lambda layers: tuple(
@@ -70,10 +80,12 @@ class Block(nn.Module):
 
   cfg: ModelConfig
   layer: Layer
-  dtype: Any
+  dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x, ctx, cache):
+  def __call__(
+    self, x: jax.Array, ctx: Context, cache: Cache
+  ) -> tuple[jax.Array, Cache, LayerReport]:
     c, ffn = self.cfg, self.layer.ffn
     # 2 branches a layer add up in the residual: keep their sum's size
     out_scale = (2 * len(c.layers)) ** -0.5
@@ -87,7 +99,7 @@ class Block(nn.Module):
     attend = lambda h: mixer(h, ctx, cache)
     x, cache, report = self._join(x, attend, 'mixer_norm')
     if isinstance(ffn, MoEConfig):
-      branch = MoE(ffn, self.dtype, out_scale, name='ffn')
+      branch: Branch = MoE(ffn, self.dtype, out_scale, name='ffn')
     else:
       mlp = MLP(ffn.hidden, self.dtype, out_scale, name='ffn')
       branch = lambda h: (mlp(h), None)
@@ -114,10 +126,16 @@ class Stack(nn.Module):
 
   cfg: ModelConfig
   layers: tuple[Layer, ...]
-  dtype: Any
+  dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x, depth, caches, ctx):
+  def __call__(
+    self,
+    x: jax.Array,
+    depth: jax.Array,
+    caches: tuple[Cache, ...],
+    ctx: Context,
+  ) -> tuple[jax.Array, tuple[Cache, ...], tuple[LayerReport, ...]]:
     block, new, reports = Block, [], []
     if self.cfg.remat != 'none':
       block = nn.remat(Block, policy=POLICIES[self.cfg.remat])
@@ -145,25 +163,25 @@ class Backbone(nn.Module):
   None), Reports. Arguments as in `HybridLM`."""
 
   cfg: ModelConfig
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
     self,
-    tokens,
-    positions=None,
-    segment_ids=None,
-    cache=None,
-    lengths=None,
-    mode='causal',
-  ):
+    tokens: jax.Array,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    cache: ModelCache | None = None,
+    lengths: jax.Array | None = None,
+    mode: str = 'causal',
+  ) -> tuple[jax.Array, ModelCache | None, Reports]:
     c = self.cfg
     if positions is None:
       positions = _positions(tokens, segment_ids, cache)
     ctx = Context(positions, segment_ids, lengths=lengths, mode=mode)
     table = self.param(
       'embed',
-      named(scaled_normal(EMBED_STD), ('vocab', 'embed')),
+      name_axes(scaled_normal(EMBED_STD), ('vocab', 'embed')),
       (c.vocab, c.d_model),
       jnp.float32,
     )
@@ -171,9 +189,12 @@ class Backbone(nn.Module):
 
     depth = jnp.arange(len(c.layers)) / max(1, len(c.layers) - 1)
     first, last = len(c.prefix), len(c.layers) - len(c.suffix)
-    none = lambda layers: (None,) * len(layers)
-    old = ModelCache(None, *map(none, (c.prefix, c.period, c.suffix)))
-    old = old if cache is None else cache
+    parts = c.prefix, c.period, c.suffix
+    caches: Sequence[tuple[Cache, ...]] = (
+      [(None,) * len(layers) for layers in parts]
+      if cache is None
+      else cache[1:]
+    )
 
     def stack(name, layers, depth, x, caches):
       if not layers:
@@ -181,7 +202,7 @@ class Backbone(nn.Module):
       return Stack(c, layers, self.dtype, name=name)(x, depth, caches, ctx)
 
     x, prefix, first_reports = stack(
-      'prefix', c.prefix, depth[:first], x, old.prefix
+      'prefix', c.prefix, depth[:first], x, caches[0]
     )
     period, reports = (), ()
     if c.period and c.repeats:
@@ -195,12 +216,12 @@ class Backbone(nn.Module):
       )
       (x, _, period), reports = scan(
         Stack(c, c.period, self.dtype, name='period'),
-        (x, jnp.int32(0), old.period),
+        (x, jnp.int32(0), caches[1]),
         depth[first:last].reshape(c.repeats, len(c.period)),
         ctx,
       )
     x, suffix, last_reports = stack(
-      'suffix', c.suffix, depth[last:], x, old.suffix
+      'suffix', c.suffix, depth[last:], x, caches[2]
     )
     x = RMSNorm(c.norm_eps, c.zero_centred, name='norm')(x)
     if cache is not None:
@@ -221,10 +242,17 @@ class MTP(nn.Module):
   """
 
   cfg: ModelConfig
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, hidden, embedded, positions, segment_ids=None, cache=None):
+  def __call__(
+    self,
+    hidden: jax.Array,
+    embedded: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array | None = None,
+    cache: Cache = None,
+  ) -> tuple[jax.Array, Cache, LayerReport]:
     c = self.cfg
     norm = lambda name: RMSNorm(c.norm_eps, c.zero_centred, name=name)
     both = norm('embed_norm')(embedded), norm('hidden_norm')(hidden)
@@ -236,8 +264,9 @@ class MTP(nn.Module):
       name='proj',
     )(jnp.concatenate(both, axis=-1))
     ctx = Context(positions, segment_ids, jnp.float32(1))
-    x, *rest = Block(c, c.mtp, self.dtype, name='layer')(x, ctx, cache)
-    return norm('norm')(x), *rest
+    block = Block(c, c.mtp, self.dtype, name='layer')  # type: ignore[arg-type]
+    x, cache, report = block(x, ctx, cache)
+    return norm('norm')(x), cache, report
 
 
 def _positions(tokens, segment_ids, cache):
@@ -258,27 +287,31 @@ def _positions(tokens, segment_ids, cache):
   return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
 
 
-def lookup(table, tokens):
+def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
   """The embeddings [B,T,D] of tokens."""
   # gathered over fsdp before the lookup: from a table split both ways XLA
   # would copy the whole of it
-  table = in_use(table, ('vocab', 'embed'))
+  table = gather_weight(table, ('vocab', 'embed'))
   return constrain(table[tokens], 'batch', 'time', 'act_embed')
 
 
-def embed(params, tokens, dtype=jnp.float32):
+def embed(
+  params: Params, tokens: jax.Array, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
   """The embeddings [B,T,D] of tokens, from HybridLM's parameters."""
-  return lookup(params['backbone']['embed'].astype(dtype), tokens)
+  backbone: Any = params['backbone']
+  return lookup(backbone['embed'].astype(dtype), tokens)
 
 
-def head_weight(params, cfg):
+def get_head_weight(params: Params, cfg: ModelConfig) -> jax.Array:
   """The output head [D,Z], from HybridLM's parameters."""
+  modules: Any = params
   if cfg.tied:
-    return in_use(params['backbone']['embed'], ('vocab', 'embed')).T
-  return in_use(params['head']['w'], ('embed', 'vocab'))
+    return gather_weight(modules['backbone']['embed'], ('vocab', 'embed')).T
+  return gather_weight(modules['head']['w'], ('embed', 'vocab'))
 
 
-def compute_logits(hidden, head):
+def compute_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
   """Next-token logits [...,Z], float32, of hidden [...,D] and the output head
   [D,Z], which is cast to the type of `hidden`."""
   return jnp.einsum(
@@ -295,9 +328,9 @@ class Head(nn.Module):
   cfg: ModelConfig
 
   @nn.compact
-  def __call__(self):
+  def __call__(self) -> None:
     D, Z = self.cfg.d_model, self.cfg.vocab
-    init = named(scaled_normal(D**-0.5), ('embed', 'vocab'))
+    init = name_axes(scaled_normal(D**-0.5), ('embed', 'vocab'))
     self.param('w', init, (D, Z), jnp.float32)
 
 
@@ -319,18 +352,18 @@ class HybridLM(nn.Module):
   """
 
   cfg: ModelConfig
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
     self,
-    tokens,
-    positions=None,
-    segment_ids=None,
-    cache=None,
-    lengths=None,
-    mode='causal',
-  ):
+    tokens: jax.Array,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    cache: ModelCache | None = None,
+    lengths: jax.Array | None = None,
+    mode: str = 'causal',
+  ) -> tuple[jax.Array, ModelCache | None]:
     c = self.cfg
     backbone = Backbone(c, self.dtype, name='backbone')
     hidden, new, _ = backbone(
@@ -343,5 +376,5 @@ class HybridLM(nn.Module):
       )
     if not c.tied:
       Head(c, name='head')()
-    head = head_weight(nn.unbox(self.variables['params']), c)
+    head = get_head_weight(nn.unbox(self.variables['params']), c)
     return compute_logits(hidden, head), new

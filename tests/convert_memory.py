@@ -52,7 +52,7 @@ def write(folder, layers, shard_bytes=200_000_000):
   config = CONFIG | {'num_hidden_layers': layers}
   cfg = family.read_config(keys.ConfigKeys(config))
   entries = plan.build_plan(
-    family, cfg, sharding.abstract_params(HybridLM(cfg))
+    family, cfg, sharding.make_abstract_params(HybridLM(cfg))
   )
   kind = np.dtype(ml_dtypes.bfloat16)
   described = {entry.name: (kind, entry.shape) for entry in entries}

@@ -95,7 +95,7 @@ def hidden_states(cfg, params, tokens):
 def gradient_norms(family, cfg, grads):
   """By the reference's names, where experts are fused."""
   arrays, squares = dict(plan.list_leaves(grads)), {}
-  shapes = sharding.abstract_params(HybridLM(cfg))
+  shapes = sharding.make_abstract_params(HybridLM(cfg))
   for entry in plan.build_plan(family, cfg, shapes):
     name = memory_name(entry.name)
     square = np.sum(

@@ -24,7 +24,7 @@ from deltanet_jax.model import (
   Backbone,
   HybridLM,
   _positions,
-  head_weight,
+  get_head_weight,
   init_cache,
 )
 from deltanet_jax.parallel import sharding
@@ -64,7 +64,7 @@ IRREGULAR = ModelConfig(
 
 @functools.cache
 def _params(cfg):
-  """Of numpy: a compiled initialisation would take most of the tests' time."""
+  """Of numpy: a compiled initialization would take most of the tests' time."""
   rng = np.random.default_rng(0)
 
   def draw(path, x):
@@ -72,7 +72,7 @@ def _params(cfg):
     centre = 1 if path[-1].key == 'scale' else 0
     return jnp.asarray(centre + 0.25 * normal)
 
-  shapes = sharding.abstract_params(HybridLM(cfg))
+  shapes = sharding.make_abstract_params(HybridLM(cfg))
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -231,18 +231,18 @@ def test_backbone_and_head_weight_give_the_logits(tied):
   )
   assert not jax.tree.leaves(reports)
   logits, _ = _apply(cfg)(params, _tokens())
-  _close(hidden @ head_weight(params, cfg), logits)
+  _close(hidden @ get_head_weight(params, cfg), logits)
 
 
 def test_eight_devices_give_the_loss_and_gradient_of_one(capfd):
   model, tokens = HybridLM(HYBRID), _tokens()
   (loss, _), grads = _pull(HYBRID)(_params(HYBRID), tokens)
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-  places = sharding.param_shardings(model, mesh)
+  places = sharding.make_param_shardings(model, mesh)
   params = jax.device_put(_params(HYBRID), places)
   with jax.set_mesh(mesh):
     (split_loss, logits), split_grads = _pull(HYBRID)(
-      params, jax.device_put(tokens, sharding.batch_sharding(mesh))
+      params, jax.device_put(tokens, sharding.make_batch_sharding(mesh))
     )
   jax.block_until_ready(split_grads)
   assert logits.sharding.shard_shape(logits.shape)[0] == B // 4
@@ -315,7 +315,7 @@ def test_parameter_paths_are_the_checkpoint_format():
   paths = [
     f'{jax.tree_util.keystr(path, simple=True, separator="/")} {x.shape}'
     for path, x in jax.tree_util.tree_leaves_with_path(
-      sharding.abstract_params(HybridLM(IRREGULAR))
+      sharding.make_abstract_params(HybridLM(IRREGULAR))
     )
   ]
   assert paths == golden.read_text().splitlines()

@@ -76,8 +76,8 @@ def run_documents(
   """
   ids = tokenizer.encode_documents(documents)
   rows = Rows(ids, tokenizer.eod, tokenizer.vocab_size, seq_len)
-  places = sharding.param_shardings(HybridLM(cfg), mesh)
-  home = sharding.batch_sharding(mesh)
+  places = sharding.make_param_shardings(HybridLM(cfg), mesh)
+  home = sharding.make_batch_sharding(mesh)
   call = jax.jit(make(cfg, jnp.dtype(dtype)), in_shardings=(places, home))
   progress = Progress('scored', rows.tokens, 'tokens', stream=stream)
   for host_batch in rows.make_batches(batch):

@@ -61,7 +61,7 @@ def convert_to_orbax(
   folder = family.restore_shapes(files.FolderTensors(source))
   target = pathlib.Path(target)
   cfg = families.add_mtp(family, cfg, folder.names)
-  shapes = sharding.abstract_params(HybridLM(cfg))
+  shapes = sharding.make_abstract_params(HybridLM(cfg))
   entries, copies = store.match_tensors(folder, family, cfg, shapes)
   store.require_copies(folder, entries, copies)
   record = _make_record(family, source, folder, [*entries, *copies])

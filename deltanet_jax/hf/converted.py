@@ -96,7 +96,7 @@ class Converted(files.RecordedTensors):
     self.family = families.get_family(self.record['family'])
     cfg = self.family.read_config(ConfigKeys(self.record['config'], str(where)))
     self.cfg = families.add_mtp(self.family, cfg, self.names)
-    shapes = sharding.abstract_params(HybridLM(self.cfg))
+    shapes = sharding.make_abstract_params(HybridLM(self.cfg))
     self.own, copies = store.match_tensors(self, self.family, self.cfg, shapes)
     self._entries = {entry.name: entry for entry in [*self.own, *copies]}
     self._weights = {

@@ -67,7 +67,7 @@ def load_model(
   source = family.restore_shapes(files.FolderTensors(folder))
   cfg = families.add_mtp(family, cfg, source.names)
   model = ReleasedLM(cfg, dtype, family=family.name)
-  shapes = sharding.abstract_params(model)
+  shapes = sharding.make_abstract_params(model)
   entries, copies = match_tensors(source, family, model.cfg, shapes)
   require_copies(source, entries, copies)
   return model, fill_params(source, entries, model, mesh)
@@ -180,7 +180,7 @@ def fill_params(
   Raises:
     ConfigError: a value is not finite, in the source or in that dtype.
   """
-  shapes = sharding.abstract_params(model)
+  shapes = sharding.make_abstract_params(model)
   waiting: dict[Path, int] = {}
   arrays: dict[Path, jax.Array] = {}
   for entry in entries:
@@ -188,7 +188,7 @@ def fill_params(
       waiting[slot.path] = waiting.get(slot.path, 0) + 1
   places: dict[Path, Any] = {}
   if mesh is not None:
-    places = dict(plan.list_leaves(sharding.param_shardings(model, mesh)))
+    places = dict(plan.list_leaves(sharding.make_param_shardings(model, mesh)))
   buffers: dict[Path, np.ndarray] = {}
   by_path = dict(plan.list_leaves(shapes))
   for entry in entries:
@@ -255,7 +255,7 @@ def save_model(
   folder = pathlib.Path(folder)
   cfg = model.cfg
   source: files.Tensors | None = None
-  shapes = sharding.abstract_params(model)
+  shapes = sharding.make_abstract_params(model)
   arrays = dict(plan.list_leaves(params))
   if like is not None:
     known, other = families.read_config(like)

@@ -1,16 +1,41 @@
 """Tokens one at a time: prefill, then from the cache."""
 
 import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from deltanet_jax.config.experiment import ModelConfig
+from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.infer import room
-from deltanet_jax.infer.sampling import sample
-from deltanet_jax.model import Backbone, compute_logits, head_weight, init_cache
+from deltanet_jax.infer.sampling import sample_tokens
+from deltanet_jax.model import (
+  Backbone,
+  ModelCache,
+  compute_logits,
+  get_head_weight,
+  init_cache,
+)
+from deltanet_jax.parallel.sharding import Params
+
+Advance = Callable[
+  [Params, ModelCache, jax.Array, jax.Array], tuple[jax.Array, ModelCache]
+]
 
 
-def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype, vocab):
+def generate(
+  params: Params,
+  cfg: ModelConfig,
+  prompt: Sequence[int],
+  *,
+  max_tokens: int,
+  sampling: Sampling,
+  key: jax.Array,
+  dtype: np.dtype | type,
+  vocab: int,
+) -> Iterator[int]:
   """Yields up to `max_tokens` token ids, each as soon as it is chosen.
 
   prompt: ids, at least one   cfg: ModelConfig   dtype: of the computation
@@ -25,22 +50,24 @@ def generate(params, cfg, prompt, *, max_tokens, sampling, key, dtype, vocab):
   sampling.check()
   advance = make_advance(cfg, dtype, sampling, vocab)
   most = len(prompt) + max_tokens
-  slots = room.slots(len(prompt), most)
+  slots = room.count_slots(len(prompt), most)
   cache = init_cache(cfg, 1, slots, dtype)
   tokens = jnp.asarray(prompt, jnp.int32)[None]
   for i in range(max_tokens):
     length = len(prompt) + i
     if length > slots:
-      slots = room.slots(length, most)
-      cache = room.grow(cache, cfg, 1, slots, dtype)
-    for piece in room.pieces(tokens):
+      slots = room.count_slots(length, most)
+      cache = room.grow_cache(cache, cfg, 1, slots, dtype)
+    for piece in room.split_prompt(tokens):
       token, cache = advance(params, cache, piece, jax.random.fold_in(key, i))
     yield int(token[0])
     tokens = token[:, None]
 
 
 @functools.cache
-def make_advance(cfg, dtype, sampling, vocab):
+def make_advance(
+  cfg: ModelConfig, dtype: np.dtype | type, sampling: Sampling, vocab: int
+) -> Advance:
   """(params, cache (donated), tokens [B,T], key) -> next token [B], cache."""
   backbone = Backbone(cfg, dtype)
 
@@ -49,8 +76,8 @@ def make_advance(cfg, dtype, sampling, vocab):
     hidden, cache, _ = backbone.apply(
       {'params': params['backbone']}, tokens, cache=cache
     )
-    head = head_weight(params, cfg)[:, :vocab]
+    head = get_head_weight(params, cfg)[:, :vocab]
     logits = compute_logits(hidden[:, -1], head)
-    return sample(logits, key, sampling), cache
+    return sample_tokens(logits, key, sampling), cache
 
   return advance

@@ -8,26 +8,30 @@ come in powers of two instead: a text of n tokens reads fewer than 2 n.
 import functools
 
 import jax
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.model import ModelCache, init_cache
 
 LEAST = 1024  # slots of the smallest cache: a shorter one saves nothing
 PIECE = 4096  # tokens of a prompt that go through the model at once
 
 
-def slots(length, most):
+def count_slots(length: int, most: int) -> int:
   """Slots for `length` tokens where there will never be more than `most`."""
   return min(most, max(LEAST, 1 << (length - 1).bit_length()))
 
 
-def pieces(tokens):
+def split_prompt(tokens: jax.Array) -> list[jax.Array]:
   """A prompt [B,T] in pieces along T, whose activations are what memory must
   hold; the results are those of the whole prompt up to the order of sums."""
   return [tokens[:, i : i + PIECE] for i in range(0, tokens.shape[1], PIECE)]
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'batch', 'slots', 'dtype'))
-def grow(cache, cfg, batch, slots, dtype):
+def grow_cache(
+  cache: ModelCache, cfg: ModelConfig, batch: int, slots: int, dtype: DTypeLike
+) -> ModelCache:
   """The same cache with room for `slots` tokens, no fewer than it has.
 
   The other arguments are those it was made with. What it holds stays where it
@@ -58,10 +62,14 @@ def insert_row(
       )
     return jax.lax.dynamic_update_slice_in_dim(old, new, index, axis)
 
-  rows = ModelCache(length=0, prefix=0, period=1, suffix=0)  # the batch's axis
-  return jax.tree.map(
-    lambda axis, *parts: jax.tree.map(functools.partial(insert, axis), *parts),
-    rows,
-    cache,
-    row,
+  axes = {'length': 0, 'prefix': 0, 'period': 1, 'suffix': 0}  # the batch's
+  return ModelCache(
+    **{
+      name: jax.tree.map(
+        functools.partial(insert, axis),
+        getattr(cache, name),
+        getattr(row, name),
+      )
+      for name, axis in axes.items()
+    }
   )

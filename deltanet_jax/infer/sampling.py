@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltanet_jax.config.sampling import SEEDS
+from deltanet_jax.config.sampling import SEEDS, Sampling
 
 # what is less is 0 on some devices
 LEAST = float(np.finfo(np.float32).tiny)
 MOST = float(np.finfo(np.float32).max)
 
 
-def seeded(seed):
+def make_key(seed: int) -> jax.Array:
   """The key of a seed.
 
   Raises:
@@ -22,7 +22,7 @@ def seeded(seed):
   return jax.random.key(seed)
 
 
-def keep_likely(logits, top_k, top_p):
+def keep_likely(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
   """logits [..., Z] with -inf for what top_k and then top_p leave out."""
   Z = logits.shape[-1]
   order = jnp.argsort(-logits, axis=-1, stable=True)
@@ -32,12 +32,14 @@ def keep_likely(logits, top_k, top_p):
   p = jax.nn.softmax(ranked, -1)
   # a token stays while those before it do not reach top_p: the first always
   before = jnp.cumsum(p, -1) - p
-  kept = (before < top_p) | (rank == 0) | (top_p == 1)
-  ranked = jnp.where(kept, ranked, -jnp.inf)
+  likely = (before < top_p) | (rank == 0) | (top_p == 1)
+  ranked = jnp.where(likely, ranked, -jnp.inf)
   return jnp.take_along_axis(ranked, jnp.argsort(order, -1), -1)
 
 
-def sample(logits, key, sampling):
+def sample_tokens(
+  logits: jax.Array, key: jax.Array, sampling: Sampling
+) -> jax.Array:
   """Token ids [...] int32 drawn from logits [..., Z]."""
   logits = logits.astype(jnp.float32)
   if sampling.temperature < LEAST:

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.sampling import Sampling
-from deltanet_jax.data.tokenizer import open_tokenizer
+from deltanet_jax.data.tokenizer import Tokenizer, open_tokenizer
 from deltanet_jax.infer.generate import generate
-from deltanet_jax.infer.sampling import seeded
+from deltanet_jax.infer.sampling import make_key
 from deltanet_jax.runs.source import Source
 
 
@@ -34,10 +34,13 @@ def continue_text(
     ValueError: the seed is none.
     CheckpointError: no checkpoint of a run can be read.
   """
-  key = seeded(seed)
+  key = make_key(seed)
   source.require_tokenizer()
   tokenizer = open_tokenizer(source.tokenizer)
-  ids, ends = prompt_ids(source, tokenizer, prompt, chat), set(tokenizer.ends)
+  ids, ends = (
+    encode_prompt(source, tokenizer, prompt, chat),
+    set(tokenizer.ends),
+  )
   if not ids:
     raise ConfigError('the prompt has no token; give --prompt')
   if source.trained and not chat:
@@ -67,7 +70,12 @@ def continue_text(
   yield stream.close()
 
 
-def prompt_ids(source, tokenizer, prompt, chat):
+def encode_prompt(
+  source: Source,
+  tokenizer: Tokenizer,
+  prompt: str,
+  chat: bool,
+) -> list[int]:
   """The ids that a model is given of a prompt."""
   if chat:  # the template has the special tokens
     return tokenizer.encode_prompt(tokenizer.format_chat(prompt), special=False)

@@ -1,17 +1,21 @@
 """Short causal depthwise convolution with a state and segment resets."""
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from deltanet_jax.layers.proj import named
+from deltanet_jax.layers.proj import name_axes
 from deltanet_jax.ops.documents import runs_of
 from deltanet_jax.parallel import sequence
 
 
-def init_state(batch, taps, channels, dtype):
+def init_state(
+  batch: int, taps: int, channels: Sequence[int], dtype: DTypeLike
+) -> jax.Array:
   """The last W-1 inputs, zero before the first: [B,W-1,*channels]."""
   return jnp.zeros((batch, taps - 1, *channels), dtype)
 
@@ -36,14 +40,23 @@ class ShortConv(nn.Module):
   axes: tuple[str, ...]  # of the channels
 
   @nn.compact
-  def __call__(self, x, state=None, segment_ids=None, lengths=None):
+  def __call__(
+    self,
+    x: jax.Array,
+    state: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array | None]:
     W, (B, T, *channels) = self.taps, x.shape
     w = self.param(
-      'taps', named(_taps, ('conv', *self.axes)), (W, *channels), jnp.float32
+      'taps',
+      name_axes(_taps, ('conv', *self.axes)),
+      (W, *channels),
+      jnp.float32,
     )
     run = runs_of(segment_ids)
-    if state is None and sequence.split(T, least=W - 1):
-      y = sequence.with_past(
+    if state is None and sequence.is_split(T, least=W - 1):
+      y = sequence.run_with_past(
         convolve, w, (None, *self.axes), x, self.axes, run, W - 1
       )
       return y, None
@@ -64,13 +77,19 @@ def _window(inputs, first, W):
   return jax.vmap(cut)(inputs, first)
 
 
-def convolve(w, x, past, run, past_run):
+def convolve(
+  w: jax.Array,
+  x: jax.Array,
+  past: jax.Array,
+  run: jax.Array | None,
+  past_run: jax.Array | None,
+) -> jax.Array:
   """The sum above for inputs x [B,T,*channels] after past [B,W-1,*channels];
   the number of their document in the row [B,T] and [B,W-1], or None for
   both."""
   W, (B, T, *channels) = w.shape[0], x.shape
   padded = jnp.concatenate([past, x], axis=1)
-  if run is not None:
+  if run is not None and past_run is not None:
     runs = jnp.concatenate([past_run, run], axis=1)
   y = jnp.zeros(x.shape, jnp.float32)
   for i in range(W):

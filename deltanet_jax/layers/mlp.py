@@ -1,10 +1,9 @@
 """Gated MLP."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from deltanet_jax.layers.proj import Proj
 
@@ -13,11 +12,11 @@ class MLP(nn.Module):
   """y = (silu(x gate) * (x up)) down (arXiv:2002.05202, SwiGLU)."""
 
   hidden: int
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   out_scale: float = 1.0  # of the last weight's standard deviation
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     D, F = x.shape[-1], self.hidden
     inward = (D, F), ('embed', 'mlp'), 'BTD,DF->BTF', self.dtype
     gate = Proj(*inward, name='gate')(x)

@@ -1,14 +1,13 @@
 """Mixture of experts in place of the gated MLP."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from deltanet_jax.config.experiment import MoEConfig
 from deltanet_jax.layers.mlp import MLP
-from deltanet_jax.layers.proj import Proj, named, scaled_normal
+from deltanet_jax.layers.proj import Proj, name_axes, scaled_normal
 from deltanet_jax.ops import routing
 from deltanet_jax.parallel import experts
 
@@ -22,11 +21,11 @@ class MoE(nn.Module):
   """
 
   cfg: MoEConfig
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   out_scale: float = 1.0  # of the last weights' standard deviation
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, routing.Load]:
     c, D = self.cfg, x.shape[-1]
     E, F = c.experts, c.hidden
     # a choice between close scores must not hang on a product's rounding
@@ -37,10 +36,10 @@ class MoE(nn.Module):
     bias = None
     if c.bias:
       bias = self.param(
-        'bias', named(nn.initializers.zeros, ('experts',)), (E,)
+        'bias', name_axes(nn.initializers.zeros, ('experts',)), (E,)
       )
     weight = lambda name, axes, shape, std: self.param(
-      name, named(scaled_normal(std), ('experts', *axes)), (E, *shape)
+      name, name_axes(scaled_normal(std), ('experts', *axes)), (E, *shape)
     )
     inward = ('embed', 'mlp'), (D, F), D**-0.5
     weights = (
@@ -48,11 +47,12 @@ class MoE(nn.Module):
       weight('up', *inward),
       weight('down', ('mlp', 'embed'), (F, D), self.out_scale * F**-0.5),
     )
-    y, load = experts.mixture(
+    gate, up, down = (w.astype(self.dtype) for w in weights)
+    y, load = experts.mix_experts(
       x.astype(self.dtype),
       logits,
       bias,
-      tuple(w.astype(self.dtype) for w in weights),
+      (gate, up, down),
       self._route,
     )
     if c.shared:

@@ -1,10 +1,10 @@
-"""Normalisations, computed in float32 and returned in the input's type."""
+"""Normalizations, computed in float32 and returned in the input's type."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.layers.proj import named
+from deltanet_jax.layers.proj import name_axes
 
 
 def _rms(x, eps):
@@ -18,7 +18,7 @@ def _row(w, x):
   return w.reshape((1,) * (x.ndim - 1) + w.shape)
 
 
-def l2_normalise(x, eps=1e-6):
+def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
   """x / sqrt(sum x^2 + eps) over the last axis."""
   y = x.astype(jnp.float32)
   y = y * jax.lax.rsqrt(jnp.sum(y * y, axis=-1, keepdims=True) + eps)
@@ -33,9 +33,11 @@ class RMSNorm(nn.Module):
   zero_centred: bool = False
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     init = nn.initializers.zeros if self.zero_centred else nn.initializers.ones
-    w = self.param('scale', named(init, ('norm',)), x.shape[-1:], jnp.float32)
+    w = self.param(
+      'scale', name_axes(init, ('norm',)), x.shape[-1:], jnp.float32
+    )
     w = 1 + w if self.zero_centred else w
     return (_rms(x, self.eps) * _row(w, x)).astype(x.dtype)
 
@@ -50,10 +52,10 @@ class GatedRMSNorm(nn.Module):
   activation: str  # a function of jax.nn: 'silu' or 'sigmoid'
 
   @nn.compact
-  def __call__(self, x, z):
+  def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
     w = self.param(
       'scale',
-      named(nn.initializers.ones, ('norm',)),
+      name_axes(nn.initializers.ones, ('norm',)),
       x.shape[-1:],
       jnp.float32,
     )
@@ -67,9 +69,9 @@ class LayerNorm(nn.Module):
   eps: float
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     weight = lambda name, init: self.param(
-      name, named(init, ('norm',)), x.shape[-1:], jnp.float32
+      name, name_axes(init, ('norm',)), x.shape[-1:], jnp.float32
     )
     y = x.astype(jnp.float32)
     y = _rms(y - y.mean(-1, keepdims=True), self.eps)

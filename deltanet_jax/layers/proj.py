@@ -1,13 +1,16 @@
 """The one way to make a matmul weight, and how every weight names its axes."""
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from deltanet_jax.parallel.sharding import in_use
+from deltanet_jax.parallel.sharding import gather_weight
+
+Init = Callable[..., jax.Array]  # (key, shape, dtype)
 
 # the logical axes of weights; sharding.py maps each to the mesh
 AXES = (
@@ -26,15 +29,16 @@ AXES = (
 )
 
 
-def named(init, axes):
+def name_axes(init: Init, axes: tuple[str, ...]) -> Init:
   """`init` whose weight carries its logical `axes`, one for each dimension."""
   for axis in axes:
     if axis not in AXES:
       raise ValueError(f'axis {axis!r} is unknown; give one of {AXES}')
-  return nn.with_logical_partitioning(init, axes)
+  # a module takes the array out of its box
+  return nn.with_logical_partitioning(init, axes)  # type: ignore[return-value]
 
 
-def scaled_normal(std):
+def scaled_normal(std: float) -> Init:
   """Normal values cut at three standard deviations."""
 
   def init(key, shape, dtype=jnp.float32):
@@ -54,12 +58,12 @@ class Proj(nn.Module):
   shape: tuple[int, ...]
   axes: tuple[str, ...]
   einsum: str
-  dtype: Any = jnp.float32
-  out_dtype: Any = None
+  dtype: DTypeLike = jnp.float32
+  out_dtype: DTypeLike | None = None
   scale: float = 1.0
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     letters, out = self.einsum.split(',')[1].split('->')
     fan_in = math.prod(
       n
@@ -67,10 +71,10 @@ class Proj(nn.Module):
       if letter not in out
     )
     init = scaled_normal(self.scale / math.sqrt(fan_in))
-    w = self.param('w', named(init, self.axes), self.shape, jnp.float32)
+    w = self.param('w', name_axes(init, self.axes), self.shape, jnp.float32)
     return jnp.einsum(
       self.einsum,
       x.astype(self.dtype),
-      in_use(w.astype(self.dtype), self.axes),
+      gather_weight(w.astype(self.dtype), self.axes),
       preferred_element_type=self.out_dtype or self.dtype,
     )

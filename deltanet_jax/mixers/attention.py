@@ -5,9 +5,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.mixers import AttentionConfig
 from deltanet_jax.layers.norm import RMSNorm
-from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import rope
 from deltanet_jax.ops.attention import Place
@@ -26,12 +27,14 @@ class KVCache(NamedTuple):
   positions: jax.Array  # [B,S] int32, index along the sequence
   length: jax.Array  # [B] int32, tokens so far
 
-  PARTS = dict.fromkeys('kv', 'tokens') | base.COUNTED
+  @staticmethod
+  def describe_parts() -> dict[str, str]:
+    return dict.fromkeys('kv', 'tokens') | base.COUNTED
 
 
 def _append(cache, ctx, k, v, now):
   """Writes at the cache's length; every slot is a key."""
-  cache = base.append(cache, ctx, now, k=k, v=v)
+  cache = base.append_tokens(cache, ctx, now, k=k, v=v)
   return cache.k, cache.v, cache.positions, cache
 
 
@@ -40,7 +43,7 @@ def _rotate_in(cache, ctx, k, v, now):
   since a long prefill overwrites keys that its own first tokens see."""
   T, S = now.shape[1], cache.positions.shape[1]
   padding = base.find_padding(ctx, T)
-  k, v = base.clear(k, padding), base.clear(v, padding)
+  k, v = base.clear_tokens(k, padding), base.clear_tokens(v, padding)
   new = now if padding is None else jnp.where(padding, base.UNWRITTEN, now)
   length = cache.length + base.count_tokens(ctx, T)
   last = (now >= length[:, None] - S) & (now < length[:, None])
@@ -57,51 +60,34 @@ def _rotate_in(cache, ctx, k, v, now):
 class Attention(base.Mixer):
   """o = softmax(q k' / sqrt(K)) v, heads grouped over kv_heads.
 
-  q and k are RMS-normalised (`qk_norm`) per head or, with `joint_norm`, over
+  q and k are RMS-normalized (`qk_norm`) per head or, with `joint_norm`, over
   all heads, then rotated; the output is
   multiplied by sigmoid(x gate) per channel (`gate`).
   """
 
+  cfg: AttentionConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
-    base.check(ctx, cache, base.MODES[: 1 if self.cfg.window else 2])
-    c, D = self.cfg, self.d_model
+  def __call__(
+    self, x: jax.Array, ctx: base.Context, cache: KVCache | None = None
+  ) -> tuple[jax.Array, KVCache | None, None]:
+    base.check_mode(ctx, cache, base.MODES[: 1 if self.cfg.window else 2])
+    c = self.cfg
     H, J, K = c.heads, c.kv_heads, c.head_dim
-    q, k, v = (
-      Proj((D, n, K), ('embed', *axes), 'BTD,DHK->BTHK', self.dtype, name=name)(
-        x
-      )
-      for name, n, *axes in (
-        ('q', H, 'heads', 'head_k'),
-        ('k', J, 'kv_heads', 'head_k'),
-        ('v', J, 'kv_heads', 'head_v'),
-      )
-    )
+    q = self.project(x, 'q', (H, K), ('heads', 'head_k'))
+    k = self.project_keys(x, 'k', J, K)
+    v = self.project(x, 'v', (J, K), ('kv_heads', 'head_v'))
     if c.qk_norm:
-      q, k = self._normalise(q, 'q_norm'), self._normalise(k, 'k_norm')
+      q, k = self._normalize(q, 'q_norm'), self._normalize(k, 'k_norm')
     if c.rotary_dim:
-      q, k = (rope.rotate(y, ctx.positions, **c.turn) for y in (q, k))
+      turn = lambda y: rope.rotate(y, ctx.positions, **c.turn)  # type: ignore[arg-type]
+      q, k = turn(q), turn(k)
     o, cache = self._attend(q, k, v, ctx, cache)
     if c.gate:
-      gate = Proj(
-        (D, H, K),
-        ('embed', 'heads', 'head_v'),
-        'BTD,DHK->BTHK',
-        self.dtype,
-        name='gate',
-      )(x)
-      o *= jax.nn.sigmoid(gate)
-    y = Proj(
-      (H, K, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHK,HKD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o)
-    return y, cache, None
+      o *= jax.nn.sigmoid(self.project_values(x, 'gate', H, K))
+    return self.heads_out(o), cache, None
 
-  def _normalise(self, x, name):
+  def _normalize(self, x, name):
     norm = RMSNorm(self.cfg.norm_eps, self.zero_centred, name=name)
     if not self.cfg.joint_norm:
       return norm(x)
@@ -127,7 +113,9 @@ class Attention(base.Mixer):
     return o, cache
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: AttentionConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> KVCache:
     S = max_len if cfg.window is None else min(max_len, cfg.window)
     # two arrays, as both are donated
     keys = lambda: jnp.zeros((batch, S, cfg.kv_heads, cfg.head_dim), dtype)

@@ -3,25 +3,30 @@ a rule."""
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from deltanet_jax import kernels
 from deltanet_jax.config.mixers import MixerConfig
 from deltanet_jax.layers import conv
+from deltanet_jax.layers.proj import Init, Proj
 from deltanet_jax.ops.attention import Place
 from deltanet_jax.ops.compiler import put
-from deltanet_jax.ops.documents import runs_of
+from deltanet_jax.ops.documents import Inputs, runs_of
 from deltanet_jax.parallel import sequence
 
 MODES = 'causal', 'bidirectional'
 
-# Every cache says in PARTS what each of its fields holds: 'tokens', which have
-# a slot for every token or for those of a window; where these stand and how
-# many they are, 'positions'; 'state' and 'convolution', which never grow.
+# Every cache says in `describe_parts` what each of its fields holds: 'tokens',
+# which have a slot for every token or for those of a window; where these stand
+# and how many they are, 'positions'; 'state' and 'convolution', which never
+# grow.
 COUNTED = dict.fromkeys(('positions', 'length'), 'positions')
 
 # the position of a slot not yet written: later than any query, so never seen
@@ -51,8 +56,34 @@ class Context:
   lengths: jax.Array | None = None
   mode: str = 'causal'
 
-  def replace(self, **changes) -> 'Context':
-    return dataclasses.replace(self, **changes)
+  def replace(self, **changes: jax.Array | float | str | None) -> 'Context':
+    return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+class TokenCache(Protocol):
+  """A cache with slots for tokens: a NamedTuple with these fields at least."""
+
+  @property
+  def positions(self) -> jax.Array: ...  # [B,S]
+  @property
+  def length(self) -> jax.Array: ...  # [B]
+  def _replace(self, **fields: jax.Array) -> Self: ...
+
+
+class RuleConfig(Protocol):
+  """What is read of the configuration of a mixer with a rule."""
+
+  @property
+  def conv(self) -> int: ...
+  @property
+  def form(self) -> str: ...
+  @property
+  def chunk(self) -> int: ...
+
+
+Slots = TypeVar('Slots', bound=TokenCache)
+Triple = tuple[jax.Array, jax.Array, jax.Array]  # q, k, v
+Past = tuple[jax.Array | None, jax.Array | None, jax.Array | None]
 
 
 class RecurrentCache(NamedTuple):
@@ -63,7 +94,9 @@ class RecurrentCache(NamedTuple):
   k: jax.Array | None  # [B,W-1,J,K]
   v: jax.Array | None  # [B,W-1,H,V]
 
-  PARTS = {'state': 'state', **dict.fromkeys('qkv', 'convolution')}
+  @staticmethod
+  def describe_parts() -> dict[str, str]:
+    return {'state': 'state', **dict.fromkeys('qkv', 'convolution')}
 
 
 class Mixer(nn.Module):
@@ -77,12 +110,69 @@ class Mixer(nn.Module):
 
   cfg: MixerConfig
   d_model: int
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   zero_centred: bool = False
   out_scale: float = 1.0  # of the output projection's standard deviation
 
+  def project(
+    self,
+    x: jax.Array,
+    name: str,
+    sizes: tuple[int, ...],
+    axes: tuple[str, ...],
+    *,
+    source: str = 'embed',
+    dtype: DTypeLike | None = None,
+    out_dtype: DTypeLike | None = None,
+  ) -> jax.Array:
+    """[B,T,*sizes]: x [B,T,D] times the weight `name` [D,*sizes], a `Proj`.
 
-def check(ctx, cache, modes=('causal',)):
+    source: the axis of D   axes: those of `sizes`   dtype: of the product, None
+    for the mixer's own   out_dtype: of the result, None for the product's
+    """
+    to = 'HK'[: len(sizes)]
+    return Proj(
+      (x.shape[-1], *sizes),
+      (source, *axes),
+      f'BTD,D{to}->BT{to}',
+      self.dtype if dtype is None else dtype,
+      out_dtype,
+      name=name,
+    )(x)
+
+  def project_keys(
+    self, x: jax.Array, name: str, heads: int, width: int
+  ) -> jax.Array:
+    """[B,T,J,K]: as many heads as there are of keys."""
+    return self.project(x, name, (heads, width), ('kv_heads', 'head_k'))
+
+  def project_values(
+    self, x: jax.Array, name: str, heads: int, width: int
+  ) -> jax.Array:
+    """[B,T,H,V]: values, or a gate for each channel of theirs."""
+    return self.project(x, name, (heads, width), ('heads', 'head_v'))
+
+  def project_gate(self, x: jax.Array, name: str, heads: int) -> jax.Array:
+    """[B,T,H], float32: a number for each head."""
+    return self.project(x, name, (heads,), ('heads',), out_dtype=jnp.float32)
+
+  def heads_out(self, o: jax.Array) -> jax.Array:
+    """y [B,T,D] = o W_o of the heads' outputs o [B,T,H,V]."""
+    return Proj(
+      (*o.shape[2:], self.d_model),
+      ('heads', 'head_v', 'embed'),
+      'BTHV,HVD->BTD',
+      self.dtype,
+      scale=self.out_scale,
+      name='o',
+    )(o)
+
+
+def check_mode(
+  ctx: Context,
+  cache: tuple[jax.Array | None, ...] | None,
+  modes: Sequence[str] = ('causal',),
+) -> None:
   """ValueError for what a mixer cannot do; modes: those it has."""
   if ctx.mode not in modes:
     raise ValueError(
@@ -100,14 +190,14 @@ def check(ctx, cache, modes=('causal',)):
     )
 
 
-def index_tokens(count, cache):
+def index_tokens(count: int, cache: TokenCache | None) -> jax.Array:
   """Where `count` tokens stand along the sequence, int32: [T], or behind those
   that each row of a cache has [B,T]."""
   index = jnp.arange(count, dtype=jnp.int32)
   return index if cache is None else cache.length[:, None] + index[None]
 
 
-def place_tokens(ctx, index):
+def place_tokens(ctx: Context, index: jax.Array) -> tuple[Place, Place | None]:
   """The Places of tokens as queries and as keys, None for the same; index:
   `index_tokens`. Who sees all stands where the last token does."""
   run = runs_of(ctx.segment_ids)
@@ -117,19 +207,19 @@ def place_tokens(ctx, index):
   return Place(last, run), Place(index, run)
 
 
-def count_tokens(ctx, count):
+def count_tokens(ctx: Context, count: int) -> int | jax.Array:
   """How many of `count` tokens a row are there: [B], or the number."""
   return count if ctx.lengths is None else ctx.lengths
 
 
-def find_padding(ctx, count):
+def find_padding(ctx: Context, count: int) -> jax.Array | None:
   """Which of `count` tokens a row are padding: [B,T] bool, None for none."""
   if ctx.lengths is None:
     return None
   return jnp.arange(count)[None] >= ctx.lengths[:, None]
 
 
-def clear(x, where):
+def clear_tokens(x: jax.Array, where: jax.Array | None) -> jax.Array:
   """x [B,T,...], zero where `where` [B,T] is; None: nowhere."""
   if where is None:
     return x
@@ -137,7 +227,9 @@ def clear(x, where):
   return jnp.where(where, jnp.zeros((), x.dtype), x)
 
 
-def append(cache, ctx, now, **new):
+def append_tokens(
+  cache: Slots, ctx: Context, now: jax.Array, **new: jax.Array
+) -> Slots:
   """`cache` with each row's tokens written at its length, without padding.
 
   cache: a NamedTuple with positions [B,S] and length [B] besides the fields of
@@ -158,7 +250,14 @@ def append(cache, ctx, now, **new):
   )
 
 
-def init_recurrent(cfg, batch, dtype, key_shape, value_shape, state_shape):
+def init_recurrent_cache(
+  cfg: RuleConfig,
+  batch: int,
+  dtype: DTypeLike,
+  key_shape: tuple[int, int],
+  value_shape: tuple[int, int],
+  state_shape: tuple[int, int, int],
+) -> RecurrentCache:
   """key_shape (J,K), value_shape (H,V), state_shape (H,K,V)."""
   past = lambda shape: (
     conv.init_state(batch, cfg.conv, shape, dtype) if cfg.conv else None
@@ -171,9 +270,16 @@ def init_recurrent(cfg, batch, dtype, key_shape, value_shape, state_shape):
   )
 
 
-def convolve(cfg, q, k, v, ctx, cache):
+def convolve_inputs(
+  cfg: RuleConfig,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  ctx: Context,
+  cache: RecurrentCache | None,
+) -> tuple[Triple, Past]:
   """The short convolutions of q, k and v, or none; called in a module."""
-  past = (None,) * 3 if cache is None else cache[1:]
+  past: Past = (None, None, None) if cache is None else cache[1:]
   if not cfg.conv:
     return (q, k, v), past
   axes = ('kv_heads', 'head_k'), ('kv_heads', 'head_k'), ('heads', 'head_v')
@@ -183,10 +289,18 @@ def convolve(cfg, q, k, v, ctx, cache):
     )
     for name, x, axes, state in zip('qkv', (q, k, v), axes, past, strict=True)
   ]
-  return tuple(zip(*pairs, strict=True))
+  qkv, past = zip(*pairs, strict=True)
+  return qkv, past
 
 
-def run_rule(rule, cfg, inputs, ctx, cache, **gates):
+def run_rule(
+  rule: ModuleType,
+  cfg: RuleConfig,
+  inputs: Inputs,
+  ctx: Context,
+  cache: RecurrentCache | None,
+  **gates: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
   """Runs `rule`'s form, or its step for one token with a cache.
 
   inputs: the rule's arguments [B,T,...] or None in its order; `gates` by name
@@ -194,17 +308,19 @@ def run_rule(rule, cfg, inputs, ctx, cache, **gates):
   in training with time split over devices. A zero in all that a rule is given
   changes no state: so padding goes in.
   """
-  check(ctx, cache)
+  check_mode(ctx, cache)
   padding = find_padding(ctx, inputs[0].shape[1])
-  inputs, gates = jax.tree.map(lambda x: clear(x, padding), (inputs, gates))
+  inputs, gates = jax.tree.map(
+    lambda x: clear_tokens(x, padding), (inputs, gates)
+  )
   if cache is not None and inputs[0].shape[1] == 1:
     token = [None if x is None else x[:, 0] for x in (*inputs, *gates.values())]
     o, state = rule.step(*token, cache.state)
     return o[:, None], state
   chunk = {} if cfg.form == 'recurrent' else {'chunk': cfg.chunk}
   form = functools.partial(kernels.forms(rule)[cfg.form], **chunk)
-  if cache is None and sequence.split(inputs[0].shape[1]):
-    return sequence.run(rule, form, inputs, ctx.segment_ids, gates), None
+  if cache is None and sequence.is_split(inputs[0].shape[1]):
+    return sequence.run_rule(rule, form, inputs, ctx.segment_ids, gates), None
   return form(
     *inputs,
     state=None if cache is None else cache.state,
@@ -213,19 +329,25 @@ def run_rule(rule, cfg, inputs, ctx, cache, **gates):
   )
 
 
-def next_cache(cache, state, past):
+def make_next_cache(
+  cache: RecurrentCache | None, state: jax.Array | None, past: Past
+) -> RecurrentCache | None:
   """The RecurrentCache after `cache`; None after None."""
-  return None if cache is None else RecurrentCache(state, *past)
+  if cache is None or state is None:
+    return None
+  return RecurrentCache(state, *past)
 
 
-def log_uniform_dt(key, shape, dtype=jnp.float32):
+def log_uniform_dt(
+  key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
   """x with softplus(x) log-uniform in [1e-3, 1e-1], as Mamba's dt bias."""
   low, high = jnp.log(1e-3), jnp.log(1e-1)
   dt = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
   return dt + jnp.log(-jnp.expm1(-dt))
 
 
-def log_uniform_decay(low):
+def log_uniform_decay(low: float) -> Init:
   """log A with A uniform in [low, 16]."""
 
   def init(key, shape, dtype=jnp.float32):

@@ -2,10 +2,10 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from deltanet_jax.layers.norm import RMSNorm, l2_normalise
-from deltanet_jax.layers.proj import Proj
+from deltanet_jax.config.mixers import DeltaNetConfig
+from deltanet_jax.layers.norm import RMSNorm, l2_normalize
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import delta_rule
 
@@ -18,45 +18,34 @@ class DeltaNet(base.Mixer):
   y = (rms(o) w) W_o, the norm over each head
   """
 
+  cfg: DeltaNetConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
-    c, D = self.cfg, self.d_model
+  def __call__(
+    self,
+    x: jax.Array,
+    ctx: base.Context,
+    cache: base.RecurrentCache | None = None,
+  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
+    c = self.cfg
     H, K, V = c.heads, c.key_dim, c.value_dim
-    keys = (D, H, K), ('embed', 'kv_heads', 'head_k'), 'BTD,DHK->BTHK'
-    q = Proj(*keys, self.dtype, name='q')(x)
-    k = Proj(*keys, self.dtype, name='k')(x)
-    v = Proj(
-      (D, H, V),
-      ('embed', 'heads', 'head_v'),
-      'BTD,DHV->BTHV',
-      self.dtype,
-      name='v',
-    )(x)
-    qkv, past = base.convolve(c, q, k, v, ctx, cache)
+    q, k = (self.project_keys(x, name, H, K) for name in 'qk')
+    v = self.project_values(x, 'v', H, V)
+    qkv, past = base.convolve_inputs(c, q, k, v, ctx, cache)
     q, k, v = (jax.nn.silu(y) for y in qkv)
-    q, k = l2_normalise(q) * K**-0.5, l2_normalise(k)
-    b = Proj(
-      (D, H),
-      ('embed', 'heads'),
-      'BTD,DH->BTH',
-      self.dtype,
-      jnp.float32,
-      name='b',
-    )(x)
-    beta = jax.nn.sigmoid(b) * (2 if c.negative_eigenvalues else 1)
+    q, k = l2_normalize(q) * K**-0.5, l2_normalize(k)
+    beta = jax.nn.sigmoid(self.project_gate(x, 'b', H))
+    beta *= 2 if c.negative_eigenvalues else 1
     o, state = base.run_rule(delta_rule, c, (q, k, v, beta, None), ctx, cache)
-    y = Proj(
-      (H, V, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHV,HVD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(RMSNorm(c.norm_eps, name='norm')(o))
-    return y, base.next_cache(cache, state, past), None
+    o = RMSNorm(c.norm_eps, name='norm')(o)
+    return self.heads_out(o), base.make_next_cache(cache, state, past), None
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: DeltaNetConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> base.RecurrentCache:
     del max_len
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
-    return base.init_recurrent(cfg, batch, dtype, (H, K), (H, V), (H, K, V))
+    return base.init_recurrent_cache(
+      cfg, batch, dtype, (H, K), (H, V), (H, K, V)
+    )

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.mixers import DSAConfig
 from deltanet_jax.layers.norm import LayerNorm
-from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base, mla
 from deltanet_jax.ops import latent_attention, rope, sparse_attention
 from deltanet_jax.parallel import softmax
@@ -15,13 +16,15 @@ from deltanet_jax.parallel import softmax
 class IndexedCache(NamedTuple):
   """S = max_len slots; a row takes at most so many tokens in all."""
 
-  latent: jax.Array  # [B,S,R] normalised
+  latent: jax.Array  # [B,S,R] normalized
   key: jax.Array  # [B,S,P] rotated, one for all heads
-  index: jax.Array  # [B,S,K] the indexer's keys
+  index_key: jax.Array  # [B,S,K] the indexer's keys
   positions: jax.Array  # [B,S] int32, index along the sequence
   length: jax.Array  # [B] int32, tokens so far
 
-  PARTS = dict.fromkeys(('latent', 'key', 'index'), 'tokens') | base.COUNTED
+  @staticmethod
+  def describe_parts() -> dict[str, str]:
+    return mla.LatentCache.describe_parts() | {'index_key': 'tokens'}
 
 
 class DSA(mla.MLA):
@@ -30,9 +33,11 @@ class DSA(mla.MLA):
     q^I = u index_q   k^I = layernorm(x index_k)   both rotated, half-split
     w = x index_w / sqrt(I K)   u and x detached: see `ops.sparse_attention`
 
-  u is the normalised query latent of `MLA`. The report is the
+  u is the normalized query latent of `MLA`. The report is the
   indexer's loss, a mean over tokens; its stage is `cfg.stage`.
   """
+
+  cfg: DSAConfig
 
   def _attend(self, inputs, ctx, cache):
     B, T = inputs.q.shape[:2]
@@ -42,22 +47,22 @@ class DSA(mla.MLA):
     now = seen = base.index_tokens(T, cache)
     at, _ = base.place_tokens(ctx, now)
     if cache is not None:
-      cache = base.append(
-        cache, ctx, now, latent=latent, key=key, index=index_k
+      cache = base.append_tokens(
+        cache, ctx, now, latent=latent, key=key, index_key=index_k
       )
       latent, key, index_k = (y.astype(latent.dtype) for y in cache[:3])
       seen = cache.positions
     rows = lambda x: jnp.broadcast_to(x, (B, x.shape[-1]))
-    o, loss = softmax.over_keys(
+    o, loss = softmax.call_on_all_keys(
       self._sparse,
-      sparse_attention.Queries(
+      sparse_attention.SparseQueries(
         latent_attention.absorb(inputs.q, k_b),
         index_q,
         weight,
         rows(at.positions),
         at.segments,
       ),
-      sparse_attention.Keys(
+      sparse_attention.SparseKeys(
         jnp.concatenate([latent, key], -1),
         latent,
         index_k,
@@ -75,30 +80,24 @@ class DSA(mla.MLA):
 
   def _indexer(self, inputs, ctx):
     """q^I [B,T,I,K], k^I [B,T,K] and w [B,T,I] float32."""
-    c, D = self.cfg, self.d_model
+    c = self.cfg
     I, K = c.index_heads, c.index_dim
     x, u = jax.lax.stop_gradient((inputs.x, inputs.u))
-    q = Proj(
-      (c.query_latent, I, K),
-      ('latent', 'heads', 'head_k'),
-      'BTR,RIK->BTIK',
-      self.dtype,
-      name='index_q',
-    )(u)
-    k = Proj(
-      (D, K), ('embed', 'head_k'), 'BTD,DK->BTK', self.dtype, name='index_k'
-    )(x)
+    q = self.project(u, 'index_q', (I, K), ('heads', 'head_k'), source='latent')
+    k = self.project(x, 'index_k', (K,), ('head_k',))
     k = LayerNorm(c.norm_eps, name='index_norm')(k)
     if c.rotary:
       turn = lambda y: rope.rotate(
         y, ctx.positions, **c.turn | {'interleaved': False}
       )
       q, k = turn(q), turn(k[:, :, None])[:, :, 0]
-    w = Proj((D, I), ('embed', 'heads'), 'BTD,DI->BTI', name='index_w')(x)
+    w = self.project(x, 'index_w', (I,), ('heads',), dtype=jnp.float32)
     return q, k, w * (I * K) ** -0.5
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(  # type: ignore[override]
+    cfg: DSAConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> IndexedCache:
     latent, key, *rest = mla.MLA.init_cache(cfg, batch, max_len, dtype)
     index = jnp.zeros((batch, max_len, cfg.index_dim), dtype)
     return IndexedCache(latent, key, index, *rest)

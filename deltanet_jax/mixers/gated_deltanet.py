@@ -3,9 +3,11 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalise
-from deltanet_jax.layers.proj import Proj, named
+from deltanet_jax.config.mixers import GatedDeltaNetConfig
+from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalize
+from deltanet_jax.layers.proj import name_axes
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import delta_rule
 
@@ -20,49 +22,48 @@ class GatedDeltaNet(base.Mixer):
     y = (rms(o) w silu(x gate)) W_o, the norm over each value head
   """
 
-  @nn.compact
-  def __call__(self, x, ctx, cache=None):
-    c, D = self.cfg, self.d_model
-    J, H, K, V = c.key_heads, c.value_heads, c.key_dim, c.value_dim
-    values = (D, H, V), ('embed', 'heads', 'head_v'), 'BTD,DHV->BTHV'
-    keys = (D, J, K), ('embed', 'kv_heads', 'head_k'), 'BTD,DJK->BTJK'
-    gates = (D, H), ('embed', 'heads'), 'BTD,DH->BTH', self.dtype, jnp.float32
-    q = Proj(*keys, self.dtype, name='q')(x)
-    k = Proj(*keys, self.dtype, name='k')(x)
-    v = Proj(*values, self.dtype, name='v')(x)
-    qkv, past = base.convolve(c, q, k, v, ctx, cache)
-    q, k, v = (jax.nn.silu(y) for y in qkv)
-    q, k = l2_normalise(q) * K**-0.5, l2_normalise(k)
+  cfg: GatedDeltaNetConfig
 
-    beta = jax.nn.sigmoid(Proj(*gates, name='b')(x))
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    ctx: base.Context,
+    cache: base.RecurrentCache | None = None,
+  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
+    c = self.cfg
+    J, H, K, V = c.key_heads, c.value_heads, c.key_dim, c.value_dim
+    q, k = (self.project_keys(x, name, J, K) for name in 'qk')
+    v = self.project_values(x, 'v', H, V)
+    qkv, past = base.convolve_inputs(c, q, k, v, ctx, cache)
+    q, k, v = (jax.nn.silu(y) for y in qkv)
+    q, k = l2_normalize(q) * K**-0.5, l2_normalize(k)
+
+    beta = jax.nn.sigmoid(self.project_gate(x, 'b', H))
     if c.negative_eigenvalues:
       beta *= 2
     # A from 0.01 and not from 0, as the paper has it: log 0 is -inf
     A_log = self.param(
-      'A_log', named(base.log_uniform_decay(1e-2), ('heads',)), (H,)
+      'A_log', name_axes(base.log_uniform_decay(1e-2), ('heads',)), (H,)
     )
     dt_bias = self.param(
-      'dt_bias', named(base.log_uniform_dt, ('heads',)), (H,)
+      'dt_bias', name_axes(base.log_uniform_dt, ('heads',)), (H,)
     )
-    a = Proj(*gates, name='a')(x)
+    a = self.project_gate(x, 'a', H)
     A_log, dt_bias = A_log[None, None], dt_bias[None, None]
     g = -jnp.exp(A_log) * jax.nn.softplus(a + dt_bias)
 
     o, state = base.run_rule(delta_rule, c, (q, k, v, beta, g), ctx, cache)
-    z = Proj(*values, self.dtype, name='gate')(x)
+    z = self.project_values(x, 'gate', H, V)
     o = GatedRMSNorm(c.norm_eps, 'silu', name='norm')(o, z)
-    y = Proj(
-      (H, V, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHV,HVD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o)
-    return y, base.next_cache(cache, state, past), None
+    return self.heads_out(o), base.make_next_cache(cache, state, past), None
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: GatedDeltaNetConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> base.RecurrentCache:
     del max_len
     J, H, K, V = cfg.key_heads, cfg.value_heads, cfg.key_dim, cfg.value_dim
-    return base.init_recurrent(cfg, batch, dtype, (J, K), (H, V), (H, K, V))
+    return base.init_recurrent_cache(
+      cfg, batch, dtype, (J, K), (H, V), (H, K, V)
+    )

@@ -3,9 +3,11 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalise
-from deltanet_jax.layers.proj import Proj, named
+from deltanet_jax.config.mixers import KDAConfig
+from deltanet_jax.layers.norm import GatedRMSNorm, l2_normalize
+from deltanet_jax.layers.proj import name_axes
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import kda
 
@@ -21,62 +23,50 @@ class KDA(base.Mixer):
   y = (rms(o) w sigmoid((x gate_a) gate_b)) W_o, the norm over each head
   """
 
+  cfg: KDAConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
-    c, D = self.cfg, self.d_model
+  def __call__(
+    self,
+    x: jax.Array,
+    ctx: base.Context,
+    cache: base.RecurrentCache | None = None,
+  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
+    c = self.cfg
     H, K, V = c.heads, c.key_dim, c.value_dim
-    keys = (D, H, K), ('embed', 'kv_heads', 'head_k'), 'BTD,DHK->BTHK'
-    q = Proj(*keys, self.dtype, name='q')(x)
-    k = Proj(*keys, self.dtype, name='k')(x)
-    v = Proj(
-      (D, H, V),
-      ('embed', 'heads', 'head_v'),
-      'BTD,DHV->BTHV',
-      self.dtype,
-      name='v',
-    )(x)
-    qkv, past = base.convolve(c, q, k, v, ctx, cache)
+    q, k = (self.project_keys(x, name, H, K) for name in 'qk')
+    v = self.project_values(x, 'v', H, V)
+    qkv, past = base.convolve_inputs(c, q, k, v, ctx, cache)
     q, k, v = (jax.nn.silu(y) for y in qkv)
-    q, k = l2_normalise(q) * K**-0.5, l2_normalise(k)
+    q, k = l2_normalize(q) * K**-0.5, l2_normalize(k)
     beta, erase = self._write_and_erase(x)
     o, state = base.run_rule(
       kda, c, (q, k, v, beta, self._decay(x)), ctx, cache, erase=erase
     )
     z = self._low_rank(x, 'gate', 'head_v', V)
     o = GatedRMSNorm(c.norm_eps, 'sigmoid', name='norm')(o, z)
-    y = Proj(
-      (H, V, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHV,HVD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o)
-    return y, base.next_cache(cache, state, past), None
+    return self.heads_out(o), base.make_next_cache(cache, state, past), None
 
   def _low_rank(self, x, name, axis, width):
     """(x name_a) name_b [B,T,H,width], float32."""
-    c, D = self.cfg, self.d_model
+    c = self.cfg
     R = c.value_dim if c.gate_rank is None else c.gate_rank
-    y = Proj(
-      (D, R), ('embed', 'latent'), 'BTD,DR->BTR', self.dtype, name=f'{name}_a'
-    )(x)
-    return Proj(
-      (R, c.heads, width),
-      ('latent', 'heads', axis),
-      'BTR,RHK->BTHK',
-      self.dtype,
-      jnp.float32,
-      name=f'{name}_b',
-    )(y)
+    return self.project(
+      self.project(x, f'{name}_a', (R,), ('latent',)),
+      f'{name}_b',
+      (c.heads, width),
+      ('heads', axis),
+      source='latent',
+      out_dtype=jnp.float32,
+    )
 
   def _decay(self, x):
     c, H, K = self.cfg, self.cfg.heads, self.cfg.key_dim
     A_log = self.param(
-      'A_log', named(base.log_uniform_decay(1.0), ('heads',)), (H,)
+      'A_log', name_axes(base.log_uniform_decay(1.0), ('heads',)), (H,)
     )
     dt_bias = self.param(
-      'dt_bias', named(base.log_uniform_dt, ('heads', 'head_k')), (H, K)
+      'dt_bias', name_axes(base.log_uniform_dt, ('heads', 'head_k')), (H, K)
     )
     f = self._low_rank(x, 'f', 'head_k', K) + dt_bias[None, None]
     A = jnp.exp(A_log)[None, None, :, None]
@@ -86,22 +76,27 @@ class KDA(base.Mixer):
 
   def _write_and_erase(self, x):
     """beta [B,T,H] and None, or beta [B,T,H,V] and erase [B,T,H,K]."""
-    c, D, H = self.cfg, self.d_model, self.cfg.heads
-    gate = lambda name, *args: jax.nn.sigmoid(
-      Proj(*args, self.dtype, jnp.float32, name=name)(x)
-    )
+    c = self.cfg
     if not c.separate_gates:
-      return gate('b', (D, H), ('embed', 'heads'), 'BTD,DH->BTH'), None
-    return tuple(
-      gate(name, (D, H, n), ('embed', 'heads', axis), 'BTD,DHK->BTHK')
-      for name, n, axis in (
-        ('write', c.value_dim, 'head_v'),
-        ('erase', c.key_dim, 'head_k'),
+      return jax.nn.sigmoid(self.project_gate(x, 'b', c.heads)), None
+    gate = lambda name, axis, width: jax.nn.sigmoid(
+      self.project(
+        x,
+        name,
+        (c.heads, width),
+        ('heads', axis),
+        out_dtype=jnp.float32,
       )
     )
+    beta = gate('write', 'head_v', c.value_dim)
+    return beta, gate('erase', 'head_k', c.key_dim)
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: KDAConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> base.RecurrentCache:
     del max_len
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
-    return base.init_recurrent(cfg, batch, dtype, (H, K), (H, V), (H, K, V))
+    return base.init_recurrent_cache(
+      cfg, batch, dtype, (H, K), (H, V), (H, K, V)
+    )

@@ -3,26 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.mixers import LightningConfig, LinearAttentionConfig
 from deltanet_jax.layers.norm import GatedRMSNorm
-from deltanet_jax.layers.proj import Proj
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import linear_attention
-
-
-def _project(mixer, x, H, K, V):
-  """q, k [B,T,H,K] and v [B,T,H,V] of x; called in a module."""
-  D = mixer.d_model
-  return (
-    Proj((D, H, n), ('embed', *axes), 'BTD,DHK->BTHK', mixer.dtype, name=name)(
-      x
-    )
-    for name, n, *axes in (
-      ('q', K, 'kv_heads', 'head_k'),
-      ('k', K, 'kv_heads', 'head_k'),
-      ('v', V, 'heads', 'head_v'),
-    )
-  )
 
 
 class LinearAttention(base.Mixer):
@@ -31,34 +17,38 @@ class LinearAttention(base.Mixer):
   as its last column. Scaling q would cancel.
   """
 
+  cfg: LinearAttentionConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
-    c, D = self.cfg, self.d_model
+  def __call__(
+    self,
+    x: jax.Array,
+    ctx: base.Context,
+    cache: base.RecurrentCache | None = None,
+  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
+    c = self.cfg
     H, K, V = c.heads, c.key_dim, c.value_dim
-    qkv = _project(self, x, H, K, V)
-    (q, k, v), past = base.convolve(c, *qkv, ctx, cache)
+    q, k = (self.project_keys(x, name, H, K) for name in 'qk')
+    v = self.project_values(x, 'v', H, V)
+    (q, k, v), past = base.convolve_inputs(c, q, k, v, ctx, cache)
     # in float32: elu + 1 is an exponential below zero, which bfloat16 rounds
     # to nothing of itself
     q, k = (jax.nn.elu(y.astype(jnp.float32)) + 1 for y in (q, k))
     rule = lambda q, k, v, g, **_: base.run_rule(
       linear_attention, c, (q, k, v, g), ctx, cache
     )
-    o, state = linear_attention.normalised(rule, q, k, v)
-    y = Proj(
-      (H, V, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHV,HVD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o)
-    return y, base.next_cache(cache, state, past), None
+    o, state = linear_attention.normalized(rule, q, k, v)
+    return self.heads_out(o), base.make_next_cache(cache, state, past), None
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: LinearAttentionConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> base.RecurrentCache:
     del max_len
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
-    return base.init_recurrent(cfg, batch, dtype, (H, K), (H, V), (H, K, V + 1))
+    return base.init_recurrent_cache(
+      cfg, batch, dtype, (H, K), (H, V), (H, K, V + 1)
+    )
 
 
 class Lightning(base.Mixer):
@@ -69,38 +59,40 @@ class Lightning(base.Mixer):
   y = (rms(o) w sigmoid(x gate)) W_o, the norm over all heads together
   """
 
+  cfg: LightningConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
-    c, D = self.cfg, self.d_model
+  def __call__(
+    self,
+    x: jax.Array,
+    ctx: base.Context,
+    cache: base.RecurrentCache | None = None,
+  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
+    c = self.cfg
     H, V = c.heads, c.head_dim
     B, T, _ = x.shape
-    qkv = _project(self, x, H, V, V)
-    qkv, past = base.convolve(c, *qkv, ctx, cache)
+    q, k = (self.project_keys(x, name, H, V) for name in 'qk')
+    v = self.project_values(x, 'v', H, V)
+    qkv, past = base.convolve_inputs(c, q, k, v, ctx, cache)
     q, k, v = (jax.nn.silu(y) for y in qkv)
     slope = 2.0 ** (-8 * jnp.arange(1, H + 1) / H) * (1 - ctx.depth + 1e-5)
     g = jnp.broadcast_to(-slope.astype(jnp.float32), (B, T, H))
     o, state = base.run_rule(linear_attention, c, (q, k, v, g), ctx, cache)
-    z = Proj(
-      (D, H, V),
-      ('embed', 'heads', 'head_v'),
-      'BTD,DHV->BTHV',
-      self.dtype,
-      name='gate',
-    )(x)
+    z = self.project_values(x, 'gate', H, V)
     norm = GatedRMSNorm(c.norm_eps, 'sigmoid', name='norm')
     o = norm(o.reshape(B, T, H * V), z.reshape(B, T, H * V))
-    y = Proj(
-      (H, V, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHV,HVD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o.reshape(B, T, H, V))
-    return y, base.next_cache(cache, state, past), None
+    return (
+      self.heads_out(o.reshape(B, T, H, V)),
+      base.make_next_cache(cache, state, past),
+      None,
+    )
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: LightningConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> base.RecurrentCache:
     del max_len
     H, V = cfg.heads, cfg.head_dim
-    return base.init_recurrent(cfg, batch, dtype, (H, V), (H, V), (H, V, V))
+    return base.init_recurrent_cache(
+      cfg, batch, dtype, (H, V), (H, V), (H, V, V)
+    )

@@ -5,9 +5,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from deltanet_jax.config.mixers import MLAConfig
 from deltanet_jax.layers.norm import RMSNorm
-from deltanet_jax.layers.proj import Proj, named, scaled_normal
+from deltanet_jax.layers.proj import name_axes, scaled_normal
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import latent_attention, rope
 from deltanet_jax.ops.attention import Place, between
@@ -17,12 +19,14 @@ from deltanet_jax.parallel import softmax
 class LatentCache(NamedTuple):
   """S = max_len slots; a row takes at most so many tokens in all."""
 
-  latent: jax.Array  # [B,S,R] normalised
+  latent: jax.Array  # [B,S,R] normalized
   key: jax.Array  # [B,S,P] rotated, one for all heads
   positions: jax.Array  # [B,S] int32, index along the sequence
   length: jax.Array  # [B] int32, tokens so far
 
-  PARTS = dict.fromkeys(('latent', 'key'), 'tokens') | base.COUNTED
+  @staticmethod
+  def describe_parts() -> dict[str, str]:
+    return dict.fromkeys(('latent', 'key'), 'tokens') | base.COUNTED
 
 
 class Inputs(NamedTuple):
@@ -47,54 +51,32 @@ class MLA(base.Mixer):
   absorbed form, which reads the cache of c and r as it lies.
   """
 
+  cfg: MLAConfig
+
   @nn.compact
-  def __call__(self, x, ctx, cache=None):
-    base.check(ctx, cache, base.MODES)
-    c, D = self.cfg, self.d_model
+  def __call__(
+    self, x: jax.Array, ctx: base.Context, cache: LatentCache | None = None
+  ) -> tuple[jax.Array, LatentCache | None, jax.Array | None]:
+    base.check_mode(ctx, cache, base.MODES)
+    c = self.cfg
     o, cache, report = self._attend(self._inputs(x, ctx), ctx, cache)
     if c.gate == 'channel':
-      gate = Proj(
-        (D, c.heads, c.value_dim),
-        ('embed', 'heads', 'head_v'),
-        'BTD,DHV->BTHV',
-        self.dtype,
-        name='gate',
-      )(x)
+      gate = self.project_values(x, 'gate', c.heads, c.value_dim)
       o *= jax.nn.sigmoid(gate)
     elif c.gate == 'head':
-      gate = Proj(
-        (D, c.heads),
-        ('embed', 'heads'),
-        'BTD,DH->BTH',
-        self.dtype,
-        name='gate',
-      )(x)
+      gate = self.project(x, 'gate', (c.heads,), ('heads',))
       o *= jax.nn.sigmoid(gate)[..., None]
-    y = Proj(
-      (c.heads, c.value_dim, D),
-      ('heads', 'head_v', 'embed'),
-      'BTHV,HVD->BTD',
-      self.dtype,
-      scale=self.out_scale,
-      name='o',
-    )(o)
-    return y, cache, report
+    return self.heads_out(o), cache, report
 
   def _inputs(self, x, ctx):
     c = self.cfg
-    width, axis, u = self.d_model, 'embed', x
+    u, source = x, 'embed'
     if c.query_latent is not None:
-      width, axis = c.query_latent, 'latent'
-      u = self._norm('q_norm')(self._down(x, 'q_a', width))
-    q = Proj(
-      (width, c.heads, c.key_dim + c.shared_dim),
-      (axis, 'heads', 'head_k'),
-      'BTR,RHK->BTHK',
-      self.dtype,
-      name='q_b',
-    )(u)
-    latent = self._norm('kv_norm')(self._down(x, 'kv_a', c.latent))
-    key = self._down(x, 'k_shared', c.shared_dim, 'head_k')
+      u, source = self._make_latent(x, 'q', c.query_latent), 'latent'
+    widths = c.heads, c.key_dim + c.shared_dim
+    q = self.project(u, 'q_b', widths, ('heads', 'head_k'), source=source)
+    latent = self._make_latent(x, 'kv', c.latent)
+    key = self.project(x, 'k_shared', (c.shared_dim,), ('head_k',))
     if c.rotary:
       turn = lambda y: rope.rotate(y, ctx.positions, **c.turn)
       plain, turned = jnp.split(q, (c.key_dim,), axis=-1)
@@ -102,24 +84,17 @@ class MLA(base.Mixer):
       key = turn(key[:, :, None])[:, :, 0]
     return Inputs(q, latent, key, x, u)
 
-  def _norm(self, name):
-    return RMSNorm(self.cfg.norm_eps, self.zero_centred, name=name)
-
-  def _down(self, x, name, width, axis='latent'):
-    return Proj(
-      (x.shape[-1], width),
-      ('embed', axis),
-      'BTD,DR->BTR',
-      self.dtype,
-      name=name,
-    )(x)
+  def _make_latent(self, x, name, width):
+    """rms(x name_a) [B,T,width]."""
+    norm = RMSNorm(self.cfg.norm_eps, self.zero_centred, name=f'{name}_norm')
+    return norm(self.project(x, f'{name}_a', (width,), ('latent',)))
 
   def _up(self):
     """k_b [R,H,K] and v_b [R,H,V]; two forms use them differently."""
     c, R = self.cfg, self.cfg.latent
     make = lambda name, axis, width: self.param(
       name,
-      named(scaled_normal(R**-0.5), ('latent', 'heads', axis)),
+      name_axes(scaled_normal(R**-0.5), ('latent', 'heads', axis)),
       (R, c.heads, width),
       jnp.float32,
     )
@@ -130,7 +105,7 @@ class MLA(base.Mixer):
     now = base.index_tokens(q.shape[1], cache)
     at, seen = base.place_tokens(ctx, now)
     if cache is not None:
-      cache = base.append(cache, ctx, now, latent=latent, key=key)
+      cache = base.append_tokens(cache, ctx, now, latent=latent, key=key)
       latent, key = (y.astype(q.dtype) for y in (cache.latent, cache.key))
       seen = Place(cache.positions, None)
     up, scale = self._up(), self.cfg.scale
@@ -153,7 +128,9 @@ class MLA(base.Mixer):
     return o, cache, None
 
   @staticmethod
-  def init_cache(cfg, batch, max_len, dtype):
+  def init_cache(
+    cfg: MLAConfig, batch: int, max_len: int, dtype: DTypeLike
+  ) -> LatentCache:
     return LatentCache(
       jnp.zeros((batch, max_len, cfg.latent), dtype),
       jnp.zeros((batch, max_len, cfg.shared_dim), dtype),

@@ -1,6 +1,8 @@
 """What is learned beside the next token: further tokens, balanced experts, an
 indexer that knows the attention."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -11,7 +13,7 @@ from deltanet_jax.model import (
   LayerReport,
   Reports,
   embed,
-  head_weight,
+  get_head_weight,
 )
 from deltanet_jax.objectives.loss import cross_entropy
 from deltanet_jax.ops.routing import balance_loss, updated_bias
@@ -42,7 +44,7 @@ def compute_further_loss(
   weights = batch['weights'] * after(batch['weights'])
   weights *= after(batch['segment_ids']) == batch['segment_ids']
   return cross_entropy(
-    out, head_weight(params, cfg), after(batch['targets']), weights
+    out, get_head_weight(params, cfg), after(batch['targets']), weights
   )
 
 
@@ -93,7 +95,8 @@ def update_biases(params: Params, reports: Reports, rate: float) -> Params:
       ffn = find_part(layer, 'ffn')
       if 'bias' not in ffn:
         continue
-      bias = updated_bias(ffn['bias'], report.load.share, rate)
+      bias: Any = ffn['bias']
+      bias = updated_bias(bias, report.load.share, rate)
       layer = layer | {'ffn': ffn | {'bias': bias}}
       backbone = backbone | {part: layers | {f'layer_{i}': layer}}
   return params | {'backbone': backbone}

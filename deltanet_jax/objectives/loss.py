@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.model import compute_logits
-from deltanet_jax.parallel.sharding import time_to_rows
+from deltanet_jax.parallel.sharding import split_time_to_rows
 
 
 def cross_entropy(
@@ -30,7 +30,7 @@ def cross_entropy(
   """
   chex.assert_shape([targets, weights], hidden.shape[:2])
   chex.assert_axis_dimension(head, 0, hidden.shape[2])
-  hidden, targets, weights = map(time_to_rows, (hidden, targets, weights))
+  hidden, targets, weights = map(split_time_to_rows, (hidden, targets, weights))
   B, T = targets.shape
   C = min(block, T)
   N = -(-T // C)

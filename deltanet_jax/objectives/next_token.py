@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.config.objectives import NextTokenConfig
-from deltanet_jax.model import Backbone, Reports, head_weight
+from deltanet_jax.model import Backbone, Reports, get_head_weight
 from deltanet_jax.objectives.auxiliary import (
   compute_balance_loss,
   compute_further_loss,
@@ -41,7 +41,7 @@ class NextToken:
       segment_ids=batch['segment_ids'],
     )
     hidden, _, reports = cast(tuple[jax.Array, None, Reports], outputs)
-    head = head_weight(params, cfg)
+    head = get_head_weight(params, cfg)
     nats = cross_entropy(hidden, head, batch['targets'], batch['weights'])
     total, count = weights.next * nats, batch['weights'].sum()
     if weights.further:

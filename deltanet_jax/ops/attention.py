@@ -16,6 +16,7 @@ beside scores of thousands), and
     dv = p' do;   ds = scale p (do v' - do o');   dq = ds k;   dk = ds' q
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -40,13 +41,13 @@ class Place(NamedTuple):
 
 
 def visible(
-  query_positions,
-  key_positions,
+  query_positions: jax.Array,
+  key_positions: jax.Array,
   *,
-  window=None,
-  query_segments=None,
-  key_segments=None,
-):
+  window: int | None = None,
+  query_segments: jax.Array | None = None,
+  key_segments: jax.Array | None = None,
+) -> jax.Array:
   """Which keys each query sees: [B,T,S] bool.
 
   query_positions [B,T], key_positions [B,S] (index along the sequence, not
@@ -66,11 +67,11 @@ def visible(
   if window is not None:
     seen &= distance < window
   if query_segments is not None:
-    seen &= query_segments[:, :, None] == key_segments[:, None, :]
+    seen &= query_segments[:, :, None] == key_segments[:, None, :]  # type: ignore[index]
   return seen
 
 
-def between(at, seen, window=None):
+def between(at: Place, seen: Place, window: int | None = None) -> jax.Array:
   """`visible` from queries at one Place to keys at another; B is 1 where rows
   do not differ."""
   rows = lambda x: x if x.ndim == 2 else x[None]
@@ -83,7 +84,9 @@ def between(at, seen, window=None):
   )
 
 
-def attention(q, k, v, mask, *, scale):
+def attention(
+  q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, scale: float
+) -> jax.Array:
   """o_t = sum_s softmax_s(scale q_t' k_s) v_s over the keys `mask` shows.
 
   q [B,T,H,K], k [B,S,J,K], v [B,S,J,V], H a multiple of J, mask [B,T,S]
@@ -103,7 +106,18 @@ def attention(q, k, v, mask, *, scale):
   return o[..., :V]
 
 
-def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
+def attend(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  at: Place,
+  seen: Place,
+  *,
+  scale: float,
+  window: int | None = None,
+  ahead: int | None = None,
+  block: int = BLOCK,
+) -> jax.Array:
   """`attention` of queries at one Place over the visible keys at another.
 
   ahead: how many tokens the first query stands after the first key, where both
@@ -125,14 +139,14 @@ def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
     return attention(q, k, v, between(at, seen, window), scale=scale)
   N, M = -(-T // block), -(-S // block)
   pairs = _pairs(N, -(-T // N), M, -(-S // M), ahead, window)
-  how = {'scale': scale, 'window': window}
+  settings = {'scale': scale, 'window': window}
 
   def forward(q, k, v, at, seen):
     at, seen = tied((at, seen), q[:1, :1, :1, :1])
     queries, keys = cut_queries(q, at, J, N), cut_keys(k, v, seen, M)
     # slots of a cache that are not written yet cost nothing
     skip = ahead is None
-    sums = fold(start(queries, v), queries, keys, pairs, skip=skip, **how)
+    sums = fold(start(queries, v), queries, keys, pairs, skip=skip, **settings)
     o = join(finish(sums), T).astype(v.dtype)
     return o, (q, k, v, at, seen, o, sums.most, sums.total)
 
@@ -141,7 +155,7 @@ def attend(q, k, v, at, seen, *, scale, window=None, ahead=None, block=BLOCK):
     queries, keys = cut_queries(q, at, J, N), cut_keys(k, v, seen, M)
     slopes = Slopes.of(cut(d_o, J, N), cut(o, J, N), most, total)
     d = zeros(queries.q), (zeros(keys.k), zeros(keys.v))
-    d_q, (d_k, d_v) = unfold(d, queries, keys, slopes, pairs, **how)
+    d_q, (d_k, d_v) = unfold(d, queries, keys, slopes, pairs, **settings)
     d = ((d_q, q), (d_k, k), (d_v, v))
     return *(join(d, x.shape[1]).astype(x.dtype) for d, x in d), None, None
 
@@ -177,15 +191,20 @@ def _pairs(N, C, M, D, ahead, window):
 # Arrays are lists of blocks: x [N,B,J,G,C,K], G = 1 for keys and values.
 
 
-class Queries(NamedTuple):
+class QueryBlocks(NamedTuple):
   q: jax.Array  # [N,B,J,G,C,K]
   at: Place  # positions [N,C] or [N,B,C], segments [N,B,C] or None
 
 
-class Keys(NamedTuple):
+class KeyBlocks(NamedTuple):
   k: jax.Array  # [M,B,J,1,C,K]
   v: jax.Array  # [M,B,J,1,C,V]
   seen: Place  # positions [M,C] or [M,B,C], segments [M,B,C] or None
+
+
+# indices of the blocks that meet: of queries, and of keys
+Pairs = tuple[Sequence[int] | jax.Array, Sequence[int] | jax.Array]
+Gradients = tuple[jax.Array, tuple[jax.Array, jax.Array]]  # dq, (dk, dv)
 
 
 class Sums(NamedTuple):
@@ -205,11 +224,13 @@ class Slopes(NamedTuple):
   total: jax.Array  # [N,B,J,G,C], l
 
   @classmethod
-  def of(cls, d_o, o, most, total):
+  def of(
+    cls, d_o: jax.Array, o: jax.Array, most: jax.Array, total: jax.Array
+  ) -> 'Slopes':
     return cls(d_o, (d_o.astype(F32) * o).sum(-1), most, total)
 
 
-def cut(x, J, N):
+def cut(x: jax.Array, J: int, N: int) -> jax.Array:
   """[B,T,H,K] -> [N,B,J,H/J,C,K], filled up with zeros."""
   B, T, H, K = x.shape
   C = -(-T // N)
@@ -217,20 +238,20 @@ def cut(x, J, N):
   return x.reshape(B, N, C, J, H // J, K).transpose(1, 0, 3, 4, 2, 5)
 
 
-def join(x, T):
+def join(x: jax.Array, T: int) -> jax.Array:
   """`cut` undone."""
   N, B, J, G, C, K = x.shape
   return x.transpose(1, 0, 4, 2, 3, 5).reshape(B, N * C, J * G, K)[:, :T]
 
 
-def cut_queries(q, at, J, N):
+def cut_queries(q: jax.Array, at: Place, J: int, N: int) -> QueryBlocks:
   # what fills up stands where the last query does: it sees what that one sees
-  return Queries(cut(q, J, N), _cut_place(at, N, mode='edge'))
+  return QueryBlocks(cut(q, J, N), _cut_place(at, N, mode='edge'))
 
 
-def cut_keys(k, v, seen, M):
+def cut_keys(k: jax.Array, v: jax.Array, seen: Place, M: int) -> KeyBlocks:
   J = k.shape[2]
-  return Keys(
+  return KeyBlocks(
     cut(k, J, M), cut(v, J, M), _cut_place(seen, M, constant_values=NEVER)
   )
 
@@ -249,22 +270,31 @@ def _cut_place(place, N, **fill):
   return Place(positions, pad_and_cut(place.segments, mode='edge'))
 
 
-def zeros(x):
+def zeros(x: jax.Array) -> jax.Array:
   return jnp.zeros(x.shape, F32)
 
 
-def start(queries, v):
+def start(queries: QueryBlocks, v: jax.Array) -> Sums:
   rows = queries.q.shape[:-1]
   # no number is less, so that m' is never -inf where no key is seen as yet
   least = jnp.full(rows, jnp.finfo(F32).min)
   return Sums(jnp.zeros((*rows, v.shape[-1])), least, jnp.zeros(rows))
 
 
-def finish(sums):
+def finish(sums: Sums) -> jax.Array:
   return sums.o / sums.total[..., None]
 
 
-def fold(sums, queries, keys, pairs, *, scale, window=None, skip=False):
+def fold(
+  sums: Sums,
+  queries: QueryBlocks,
+  keys: KeyBlocks,
+  pairs: Pairs,
+  *,
+  scale: float,
+  window: int | None = None,
+  skip: bool = False,
+) -> Sums:
   """`sums` after query blocks pairs[0] met key blocks pairs[1], in turn.
 
   skip: look first whether anything is visible.
@@ -292,7 +322,16 @@ def fold(sums, queries, keys, pairs, *, scale, window=None, skip=False):
   return _scan(meet, sums, pairs)
 
 
-def unfold(d, queries, keys, slopes, pairs, *, scale, window=None):
+def unfold(
+  d: Gradients,
+  queries: QueryBlocks,
+  keys: KeyBlocks,
+  slopes: Slopes,
+  pairs: Pairs,
+  *,
+  scale: float,
+  window: int | None = None,
+) -> Gradients:
   """`d` = (dq, (dk, dv)), float32, with what these pairs of blocks add."""
 
   def meet(d, pair):

@@ -1,10 +1,14 @@
 """What compilers must be kept from, though every value stays as it is."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 
+T = TypeVar('T')  # arrays in tuples and the like
 
-def tied(x, to):
+
+def tied(x: T, to: jax.Array | tuple[()]) -> T:
   """x, arrays or None, as if it were made from `to`, arrays that the layer's
   input went into.
 
@@ -15,7 +19,7 @@ def tied(x, to):
   return jax.lax.optimization_barrier((x, to))[0]
 
 
-def spread(x):
+def spread(x: jax.Array) -> jax.Array:
   """x [...,N], which no compiler takes for one number repeated, and neither
   the gradient that comes back to it.
 
@@ -29,7 +33,7 @@ def spread(x):
   return x * jax.lax.expand_dims(ones.astype(x.dtype), range(x.ndim - 1))
 
 
-def put(old, new, slots):
+def put(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
   """old [B,S,...] with new [B,T,...], in its type, at each row's slots [B,T]:
   no two of a row are one, and what is beyond S is left out.
 

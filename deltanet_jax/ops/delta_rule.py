@@ -16,7 +16,7 @@ beta in [0, 2] for |k| <= 1, and keyword-only
   chunk: tokens of a chunk, 16 * 2^n (associative and chunked)
 
 and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalised here. ValueError where shapes, heads or chunk do not fit.
+scaled or normalized here. ValueError where shapes, heads or chunk do not fit.
 Decay, inverse and state are float32; matmul operands have q's type.
 """
 
@@ -31,7 +31,14 @@ from deltanet_jax.ops.inverse import unit_lower_inverse
 from deltanet_jax.ops.scan import F32, matmul, matmul_parts, repeat_heads
 
 
-def step(q, k, v, beta, g, state):
+def step(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array | None,
+  state: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
   """One token: q, k [B,J,K], v [B,H,V], beta, g [B,H], state [B,H,K,V] f32."""
   DESCRIPTION.check_token(q=q, k=k, v=v, beta=beta, g=g, state=state)
   G = v.shape[1] // q.shape[1]
@@ -44,13 +51,32 @@ def step(q, k, v, beta, g, state):
   return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
 
 
-def recurrent(q, k, v, beta, g, *, state=None, segment_ids=None):
+def recurrent(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array | None,
+  *,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
   """Token by token: the definition."""
   state = _start(q, k, v, beta, g, state, segment_ids)
   return scan.token_scan(step, (q, k, v, beta, g), state, segment_ids)
 
 
-def associative(q, k, v, beta, g, *, state=None, segment_ids=None, chunk=64):
+def associative(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array | None,
+  *,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  chunk: int = 64,
+) -> tuple[jax.Array, jax.Array]:
   """Chunks as affine maps of the state, composed by lax.associative_scan."""
   o, state = scan.all_chunks(
     _forward_associative,
@@ -63,11 +89,20 @@ def associative(q, k, v, beta, g, *, state=None, segment_ids=None, chunk=64):
 
 
 def chunked(
-  q, k, v, beta, g, *, state=None, segment_ids=None, chunk=64, group=4
-):
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array | None,
+  *,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  chunk: int = 64,
+  group: int = 4,
+) -> tuple[jax.Array, jax.Array]:
   """lax.scan over chunks, all else in parallel over `group` chunks at once."""
   o, state = scan.chunked(
-    scan.Rule(_forward, _backward),
+    scan.ChunkRule(_forward, _backward),
     (q, k, v, beta, scan.log_decay(g)),
     _start(q, k, v, beta, g, state, segment_ids),
     segment_ids,
@@ -101,16 +136,16 @@ class _Chunk(NamedTuple):
   scores: jax.Array
   inverse: jax.Array
 
-  def low(self, x):
+  def low(self, x: jax.Array) -> jax.Array:
     """x as a matmul operand."""
     return x.astype(self.q.dtype)
 
-  def whole(self, spec, x, y):
+  def whole(self, spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """einsum of x and y, what is float32 of them not rounded to an operand."""
     return matmul_parts(spec, x, y, self.q.dtype)
 
   @property
-  def erase(self):
+  def erase(self) -> jax.Array:
     """beta_t e^{g_1 + .. + g_t}: how much of the entry state token t erases
     along its key."""
     return self.beta * self.decay.read

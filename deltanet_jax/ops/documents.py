@@ -1,12 +1,17 @@
 """Documents packed into a row: which token belongs to which, and that none
 reaches another, whatever it holds."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+# of a rule: the first, q, is an array; others may be None
+Inputs = tuple[jax.Array, *tuple[jax.Array | None, ...]]
 
-def runs_of(segment_ids):
-  """Numbers the runs of equal neighbours in segment_ids [B,T]: 0, 1, 2, ...
+
+def runs_of(segment_ids: jax.Array | None) -> jax.Array | None:
+  """Numbers the runs of equal neighbors in segment_ids [B,T]: 0, 1, 2, ...
 
   A document is a run, so an id that comes back later starts a new one. None
   for None.
@@ -16,13 +21,20 @@ def runs_of(segment_ids):
   return jnp.cumsum(starts(segment_ids), axis=1, dtype=jnp.int32)
 
 
-def starts(segment_ids):
+def starts(segment_ids: jax.Array) -> jax.Array:
   """Where a document begins that is not the row's first: [B,T] bool."""
   before = jnp.concatenate([segment_ids[:, :1], segment_ids[:, :-1]], axis=1)
   return segment_ids != before
 
 
-def apart(rule, inputs, state, segment_ids):
+def apart(
+  rule: Callable[
+    [Inputs, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]
+  ],
+  inputs: Inputs,
+  state: jax.Array,
+  segment_ids: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
   """`rule(inputs, state, segment_ids) -> (o, state)`, no document seeing what
   is not finite in another.
 
@@ -41,28 +53,28 @@ def apart(rule, inputs, state, segment_ids):
   def forward(inputs, state, segment_ids):
     lost = _bad(state, 1)
     bad = _first(_bad(inputs, 2), lost)
-    spoilt = _since_start(bad, segment_ids)
+    spoiled = _since_start(bad, segment_ids)
     (o, last), pull = jax.vjp(
       lambda *args: rule(*args, segment_ids),
       _filled(inputs, bad, 0),
       _filled(state, lost, 0),
     )
-    o = _filled(o, spoilt, jnp.nan)
-    last = _filled(last, spoilt[:, -1], jnp.nan)
-    return (o, last), (pull, spoilt, segment_ids)
+    o = _filled(o, spoiled, jnp.nan)
+    last = _filled(last, spoiled[:, -1], jnp.nan)
+    return (o, last), (pull, spoiled, segment_ids)
 
   def backward(residuals, cotangents):
-    pull, spoilt, segment_ids = residuals
+    pull, spoiled, segment_ids = residuals
     d_o, d_last = cotangents
     # the same from the end of the row
     flip = lambda x: jnp.flip(x, 1)
-    lost = _bad(d_last, 1) | spoilt[:, -1]
-    bad = _bad(d_o, 2) | spoilt
+    lost = _bad(d_last, 1) | spoiled[:, -1]
+    bad = _bad(d_o, 2) | spoiled
     d_inputs, d_state = pull((_filled(d_o, bad, 0), _filled(d_last, lost, 0)))
     bad = _first(flip(bad), lost)
-    spoilt |= flip(_since_start(bad, flip(segment_ids)))
-    d_inputs = _filled(d_inputs, spoilt, jnp.nan)
-    return d_inputs, _filled(d_state, spoilt[:, 0], jnp.nan), None
+    spoiled |= flip(_since_start(bad, flip(segment_ids)))
+    d_inputs = _filled(d_inputs, spoiled, jnp.nan)
+    return d_inputs, _filled(d_state, spoiled[:, 0], jnp.nan), None
 
   call = jax.custom_vjp(lambda *args: forward(*args)[0])
   call.defvjp(forward, backward)

@@ -8,7 +8,7 @@ from deltanet_jax.ops.scan import matmul
 BLOCK = 16  # rows solved by substitution; larger triangles merge such blocks
 
 
-def check_chunk(C):
+def check_chunk(C: int) -> None:
   """ValueError unless C tokens can be halved down to blocks of 16."""
   blocks = C // BLOCK
   if C < 1 or blocks * BLOCK != C or blocks & (blocks - 1):
@@ -16,10 +16,10 @@ def check_chunk(C):
 
 
 @jax.custom_vjp
-def unit_lower_inverse(a):
+def unit_lower_inverse(a: jax.Array) -> jax.Array:
   """(I + a)^-1 for strictly lower triangular a [...,C,C], C = 16 * 2^n.
 
-  Substitution in 16-row blocks, then neighbours merged by
+  Substitution in 16-row blocks, then neighbors merged by
   [[P, 0], [L, R]]^-1 = [[P^-1, 0], [-R^-1 L P^-1, R^-1]]: exact for any a. A
   power series would be exact on paper only: its terms reach 1e9 and more
   where keys resemble each other, and cancel.

@@ -19,7 +19,7 @@ keyword-only
   chunk: tokens of a chunk, 16 * 2^n (associative and chunked)
 
 and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalised here. ValueError where heads, chunk, gates or state do
+scaled or normalized here. ValueError where heads, chunk, gates or state do
 not fit. Decay, inverse and state are float32; matmul operands have q's type.
 """
 
@@ -35,7 +35,15 @@ from deltanet_jax.ops.scan import F32, matmul, matmul_parts, repeat_heads
 from deltanet_jax.ops.shapes import check_shapes
 
 
-def step(q, k, v, beta, g, erase, state):
+def step(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array,
+  erase: jax.Array | None,
+  state: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
   """One token: the arguments above without T, `erase` may be None."""
   DESCRIPTION.check_token(
     q=q, k=k, v=v, beta=beta, g=g, erase=erase, state=state
@@ -49,15 +57,34 @@ def step(q, k, v, beta, g, erase, state):
   return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
 
 
-def recurrent(q, k, v, beta, g, *, erase=None, state=None, segment_ids=None):
+def recurrent(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array,
+  *,
+  erase: jax.Array | None = None,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
   """Token by token: the definition."""
   state = _start(q, k, v, beta, g, erase, state, segment_ids)
   return scan.token_scan(step, (q, k, v, beta, g, erase), state, segment_ids)
 
 
 def associative(
-  q, k, v, beta, g, *, erase=None, state=None, segment_ids=None, chunk=64
-):
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array,
+  *,
+  erase: jax.Array | None = None,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  chunk: int = 64,
+) -> tuple[jax.Array, jax.Array]:
   """Chunks as affine maps of the state, composed by lax.associative_scan."""
   state = _start(q, k, v, beta, g, erase, state, segment_ids)
   o, state = scan.all_chunks(
@@ -71,22 +98,22 @@ def associative(
 
 
 def chunked(
-  q,
-  k,
-  v,
-  beta,
-  g,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array,
   *,
-  erase=None,
-  state=None,
-  segment_ids=None,
-  chunk=64,
-  group=4,
-):
+  erase: jax.Array | None = None,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  chunk: int = 64,
+  group: int = 4,
+) -> tuple[jax.Array, jax.Array]:
   """lax.scan over chunks, all else in parallel over `group` chunks at once."""
   state = _start(q, k, v, beta, g, erase, state, segment_ids)
   o, state = scan.chunked(
-    scan.Rule(_forward, _backward),
+    scan.ChunkRule(_forward, _backward),
     (q, k, v, beta, scan.log_decay(g), erase),
     state,
     segment_ids,
@@ -129,11 +156,11 @@ class _Chunk(NamedTuple):
   links: jax.Array
   raw: jax.Array
 
-  def low(self, x):
+  def low(self, x: jax.Array) -> jax.Array:
     """x as a matmul operand."""
     return x.astype(self.read_q.dtype)
 
-  def whole(self, spec, x, y):
+  def whole(self, spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """einsum of x and y, what is float32 of them not rounded to an operand."""
     return matmul_parts(spec, x, y, self.read_q.dtype)
 
@@ -148,7 +175,7 @@ def _within(q, k, v, beta, g, erase, masks):
   read, write = jnp.exp(from_entry), jnp.exp(to_exit)
   carry = read[..., -1, :]
   scores, links = _scores(q, a, k, levels, dtype)
-  if masks.pair is not None:
+  if masks is not None:
     scores = jnp.where(masks.pair, scores, 0)
     links = jnp.where(masks.pair, links, 0)
     read = jnp.where(masks.enters[..., None], read, 0)
@@ -175,7 +202,7 @@ def _spans(g):
   """Sums of g [M,B,H,C,K], only by addition of what each spans.
 
   For runs of size 1, 2, 4, .., C/2: (start of its run to token, the token
-  included) in the second of two neighbours and (after token to end of its run)
+  included) in the second of two neighbors and (after token to end of its run)
   in the first, [M,B,H,C/(2 size),size,K]. Then both for the chunk.
   """
   C = g.shape[3]
@@ -200,7 +227,7 @@ def _scores(q, a, k, levels, dtype):
   (j < i): two arrays [...,C,C].
 
   The decay differs by channel, so it cannot multiply a finished product. But
-  two neighbouring runs of tokens have a place between them: rows of the second
+  two neighboring runs of tokens have a place between them: rows of the second
   are decayed from there on, keys of the first up to there, and one product
   gives all pairs across. No exponent is ever above 0, whatever g, where
   exp(g_i) exp(-g_j) would overflow. Runs double until they fill the chunk.

@@ -9,13 +9,16 @@
 `expand` makes k and v, `absorbed` does without them; o is [B,T,H,V].
 """
 
+import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.attention import attention
 from deltanet_jax.ops.shapes import check_shapes
 
 
-def expand(latent, key, k_b, v_b):
+def expand(
+  latent: jax.Array, key: jax.Array, k_b: jax.Array, v_b: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Every head's keys [B,S,H,K+P] and values: fewest products where many
   queries meet them, in `attention.attend`."""
   check_shapes(
@@ -30,7 +33,16 @@ def expand(latent, key, k_b, v_b):
   return jnp.concatenate([k, shared], -1), v
 
 
-def absorbed(q, latent, key, k_b, v_b, mask, *, scale):
+def absorbed(
+  q: jax.Array,
+  latent: jax.Array,
+  key: jax.Array,
+  k_b: jax.Array,
+  v_b: jax.Array,
+  mask: jax.Array,
+  *,
+  scale: float,
+) -> jax.Array:
   """Moves k_b to the query and v_b behind the sum: one key [R+P] and one value
   [R] serve all heads, so that decoding reads the cache as it lies."""
   check_shapes(
@@ -45,7 +57,7 @@ def absorbed(q, latent, key, k_b, v_b, mask, *, scale):
   return release(o, v_b)
 
 
-def absorb(q, k_b):
+def absorb(q: jax.Array, k_b: jax.Array) -> jax.Array:
   """[q k_b' | rest]: queries [B,T,H,R+P] of the latents and shared keys."""
   check_shapes(q=(q, 'BTHQ'), k_b=(k_b, 'RHK'))
   K = k_b.shape[2]
@@ -53,7 +65,7 @@ def absorb(q, k_b):
   return jnp.concatenate([moved, q[..., K:]], -1)
 
 
-def release(o, v_b):
+def release(o: jax.Array, v_b: jax.Array) -> jax.Array:
   """Values [B,T,H,V] of attended latents o [B,T,H,R]."""
   check_shapes(o=(o, 'BTHR'), v_b=(v_b, 'RHV'))
   return jnp.einsum('BTHR,RHV->BTHV', o, v_b.astype(o.dtype))

@@ -2,7 +2,7 @@
 
     S_t = e^{g_t} S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
 
-arXiv:2006.16236 eq. 18-20 without the normaliser (g = None), Lightning
+arXiv:2006.16236 eq. 18-20 without the normalizer (g = None), Lightning
 attention of arXiv:2501.08313 (g [H], the same for every token), and the
 scalar-gated form (g [B,T,H]). All forms take
 
@@ -16,9 +16,12 @@ keyword-only
   chunk: tokens of a chunk (associative and chunked)
 
 and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalised here. ValueError where shapes or heads do not fit. Decay
+scaled or normalized here. ValueError where shapes or heads do not fit. Decay
 and state are float32; matmul operands have q's type.
 """
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +30,16 @@ from deltanet_jax.ops import scan
 from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
 from deltanet_jax.ops.scan import F32, matmul, repeat_heads
 
+State = TypeVar('State')  # of the rule: an array, or None
 
-def step(q, k, v, g, state):
+
+def step(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  g: jax.Array | None,
+  state: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
   """One token: q, k [B,J,K], v [B,H,V], g None, [H] or [B,H], state f32."""
   DESCRIPTION.check_token(q=q, k=k, v=v, g=g, state=state)
   G = v.shape[1] // q.shape[1]
@@ -39,13 +50,30 @@ def step(q, k, v, g, state):
   return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
 
 
-def recurrent(q, k, v, g, *, state=None, segment_ids=None):
+def recurrent(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  g: jax.Array | None,
+  *,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
   """Token by token: the definition."""
   state = _start(q, k, v, g, state, segment_ids)
   return scan.token_scan(step, (q, k, v, _per_token(g, v)), state, segment_ids)
 
 
-def associative(q, k, v, g, *, state=None, segment_ids=None, chunk=64):
+def associative(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  g: jax.Array | None,
+  *,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  chunk: int = 64,
+) -> tuple[jax.Array, jax.Array]:
   """Chunks as affine maps of the state, composed by lax.associative_scan."""
   state = _start(q, k, v, g, state, segment_ids)
   o, state = scan.all_chunks(
@@ -58,11 +86,21 @@ def associative(q, k, v, g, *, state=None, segment_ids=None, chunk=64):
   return o.astype(v.dtype), state
 
 
-def chunked(q, k, v, g, *, state=None, segment_ids=None, chunk=64, group=4):
+def chunked(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  g: jax.Array | None,
+  *,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  chunk: int = 64,
+  group: int = 4,
+) -> tuple[jax.Array, jax.Array]:
   """lax.scan over chunks, all else in parallel over `group` chunks at once."""
   state = _start(q, k, v, g, state, segment_ids)
   o, state = scan.chunked(
-    scan.Rule(_forward),
+    scan.ChunkRule(_forward),
     (q, k, v, scan.log_decay(_per_token(g, v))),
     state,
     segment_ids,
@@ -72,26 +110,35 @@ def chunked(q, k, v, g, *, state=None, segment_ids=None, chunk=64, group=4):
   return o.astype(v.dtype), state
 
 
-def normalised(rule, q, k, v, *, state=None, segment_ids=None, **how):
+def normalized(
+  rule: Callable[..., tuple[jax.Array, State]],
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  **settings: int,
+) -> tuple[jax.Array, State]:
   """Classical linear attention of features q, k > 0 (arXiv:2006.16236 eq. 5).
 
     o_t = S_t^T q_t / (z_t^T q_t),   z_t = z_{t-1} + k_t
 
-  The normaliser z is one more value channel, so `rule` is any form above
-  (`how` goes to it) and the state is [B,H,K,V+1]. With k = phi(.) > 0 the
+  The normalizer z is one more value channel, so `rule` is any form above
+  (`settings` go to it) and the state is [B,H,K,V+1]. With k = phi(.) > 0 the
   divisor is positive and no epsilon is added.
   """
   ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
-  o, state = rule(
+  o, last = rule(
     q,
     k,
     jnp.concatenate([v, ones], -1).astype(F32),
     None,
     state=state,
     segment_ids=segment_ids,
-    **how,
+    **settings,
   )
-  return (o[..., :-1] / o[..., -1:]).astype(v.dtype), state
+  return (o[..., :-1] / o[..., -1:]).astype(v.dtype), last
 
 
 def _start(q, k, v, g, state, segment_ids):

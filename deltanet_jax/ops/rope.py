@@ -1,13 +1,32 @@
 """Rotary position embedding (arXiv:2104.09864) and YaRN (arXiv:2309.00071)."""
 
 import math
+from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.shapes import check_shapes
 
 
-def frequencies(rotary_dim, theta, yarn=None):
+class Yarn(Protocol):
+  """What `frequencies` reads of YaRN's settings."""
+
+  @property
+  def factor(self) -> float: ...
+  @property
+  def original(self) -> int: ...
+  @property
+  def fast(self) -> float: ...
+  @property
+  def slow(self) -> float: ...
+  @property
+  def truncate(self) -> bool: ...
+
+
+def frequencies(
+  rotary_dim: int, theta: float, yarn: Yarn | None = None
+) -> jax.Array:
   """Radians per position of each pair, [P/2] float32: theta^(-2i/P).
 
   With `yarn` (factor, original, fast, slow, truncate) the pairs that turn
@@ -16,9 +35,9 @@ def frequencies(rotary_dim, theta, yarn=None):
   joins them (YaRN sec. 3.2), between whole pairs with `truncate`.
   """
   half = rotary_dim // 2
-  kept = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  plain = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   if yarn is None:
-    return kept
+    return plain
 
   def pair(turns):  # the i that turns so often, a real number
     return (
@@ -31,12 +50,19 @@ def frequencies(rotary_dim, theta, yarn=None):
   low, high = max(low, 0), min(high, rotary_dim - 1)
   width = high - low or 1e-3  # negative as in the released implementations
   ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / width, 0, 1)
-  return kept / yarn.factor * ramp + kept * (1 - ramp)
+  return plain / yarn.factor * ramp + plain * (1 - ramp)
 
 
 def rotate(
-  x, positions, *, rotary_dim, theta, yarn=None, interleaved=False, length=1.0
-):
+  x: jax.Array,
+  positions: jax.Array,
+  *,
+  rotary_dim: int,
+  theta: float,
+  yarn: Yarn | None = None,
+  interleaved: bool = False,
+  length: float = 1.0,
+) -> jax.Array:
   """Rotates the first `rotary_dim` channels of x by their positions.
 
     (x_i, x_j) -> length (x_i cos a - x_j sin a, x_j cos a + x_i sin a)

@@ -38,17 +38,17 @@ class Load(NamedTuple):
 
 
 def route(
-  logits,
+  logits: jax.Array,
   *,
-  score,
-  top,
-  bias=None,
-  groups=1,
-  top_groups=1,
-  renormalise=True,
-  eps=0.0,
-  scale=1.0,
-):
+  score: str,
+  top: int,
+  bias: jax.Array | None = None,
+  groups: int = 1,
+  top_groups: int = 1,
+  renormalise: bool = True,
+  eps: float = 0.0,
+  scale: float = 1.0,
+) -> Routing:
   """Routing of tokens by their logits [N,E]; the equations are above.
 
   score: 'softmax' or 'sigmoid'   bias: [E] or None   eps: of the sum
@@ -73,12 +73,12 @@ def _limit(choice, top_groups):
   """choice [N,groups,E/groups] -> [N,E], -inf outside the best groups."""
   N, M, width = choice.shape
   best, _ = jax.lax.top_k(choice, min(2, width))
-  _, kept = jax.lax.top_k(best.sum(-1), top_groups)
-  keep = jax.nn.one_hot(kept, M, dtype=bool).any(1)
+  _, best_groups = jax.lax.top_k(best.sum(-1), top_groups)
+  keep = jax.nn.one_hot(best_groups, M, dtype=bool).any(1)
   return jnp.where(keep[..., None], choice, -jnp.inf).reshape(N, M * width)
 
 
-def load(routing):
+def load(routing: Routing) -> Load:
   """The Load of a layer's tokens."""
   N, E = routing.scores.shape
   count = jnp.bincount(routing.experts.reshape(-1), length=E)
@@ -86,7 +86,7 @@ def load(routing):
   return Load(count.astype(F32) / N, scores.mean(0))
 
 
-def balance_loss(loads):
+def balance_loss(loads: Load) -> jax.Array:
   """E sum_e f_e P_e with f = share and P = score, each averaged over layers.
 
   loads: Load with arrays [...,E], one row a layer. The loss of Switch
@@ -99,7 +99,7 @@ def balance_loss(loads):
   return share.size * jnp.sum(jax.lax.stop_gradient(share) * score)
 
 
-def updated_bias(bias, share, rate):
+def updated_bias(bias: jax.Array, share: jax.Array, rate: float) -> jax.Array:
   """b + rate sign(mean share - share): balance without a loss.
 
   bias and share [...,E] (arXiv:2408.15664 algorithm 1). An expert that many
@@ -109,7 +109,13 @@ def updated_bias(bias, share, rate):
   return bias + rate * jnp.sign(share.mean(-1, keepdims=True) - share)
 
 
-def grouped(x, routing, gate, up, down):
+def grouped(
+  x: jax.Array,
+  routing: Routing,
+  gate: jax.Array,
+  up: jax.Array,
+  down: jax.Array,
+) -> jax.Array:
   """Sum of the chosen experts' outputs: every row is multiplied by its own
   expert only, rows sorted by expert, in `lax.ragged_dot`.
 
@@ -141,7 +147,13 @@ def _check(x, routing, gate, up, down):
   )
 
 
-def products(rows, sizes, gate, up, down):
+def products(
+  rows: jax.Array,
+  sizes: jax.Array,
+  gate: jax.Array,
+  up: jax.Array,
+  down: jax.Array,
+) -> jax.Array:
   """Every row [M,D] through its expert: sizes [E] rows each, in order; rows
   beyond their sum come out as zeros."""
   check_shapes(
@@ -157,13 +169,19 @@ def products(rows, sizes, gate, up, down):
   return jnp.where(jnp.arange(y.shape[0])[:, None] < sizes.sum(), y, 0)
 
 
-def weighted(y, weights):
+def weighted(y: jax.Array, weights: jax.Array) -> jax.Array:
   """Rows y [N*X,D] of the chosen experts summed by weights [N,X]: [N,D]."""
   rows = y.reshape(*weights.shape, -1).astype(F32)
   return jnp.einsum('NXD,NX->ND', rows, weights).astype(y.dtype)
 
 
-def dense(x, routing, gate, up, down):
+def dense(
+  x: jax.Array,
+  routing: Routing,
+  gate: jax.Array,
+  up: jax.Array,
+  down: jax.Array,
+) -> jax.Array:
   """`grouped` by its definition: every expert on every row."""
   _check(x, routing, gate, up, down)
   gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))

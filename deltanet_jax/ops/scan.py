@@ -7,18 +7,26 @@ that is used here.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from deltanet_jax.ops.compiler import spread, tied
-from deltanet_jax.ops.documents import apart, runs_of, starts
+from deltanet_jax.ops.description import Description
+from deltanet_jax.ops.documents import Inputs, apart, runs_of, starts
 
 F32 = jnp.float32
 
 
-def initial_state(description, state, segment_ids, **inputs):
+def initial_state(
+  description: Description,
+  state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  **inputs: jax.Array | None,
+) -> jax.Array:
   """`state` in float32, the rule's zero state if None; ValueError where the
   arguments do not fit."""
   sizes = description.check(**inputs, state=state, segment_ids=segment_ids)
@@ -27,7 +35,12 @@ def initial_state(description, state, segment_ids, **inputs):
   return spread(state.astype(F32))
 
 
-def token_scan(step, inputs, state, segment_ids):
+def token_scan(
+  step: Callable[..., tuple[jax.Array, jax.Array]],
+  inputs: Inputs,
+  state: jax.Array,
+  segment_ids: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
   """Runs `step(*token, state) -> (o, state)` over time.
 
   inputs: arrays [B,T,...] or None, one token of each goes to `step`.
@@ -48,7 +61,7 @@ def token_scan(step, inputs, state, segment_ids):
   return jnp.moveaxis(o, 0, 1), state
 
 
-def log_decay(g):
+def log_decay(g: jax.Array | None) -> jax.Array | None:
   """g, or -1e4 where it is less, -inf included: a hard reset.
 
   e^-1e4 is zero in float32, and so is whatever it multiplies; but sums of g
@@ -57,12 +70,14 @@ def log_decay(g):
   return None if g is None else jnp.maximum(g, jnp.asarray(-1e4, g.dtype))
 
 
-def matmul(spec, a, b):
+def matmul(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
   """einsum into float32, float32 operands not rounded to less."""
   return jnp.einsum(spec, a, b, precision='highest', preferred_element_type=F32)
 
 
-def matmul_parts(spec, x, y, dtype):
+def matmul_parts(
+  spec: str, x: jax.Array, y: jax.Array, dtype: DTypeLike
+) -> jax.Array:
   """einsum of x and y with operands of `dtype`, as exact as those given in it
   allow.
 
@@ -72,7 +87,7 @@ def matmul_parts(spec, x, y, dtype):
   what rounding keeps of it and what it loses.
   """
   x, y = _parts(x, dtype), _parts(y, dtype)
-  return sum(
+  return sum(  # type: ignore[return-value]
     matmul(spec, a, b)
     for i, a in enumerate(x)
     for j, b in enumerate(y)
@@ -89,12 +104,12 @@ def _parts(x, dtype):
   return high.astype(dtype), (x - high).astype(dtype)
 
 
-def repeat_heads(x, G):
+def repeat_heads(x: jax.Array, G: int) -> jax.Array:
   """Key heads to value heads: [M,B,J,...] -> [M,B,J*G,...]."""
   return x if G == 1 else jnp.repeat(x, G, axis=2)
 
 
-def sum_heads(x, G):
+def sum_heads(x: jax.Array, G: int) -> jax.Array:
   """The transpose of `repeat_heads`."""
   if G == 1:
     return x
@@ -105,15 +120,15 @@ def sum_heads(x, G):
 
 
 class Masks(NamedTuple):
-  """Which tokens of a chunk share a segment; None fields: there is only one.
+  """Which tokens of a chunk share a segment.
 
   pair [M,B,1,C,C]: both tokens in one; enters [M,B,1,C]: the token belongs to
   the segment of the entry state; leaves [M,B,1,C]: to that of the exit state.
   """
 
-  pair: jax.Array | None = None
-  enters: jax.Array | None = None
-  leaves: jax.Array | None = None
+  pair: jax.Array
+  enters: jax.Array
+  leaves: jax.Array
 
 
 class Decay(NamedTuple):
@@ -130,12 +145,14 @@ class Decay(NamedTuple):
   carry: jax.Array
 
 
-def triangle(C):
+def triangle(C: int) -> jax.Array:
   """1 where row >= column."""
   return jnp.tril(jnp.ones((C, C), F32))
 
 
-def decay_of(g, masks, shape):
+def decay_of(
+  g: jax.Array | None, masks: Masks | None, shape: tuple[int, ...]
+) -> Decay:
   """Decay for log-decays g [M,B,H,C] (None: none); `shape` is g's.
 
   Every exponent is the plain sum of the g it spans: a difference of
@@ -155,7 +172,7 @@ def decay_of(g, masks, shape):
     between = jnp.where(low, jnp.exp(span), 0)
     write = jnp.exp(span[..., -1, :])
     read = jnp.exp(matmul('is,...s->...i', triangle(C), g))
-  if masks.pair is not None:
+  if masks is not None:
     between = jnp.where(masks.pair, between, 0)
     read = jnp.where(masks.enters, read, 0)
     write = jnp.where(masks.leaves, write, 0)
@@ -166,7 +183,16 @@ def decay_of(g, masks, shape):
 # ---------------------------------------------------------------- chunks
 
 
-class Rule(NamedTuple):
+Forward = Callable[
+  [Inputs, Masks | None, jax.Array], tuple[jax.Array, jax.Array]
+]
+Backward = Callable[
+  [Inputs, Masks | None, jax.Array, jax.Array, jax.Array],
+  tuple[Inputs, jax.Array],
+]
+
+
+class ChunkRule(NamedTuple):
   """A recurrence over a group of M chunks.
 
   forward(inputs, masks, state) -> (o, state): inputs [M,B,heads,C,...] as the
@@ -174,11 +200,18 @@ class Rule(NamedTuple):
   -> (d_inputs, d_state); None: by differentiating `forward`.
   """
 
-  forward: object
-  backward: object = None
+  forward: Forward
+  backward: Backward | None = None
 
 
-def chunked(rule, inputs, state, segment_ids, chunk, group):
+def chunked(
+  rule: ChunkRule,
+  inputs: Inputs,
+  state: jax.Array,
+  segment_ids: jax.Array | None,
+  chunk: int,
+  group: int,
+) -> tuple[jax.Array, jax.Array]:
   """Runs `rule` over time; keeps the inputs and each group's entry state.
 
   inputs: arrays [B,T,heads,...] or None. The T tokens are padded with zeros
@@ -199,7 +232,13 @@ def chunked(rule, inputs, state, segment_ids, chunk, group):
   return _over_documents(run, inputs, state, segment_ids)
 
 
-def all_chunks(forward, inputs, state, segment_ids, chunk):
+def all_chunks(
+  forward: Forward,
+  inputs: Inputs,
+  state: jax.Array,
+  segment_ids: jax.Array | None,
+  chunk: int,
+) -> tuple[jax.Array, jax.Array]:
   """`forward(inputs, masks, state)` over all chunks as one group."""
   _require_positive(chunk)
 
@@ -232,9 +271,9 @@ def _pad(inputs, segment_ids, size):
   """Zeros, in the last token's segment, up to a multiple of size; and runs."""
   padding = -inputs[0].shape[1] % size
 
-  def pad(x, **how):
+  def pad(x, **mode):
     rest = ((0, 0),) * (x.ndim - 2)
-    return jnp.pad(x, ((0, 0), (0, padding), *rest), **how)
+    return jnp.pad(x, ((0, 0), (0, padding), *rest), **mode)
 
   run = None if segment_ids is None else pad(runs_of(segment_ids), mode='edge')
   return jax.tree.map(pad, tuple(inputs)), run
@@ -271,9 +310,10 @@ def _split_runs(run, size):
 
 
 def _masks(runs, chunk):
-  """Masks of the chunks of one group from its runs and the one before."""
+  """Masks of the chunks of one group from its runs and the one before;
+  None: no segments are told apart."""
   if runs is None:
-    return Masks()
+    return None
   run, before = runs
   run = _split(run, chunk)  # [M,B,C]
   before = jnp.concatenate([before[None], run[:-1, :, -1]])
@@ -346,7 +386,12 @@ _grouped.defvjp(_grouped_forward, _grouped_backward)
 # ---------------------------------------------------------------- associative
 
 
-def affine_scan(carry, write, state, apply):
+def affine_scan(
+  carry: jax.Array,
+  write: jax.Array,
+  state: jax.Array,
+  apply: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
   """Entry states of chunks that map S to carry S + write, and the last exit.
 
   carry [M,...] and write [M,B,H,K,V] per chunk; apply(carry, x) multiplies a

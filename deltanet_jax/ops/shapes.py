@@ -11,7 +11,7 @@ def check_shapes(**arrays: tuple[jax.Array | None, str]) -> dict[str, int]:
   figure is a size itself; 'BTH|H' is either of the two. A letter's size is
   that of the first array that has it.
   """
-  sizes = {}
+  sizes: dict[str, int] = {}
   for name, (x, axes) in arrays.items():
     if x is None:
       continue

@@ -27,23 +27,30 @@ from deltanet_jax.ops.shapes import check_shapes
 F32 = jnp.float32
 
 
-class Queries(NamedTuple):
+class SparseQueries(NamedTuple):
   q: jax.Array  # [B,T,H,M]
-  index: jax.Array  # [B,T,I,K], q^I
+  index_q: jax.Array  # [B,T,I,K], q^I
   weight: jax.Array  # [B,T,I] float32, w
   positions: jax.Array  # [B,T] int32, index along the sequence
   segments: jax.Array | None  # [B,T] int32
 
 
-class Keys(NamedTuple):
+class SparseKeys(NamedTuple):
   k: jax.Array  # [B,S,M]
   v: jax.Array  # [B,S,R]
-  index: jax.Array  # [B,S,K], k^I
+  index_k: jax.Array  # [B,S,K], k^I
   positions: jax.Array  # [B,S] int32
   segments: jax.Array | None  # [B,S] int32
 
 
-def attend(queries, keys, *, top, scale, block=64):
+def attend(
+  queries: SparseQueries,
+  keys: SparseKeys,
+  *,
+  top: int | None,
+  scale: float,
+  block: int = 64,
+) -> tuple[jax.Array, jax.Array]:
   """o [B,T,H,R] in v's type and the indexer's loss [B,T] float32.
 
   top: X above, None for all visible keys. Queries go through in blocks, made
@@ -72,7 +79,9 @@ def attend(queries, keys, *, top, scale, block=64):
   return jax.tree.map(join, jax.lax.map(part, jax.tree.map(split, queries)))
 
 
-def masked(queries, keys, *, top, scale):
+def masked(
+  queries: SparseQueries, keys: SparseKeys, *, top: int | None, scale: float
+) -> tuple[jax.Array, jax.Array]:
   """`attend` by its definition: all products, the keys not chosen masked."""
   _check(queries, keys)
   mask, scores = _visible(queries, keys), index_scores(queries, keys)
@@ -96,15 +105,17 @@ def _check(queries, keys):
   )
 
 
-def index_scores(queries, keys):
+def index_scores(queries: SparseQueries, keys: SparseKeys) -> jax.Array:
   """I [B,T,S] float32."""
   dots = jnp.einsum(
-    'BTIK,BSK->BTIS', queries.index, keys.index, preferred_element_type=F32
+    'BTIK,BSK->BTIS', queries.index_q, keys.index_k, preferred_element_type=F32
   )
   return jnp.einsum('BTIS,BTI->BTS', jax.nn.relu(dots), queries.weight)
 
 
-def select(scores, mask, top):
+def select(
+  scores: jax.Array, mask: jax.Array, top: int
+) -> tuple[jax.Array, jax.Array]:
   """The `top` best visible keys: index [B,T,X] and which of them are visible,
   since early queries see fewer."""
   best, index = jax.lax.top_k(
@@ -113,13 +124,15 @@ def select(scores, mask, top):
   return index, best > -jnp.inf
 
 
-def selected(index, chosen, S):
+def selected(index: jax.Array, chosen: jax.Array, S: int) -> jax.Array:
   """[B,T,S] bool, from `select`."""
   places = jax.nn.one_hot(index, S, dtype=bool)
   return jnp.any(places & chosen[..., None], axis=2)
 
 
-def divergence(target, scores, mask):
+def divergence(
+  target: jax.Array, scores: jax.Array, mask: jax.Array
+) -> jax.Array:
   """KL(target || softmax of scores over mask) [...], target [...,S] detached;
   target is zero outside mask."""
   target = jax.lax.stop_gradient(target)

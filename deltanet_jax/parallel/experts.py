@@ -13,6 +13,7 @@ bring rows and experts together, equal but for the order of sums:
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,24 +23,33 @@ from deltanet_jax.ops import routing
 from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.choice import choose
 
-(AXIS,) = sharding.over('experts')
-(HIDDEN,) = sharding.over('mlp')
+(AXIS,) = sharding.find_mesh_axes('experts')
+(HIDDEN,) = sharding.find_mesh_axes('mlp')
 SHARES = 2  # even ones, that a device has room for in most steps
+Weights = tuple[jax.Array, jax.Array, jax.Array]  # gate, up, down
+Route = Callable[[jax.Array, jax.Array | None], routing.Routing]
+
 FEW = 4096  # rows, too few to choose a room for: those of decoding
 
 
-def mixture(x, logits, bias, weights, route):
+def mix_experts(
+  x: jax.Array,
+  logits: jax.Array,
+  bias: jax.Array | None,
+  weights: Weights,
+  route: Route,
+) -> tuple[jax.Array, routing.Load]:
   """(y [B,T,D], Load) of x [B,T,D] and the router's logits [B,T,E].
 
   weights: gate, up [E,D,F], down [E,F,D]   bias: [E] or None
   route: (logits [N,E], bias) -> Routing
   """
-  mesh = sharding.current_mesh()
+  mesh = sharding.get_current_mesh()
   if mesh is None:
     return _own(x, logits, bias, weights, route)
   rows = ('batch', 'time', None)
   inward, outward = ('experts', None, 'mlp'), ('experts', 'mlp', None)
-  place = lambda axes, x: sharding.spec(axes, x.shape, mesh)
+  place = lambda axes, x: sharding.make_spec(axes, x.shape, mesh)
   specs = (
     place(rows, x),
     place(rows, logits),
@@ -50,13 +60,13 @@ def mixture(x, logits, bias, weights, route):
   return jax.shard_map(
     functools.partial(_own, route=route, mesh=mesh),
     in_specs=specs,
-    out_specs=(specs[0], routing.Load(whole, whole)),
+    out_specs=(specs[0], whole),
     check_vma=False,
   )(x, logits, bias, weights)
 
 
 def _own(x, logits, bias, weights, route, mesh=None):
-  """`mixture` of a device's own tokens [B/.., T/.., D] with its own weights."""
+  """`mix_experts` of a device's own tokens [B/.., T/.., D] with its weights."""
   (B, T, D), E = x.shape, logits.shape[-1]
   x = x.reshape(B * T, D)
   chosen = route(logits.reshape(B * T, E), bias)
@@ -70,11 +80,17 @@ def _own(x, logits, bias, weights, route, mesh=None):
   y = products(x, chosen, *weights)
   if mesh.shape[HIDDEN] > 1:
     y = jax.lax.psum(y, HIDDEN)
-  tokens = sharding.over('batch') + sharding.over('time')
+  tokens = sharding.find_mesh_axes('batch') + sharding.find_mesh_axes('time')
   return y.reshape(B, T, D), jax.lax.pmean(load, tokens)
 
 
-def gathered(x, chosen, gate, up, down):
+def gathered(
+  x: jax.Array,
+  chosen: routing.Routing,
+  gate: jax.Array,
+  up: jax.Array,
+  down: jax.Array,
+) -> jax.Array:
   """Products of this device's tokens x [N,D] by all devices' experts."""
   E = gate.shape[0]
   both = lambda x: jax.lax.all_gather(x, AXIS, tiled=True)
@@ -82,13 +98,21 @@ def gathered(x, chosen, gate, up, down):
   mine = (own >= 0) & (own < E)
   # E: no expert of this device
   own = routing.Routing(
-    jnp.where(mine, own, E), jnp.where(mine, both(chosen.weights), 0), None
+    jnp.where(mine, own, E),
+    jnp.where(mine, both(chosen.weights), 0),
+    None,  # type: ignore[arg-type]
   )
   y = routing.grouped(both(x), own, gate, up, down)
   return jax.lax.psum_scatter(y, AXIS, tiled=True)
 
 
-def exchanged(x, chosen, gate, up, down):
+def exchanged(
+  x: jax.Array,
+  chosen: routing.Routing,
+  gate: jax.Array,
+  up: jax.Array,
+  down: jax.Array,
+) -> jax.Array:
   """`gathered` by sending every row to its expert; for `jax.grad` too.
 
   At worst a device gets P N min(X, E/P) rows. It has room for so many only in
@@ -131,7 +155,7 @@ def _rooms(N, X, own, P):
   return min(max(SHARES * N * X, FEW), most), most
 
 
-def filled(N, experts, top, P):
+def find_filled_share(N: int, experts: int, top: int, P: int) -> float:
   """The share of the usual room that even routing fills, N tokens a device."""
   return N * top / _rooms(N, top, experts // P, P)[0] if P > 1 else 1
 

@@ -2,7 +2,7 @@
 
 A recurrence is affine in its state: a span takes the entry state S to
 A S + U. Every device finds A and U of its own span, the maps of the spans
-before it are composed in log2 P exchanges between neighbours at distance 1, 2,
+before it are composed in log2 P exchanges between neighbors at distance 1, 2,
 4, ..., and the rule runs from the entry state that follows. Backward, the
 gradient E of a span's exit state becomes A^T E + D, D what the span's outputs
 add: the same composition from the other end. What travels is A and U, the
@@ -14,46 +14,51 @@ without a mesh.
 """
 
 import functools
+from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.description import STATE, VALUE
-from deltanet_jax.ops.documents import starts
+from deltanet_jax.ops.documents import Inputs, starts
 from deltanet_jax.ops.scan import matmul
 from deltanet_jax.parallel import sharding
+from deltanet_jax.parallel.sharding import Axes
 
-(AXIS,) = sharding.over('time')
+(AXIS,) = sharding.find_mesh_axes('time')
 
 
-def split(T, least=1):
+def is_split(T: int, least: int = 1) -> bool:
   """Are rows of T tokens split, every span `least` tokens or longer?"""
-  P = sharding.parts('time')
+  P = sharding.count_parts('time')
   return P > 1 and T % P == 0 and T // P >= least
 
 
 def _on_spans(f, axes, out_axes, *args):
   """f on every device's own share: `axes`, a tuple of logical axes for each
   array of args (None for a None) and for f's output."""
-  mesh = sharding.current_mesh()
+  mesh = sharding.get_current_mesh()
 
   def place(axes, x):
-    return None if x is None else sharding.spec(axes, x.shape, mesh)
+    return None if x is None else sharding.make_spec(axes, x.shape, mesh)
 
   specs = tuple(place(a, x) for a, x in zip(axes, args, strict=True))
   like = next(x for a, x in zip(axes, args, strict=True) if a == out_axes)
   return jax.shard_map(
     f,
     in_specs=specs,
-    out_specs=sharding.spec(out_axes, like.shape, mesh),
+    out_specs=sharding.make_spec(out_axes, like.shape, mesh),
     check_vma=False,
   )(*args)
 
 
-def from_before(x, distance=1, reverse=False):
+def receive_from_before(
+  x: jax.Array, distance: int = 1, reverse: bool = False
+) -> jax.Array:
   """x of the device `distance` spans earlier (later, reversed); zeros where
   there is none. Inside `_on_spans`."""
-  P = sharding.parts('time')
+  P = sharding.count_parts('time')
   pairs = [(i, i + distance) for i in range(P - distance)]
   if reverse:
     pairs = [(b, a) for a, b in pairs]
@@ -63,7 +68,13 @@ def from_before(x, distance=1, reverse=False):
 # ---------------------------------------------------------------- recurrences
 
 
-def run(rule, form, inputs, segment_ids, gates):
+def run_rule(
+  rule: ModuleType,
+  form: Callable[..., tuple[jax.Array, jax.Array]],
+  inputs: Inputs,
+  segment_ids: jax.Array | None,
+  gates: dict[str, jax.Array | None],
+) -> jax.Array:
   """o [B,T,H,V] of a rule over split time, from zero states.
 
   rule: module of `ops`   form: one of its forms, with all else it takes
@@ -78,8 +89,8 @@ def run(rule, form, inputs, segment_ids, gates):
     None if x is None else described[name].axes_of(x)
     for name, x in arrays.items()
   ]
-  arrays = [
-    divisible(x, H) if letter and 'J' in letter else x
+  repeated = [
+    repeat_to_divide(x, H) if letter and 'J' in letter else x
     for letter, x in zip(letters, arrays.values(), strict=True)
   ]
   call = _with_prefix(
@@ -90,15 +101,15 @@ def run(rule, form, inputs, segment_ids, gates):
     call,
     (*axes, _logical('BT')),
     _logical(VALUE.axes),
-    *arrays,
+    *repeated,
     segment_ids,
   )
 
 
-def divisible(x, H):
+def repeat_to_divide(x: jax.Array, H: int) -> jax.Array:
   """Key heads [B,T,J,K] repeated until the mesh divides them; each still
-  serves neighbouring value heads."""
-  J, parts = x.shape[2], sharding.parts('kv_heads')
+  serves neighboring value heads."""
+  J, parts = x.shape[2], sharding.count_parts('kv_heads')
   if H % parts:
     raise ValueError(f'{H} heads do not divide over {parts} devices')
   times = next(
@@ -214,16 +225,18 @@ def _prefix(carry, write, through, scalar, reverse=False):
   complete, and applied to the zero state its A does not matter.
   """
   apply = jnp.multiply if scalar else _onto
-  P, distance = sharding.parts('time'), 1
+  P, distance = sharding.count_parts('time'), 1
   while distance < P:
-    before = functools.partial(from_before, distance=distance, reverse=reverse)
+    before = functools.partial(
+      receive_from_before, distance=distance, reverse=reverse
+    )
     write = write + _only(through, apply(carry, before(write)))
     if 2 * distance < P:
       carry = apply(carry, before(carry))
       if through is not None:
         through &= jnp.roll(through, -distance if reverse else distance, 0)
     distance *= 2
-  return from_before(write, 1, reverse)
+  return receive_from_before(write, 1, reverse)
 
 
 def _onto(carry, x):
@@ -233,13 +246,21 @@ def _onto(carry, x):
 # ---------------------------------------------------------------- convolution
 
 
-def with_past(f, w, w_axes, x, x_axes, segment_ids, count):
+def run_with_past(
+  f: Callable[..., jax.Array],
+  w: jax.Array,
+  w_axes: Axes,
+  x: jax.Array,
+  x_axes: Axes,
+  segment_ids: jax.Array | None,
+  count: int,
+) -> jax.Array:
   """f(w, x, past, segment_ids, past_ids) over split time: `past` [B,count,...]
   are the inputs just before those in x, zero before the first; every span
   has `count` tokens."""
 
   def local(x, w, segment_ids):
-    before = lambda x: None if x is None else from_before(x[:, -count:])
+    before = lambda x: None if x is None else receive_from_before(x[:, -count:])
     return f(w, x, before(x), segment_ids, before(segment_ids))
 
   x_axes = ('batch', 'time', *x_axes)

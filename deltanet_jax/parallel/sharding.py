@@ -5,28 +5,40 @@ activations name to axes of the mesh.
 
     replica   between slices or pods: copies of everything, batch split
     data      copies of everything, batch split
-    fsdp      weights and optimiser split, batch split
+    fsdp      weights and optimizer split, batch split
     expert    experts split, other weights split as by fsdp, batch split
     seq       time split, weights split as by fsdp
     tensor    heads, hidden channels and the vocabulary split
 
-A weight is gathered over fsdp, seq and expert where it is used (`in_use`).
+A weight is gathered over fsdp, seq and expert where it is used
+(`gather_weight`).
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
+from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.parallel.choice import choose
 
 Params = dict[str, 'Params | jax.Array']  # nested, by the modules' names
+# the same tree
+LogicalAxes = dict[str, 'LogicalAxes | PartitionSpec']  # of axis names
+Axes = Sequence[str | None]  # logical ones of an array, None: whole
 Batch = dict[str, jax.Array]  # tokens, targets, weights, segment_ids [B,T]
 
-# the last ones are neighbours on the network
+# the last ones are neighbors on the network
 MESH_AXES = ('replica', 'data', 'fsdp', 'expert', 'seq', 'tensor')
 
 RULES = {
@@ -55,7 +67,9 @@ RULES = {
 WHOLE_IF_UNEVEN = ('vocab', 'kv_heads')
 
 
-def make_mesh(cfg, devices=None):
+def make_mesh(
+  cfg: MeshConfig, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """A mesh of MeshConfig's sizes on the first of `devices`, by default all.
 
   TPUs of several slices: `replica` counts the slices.
@@ -74,12 +88,16 @@ def make_mesh(cfg, devices=None):
   if choose(devices[0]).slices:
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
   # a physical axis may serve two of ours: 64 x 4 on a 16 x 16 pod
-  how = {'devices': devices, 'allow_split_physical_axes': True}
   if slices == 1:
-    grid = mesh_utils.create_device_mesh(shape, **how)
+    grid = mesh_utils.create_device_mesh(
+      shape, devices=devices, allow_split_physical_axes=True
+    )
   elif slices == cfg.replica:
     grid = mesh_utils.create_hybrid_device_mesh(
-      (1, *shape[1:]), (slices, *(1 for _ in shape[1:])), **how
+      (1, *shape[1:]),
+      (slices, *(1 for _ in shape[1:])),
+      devices=devices,
+      allow_split_physical_axes=True,
     )
   else:
     raise ValueError(
@@ -89,61 +107,72 @@ def make_mesh(cfg, devices=None):
   return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def current_mesh():
+def get_current_mesh() -> AbstractMesh | None:
   """The mesh of `jax.set_mesh`, or None."""
   mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty else mesh
 
 
-def parts(axis):
+def count_parts(axis: str | None) -> int:
   """Over how many devices the current mesh spreads a logical axis."""
-  mesh = current_mesh()
-  return 1 if mesh is None else math.prod(mesh.shape[a] for a in over(axis))
+  mesh = get_current_mesh()
+  return (
+    1
+    if mesh is None
+    else math.prod(mesh.shape[a] for a in find_mesh_axes(axis))
+  )
 
 
-def over(axis):
+def find_mesh_axes(axis: str | None) -> tuple[str, ...]:
   """The mesh axes of a logical axis; () where it stays whole."""
   to = () if axis is None else RULES[axis]
   return (to,) if isinstance(to, str) else to or ()
 
 
-def spec(axes, shape, mesh, uneven=lambda i, to: None):
+def make_spec(
+  axes: Axes,
+  shape: Sequence[int],
+  mesh: Mesh | AbstractMesh,
+  uneven: Callable[[int, tuple[str, ...]], None] = lambda i, to: None,
+) -> PartitionSpec:
   """The PartitionSpec of an array by its logical axes (None: whole).
 
   A mesh axis serves the first of the array's axes that asks for it. Where the
   mesh does not divide the size, `uneven(index, mesh axes)` is called, and the
   axis stays whole.
   """
-  used, found = set(), []
+  used, places = set(), []
   for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
-    to = tuple(a for a in over(axis) if a not in used)
+    to = tuple(a for a in find_mesh_axes(axis) if a not in used)
     if size % math.prod(mesh.shape[a] for a in to):
       uneven(i, to)
       to = ()
     used |= set(to)
-    found.append(to if len(to) > 1 else to[0] if to else None)
-  return PartitionSpec(*found)
+    places.append(to if len(to) > 1 else to[0] if to else None)
+  return PartitionSpec(*places)
 
 
-def batch_sharding(mesh):
+def make_batch_sharding(mesh: Mesh) -> NamedSharding:
   """Of arrays [B,T]."""
-  whole = tuple(math.prod(mesh.shape[a] for a in over(x)) for x in _ROWS)
-  return NamedSharding(mesh, spec(_ROWS, whole, mesh))
+  whole = tuple(
+    math.prod(mesh.shape[a] for a in find_mesh_axes(x)) for x in _ROWS
+  )
+  return NamedSharding(mesh, make_spec(_ROWS, whole, mesh))
 
 
 _ROWS = ('batch', 'time')
 
 
-def constrain(x, *axes):
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """x laid out by its logical axes (None: whole) on the current mesh; axes
   that the mesh does not divide are whole; unchanged without a mesh."""
-  mesh = current_mesh()
+  mesh = get_current_mesh()
   if mesh is None:
     return x
-  return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+  return jax.lax.with_sharding_constraint(x, make_spec(axes, x.shape, mesh))
 
 
-def in_use(w, axes):
+def gather_weight(w: jax.Array, axes: Axes) -> jax.Array:
   """A weight as products take it: gathered over the axes that only store it,
   split over 'tensor' alone.
 
@@ -153,10 +182,10 @@ def in_use(w, axes):
   return constrain(w, *(None if axis in stored else axis for axis in axes))
 
 
-def time_to_rows(x):
+def split_time_to_rows(x: jax.Array) -> jax.Array:
   """[B,T,...] -> [P B, T/P, ...]: the P devices' spans of time as rows, so that
   a scan over time runs on every device's own span; x itself without a mesh."""
-  P = parts('time')
+  P = count_parts('time')
   if P == 1:
     return x
   B, T, *rest = x.shape
@@ -164,11 +193,11 @@ def time_to_rows(x):
   x = constrain(x.reshape(B, P, T // P, *rest), 'batch', 'time', None, *none)
   x = constrain(jnp.swapaxes(x, 0, 1), 'time', 'batch', None, *none)
   x = x.reshape(P * B, T // P, *rest)
-  to = over('time') + over('batch')
+  to = find_mesh_axes('time') + find_mesh_axes('batch')
   return jax.lax.with_sharding_constraint(x, PartitionSpec(to))
 
 
-def bytes_per_device(tree):
+def count_bytes_per_device(tree: object) -> int:
   """Bytes that arrays, or ShapeDtypeStructs with a sharding, take on the
   device that holds most of them: all devices hold the same."""
   return sum(
@@ -182,17 +211,17 @@ def _boxed(model):
   return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
 
 
-def abstract_params(model):
+def make_abstract_params(model: nn.Module) -> Params:
   """The parameters' shapes and types, as a plain nested dict."""
   return nn.unbox(_boxed(model))
 
 
-def logical_axes(model):
+def find_logical_axes(model: nn.Module) -> LogicalAxes:
   """The parameters' logical axes: a tree of PartitionSpec of axis names."""
   return nn.get_partition_spec(_boxed(model))
 
 
-def param_shardings(model, mesh):
+def make_param_shardings(model: nn.Module, mesh: Mesh) -> Params:
   """The parameters' NamedSharding by RULES.
 
   Raises a ValueError that names the weight when the mesh does not divide it.
@@ -201,28 +230,28 @@ def param_shardings(model, mesh):
   def place(path, axes, weight):
     def uneven(i, to):
       if axes[i] not in WHOLE_IF_UNEVEN:
-        asked = [f'mesh.{a} {n}' for a in to if (n := mesh.shape[a]) > 1]
+        split = [f'mesh.{a} {n}' for a in to if (n := mesh.shape[a]) > 1]
         raise ValueError(
-          f'{" x ".join(asked)} does not divide the {weight.shape[i]} {axes[i]}'
+          f'{" x ".join(split)} does not divide the {weight.shape[i]} {axes[i]}'
           f' of {"/".join(key.key for key in path)}; change one of them'
         )
 
-    return NamedSharding(mesh, spec(axes, weight.shape, mesh, uneven))
+    return NamedSharding(mesh, make_spec(axes, weight.shape, mesh, uneven))
 
   return jax.tree_util.tree_map_with_path(
     place,
-    logical_axes(model),
-    abstract_params(model),
+    find_logical_axes(model),
+    make_abstract_params(model),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 
 
-def init_params(model, key, mesh):
+def init_params(model: nn.Module, key: jax.Array, mesh: Mesh) -> Params:
   """Fresh parameters, a plain nested dict of arrays born on their devices.
 
   The values do not depend on the mesh.
   """
-  shardings = param_shardings(model, mesh)
+  shardings = make_param_shardings(model, mesh)
   tokens = jnp.zeros((1, 1), jnp.int32)
   init = lambda key: nn.unbox(model.init(key, tokens)['params'])
   with jax.set_mesh(mesh):

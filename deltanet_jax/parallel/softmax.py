@@ -19,8 +19,8 @@ has seen so far is `attention.Sums`.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,30 @@ from deltanet_jax.ops import attention
 from deltanet_jax.ops.attention import Place
 from deltanet_jax.ops.compiler import tied
 from deltanet_jax.parallel import sharding
-from deltanet_jax.parallel.sequence import AXIS, divisible, from_before, split
+from deltanet_jax.parallel.sequence import (
+  AXIS,
+  is_split,
+  receive_from_before,
+  repeat_to_divide,
+)
+
+Make = Callable[..., tuple[jax.Array, jax.Array]]  # (*keys, *weights) -> k, v
+Q = TypeVar('Q')
+K = TypeVar('K')
+R = TypeVar('R')
 
 
 def attend(
-  q, keys, at, seen=None, *, weights=(), make=None, scale, window=None
-):
+  q: jax.Array,
+  keys: Sequence[jax.Array],
+  at: Place,
+  seen: Place | None = None,
+  *,
+  weights: Sequence[jax.Array] = (),
+  make: Make | None = None,
+  scale: float,
+  window: int | None = None,
+) -> jax.Array:
   """`attention.attend` on the current mesh: o [B,T,H,V] of q [B,T,H,K].
 
   keys: arrays [B,S,...]   weights: arrays [.,H,.]   make(*keys, *weights): k
@@ -57,14 +75,16 @@ def attend(
       return _balanced_ring(q, keys, weights, at.segments, make, scale)
     return _near(q, keys, weights, at.segments, make, scale, window)
 
-  mesh = sharding.current_mesh()
+  mesh = sharding.get_current_mesh()
   if mesh is None or T == 1:
     return whole(q, keys, weights, at, seen)
-  local, time = (span, 'time') if seen is None and split(T) else (whole, None)
-  place = lambda x, *axes: sharding.spec(axes, x.shape, mesh)
+  local, time = (
+    (span, 'time') if seen is None and is_split(T) else (whole, None)
+  )
+  place = lambda x, *axes: sharding.make_spec(axes, x.shape, mesh)
   heads = lambda x: ('heads', None) if x.ndim == 4 else (None,) * (x.ndim - 2)
   row = lambda x: place(x, 'batch', time, *heads(x))
-  keys = [divisible(x, H) if x.ndim == 4 else x for x in keys]
+  keys = [repeat_to_divide(x, H) if x.ndim == 4 else x for x in keys]
   args = q, keys, list(weights), at, seen
   of_place = lambda x: row(x) if x.ndim == 2 else PartitionSpec()
   specs = (
@@ -87,7 +107,9 @@ def _near(q, keys, weights, ids, make, scale, window):
   def extended(x):
     # of the farthest device only what is reached
     far = range(-(-reach // L), 0, -1)
-    before = [from_before(x[:, -min(L, reach - L * (n - 1)) :], n) for n in far]
+    before = [
+      receive_from_before(x[:, -min(L, reach - L * (n - 1)) :], n) for n in far
+    ]
     return jnp.concatenate([*before, x], axis=1)
 
   keys, key_ids = jax.tree.map(extended, (keys, ids))
@@ -104,21 +126,22 @@ def _near(q, keys, weights, ids, make, scale, window):
   )
 
 
-def over_keys(f, queries, keys):
+def call_on_all_keys(f: Callable[[Q, K], R], queries: Q, keys: K) -> R:
   """f(queries, keys) with the keys of all spans, for an f that sums over heads.
 
   queries, keys: pytrees of arrays [B,T,...]; the result is one too, row by row
   as `queries`. Over the mesh's 'tensor' goes the time of the queries.
   """
   B, T = jax.tree.leaves(queries)[0].shape[:2]
-  if not split(T):
+  mesh = sharding.get_current_mesh()
+  if mesh is None or not is_split(T):
     return f(queries, keys)
-  mesh = sharding.current_mesh()
-  plain = sharding.spec(('batch', 'time'), (B, T), mesh)
+  plain = sharding.make_spec(('batch', 'time'), (B, T), mesh)
   where = plain
-  if not T % (sharding.parts('time') * sharding.parts('heads')):
+  if not T % (sharding.count_parts('time') * sharding.count_parts('heads')):
     where = PartitionSpec(
-      plain[0], sharding.over('time') + sharding.over('heads')
+      plain[0],
+      sharding.find_mesh_axes('time') + sharding.find_mesh_axes('heads'),
     )
 
   def local(queries, keys):
@@ -137,8 +160,8 @@ def _balanced_ring(q, keys, weights, ids, make, scale):
   L = q.shape[1]
   n = -(-L // (2 * attention.BLOCK))  # blocks of a half
   half = n * -(-L // (2 * n))
-  fill = lambda x, **how: jnp.pad(
-    x, ((0, 0), (0, 2 * half - L)) + ((0, 0),) * (x.ndim - 2), **how
+  fill = lambda x, **mode: jnp.pad(
+    x, ((0, 0), (0, 2 * half - L)) + ((0, 0),) * (x.ndim - 2), **mode
   )
   q, keys = jax.tree.map(lambda x: _exchange(fill(x)), (q, keys))
   if ids is not None:
@@ -201,7 +224,7 @@ def _stations(n):
 class _Ring(NamedTuple):
   """(q, keys, weights, ids) of a device in balance -> o [B,2 half,H,V]."""
 
-  make: Callable  # (*keys, *weights) -> k, v
+  make: Make  # (*keys, *weights) -> k, v
   scale: float
   L: int  # tokens of a span
   n: int  # blocks of a half

@@ -290,12 +290,12 @@ def load_params(
   """The parameters of the newest whole checkpoint, where `sharding` lays them
   on the mesh, or on the first device."""
   model = HybridLM(cfg)
-  shapes = sharding.abstract_params(model)
+  shapes = sharding.make_abstract_params(model)
   if mesh is None:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     places = jax.tree.map(lambda x: device, shapes)
   else:
-    places = sharding.param_shardings(model, mesh)
+    places = sharding.make_param_shardings(model, mesh)
   abstract = jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
     shapes,

@@ -73,7 +73,7 @@ def _entries(source, released, model):
   from deltanet_jax.parallel import sharding
 
   family = families.get_family(released['family'])
-  shapes = sharding.abstract_params(model)
+  shapes = sharding.make_abstract_params(model)
   return sum(store.match_tensors(source, family, model.cfg, shapes), [])
 
 

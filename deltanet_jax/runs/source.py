@@ -82,7 +82,7 @@ class Source(NamedTuple):
     from deltanet_jax.model import HybridLM
     from deltanet_jax.parallel import sharding
 
-    shapes = sharding.abstract_params(HybridLM(self.model))
+    shapes = sharding.make_abstract_params(HybridLM(self.model))
     family = families.get_family(self.released['family'])
     source = family.restore_shapes(files.FolderTensors(folder))
     store.match_tensors(source, family, self.model, shapes)

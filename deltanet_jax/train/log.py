@@ -5,11 +5,17 @@ import contextlib
 import json
 import math
 import os
+import pathlib
 import sys
 import time
+from typing import TextIO
 
 from deltanet_jax.config.files import replace_nonfinite, write_text
 from deltanet_jax.progress import Line, format_span
+from deltanet_jax.runs.folder import Workdir
+
+Record = dict[str, float]  # with a step
+Stored = dict[str, float | None]  # a number that is not finite is None
 
 
 class JsonLines:
@@ -19,24 +25,24 @@ class JsonLines:
   again.
   """
 
-  def __init__(self, path, step):
-    kept = [line for line in read(path) if line['step'] <= step]
-    write_text(path, ''.join(map(_encode, kept)))
+  def __init__(self, path: pathlib.Path, step: int):
+    records = [r for r in read_records(path) if r['step'] <= step]  # type: ignore[operator]
+    write_text(path, ''.join(map(_encode, records)))
     self._file = open(path, 'a')
 
-  def write(self, record):
+  def write(self, record: Record) -> None:
     self._file.write(_encode(record))
     self._file.flush()
 
-  def sync(self):
+  def sync(self) -> None:
     """Returns when every line is on disk."""
     os.fsync(self._file.fileno())
 
-  def close(self):
+  def close(self) -> None:
     self._file.close()
 
 
-def read(path):
+def read_records(path: pathlib.Path) -> list[Stored]:
   """The records of a JsonLines file, without a last line cut short.
 
   Complete lines that are no records, as a machine that lost its power may
@@ -67,29 +73,29 @@ class Log:
   depends on the clock is in `timing.jsonl`.
   """
 
-  def __init__(self, workdir, step):
+  def __init__(self, workdir: Workdir, step: int):
     self._metrics = JsonLines(workdir.metrics, step)
     self._timing = JsonLines(workdir.timing, step)
     self._board = Board(workdir.tensorboard, step)
 
-  def metrics(self, record):
+  def metrics(self, record: Record) -> None:
     self._metrics.write(record)
     self._to_board(record)
 
-  def timing(self, record):
+  def timing(self, record: Record) -> None:
     self._timing.write(record)
     self._to_board(record)
 
   def _to_board(self, record):
     self._board.write(record)
 
-  def sync(self):
+  def sync(self) -> None:
     """Returns when all is on disk: before a checkpoint that counts on it."""
     self._metrics.sync()
     self._timing.sync()
     self._board.flush()
 
-  def close(self):
+  def close(self) -> None:
     # all, though one of them fails
     with contextlib.ExitStack() as stack:
       for file in (self._metrics, self._timing, self._board):
@@ -103,7 +109,7 @@ class Board:
   which a full disk ends without the run's knowing, until it waits for it.
   """
 
-  def __init__(self, folder, step):
+  def __init__(self, folder: pathlib.Path, step: int):
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -111,10 +117,10 @@ class Board:
     self._events = EventsWriter(str(folder / 'events'))
     if step > 0:
       # what an earlier process told of later steps is not shown
-      begun = SessionLog(status=SessionLog.START)
-      self._events.write_event(Event(step=step + 1, session_log=begun))
+      start = SessionLog(status=SessionLog.START)
+      self._events.write_event(Event(step=step + 1, session_log=start))
 
-  def write(self, record):
+  def write(self, record: Record) -> None:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.summary import scalar
 
@@ -125,43 +131,44 @@ class Board:
         self._events.write_event(event)
     self.flush()
 
-  def flush(self):
+  def flush(self) -> None:
     self._events.flush()
 
-  def close(self):
+  def close(self) -> None:
     self._events.close()
 
 
 class NoLog:
   """In the place of a Log where another process writes."""
 
-  def metrics(self, record):
+  def metrics(self, record: Record) -> None:
     pass
 
-  def timing(self, record):
+  def timing(self, record: Record) -> None:
     pass
 
-  def sync(self):
+  def sync(self) -> None:
     pass
 
-  def close(self):
+  def close(self) -> None:
     pass
 
 
 class Clock:
   """Tokens per second and time left, from the latest steps."""
 
-  def __init__(self, tokens, total):
+  _start: float  # of the step that goes on
+
+  def __init__(self, tokens: int, total: int):
     self._tokens = tokens  # of a step
     self._total = total  # steps
-    self._seconds = collections.deque(maxlen=20)
+    self._seconds: collections.deque[float] = collections.deque(maxlen=20)
     self._count = 0
-    self._start = None
 
-  def start(self):
+  def start(self) -> None:
     self._start = time.perf_counter()
 
-  def stop(self):
+  def stop(self) -> None:
     """Ends the step that `start` began."""
     seconds = time.perf_counter() - self._start
     if self._count == 1:
@@ -170,10 +177,10 @@ class Clock:
     self._count += 1
 
   @property
-  def rate(self):
+  def rate(self) -> float:
     return self._tokens * len(self._seconds) / sum(self._seconds)
 
-  def left(self, step):
+  def left(self, step: int) -> float:
     """Seconds of training still to come after `step`."""
     return (self._total - step) * sum(self._seconds) / len(self._seconds)
 
@@ -181,13 +188,15 @@ class Clock:
 class Steps:
   """The latest step in one line of the terminal, or a line now and then."""
 
-  def __init__(self, total, every, stream=None):
+  def __init__(self, total: int, every: int, stream: TextIO | None = None):
     self._total = total
     self._every = every
     self._line = Line(stream)
     self.say = self._line.say
 
-  def step(self, step, loss, bits, clock):
+  def step(
+    self, step: int, loss: float, bits: float | None, clock: Clock
+  ) -> None:
     """bits: the loss in bits per byte, or None."""
     due = step % self._every == 0 or step == self._total
     if not (self._line.live or due):
@@ -202,14 +211,14 @@ class Steps:
     self._line.show('  '.join(parts))
 
 
-def plot(workdir):
+def draw_losses(workdir: Workdir) -> None:
   """Draws `loss.png` from `metrics.jsonl`."""
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  records = read(workdir.metrics)
+  records = read_records(workdir.metrics)
   figure, axes = pyplot.subplots(figsize=(8, 4.5), layout='constrained')
   for name, label, style in (
     ('loss', 'training', '-'),

@@ -8,18 +8,28 @@ import os
 import signal
 import statistics
 import time
+from collections.abc import Mapping
+from typing import TextIO
 
 import jax
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.config.files import format_json, write_text
+from deltanet_jax.data.text import TextData
 from deltanet_jax.objectives.score import score_batches
 from deltanet_jax.parallel import sharding
 from deltanet_jax.runs import processes
 from deltanet_jax.runs.checkpoint import Checkpoints
-from deltanet_jax.train import log, state as states, step as steps
+from deltanet_jax.runs.folder import Workdir
+from deltanet_jax.runs.source import Source
+from deltanet_jax.train import log
 from deltanet_jax.train.program import make_program
+from deltanet_jax.train.state import State
+from deltanet_jax.train.step import MAX_STREAK
+
+Result = dict[str, int | float | None]
 
 RATE = 'tokens_per_second'
 
@@ -28,20 +38,20 @@ class NonFiniteError(RuntimeError):
   """Too many steps in a row had no finite loss, gradient and parameters."""
 
 
-def items(state):
+def make_items(state: State) -> dict[str, object]:
   """A State as the items of a checkpoint: generation reads 'params' alone."""
   return {'params': state.params, 'rest': tuple(state[1:])}
 
 
 def train(
-  experiment,
-  workdir,
-  data,
-  stream=None,
-  source=None,
-  texts=None,
-  new_text=False,
-):
+  experiment: Experiment,
+  workdir: Workdir,
+  data: TextData,
+  stream: TextIO | None = None,
+  source: Source | None = None,
+  texts: Mapping[str, str] | None = None,
+  new_text: bool = False,
+) -> Result | int | None:
   """Trains to the end, or up to SIGTERM or SIGINT; then saves.
 
   experiment: Experiment   workdir: Workdir, checked   data: TextData of it
@@ -62,7 +72,7 @@ def train(
     CheckpointError: no checkpoint can be read or written.
     OSError: another file of the run cannot be written, as on a full disk.
   """
-  given = experiment  # which is stored: -1 are all devices of whoever goes on
+  stored = experiment  # as it is: -1 are all devices of whoever goes on
   try:
     filled = experiment.mesh.fill(jax.device_count())
     experiment = dataclasses.replace(experiment, mesh=filled)
@@ -72,7 +82,7 @@ def train(
   processes.require_devices(mesh)
   program = make_program(experiment, mesh)
   # only now: a configuration that cannot run shall not own the folder
-  _claim(given, workdir, data, source, texts, new_text)
+  _claim(stored, workdir, data, source, texts, new_text)
   keep = experiment.train.keep
   with (
     jax.set_mesh(mesh),
@@ -131,19 +141,21 @@ class _Run:
   def begin(self, source, mesh, new_text):
     """Takes up the newest checkpoint; without one, `source`'s weights or fresh
     ones, the former scored as they are."""
-    held = lambda tree: f'{sharding.bytes_per_device(tree) / 2**20:,.1f} MiB'
+    size = lambda tree: (
+      f'{sharding.count_bytes_per_device(tree) / 2**20:,.1f} MiB'
+    )
     abstract = self._program.abstract
     self._progress.say(
-      f'each device holds {held(abstract.params)} of parameters and'
-      f' {held(abstract.opt_state)} of optimiser state, gradients take as much'
+      f'each device holds {size(abstract.params)} of parameters and'
+      f' {size(abstract.opt_state)} of optimizer state, gradients take as much'
       ' as parameters'
     )
-    found = self._checkpoints.restore(items(self._program.abstract))
-    self._step = found[0] if found else 0
+    newest = self._checkpoints.restore(make_items(self._program.abstract))
+    self._step = newest[0] if newest else 0
     self._take_text(new_text)
-    if found is not None:
-      kept = found[1]
-      self._state = states.State(kept['params'], *kept['rest'])
+    if newest is not None:
+      state = newest[1]
+      self._state = State(state['params'], *state['rest'])
       self._progress.say(f'continuing after step {self._step}')
       self._log = self._open_log(self._step)
       return
@@ -162,9 +174,9 @@ class _Run:
     since = 0
     if self._first:
       text = self._data.fingerprint()
-      since, said = self._workdir.take_text(text, self._step, new_text)
-      if said:
-        self._progress.say(f'{self._workdir.path}: {said}')
+      since, note = self._workdir.take_text(text, self._step, new_text)
+      if note:
+        self._progress.say(f'{self._workdir.path}: {note}')
     self._data.begin(processes.find_largest(since))
 
   def _open_log(self, step):
@@ -216,10 +228,10 @@ class _Run:
     # mesh, and a step is far longer than a dispatch
     metrics = {k: x.item() for k, x in jax.device_get(metrics).items()}
     self._clock.stop()
-    told = {name: metrics.pop(name) for name in ('streak', 'tokens', 'bytes')}
-    if told['streak'] >= steps.MAX_STREAK:
+    counts = {name: metrics.pop(name) for name in ('streak', 'tokens', 'bytes')}
+    if counts['streak'] >= MAX_STREAK:
       raise NonFiniteError(
-        f'steps {step - steps.MAX_STREAK + 1} to {step} had no finite loss,'
+        f'steps {step - MAX_STREAK + 1} to {step} had no finite loss,'
         ' gradient and parameters; lower the rate or look at the data (the last'
         f' checkpoint is in {self._workdir.checkpoints})'
       )
@@ -231,8 +243,8 @@ class _Run:
       rate = self._clock.rate
       self._log.timing({'step': step, RATE: rate})
     bits = None
-    if self._bytes and (size := told['bytes']):
-      bits = metrics['loss'] * told['tokens'] / math.log(2) / size
+    if self._bytes and (size := counts['bytes']):
+      bits = metrics['loss'] * counts['tokens'] / math.log(2) / size
     self._progress.step(step, metrics['loss'], bits, self._clock)
 
   def _score(self, least=None):
@@ -257,12 +269,12 @@ class _Run:
     self._log.metrics(record)
     self._progress.say(line)
     if self._first:
-      log.plot(self._workdir)
+      log.draw_losses(self._workdir)
 
   def _save(self):
     # first the lines: a checkpoint promises those up to its step
     self._log.sync()
-    self._checkpoints.save(self._step, items(self._state))
+    self._checkpoints.save(self._step, make_items(self._state))
 
   def finish(self):
     """Scores the whole held-out text; the first process writes and returns
@@ -272,7 +284,7 @@ class _Run:
     if not self._first:
       return None
     size = self._experiment.data
-    timing = log.read(self._workdir.timing)
+    timing = log.read_records(self._workdir.timing)
     rates = [r[RATE] for r in timing if r.get(RATE)]
     result = {
       'step': self._step,
@@ -286,7 +298,7 @@ class _Run:
       'heldout_bytes': self._data.heldout_bytes,
       'heldout_bits_per_byte': score.bits_per_byte(self._data.heldout_bytes),
     }
-    log.plot(self._workdir)
+    log.draw_losses(self._workdir)
     write_text(self._workdir.result, format_json(result))
     return result
 

@@ -1,12 +1,17 @@
 """AdamW and Muon, their schedules, and which parameter gets what."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from deltanet_jax.config.experiment import OptimConfig
+from deltanet_jax.parallel.sharding import LogicalAxes, Params
+
+Flags = dict[str, 'Flags | bool']  # a tree like the parameters'
 
 _HIDDEN = ('embed', 'mlp', 'latent')  # axes that make an array a hidden matrix
 _STACKED = ('layers', 'experts')  # axes along which matrices are stacked
@@ -16,11 +21,13 @@ class Optimizer(NamedTuple):
   """init(params) -> state; update(grads, state, params) -> (updates, state,
   rate): the learning rate in the updates."""
 
-  init: Callable
-  update: Callable
+  init: Callable[[Params], optax.OptState]
+  update: Callable[
+    [Params, optax.OptState, Params], tuple[Params, optax.OptState, jax.Array]
+  ]
 
 
-def schedule(cfg, steps):
+def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
   """step -> rate as a fraction of the peak, after a linear warm-up.
 
   cosine: falls to `cfg.final` at the last step; wsd: stays, then falls
@@ -45,7 +52,9 @@ def schedule(cfg, steps):
   return factor
 
 
-def matrix_axes(axes):
+def find_matrix_axes(
+  axes: Sequence[str | None],
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
   """Axes over which a weight is one matrix: (inputs, outputs), or None.
 
   axes: the logical axis names of an array. 'layers' and 'experts' stack
@@ -63,8 +72,15 @@ def matrix_axes(axes):
   return index[:inputs], index[inputs:]
 
 
+def _dimension_numbers(axes, label):
+  """What Muon knows of an array with these axes."""
+  if label != 'muon':
+    return optax.transforms.MaskedNode()
+  return optax.contrib.MuonDimensionNumbers(*find_matrix_axes(axes))
+
+
 def _muon(cfg, dims):
-  """Orthogonalised momentum, times sqrt(max(1, fan_out / fan_in))."""
+  """Orthogonalized momentum, times sqrt(max(1, fan_out / fan_in))."""
 
   def rescale(update, dim):
     fans = [
@@ -79,7 +95,13 @@ def _muon(cfg, dims):
   )
 
 
-def make_optimizer(cfg, steps, axes, moved=None, lr=None):
+def make_optimizer(
+  cfg: OptimConfig,
+  steps: int,
+  axes: LogicalAxes,
+  moved: Flags | None = None,
+  lr: jax.Array | None = None,
+) -> Optimizer:
   """The Optimizer of a run; its rate is Adam's.
 
   cfg: OptimConfig   steps: of the whole run   axes: tree of the parameters
@@ -87,30 +109,22 @@ def make_optimizer(cfg, steps, axes, moved=None, lr=None):
   bool, False keeps a parameter as it is, without moments; None: all move.
   lr: in place of `cfg.lr`, where it is an array and not a number.
 
-  The gradient is clipped to global norm `cfg.clip`. 'muon' orthogonalises
-  every hidden matrix (`matrix_axes`) and leaves the rest to Adam. Weight decay,
-  times the rate, acts on hidden matrices, embedding and head only.
+  The gradient is clipped to global norm `cfg.clip`. 'muon' orthogonalizes
+  every hidden matrix (`find_matrix_axes`) and leaves the rest to Adam. Weight
+  decay, times the rate, acts on hidden matrices, embedding and head only.
   """
-  factor = schedule(cfg, steps)
+  factor = make_schedule(cfg, steps)
   if moved is None:
     moved = jax.tree.map(lambda a: True, axes)
   hidden = 'muon' if cfg.name == 'muon' else 'adam'
   labels = jax.tree.map(
-    lambda a, m: (hidden if matrix_axes(a) else 'adam') if m else 'fixed',
+    lambda a, m: (hidden if find_matrix_axes(a) else 'adam') if m else 'fixed',
     axes,
     moved,
   )
-  dims = jax.tree.map(
-    lambda a, label: (
-      optax.contrib.MuonDimensionNumbers(*matrix_axes(a))
-      if label == 'muon'
-      else optax.transforms.MaskedNode()
-    ),
-    axes,
-    labels,
-  )
+  dims = jax.tree.map(_dimension_numbers, axes, labels)
   decayed = jax.tree.map(
-    lambda a: matrix_axes(a) is not None or 'vocab' in a, axes
+    lambda a: find_matrix_axes(a) is not None or 'vocab' in a, axes
   )
   adam = optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
   fixed = optax.set_to_zero()

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,11 @@ from deltanet_jax.data.tokenizer import ByteTokenizer
 from deltanet_jax.model import HybridLM
 from deltanet_jax.objectives.next_token import make_loss
 from deltanet_jax.parallel import sharding
+from deltanet_jax.parallel.sharding import Batch, Params
 from deltanet_jax.runs import processes
-from deltanet_jax.train import optimizer, state as states, step as steps
+from deltanet_jax.train.optimizer import make_optimizer
+from deltanet_jax.train.state import State, create_state, make_state_shardings
+from deltanet_jax.train.step import train_step
 
 # what a step takes, all [B,T]
 BATCH = {
@@ -31,13 +33,15 @@ BATCH = {
 class Program:
   """The compiled functions of an Experiment on a mesh."""
 
-  abstract: states.State  # ShapeDtypeStructs with shardings
-  init: Callable[[], Any]  # fresh parameters
-  begin: Callable[[Any], states.State]  # with parameters that it takes over
-  step: Callable[..., Any]  # state (donated), batch -> state, metrics
-  loss: Callable[..., Any]  # params, batch -> nats
-  share: Callable[..., Any]  # rows of a batch -> processes.Share
-  batch: dict[str, Any]  # ShapeDtypeStructs with shardings, what `step` takes
+  abstract: State  # ShapeDtypeStructs with shardings
+  init: Callable[[], Params]  # fresh parameters
+  begin: Callable[[Params], State]  # with parameters that it takes over
+  # the state is donated; metrics
+  step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
+  loss: Callable[[Params, Batch], jax.Array]  # nats
+  share: Callable[[int], processes.RowShare]  # of so many rows of a batch
+  # with shardings, what `step` takes
+  batch: dict[str, jax.ShapeDtypeStruct]
 
 
 def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
@@ -53,7 +57,7 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
   optim = _make_optimizer(experiment, model, objective)
   abstract = _abstract_state(model, optim, mesh)
   homes = jax.tree.map(lambda x: x.sharding, abstract)
-  rows, whole = sharding.batch_sharding(mesh), homes.step
+  rows, whole = sharding.make_batch_sharding(mesh), homes.step
   return Program(
     abstract=abstract,
     init=lambda: sharding.init_params(model, jax.random.key(train.seed), mesh),
@@ -80,42 +84,40 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
 
 
 def _make_optimizer(experiment, model, objective):
-  axes = sharding.logical_axes(model)
+  axes = sharding.find_logical_axes(model)
   moved = jax.tree_util.tree_map_with_path(
     lambda path, _: objective.has_gradient([key.key for key in path]),
     axes,
   )
-  return optimizer.make_optimizer(
-    experiment.optim, experiment.train.steps, axes, moved
-  )
+  return make_optimizer(experiment.optim, experiment.train.steps, axes, moved)
 
 
 def _abstract_state(model, optim, mesh):
   """State of ShapeDtypeStructs, each with its sharding."""
   place = lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
   try:
-    homes = sharding.param_shardings(model, mesh)
+    homes = sharding.make_param_shardings(model, mesh)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  params = jax.tree.map(place, sharding.abstract_params(model), homes)
-  shapes = jax.eval_shape(lambda p: states.create(p, optim), params)
-  return jax.tree.map(place, shapes, states.shardings(params, optim, mesh))
+  params = jax.tree.map(place, sharding.make_abstract_params(model), homes)
+  shapes = jax.eval_shape(lambda p: create_state(p, optim), params)
+  return jax.tree.map(place, shapes, make_state_shardings(params, optim, mesh))
 
 
 def _begin(optim, homes, params):
   """The first State: the parameters stay out of the program, which would copy
   them."""
   rest = jax.jit(
-    lambda params: tuple(states.create(params, optim)[1:]),
+    lambda params: tuple(create_state(params, optim)[1:]),
     out_shardings=tuple(homes[1:]),
   )
-  return states.State(params, *rest(params))
+  return State(params, *rest(params))
 
 
 def _make_step(experiment, objective, optim):
-  """`step.train_step` of a state and a batch; with the batch's sizes."""
+  """`train_step` of a state and a batch; with the batch's sizes."""
   take = functools.partial(
-    steps.train_step,
+    train_step,
     objective=objective,
     optimizer=optim,
     accumulate=experiment.optim.accumulate,

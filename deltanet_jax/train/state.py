@@ -1,30 +1,36 @@
 """What a training run carries from step to step."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from deltanet_jax.parallel.sharding import Params
+from deltanet_jax.train.optimizer import Optimizer
 
 
 class State(NamedTuple):
-  """A value: parameters in float32, the optimiser's state, three counters."""
+  """A value: parameters in float32, the optimizer's state, three counters."""
 
-  params: Any
-  opt_state: Any
+  params: Params
+  opt_state: optax.OptState
   step: jax.Array  # [] int32, batches seen
   skipped: jax.Array  # [] int32, of these, batches that left no trace
   streak: jax.Array  # [] int32, skipped batches up to now without a break
 
 
-def create(params, optimizer):
+def create_state(params: Params, optimizer: Optimizer) -> State:
   """State before the first step."""
   zero = jnp.zeros((), jnp.int32)
   return State(params, optimizer.init(params), zero, zero, zero)
 
 
-def shardings(params, optimizer, mesh):
-  """State of NamedShardings: an optimiser moment lies as its parameter does.
+def make_state_shardings(
+  params: Params, optimizer: Optimizer, mesh: Mesh
+) -> State:
+  """State of NamedShardings: an optimizer moment lies as its parameter does.
 
   params: arrays, or ShapeDtypeStructs with a sharding.
   """
@@ -40,5 +46,5 @@ def shardings(params, optimizer, mesh):
     ends = (jax.tree_util.keystr(path[i:]) for i in range(len(path)))
     return next((names[end] for end in ends if end in names), whole)
 
-  abstract = jax.eval_shape(lambda p: create(p, optimizer), params)
+  abstract = jax.eval_shape(lambda p: create_state(p, optimizer), params)
   return jax.tree_util.tree_map_with_path(place, abstract)

@@ -1,15 +1,18 @@
-"""One optimiser step, as a jitted function of state and batch."""
+"""One optimizer step, as a jitted function of state and batch."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from deltanet_jax.objectives.base import Outcome
+from deltanet_jax.objectives.base import Objective, Outcome
+from deltanet_jax.parallel.sharding import Batch, Params
+from deltanet_jax.train.optimizer import Optimizer
+from deltanet_jax.train.state import State
 
 MAX_STREAK = 10  # skipped steps in a row that end a run
 
 
-def micro_batches(batch, parts):
+def split_micro_batches(batch: Batch, parts: int) -> Batch:
   """[B, ...] -> [parts, B/parts, ...], every device keeping its own rows."""
 
   def split(x):
@@ -20,7 +23,9 @@ def micro_batches(batch, parts):
   return jax.tree.map(split, batch)
 
 
-def outcome_and_grads(objective, params, batch, accumulate):
+def compute_outcome_and_grads(
+  objective: Objective, params: Params, batch: Batch, accumulate: int
+) -> tuple[Outcome, Params]:
   """The Outcome with its nats and reports as means, and the gradient per token
   of the objective, over all micro-batches.
 
@@ -45,7 +50,7 @@ def outcome_and_grads(objective, params, batch, accumulate):
   def add(sums, batch):
     return jax.tree.map(jnp.add, sums, part(batch)), None
 
-  parts = micro_batches(batch, accumulate)
+  parts = split_micro_batches(batch, accumulate)
   first = jax.tree.map(lambda x: x[0], parts)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, first)
@@ -58,20 +63,29 @@ def _finite(tree):
   return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
-def train_step(state, batch, *, objective, optimizer, accumulate):
+def train_step(
+  state: State,
+  batch: Batch,
+  *,
+  objective: Objective,
+  optimizer: Optimizer,
+  accumulate: int,
+) -> tuple[State, dict[str, jax.Array]]:
   """The next State and the step's metrics.
 
   objective: an `Objective`, whose `adjust` comes after the optimizer's update
   optimizer: an `optimizer.Optimizer`
 
   A batch whose loss, gradient norm or new parameters are not finite changes
-  neither parameters nor optimiser; it is counted in `skipped` and, until a good
+  neither parameters nor optimizer; it is counted in `skipped` and, until a good
   one, in `streak`.
 
   metrics: loss (next token, nats per token), grad_norm (before clipping), lr,
   skipped, streak, and `objective.figures`.
   """
-  outcome, grads = outcome_and_grads(objective, state.params, batch, accumulate)
+  outcome, grads = compute_outcome_and_grads(
+    objective, state.params, batch, accumulate
+  )
   loss = outcome.nats
   norm = optax.tree.norm(grads)
   updates, opt_state, rate = optimizer.update(

@@ -135,7 +135,7 @@ def test_preset_builds_with_the_parameters_its_row_states(name):
     lambda params, tokens: model.apply(
       {'params': params}, tokens, cache=init_cache(cfg, 1, 64, jnp.bfloat16)
     ),
-    sharding.abstract_params(model),
+    sharding.make_abstract_params(model),
     tokens,
   )
   assert (logits.shape, logits.dtype) == ((1, 1, cfg.vocab), jnp.float32)
@@ -146,7 +146,7 @@ def test_preset_survives_json_and_fits_its_mesh(name):
   experiment = config.load(name)
   assert config.from_json(config.to_json(experiment)) == experiment
   mesh = sharding.make_mesh(experiment.mesh)
-  sharding.param_shardings(HybridLM(experiment.model), mesh)
+  sharding.make_param_shardings(HybridLM(experiment.model), mesh)
 
 
 @pytest.mark.parametrize(

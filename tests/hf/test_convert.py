@@ -76,7 +76,7 @@ def test_there_and_back_and_loaded_over_devices(source, tmp_path):
   again, params = hf.load_model(tmp_path / 'orbax', mesh=mesh)
   assert again == model
   jax.tree.map(np.testing.assert_array_equal, params, wanted)
-  shardings = sharding.param_shardings(model, mesh)
+  shardings = sharding.make_param_shardings(model, mesh)
   assert jax.tree.map(lambda x: x.sharding, params) == shardings
 
 

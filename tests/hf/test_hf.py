@@ -15,7 +15,7 @@ from deltanet_jax import hf
 from deltanet_jax.config import ConfigError, pattern
 from deltanet_jax.hf import families, files, layout, output, plan
 from deltanet_jax.hf.names import INDEX
-from deltanet_jax.model import MTP, HybridLM, embed, head_weight
+from deltanet_jax.model import MTP, HybridLM, embed, get_head_weight
 from deltanet_jax.parallel import sharding
 from tests.parity import FIXTURES, SYSTEMS, quantize
 
@@ -330,7 +330,7 @@ def test_multi_token_prediction_is_the_references(folder, tmp_path):
     positions,
   )
   np.testing.assert_allclose(hidden, reference['hidden'], atol=2e-5)
-  logits = hidden @ head_weight(params, model.cfg)
+  logits = hidden @ get_head_weight(params, model.cfg)
   np.testing.assert_allclose(logits, reference['logits'], atol=5e-5)
   hf.save_model(tmp_path / 'out', model, params)
   assert_same(contents(tmp_path / 'out'), contents(source))
@@ -405,6 +405,6 @@ def test_layers_are_folded_into_their_period(layers, folded):
 def test_a_plan_that_misses_a_weight_is_an_error(folder):
   family, cfg = families.read_config(folder())
   less = family._replace(layer_rules=(lambda layer: (),))
-  shapes = sharding.abstract_params(HybridLM(cfg))
+  shapes = sharding.make_abstract_params(HybridLM(cfg))
   with pytest.raises(ValueError, match='hold 0 of the'):
     plan.build_plan(less, cfg, shapes)

@@ -48,7 +48,9 @@ def shapes_once():
   """Tracing a model takes longer than reading its files."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
-      sharding, 'abstract_params', functools.cache(sharding.abstract_params)
+      sharding,
+      'make_abstract_params',
+      functools.cache(sharding.make_abstract_params),
     )
     yield
 

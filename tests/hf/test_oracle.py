@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from deltanet_jax import hf
-from deltanet_jax.model import head_weight
+from deltanet_jax.model import get_head_weight
 from tests import parity
 from tests.parity import FIXTURES, SYSTEMS
 
@@ -82,7 +82,7 @@ def test_fresh_weights_give_the_references_values(
   @jax.jit
   def run(params):
     hidden = parity.hidden_states(model.cfg, params, tokens)
-    logits = hidden[-1] @ head_weight(params, model.cfg)
+    logits = hidden[-1] @ get_head_weight(params, model.cfg)
     return hidden, logits, parity.prediction_loss(logits, tokens)
 
   hidden, logits, loss = run(params)

@@ -215,11 +215,11 @@ def test_eight_devices_compute_the_same(folder, system, quick_compile):
   _, _, reference = system
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   model, params = hf.load_model(folder, mesh=mesh)
-  shardings = sharding.param_shardings(model, mesh)
+  shardings = sharding.make_param_shardings(model, mesh)
   assert jax.tree.map(lambda x: x.sharding, params) == shardings
   tokens = np.tile(reference['tokens'], (2, 1)).astype(np.int32)
   with jax.set_mesh(mesh):
-    tokens = jax.device_put(tokens, sharding.batch_sharding(mesh))
+    tokens = jax.device_put(tokens, sharding.make_batch_sharding(mesh))
     logits, _ = jax.jit(model.apply)({'params': params}, tokens)
     logits = np.asarray(logits)
   np.testing.assert_allclose(

@@ -137,7 +137,9 @@ def released(name):
   cfg, family = read(name), families.get_family(PUBLISHED[name][0])
   if family.mtp is not None:
     cfg = families.add_mtp(family, cfg, {family.mtp.marker(cfg)})
-  return plan.build_plan(family, cfg, sharding.abstract_params(HybridLM(cfg)))
+  return plan.build_plan(
+    family, cfg, sharding.make_abstract_params(HybridLM(cfg))
+  )
 
 
 @pytest.mark.parametrize('name', TENSORS)
@@ -222,8 +224,8 @@ def test_preset_breaks_even_where_published(name):
 def test_operations_are_those_of_the_whole_models_program(name):
   cfg, tokens = read(name), 2**17
   whole = HybridLM(cfg, jnp.bfloat16)
-  params = sharding.abstract_params(whole)
+  params = sharding.make_abstract_params(whole)
   forward = lambda params, x: whole.apply({'params': params}, x)[0]
   ids = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
   found = calc.count_flops(cfg, tokens)
-  assert found == flops.of(forward, params, ids) / tokens
+  assert found == flops.count_operations(forward, params, ids) / tokens

@@ -20,7 +20,7 @@ from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.data.tokenizer import ByteTokenizer, FileTokenizer
 from deltanet_jax.infer import room, text
 from deltanet_jax.infer.generate import generate
-from deltanet_jax.infer.sampling import keep_likely, sample, seeded
+from deltanet_jax.infer.sampling import keep_likely, make_key, sample_tokens
 from deltanet_jax.infer.text import TextStream
 from deltanet_jax.model import HybridLM
 from deltanet_jax.parallel import sharding
@@ -65,7 +65,7 @@ def test_samples_follow_the_distribution_of_the_temperature():
   keys = jax.random.split(jax.random.key(0), 20_000)
 
   def frequencies(sampling):
-    ids = jax.vmap(lambda key: sample(LOGITS, key, sampling))(keys)
+    ids = jax.vmap(lambda key: sample_tokens(LOGITS, key, sampling))(keys)
     return np.bincount(ids, minlength=5) / len(keys)
 
   p = np.exp(np.asarray(LOGITS))
@@ -86,7 +86,7 @@ def test_a_temperature_near_zero_gives_the_most_likely_token(temperature, rest):
   sampling = Sampling(temperature, *rest)
   sampling.check()
   for seed in range(3):
-    ids = sample(logits, jax.random.key(seed), sampling)
+    ids = sample_tokens(logits, jax.random.key(seed), sampling)
     assert ids.tolist() == [2, 0]
 
 
@@ -94,7 +94,7 @@ def test_a_temperature_near_zero_gives_the_most_likely_token(temperature, rest):
 def test_a_temperature_beyond_float32_makes_all_tokens_alike(temperature):
   keys = jax.random.split(jax.random.key(0), 4000)
   hot = Sampling(temperature)
-  ids = jax.vmap(lambda key: sample(LOGITS, key, hot))(keys)
+  ids = jax.vmap(lambda key: sample_tokens(LOGITS, key, hot))(keys)
   counts = np.bincount(ids, minlength=5)
   np.testing.assert_allclose(counts / 4000, 0.2, atol=0.03)
 
@@ -110,12 +110,12 @@ def test_top_k_beyond_any_vocabulary_keeps_all():
 
 def test_every_seed_is_another_key_and_others_are_refused():
   seeds = 0, 1, 2**31 - 1, 2**31, 2**32 - 1
-  made = [jax.random.key_data(seeded(seed)).tolist() for seed in seeds]
+  made = [jax.random.key_data(make_key(seed)).tolist() for seed in seeds]
   # threefry's key is the 64 bits of the seed
   assert made == [[0, seed] for seed in seeds]
   for seed in -1, 2**32, 2**32 + 1, 2**63, 2**70:
     with pytest.raises(ValueError, match=f'{seed}; give 0 to 4294967295'):
-      seeded(seed)
+      make_key(seed)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +195,9 @@ def test_tokens_do_not_depend_on_slots_or_pieces(model, monkeypatch):
   want = _generate(model, prompt, 40)
   monkeypatch.setattr(room, 'LEAST', 8)
   monkeypatch.setattr(room, 'PIECE', 16)
-  grown, grow = [], room.grow
+  grown, grow = [], room.grow_cache
   monkeypatch.setattr(
-    room, 'grow', lambda *args: grown.append(args[3]) or grow(*args)
+    room, 'grow_cache', lambda *args: grown.append(args[3]) or grow(*args)
   )
   assert _generate(model, prompt, 40) == want and len(set(want)) > 2
   # 64 slots for the prompt, doubled, but never beyond prompt + tokens

@@ -47,7 +47,7 @@ def test_pieces_into_a_growing_cache_give_the_logits_of_the_whole(
   cache, logits = init_cache(cfg, 1, 8, jnp.float32), []
   sizes = [8, 16, 40, 40, 40]
   for part, slots in zip(jnp.split(tokens, 5, 1), sizes, strict=True):
-    cache = room.grow(cache, cfg, 1, slots, jnp.float32)
+    cache = room.grow_cache(cache, cfg, 1, slots, jnp.float32)
     some, cache = call(part, cache)
     logits.append(some)
   want, whole = call(tokens, init_cache(cfg, 1, 40, jnp.float32))
@@ -101,14 +101,14 @@ def test_a_row_of_fewer_slots_is_refused():
 def test_slots_hold_the_text_and_are_fewer_than_twice_it(monkeypatch):
   monkeypatch.setattr(room, 'LEAST', 16)
   for length in range(1, 200):
-    slots = room.slots(length, 150 + length)
+    slots = room.count_slots(length, 150 + length)
     assert length <= slots < max(2 * length, 17)
-  assert room.slots(3, 5) == 5 and room.slots(100, 110) == 110
+  assert room.count_slots(3, 5) == 5 and room.count_slots(100, 110) == 110
 
 
 def test_pieces_are_the_prompt():
   tokens = jnp.arange(2 * 9000).reshape(2, 9000)
-  cut = room.pieces(tokens)
+  cut = room.split_prompt(tokens)
   assert [x.shape for x in cut] == [(2, 4096), (2, 4096), (2, 808)]
   assert (jnp.concatenate(cut, 1) == tokens).all()
-  assert [x.shape for x in room.pieces(tokens[:, :5])] == [(2, 5)]
+  assert [x.shape for x in room.split_prompt(tokens[:, :5])] == [(2, 5)]

@@ -118,7 +118,7 @@ def test_a_strangers_rule_runs_over_split_time_and_in_the_bench(
     return o, pull(jnp.sin(o))
 
   whole = lambda *inputs: form(*inputs, state=state, segment_ids=ids)[0]
-  split = lambda *inputs: sequence.run(rule, form, inputs, ids, {})
+  split = lambda *inputs: sequence.run_rule(rule, form, inputs, ids, {})
   want = jax.jit(functools.partial(pull, whole))(*inputs)
   with jax.set_mesh(sharding.make_mesh(MeshConfig(seq=4, tensor=2))):
     got = jax.jit(functools.partial(pull, split))(*inputs)

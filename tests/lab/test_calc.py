@@ -201,17 +201,17 @@ def test_saved_tends_to_the_share_of_recurrent_layers():
 def test_flops_are_those_of_the_whole_models_program():
   cfg, tokens = _irregular(), 300  # no whole number of chunks
   whole = HybridLM(cfg, jnp.bfloat16)
-  params = sharding.abstract_params(whole)
+  params = sharding.make_abstract_params(whole)
   ids = lambda n: jax.ShapeDtypeStruct((1, n), jnp.int32)
   forward = lambda params, x: whole.apply({'params': params}, x)[0]
-  total = flops.of(forward, params, ids(tokens))
+  total = flops.count_operations(forward, params, ids(tokens))
   assert calc.count_flops(cfg, tokens) == pytest.approx(total / tokens)
   cache = jax.eval_shape(lambda: init_cache(cfg, 1, tokens, jnp.bfloat16))
   step = lambda params, x, cache: whole.apply(
     {'params': params}, x, cache=cache
   )
   found = calc.count_decoding_flops(cfg, tokens)
-  assert found == flops.of(step, params, ids(1), cache)
+  assert found == flops.count_operations(step, params, ids(1), cache)
 
 
 def test_flops_by_hand():
@@ -227,12 +227,12 @@ def test_a_training_step_takes_three_forward_passes_and_the_scores_again():
   whole = HybridLM(cfg, jnp.float32)
   loss = lambda params, x: whole.apply({'params': params}, x)[0].sum()
   args = (
-    sharding.abstract_params(whole),
+    sharding.make_abstract_params(whole),
     jax.ShapeDtypeStruct((1, T), jnp.int32),
   )
   scores = 2 * 2 * 4 * T * T * 8  # of both layers' heads, made again backward
   expected = 3 * T * calc.count_flops(cfg, T) + scores
-  assert flops.of(jax.grad(loss), *args) == expected
+  assert flops.count_operations(jax.grad(loss), *args) == expected
 
 
 @pytest.mark.parametrize(

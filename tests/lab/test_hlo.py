@@ -198,7 +198,7 @@ def test_of_the_room_for_experts_rows_only_what_is_filled_counts():
   assert (found.kind, found.bytes) == ('ragged-all-to-all', 2 * 40 * 8)
   products = 2 * 40 * (8 + 4) + 2 * 8 * 8 * 4 + 4 * 8
   moved = traffic.count_bytes(
-    EXPERTS, experts.filled(4096, experts=64, top=8, P=8)
+    EXPERTS, experts.find_filled_share(4096, experts=64, top=8, P=8)
   )
   assert moved == 2 * found.bytes + products
 
@@ -277,7 +277,9 @@ def test_operations_inside_a_shard_map_are_those_of_all_devices():
     out_specs=PartitionSpec(('data', 'fsdp')),
   )
   args = jnp.zeros((N, 16)), jnp.zeros((16, 32))
-  assert flops.of(inside, *args) == flops.of(jnp.matmul, *args)
+  assert flops.count_operations(inside, *args) == flops.count_operations(
+    jnp.matmul, *args
+  )
 
 
 # ------------------------------------------------------------------ chips

@@ -13,7 +13,7 @@ import pytest
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Layer, MLPConfig, ModelConfig
 from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
-from deltanet_jax.infer.room import grow
+from deltanet_jax.infer.room import grow_cache
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.lab.profile import fit, measure, plan, report, run
 from deltanet_jax.mixers.base import UNWRITTEN
@@ -214,4 +214,4 @@ def test_a_cache_of_other_bytes_than_calculated_ends_the_profile():
   cell = measure.Measurement(subject, 'decode', 128)
   cell._measured(1.0, cache)
   with pytest.raises(AssertionError, match='calculator says'):
-    cell._measured(1.0, grow(cache, subject.cfg, 1, 129, jnp.float32))
+    cell._measured(1.0, grow_cache(cache, subject.cfg, 1, 129, jnp.float32))

@@ -12,9 +12,9 @@ from deltanet_jax.layers.norm import (
   GatedRMSNorm,
   LayerNorm,
   RMSNorm,
-  l2_normalise,
+  l2_normalize,
 )
-from deltanet_jax.layers.proj import Proj, named
+from deltanet_jax.layers.proj import Proj, name_axes
 
 RNG = np.random.default_rng(0)
 
@@ -60,7 +60,7 @@ def test_projection_multiplies_in_its_dtype_and_returns_the_type_asked_for():
 
 def test_unknown_axis_name_is_refused():
   with pytest.raises(ValueError, match="'embd' is unknown"):
-    named(nn.initializers.ones, ('embd',))
+    name_axes(nn.initializers.ones, ('embd',))
 
 
 def test_norm_starts_at_one_and_computes_in_float32():
@@ -90,7 +90,7 @@ def test_layer_norm_takes_the_mean_off_and_adds_its_bias():
 
 
 @pytest.mark.parametrize('activation', ['silu', 'sigmoid'])
-def test_gated_norm_normalises_before_it_gates(activation):
+def test_gated_norm_normalizes_before_it_gates(activation):
   x, z, w = _normal(2, 3, 8), _normal(2, 3, 8), _normal(8)
   y = GatedRMSNorm(1e-5, activation).apply({'params': {'scale': w}}, x, z)
   gate = 1 / (1 + np.exp(-z)) * (z if activation == 'silu' else 1)
@@ -101,8 +101,8 @@ def test_gated_norm_normalises_before_it_gates(activation):
 def test_l2_norm_sums_and_keeps_a_zero_vector_finite():
   x = _normal(2, 8)
   want = x / np.sqrt(np.sum(x**2, -1, keepdims=True) + 1e-6)
-  np.testing.assert_allclose(l2_normalise(x), want, rtol=1e-5)
-  gradient = jax.grad(lambda x: l2_normalise(x).sum())(jnp.zeros(4))
+  np.testing.assert_allclose(l2_normalize(x), want, rtol=1e-5)
+  gradient = jax.grad(lambda x: l2_normalize(x).sum())(jnp.zeros(4))
   assert np.isfinite(gradient).all()
 
 

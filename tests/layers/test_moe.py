@@ -22,7 +22,7 @@ from deltanet_jax.model import (
   Backbone,
   HybridLM,
   compute_logits,
-  head_weight,
+  get_head_weight,
   init_cache,
 )
 from deltanet_jax.ops import routing
@@ -283,7 +283,7 @@ def test_a_model_reports_every_layers_load_and_shards(c):
       hidden, _, reports = Backbone(model.cfg).apply(
         {'params': params['backbone']}, tokens
       )
-      logits = compute_logits(hidden, head_weight(params, model.cfg))
+      logits = compute_logits(hidden, get_head_weight(params, model.cfg))
       return jnp.sum(logits**2), reports
 
     return jax.value_and_grad(loss, has_aux=True)(params)

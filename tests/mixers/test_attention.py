@@ -262,7 +262,7 @@ def test_blocks_of_which_nothing_is_visible_are_not_computed():
   # 2 products forward, 5 backward, over the visible pairs of blocks alone
   one = 7 * 2 * 2 * BLOCK * BLOCK * 16
   count = lambda N, window: (
-    flops.of(_gradient(window), *_shapes(N * BLOCK)) / one
+    flops.count_operations(_gradient(window), *_shapes(N * BLOCK)) / one
   )
   assert count(6, None) == 6 * 7 / 2
   # a block's first query sees the last key of the block before

@@ -30,14 +30,14 @@ def _arguments(segments=None):
   positions = jnp.broadcast_to(jnp.arange(T), (B, T))
   k = _draw(B, T, M, seed=3)
   return (
-    sparse_attention.Queries(
+    sparse_attention.SparseQueries(
       _draw(B, T, H, M),
       _draw(B, T, I, K, seed=1),
       _draw(B, T, I, seed=2),
       positions,
       segments,
     ),
-    sparse_attention.Keys(
+    sparse_attention.SparseKeys(
       k, k[..., :R], _draw(B, T, K, seed=4), positions, segments
     ),
   )
@@ -50,8 +50,8 @@ def _run(form, top, segments=None, **options):
 
   def loss(q, qi, w, k, ki):
     o, losses = form(
-      queries._replace(q=q, index=qi, weight=w),
-      keys._replace(k=k, v=k[..., :R], index=ki),
+      queries._replace(q=q, index_q=qi, weight=w),
+      keys._replace(k=k, v=k[..., :R], index_k=ki),
       top=top,
       scale=0.4,
       **options,
@@ -59,7 +59,7 @@ def _run(form, top, segments=None, **options):
     return jnp.sum(v * o) + jnp.sum(u * losses), (o, losses)
 
   return jax.jit(jax.value_and_grad(loss, tuple(range(5)), has_aux=True))(
-    *queries[:3], keys.k, keys.index
+    *queries[:3], keys.k, keys.index_k
   )
 
 

@@ -317,11 +317,11 @@ def test_a_cache_says_what_its_parts_hold(cfg):
     jax.eval_shape(lambda n=n: cfg.init_cache(B, n, jnp.bfloat16))
     for n in (1, 3)
   )
-  assert set(small.PARTS) == set(small._fields)
+  assert set(small.describe_parts()) == set(small._fields)
   for name, one, more in zip(small._fields, small, large, strict=True):
     if one is None:
       continue
-    part = small.PARTS[name]
+    part = small.describe_parts()[name]
     assert (one.shape != more.shape) == (
       part == 'tokens' or name == 'positions'
     )
@@ -341,7 +341,7 @@ def test_sharded_equals_unsharded(cfg):
     ),
   )
   split = jax.tree.map(place, params, axes)
-  rows = sharding.batch_sharding(mesh)
+  rows = sharding.make_batch_sharding(mesh)
   got = _pull(cfg)(split, *(jax.device_put(a, rows) for a in (x, w)))
   jax.block_until_ready(got)
   assert len(got[1][1].sharding.device_set) == 8

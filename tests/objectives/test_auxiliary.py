@@ -31,12 +31,12 @@ from deltanet_jax.model import (
   LayerReport,
   Reports,
   embed,
-  head_weight,
+  get_head_weight,
 )
 from deltanet_jax.objectives import auxiliary
 from deltanet_jax.ops import routing
 from deltanet_jax.train.optimizer import Optimizer
-from deltanet_jax.train.state import create
+from deltanet_jax.train.state import create_state
 from deltanet_jax.train.step import train_step
 
 pytestmark = [
@@ -108,7 +108,7 @@ def test_further_loss_scores_the_token_after_next_inside_a_document():
   batch['weights'][1, 3] = 0
   got = auxiliary.compute_further_loss(params, CFG, jnp.float32, hidden, batch)
   out = _further(params, hidden, batch)
-  log_p = jax.nn.log_softmax(out @ head_weight(params, CFG))
+  log_p = jax.nn.log_softmax(out @ get_head_weight(params, CFG))
   # row 0 holds two documents; in row 1 the target of token 3 has no weight
   places = [(0, t) for t in (0, 1, 2, 4, 5, 6, 7, 8)]
   places += [(1, t) for t in (0, 1, 4, 5, 6, 7, 8)]
@@ -131,7 +131,7 @@ def test_multi_token_prediction_sees_nothing_later():
     assert (sizes[7:] == 0).all() and sizes[6] > 0
 
 
-def test_a_documents_prediction_does_not_depend_on_its_neighbours():
+def test_a_documents_prediction_does_not_depend_on_its_neighbors():
   params, batch, (hidden, _) = _params(), _batch(), _hidden_and_reports()
   whole = _further(params, hidden, batch)
   alone = _further(
@@ -225,7 +225,7 @@ def test_config_survives_json():
 def _step(objective, accumulate=1):
   adam = optax.adam(1e-2)
   optimizer = Optimizer(adam.init, lambda *args: (*adam.update(*args), 1e-2))
-  state = create(_params(), optimizer)
+  state = create_state(_params(), optimizer)
   return jax.jit(
     lambda state, batch: train_step(
       state,
@@ -253,7 +253,7 @@ def test_every_part_of_the_objective_moves_its_own_weights():
   )
   state, metrics = _step(everything)
   plain, plain_metrics = _step(NextTokenConfig())
-  # the loss shown is the next token's, whatever else is minimised
+  # the loss shown is the next token's, whatever else is minimized
   np.testing.assert_allclose(metrics['loss'], plain_metrics['loss'], rtol=1e-6)
   assert metrics['grad_norm'] > plain_metrics['grad_norm']
   assert metrics['expert_least'] < 1 < metrics['expert_most']

@@ -302,7 +302,7 @@ def test_kda_without_an_erase_gate_takes_one_beta_per_head():
     kda.chunked(**inputs)
 
 
-def test_the_normaliser_makes_weights_that_sum_to_one():
+def test_the_normalizer_makes_weights_that_sum_to_one():
   _, inputs, _, *_ = draw('linear', 50)
   q, k = (jax.nn.elu(inputs[n]) + 1 for n in 'qk')
   v = inputs['v']
@@ -311,7 +311,7 @@ def test_the_normaliser_makes_weights_that_sum_to_one():
   weights /= weights.sum(-1, keepdims=True)
   want = np.einsum('bhts,bshv->bthv', weights, v)
   for form in linear_attention.FORMS.values():
-    o, state = linear_attention.normalised(form, q, k, v)
+    o, state = linear_attention.normalized(form, q, k, v)
     chex.assert_shape(state, (B, H, K, V + 1))
     np.testing.assert_allclose(o, want, atol=2e-6)
 

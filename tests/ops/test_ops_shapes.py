@@ -22,10 +22,10 @@ AT = attention.Place(jnp.arange(T), None)
 SEEN = attention.Place(jnp.arange(S), None)
 WEIGHTS = zeros(E, K, F), zeros(E, K, F), zeros(E, F, K)
 ROUTING = routing.Routing(zeros(N, X).astype(int), zeros(N, X), None)
-QUERIES = sparse_attention.Queries(
+QUERIES = sparse_attention.SparseQueries(
   zeros(B, T, H, K), zeros(B, T, 1, 2), zeros(B, T, 1), zeros(B, T), None
 )
-SPARSE = sparse_attention.Keys(
+SPARSE = sparse_attention.SparseKeys(
   zeros(B, S, K), zeros(B, S, V), zeros(B, S, 2), zeros(B, S), None
 )
 

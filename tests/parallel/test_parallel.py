@@ -97,8 +97,8 @@ def _rule_inputs(name, J=2, T=T):
 
 def _run(rule, inputs, gates, segment_ids):
   form = functools.partial(rule.FORMS['chunked'], chunk=16)
-  if sequence.split(inputs[0].shape[1]):
-    return sequence.run(rule, form, inputs, segment_ids, gates)
+  if sequence.is_split(inputs[0].shape[1]):
+    return sequence.run_rule(rule, form, inputs, segment_ids, gates)
   return form(*inputs, segment_ids=segment_ids, **gates)[0]
 
 
@@ -167,7 +167,7 @@ def test_64k_tokens_on_eight_devices_take_nearly_an_eighth_of_the_memory():
   def temporary(spans):
     mesh = sharding.make_mesh(MeshConfig(seq=spans))
     program = loop.make_program(experiment, mesh)
-    place = sharding.batch_sharding(mesh)
+    place = sharding.make_batch_sharding(mesh)
     row = lambda kind: jax.ShapeDtypeStruct((1, T), kind, sharding=place)
     batch = dict.fromkeys(
       ('tokens', 'targets', 'positions', 'segment_ids'), row(jnp.int32)
@@ -359,7 +359,7 @@ def _step_on(cfg, model, f, batch):
   params = sharding.init_params(model, jax.random.key(0), mesh)
   places = jax.tree.map(lambda x: x.sharding, params)
   with jax.set_mesh(mesh):
-    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    batch = jax.device_put(batch, sharding.make_batch_sharding(mesh))
     run = jax.jit(f, out_shardings=(None, places))
     run = run.lower(params, batch).compile()
     return jax.block_until_ready(run(params, batch)), run.as_text()
@@ -418,8 +418,8 @@ def test_what_is_not_finite_stays_in_its_document_over_split_time(name):
     lambda *args: _run(rule, args, gates, SEGMENTS), *inputs
   )
   y, grads = _on(MeshConfig(seq=4), lambda args: f(*args), inputs)
-  spoilt, others = _on(MeshConfig(seq=4), lambda args: f(*args), bad)
-  assert not np.isfinite(spoilt[1, 20:35]).any()
-  for got, want in ((spoilt, y), *zip(others, grads, strict=True)):
+  spoiled, others = _on(MeshConfig(seq=4), lambda args: f(*args), bad)
+  assert not np.isfinite(spoiled[1, 20:35]).any()
+  for got, want in ((spoiled, y), *zip(others, grads, strict=True)):
     if want is not None:
       np.testing.assert_array_equal(got[~document], want[~document])

@@ -89,7 +89,9 @@ def _program(P, T, window=None):
   inputs = _inputs(T)
   with jax.set_mesh(sharding.make_mesh(MeshConfig(seq=P))):
     text = jax.jit(_pull(window)).lower(*inputs).compile().as_text()
-    return find_collectives(text), flops.of(_pull(window), *inputs) / P
+    return find_collectives(text), flops.count_operations(
+      _pull(window), *inputs
+    ) / P
 
 
 def test_keys_go_round_and_every_device_does_the_same_half_of_the_work():

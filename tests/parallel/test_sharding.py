@@ -44,7 +44,7 @@ def test_every_weight_axis_has_a_rule_and_rules_name_mesh_axes():
   activations = {'batch', 'time', 'act_embed'}
   assert set(sharding.RULES) == set(AXES) | activations
   for axis in sharding.RULES:
-    assert set(sharding.over(axis)) <= set(sharding.MESH_AXES)
+    assert set(sharding.find_mesh_axes(axis)) <= set(sharding.MESH_AXES)
 
 
 def test_mesh_has_the_sizes_asked_for_and_plain_axes():
@@ -75,7 +75,7 @@ def test_slices_are_counted_by_the_replica_axis():
 
 def test_parameters_lie_as_their_axes_say():
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-  places = sharding.param_shardings(_model(), mesh)
+  places = sharding.make_param_shardings(_model(), mesh)
   delta, attention = (
     places['backbone']['period'][f'layer_{i}']['mixer'] for i in (0, 1)
   )
@@ -93,16 +93,18 @@ def test_weights_are_stored_over_the_axes_that_split_tokens():
   mesh = sharding.make_mesh(MeshConfig(fsdp=2, expert=2, seq=2))
   moe = MoEConfig(experts=4, top=2, hidden=8)
   model = _model(period=(Layer(FULL, moe),))
-  layer = sharding.param_shardings(model, mesh)['backbone']['period']['layer_0']
+  layer = sharding.make_param_shardings(model, mesh)['backbone']['period'][
+    'layer_0'
+  ]
   assert layer['mixer']['q']['w'].spec == P(None, STORED, 'tensor', None)
   # the experts come first, and a mesh axis serves one axis of a weight
   rest = ('fsdp', 'seq')
   assert layer['ffn']['gate'].spec == P(None, 'expert', rest, 'tensor')
   assert layer['ffn']['router']['w'].spec == P(None, STORED, ())
-  shapes = sharding.abstract_params(model)['backbone']['embed']
-  place = sharding.param_shardings(model, mesh)['backbone']['embed']
+  shapes = sharding.make_abstract_params(model)['backbone']['embed']
+  place = sharding.make_param_shardings(model, mesh)['backbone']['embed']
   embed = jax.ShapeDtypeStruct(shapes.shape, shapes.dtype, sharding=place)
-  assert sharding.bytes_per_device({'embed': embed}) == 33 * 16 * 4 // 8
+  assert sharding.count_bytes_per_device({'embed': embed}) == 33 * 16 * 4 // 8
 
 
 def test_a_mesh_that_does_not_divide_is_refused_with_the_weights_name():
@@ -112,7 +114,7 @@ def test_a_mesh_that_does_not_divide_is_refused_with_the_weights_name():
     match='mesh.tensor 8 does not divide the 4 heads of'
     ' backbone/period/layer_0/mixer/A_log',
   ):
-    sharding.param_shardings(_model(), mesh)
+    sharding.make_param_shardings(_model(), mesh)
 
 
 def test_parameters_are_born_in_place_with_values_of_no_mesh():
@@ -123,7 +125,7 @@ def test_parameters_are_born_in_place_with_values_of_no_mesh():
   ]
   one, eight = (sharding.init_params(model, key, mesh) for mesh in meshes)
   jax.tree.map(np.testing.assert_array_equal, one, eight)
-  places = sharding.param_shardings(model, meshes[1])
+  places = sharding.make_param_shardings(model, meshes[1])
   jax.tree.map(
     lambda x, place: np.testing.assert_equal(x.sharding.spec, place.spec),
     eight,
@@ -132,7 +134,7 @@ def test_parameters_are_born_in_place_with_values_of_no_mesh():
   # no two layers of the scan start alike
   q = one['backbone']['period']['layer_0']['mixer']['q']['w']
   assert abs(q[0] - q[1]).max() > 0
-  shapes = sharding.abstract_params(model)
+  shapes = sharding.make_abstract_params(model)
   jax.tree.map(
     lambda x, y: np.testing.assert_equal(
       (x.shape, x.dtype), (y.shape, y.dtype)
@@ -153,5 +155,5 @@ def test_constraint_acts_under_a_mesh_only():
     few = lay(x[:3])
   assert y.sharding.shard_shape(y.shape) == (2, 2, 16)
   assert few.sharding.shard_shape(few.shape) == (3, 2, 16)
-  rows = sharding.batch_sharding(mesh)
+  rows = sharding.make_batch_sharding(mesh)
   assert rows.shard_shape((8, 4)) == (2, 2)

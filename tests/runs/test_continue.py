@@ -298,7 +298,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
     'timing': (log.Log, 'timing'),
     'board': (log.Board, 'flush'),
     'sync': (log.JsonLines, 'sync'),
-    'plot': (log, 'plot'),
+    'plot': (log, 'draw_losses'),
     'result': (loop, 'write_text'),
     'save': (ocp.CheckpointManager, 'save'),
     'claim': (folder, 'write_text'),

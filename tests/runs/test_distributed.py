@@ -98,7 +98,7 @@ class _Home:
   """A sharding as the process sees it that owns some of the mesh's devices."""
 
   def __init__(self, mesh, devices):
-    self._all = sharding.batch_sharding(mesh)
+    self._all = sharding.make_batch_sharding(mesh)
     self._devices = devices
 
   def addressable_devices_indices_map(self, shape):
@@ -133,7 +133,7 @@ def test_a_process_brings_what_its_devices_hold(data, sizes, own, monkeypatch):
 
 def test_a_process_alone_places_the_whole_batch(data):
   mesh = sharding.make_mesh(MeshConfig(fsdp=2, seq=2))
-  home, whole = sharding.batch_sharding(mesh), data.make_batch(0)
+  home, whole = sharding.make_batch_sharding(mesh), data.make_batch(0)
   share = processes.find_row_share(home, (8, 32))
   assert share.rows.tolist() == list(range(8))
   for name, x in share.place(next(data.iterate(0, share.rows))).items():
@@ -364,7 +364,7 @@ def _by_open_mpi(count):
 def _curve(folder):
   return {
     (record['step'], name): record[name]
-    for record in log.read(folder / 'metrics.jsonl')
+    for record in log.read_records(folder / 'metrics.jsonl')
     for name in ('loss', 'heldout_loss')
     if name in record
   }
@@ -396,7 +396,7 @@ def test_many_then_two_then_one_process_equal_one_unbroken_run(
     *others, killed = job.wait()
     assert killed == -signal.SIGKILL, job.output(count - 1)
     assert all(status not in (0, 2) for status in others), others
-  assert [r['step'] for r in log.read(run / 'metrics.jsonl')][-1] == 5
+  assert [r['step'] for r in log.read_records(run / 'metrics.jsonl')][-1] == 5
   first = _curve(run)
   whole = _curve(tmp_path / 'whole')
   np.testing.assert_allclose(

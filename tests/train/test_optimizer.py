@@ -10,7 +10,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from deltanet_jax.config.experiment import OptimConfig
-from deltanet_jax.train.optimizer import make_optimizer, matrix_axes, schedule
+from deltanet_jax.train.optimizer import (
+  find_matrix_axes,
+  make_optimizer,
+  make_schedule,
+)
 
 AXES = {
   'embed': P('vocab', 'embed'),
@@ -61,7 +65,7 @@ def _update(cfg, params, grads, moved=None):
   ],
 )
 def test_a_weight_is_one_input_by_output_matrix_a_layer(axes, want):
-  assert matrix_axes(axes) == want
+  assert find_matrix_axes(axes) == want
 
 
 @pytest.mark.parametrize('name', ['adamw', 'muon'])
@@ -77,7 +81,7 @@ def test_only_matrices_embedding_and_head_are_decayed(name):
     np.testing.assert_allclose(update, want, rtol=1e-6, err_msg=key)
 
 
-def test_muon_orthogonalises_every_layer_alone():
+def test_muon_orthogonalizes_every_layer_alone():
   params, grads = _params(0), _params(1)
   # layers of very different size: one matrix over both would show it
   grads = {k: g.at[0].multiply(100.0) for k, g in grads.items()}
@@ -122,7 +126,9 @@ def test_schedules_warm_up_then_keep_their_shape():
   base = OptimConfig(warmup=9, final=0.1, decay=0.2)
   rates = {
     name: np.asarray(
-      schedule(dataclasses.replace(base, schedule=name), 100)(np.arange(100))
+      make_schedule(dataclasses.replace(base, schedule=name), 100)(
+        np.arange(100)
+      )
     )
     for name in ('cosine', 'wsd', 'constant')
   }
@@ -163,7 +169,7 @@ def test_the_rate_told_is_the_one_applied(name, lr):
   given = None if lr is None else jnp.float32(lr)
   optimizer = make_optimizer(cfg, 9, AXES, lr=given)
   state = optimizer.init(params)
-  factors = schedule(cfg, 9)(np.arange(9))
+  factors = make_schedule(cfg, 9)(np.arange(9))
   for factor in factors:
     updates, state, rate = optimizer.update(zeros, state, params)
     # no gradient: decay alone moves the embedding, that Adam has in both

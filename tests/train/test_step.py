@@ -8,8 +8,8 @@ import pytest
 
 from deltanet_jax.objectives.base import Outcome
 from deltanet_jax.train.optimizer import Optimizer
-from deltanet_jax.train.state import create
-from deltanet_jax.train.step import outcome_and_grads, train_step
+from deltanet_jax.train.state import create_state
+from deltanet_jax.train.step import compute_outcome_and_grads, train_step
 
 
 class _Line:
@@ -56,8 +56,8 @@ def test_four_micro_batches_equal_one_large_batch():
   params, batch = _line()
   weights = batch['weights'].reshape(2, 4, 5).sum((0, 2))
   assert len(set(weights.tolist())) > 1
-  one = outcome_and_grads(_line_loss, params, batch, 1)
-  four = outcome_and_grads(_line_loss, params, batch, 4)
+  one = compute_outcome_and_grads(_line_loss, params, batch, 1)
+  four = compute_outcome_and_grads(_line_loss, params, batch, 4)
   mean = _line_loss(params, batch)[0] / batch['weights'].sum()
   np.testing.assert_allclose(one[0].nats, mean, rtol=1e-6)
   jax.tree.map(
@@ -74,7 +74,7 @@ def test_a_batch_without_finite_loss_changes_nothing_and_is_counted():
       accumulate=1,
     )
   )  # fmt: skip
-  first, _ = step(create(params, optimizer), batch)
+  first, _ = step(create_state(params, optimizer), batch)
   bad = batch | {'targets': batch['targets'].at[0, 0].set(jnp.nan)}
   bad['weights'] = jnp.ones_like(bad['weights'])
   second, metrics = step(first, bad)
@@ -107,7 +107,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(what):
       accumulate=1,
     )
   )  # fmt: skip
-  first = create(params, optimizer)
+  first = create_state(params, optimizer)
   second, metrics = step(first, batch)
   assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
   for kept in ('params', 'opt_state'):

@@ -19,7 +19,6 @@ from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.data.text import TextData
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.train import log, loop
-from deltanet_jax.train.step import MAX_STREAK
 from tests.tiny_run import (
   Crash,
   Spoiled,
@@ -35,7 +34,7 @@ from tests.tiny_run import (
 
 def test_a_run_leaves_all_its_files(unbroken, texts):
   folder, result = unbroken
-  records = log.read(folder / 'metrics.jsonl')
+  records = log.read_records(folder / 'metrics.jsonl')
   losses = {r['step']: r['loss'] for r in records if 'loss' in r}
   assert list(losses) == [2, 4, 6, 8, 9]
   assert losses[9] < losses[2] < 6
@@ -73,7 +72,7 @@ def _events(folder):
 def test_tensorboard_has_the_numbers_of_the_lines(unbroken):
   found = _events(unbroken[0])
   for name in ('metrics.jsonl', 'timing.jsonl'):
-    for record in log.read(unbroken[0] / name):
+    for record in log.read_records(unbroken[0] / name):
       for key in record.keys() - {'step'}:
         value = found.pop((key, record['step']))
         np.testing.assert_allclose(value, record[key], rtol=1e-6)
@@ -113,8 +112,8 @@ def test_sigterm_saves_after_the_step_and_the_run_goes_on(
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_good_checkpoint(
   texts, tmp_path, monkeypatch
 ):
-  assert MAX_STREAK == 10
-  monkeypatch.setattr('deltanet_jax.train.step.MAX_STREAK', 3)
+  assert loop.MAX_STREAK == 10
+  monkeypatch.setattr(loop, 'MAX_STREAK', 3)
   experiment = make_experiment(texts)
 
   def poison(batch):
@@ -122,7 +121,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_good_checkpoint(
 
   with pytest.raises(loop.NonFiniteError, match='steps 5 to 7 had no finite'):
     train(experiment, tmp_path, Spoiled(experiment.data, 5, poison))
-  records = log.read(tmp_path / 'metrics.jsonl')
+  records = log.read_records(tmp_path / 'metrics.jsonl')
   last = [r for r in records if 'loss' in r][-1]
   assert (last['step'], last['loss'], last['skipped']) == (6, None, 2)
   # the checkpoint holds finite parameters: the run can be taken up
@@ -140,8 +139,10 @@ def test_eight_devices_give_the_loss_of_one(texts, tmp_path, unbroken):
   shutil.copy(unbroken[0] / 'metrics.jsonl', other)
   for folder in (tmp_path / 'whole', other):
     train(experiment, folder)
-    got = log.read(folder / 'metrics.jsonl')
-    for a, b in zip(got, log.read(unbroken[0] / 'metrics.jsonl'), strict=True):
+    got = log.read_records(folder / 'metrics.jsonl')
+    for a, b in zip(
+      got, log.read_records(unbroken[0] / 'metrics.jsonl'), strict=True
+    ):
       for name in {'loss', 'heldout_loss'} & b.keys():
         np.testing.assert_allclose(a[name], b[name], rtol=2e-5)
     # all devices that there are, also where there are others
@@ -242,7 +243,7 @@ def test_bits_per_byte_of_training_count_bytes_as_those_of_held_out_text(
   loop.train(experiment, Workdir(tmp_path / 'run'), data, stream)
   lines = stream.getvalue().splitlines()
   found = {x.split()[1][:-2]: x for x in lines if 'bits/byte  ' in x}
-  records = log.read(tmp_path / 'run' / 'metrics.jsonl')
+  records = log.read_records(tmp_path / 'run' / 'metrics.jsonl')
   losses = {str(r['step']): r['loss'] for r in records if 'loss' in r}
   assert found.keys() == losses.keys() - {'9'} or found.keys() == losses.keys()
   for step, line in found.items():

@@ -56,7 +56,7 @@ def _idle(layer, tree):
 
 @functools.lru_cache(maxsize=8)
 def _params(cfg):
-  return sharding.abstract_params(model.HybridLM(cfg))
+  return sharding.make_abstract_params(model.HybridLM(cfg))
 
 
 def name_kind(mixer):
@@ -91,7 +91,9 @@ def list_cache_parts(mixer):
   cache = jax.eval_shape(lambda: mixer.init_cache(1, 1, _DTYPE))
   # a part may be none: the inputs of a convolution that is not there
   arrays = zip(cache._fields, cache, strict=True)
-  return tuple(cache.PARTS[name] for name, x in arrays if x is not None)
+  return tuple(
+    cache.describe_parts()[name] for name, x in arrays if x is not None
+  )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -272,7 +274,7 @@ def _step_flops(cfg, context):
 def _block_flops(cfg, tokens, cache):
   block, params = _block(cfg)
   run = lambda params, inputs, cache: block.apply(params, *inputs, cache)
-  return flops.of(run, params, _inputs(cfg, tokens), cache)
+  return flops.count_operations(run, params, _inputs(cfg, tokens), cache)
 
 
 @functools.lru_cache(maxsize=64)
@@ -291,5 +293,5 @@ def _inputs(cfg, tokens):
 
 
 def _head_flops(cfg):
-  weight = jax.eval_shape(lambda p: model.head_weight(p, cfg), _params(cfg))
+  weight = jax.eval_shape(lambda p: model.get_head_weight(p, cfg), _params(cfg))
   return 2 * math.prod(weight.shape)

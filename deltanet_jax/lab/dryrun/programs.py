@@ -59,15 +59,17 @@ def lower_training(experiment, mesh):
     return Lowered(
       f'training step of {data.batch} rows of {data.seq_len:,} tokens',
       traced.lower(),
-      flops.of_jaxpr(traced.jaxpr.jaxpr, filled),
+      flops.count_in_jaxpr(traced.jaxpr.jaxpr, filled),
       need,
       tokens,
       1,
       filled,
       {
-        'parameters': sharding.bytes_per_device(program.abstract.params),
-        'optimizer': sharding.bytes_per_device(program.abstract.opt_state),
-        'batch': sharding.bytes_per_device(program.batch),
+        'parameters': sharding.count_bytes_per_device(program.abstract.params),
+        'optimizer': sharding.count_bytes_per_device(
+          program.abstract.opt_state
+        ),
+        'batch': sharding.count_bytes_per_device(program.batch),
       },
     )
 
@@ -97,12 +99,12 @@ def lower_decoding(experiment, mesh, context, batch, weights):
 
 def _filled(cfg, mesh, tokens):
   split = lambda *names: math.prod(
-    mesh.shape[axis] for name in names for axis in sharding.over(name)
+    mesh.shape[axis] for name in names for axis in sharding.find_mesh_axes(name)
   )
   N = max(1, tokens // split('batch', 'time'))
   P = split('experts')
   shares = {
-    experts.filled(N, layer.ffn.experts, layer.ffn.top, P)
+    experts.find_filled_share(N, layer.ffn.experts, layer.ffn.top, P)
     for layer in (*cfg.prefix, *cfg.period, *cfg.suffix)
     if isinstance(layer.ffn, MoEConfig)
   }
@@ -111,7 +113,7 @@ def _filled(cfg, mesh, tokens):
 
 def _advance(experiment, mesh, context, batch, weights, tokens):
   cfg, dtype = experiment.model, jnp.dtype(experiment.train.dtype)
-  rows = math.prod(mesh.shape[a] for a in sharding.over('batch'))
+  rows = math.prod(mesh.shape[a] for a in sharding.find_mesh_axes('batch'))
   if batch % rows:
     raise ConfigError(
       f'--batch={batch} does not divide over the {rows} devices of mesh.replica'
@@ -119,16 +121,16 @@ def _advance(experiment, mesh, context, batch, weights, tokens):
     )
   model = HybridLM(cfg)
   try:
-    places = sharding.param_shardings(model, mesh)
+    places = sharding.make_param_shardings(model, mesh)
   except ValueError as error:
     raise ConfigError(str(error)) from error
   params = jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, weights, sharding=place),
-    sharding.abstract_params(model),
+    sharding.make_abstract_params(model),
     places,
   )
   place = lambda axes, shape: jax.sharding.NamedSharding(
-    mesh, sharding.spec(axes, shape, mesh)
+    mesh, sharding.make_spec(axes, shape, mesh)
   )
   ids = jax.ShapeDtypeStruct(
     (batch, tokens),
@@ -152,13 +154,13 @@ def _advance(experiment, mesh, context, batch, weights, tokens):
     return Lowered(
       '',
       traced.lower(),
-      flops.of_jaxpr(traced.jaxpr.jaxpr, filled),
+      flops.count_in_jaxpr(traced.jaxpr.jaxpr, filled),
       0,
       batch * tokens,
       1,
       filled,
       {
-        'parameters': sharding.bytes_per_device(params),
-        'cache': sharding.bytes_per_device(cache),
+        'parameters': sharding.count_bytes_per_device(params),
+        'cache': sharding.count_bytes_per_device(cache),
       },
     )

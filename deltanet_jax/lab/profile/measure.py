@@ -167,7 +167,7 @@ class Measurement:
       tokens = jnp.zeros((1, self.context), jnp.int32)
     self._programs = [
       (part, self.subject.program(self.batch, part.shape[1], self.context))
-      for part in room.pieces(tokens)
+      for part in room.split_prompt(tokens)
     ]
     self.program_bytes = max(_peak(p) for _, p in self._programs)
     limit = find_memory_limit()

@@ -44,7 +44,7 @@ class StudyProgram(NamedTuple):
 def make_program(cfg, model_cfg, task, steps):
   """The Program that trains `model_cfg` on `task` for `steps` in all."""
   lm = model.HybridLM(model_cfg, jnp.dtype(cfg.dtype))
-  axes = sharding.logical_axes(lm)
+  axes = sharding.find_logical_axes(lm)
   rules = OptimConfig(
     warmup=cfg.warmup, weight_decay=cfg.weight_decay, clip=cfg.clip, final=0.0
   )
@@ -72,7 +72,7 @@ def make_program(cfg, model_cfg, task, steps):
 
 def _init(lm, adam, seed):
   """Parameters and moments of a member."""
-  plain = jax.tree.structure(sharding.abstract_params(lm))
+  plain = jax.tree.structure(sharding.make_abstract_params(lm))
   boxed = lm.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))
   # without the names of the axes
   params = jax.tree.unflatten(plain, jax.tree.leaves(boxed['params']))
