@@ -5,7 +5,7 @@ r"""MiniMax-Text-01, M1: Lightning attention and attention 7:1; M2: attention.
 
 All are mixtures of experts, of which every token uses 2 of 32, in M2 8 of 256.
 The weights of Text-01 and M1 have one form: every branch is added to its own
-normed input (DeepNorm). M2 normalises queries and keys over all heads together.
+normed input (DeepNorm). M2 normalizes queries and keys over all heads together.
 """
 
 from deltanet_jax.config.experiment import (

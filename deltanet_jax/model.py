@@ -92,7 +92,7 @@ class Block(nn.Module):
     mixer = self.layer.mixer.make(
       d_model=c.d_model,
       dtype=self.dtype,
-      zero_centred=c.zero_centred,
+      zero_centered=c.zero_centered,
       out_scale=out_scale,
       name='mixer',
     )
@@ -109,7 +109,7 @@ class Block(nn.Module):
   def _join(self, x, branch, name):
     """x joined with what `branch` makes, then what else it returns."""
     c, r = self.cfg, self.layer.residual
-    norm = RMSNorm(c.norm_eps, c.zero_centred, name=name)
+    norm = RMSNorm(c.norm_eps, c.zero_centered, name=name)
     if r.form == 'post':
       y, *rest = branch(x)
       x = x + norm(y)
@@ -223,7 +223,7 @@ class Backbone(nn.Module):
     x, suffix, last_reports = stack(
       'suffix', c.suffix, depth[last:], x, caches[2]
     )
-    x = RMSNorm(c.norm_eps, c.zero_centred, name='norm')(x)
+    x = RMSNorm(c.norm_eps, c.zero_centered, name='norm')(x)
     if cache is not None:
       length = cache.length + count_tokens(ctx, tokens.shape[1])
       cache = ModelCache(length, prefix, period, suffix)
@@ -254,7 +254,7 @@ class MTP(nn.Module):
     cache: Cache = None,
   ) -> tuple[jax.Array, Cache, LayerReport]:
     c = self.cfg
-    norm = lambda name: RMSNorm(c.norm_eps, c.zero_centred, name=name)
+    norm = lambda name: RMSNorm(c.norm_eps, c.zero_centered, name=name)
     both = norm('embed_norm')(embedded), norm('hidden_norm')(hidden)
     x = Proj(
       (2 * c.d_model, c.d_model),

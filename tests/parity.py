@@ -87,7 +87,7 @@ def hidden_states(cfg, params, tokens):
     block = Block(cfg, layer, jnp.float32)
     x, *_ = block.apply({'params': weights}, x, context, None)
     found.append(x)
-  norm = RMSNorm(cfg.norm_eps, cfg.zero_centred)
+  norm = RMSNorm(cfg.norm_eps, cfg.zero_centered)
   found[-1] = norm.apply({'params': params['backbone']['norm']}, x)
   return found
 

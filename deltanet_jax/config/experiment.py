@@ -54,7 +54,7 @@ class MoEConfig:
   bias: bool = False  # added to the scores for the choice alone
   groups: Count = 1  # equal groups of experts, of which
   top_groups: Count = 1  # these are open to a token
-  renormalise: bool = True  # weights divided by their sum
+  renormalize: bool = True  # weights divided by their sum
   eps: NotNegative = 0.0  # added to that sum
   scale: Positive = 1.0  # of the weights
   shared: Size = 0  # width of an expert that takes every token; 0: none
@@ -123,7 +123,7 @@ class ModelConfig:
   prefix: tuple[Layer, ...] = ()
   suffix: tuple[Layer, ...] = ()
   tied: bool = False  # the output head is the embedding table
-  zero_centred: bool = False  # norm weights are 1 + w
+  zero_centered: bool = False  # norm weights are 1 + w
   norm_eps: NotNegative = 1e-6
   remat: str = 'none'  # 'none', 'dots' (keep matmul outputs) or 'full'
   mtp: Layer | None = None  # block of the multi-token prediction; None: none

@@ -21,7 +21,10 @@ RENAMED = {
   'ObjectiveConfig': 'NextTokenConfig',
   'Settings': 'ProfileSettings',  # of a profile, in lab
 }
-RENAMED_FIELDS: dict[str, dict[str, str]] = {}
+RENAMED_FIELDS = {
+  'ModelConfig': {'zero_centred': 'zero_centered'},
+  'MoEConfig': {'renormalise': 'renormalize'},
+}
 
 
 def to_json(cfg: Configuration) -> str:

@@ -71,7 +71,7 @@ def find_earlier(
   grams = _grams(tokens.reshape(-1), n)
   whole = (where - start + 1 >= n) & (segment_ids.reshape(-1) != 0)
   at = where[whole]
-  # by document, n-gram and place: equal ones are neighbours, earlier first
+  # by document, n-gram and place: equal ones are neighbors, earlier first
   order = at[np.lexsort((at, grams[at], document[at]))]
   after, before = order[1:], order[:-1]
   same = (grams[after] == grams[before]) & (document[after] == document[before])

@@ -117,7 +117,7 @@ def make_model_config(
   keys: ConfigKeys,
   layers: Sequence[Layer],
   eps: float = 1e-6,
-  zero_centred: bool = False,
+  zero_centered: bool = False,
 ) -> ModelConfig:
   """A ModelConfig of the keys that all families have.
 
@@ -141,7 +141,7 @@ def make_model_config(
       False,
     ),
     norm_eps=keys.number('rms_norm_eps', default=eps),
-    zero_centred=zero_centred,
+    zero_centered=zero_centered,
   )
 
 

@@ -68,7 +68,7 @@ class MoE(nn.Module):
       bias=bias,
       groups=c.groups,
       top_groups=c.top_groups,
-      renormalise=c.renormalise,
+      renormalize=c.renormalize,
       eps=c.eps,
       scale=c.scale,
     )

@@ -27,18 +27,18 @@ def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
 
 class RMSNorm(nn.Module):
   """y = x rsqrt(mean x^2 + eps) w over the last axis; w is 1 + scale when
-  `zero_centred`, so that weight decay pulls it to one."""
+  `zero_centered`, so that weight decay pulls it to one."""
 
   eps: float = 1e-6
-  zero_centred: bool = False
+  zero_centered: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.initializers.zeros if self.zero_centred else nn.initializers.ones
+    init = nn.initializers.zeros if self.zero_centered else nn.initializers.ones
     w = self.param(
       'scale', name_axes(init, ('norm',)), x.shape[-1:], jnp.float32
     )
-    w = 1 + w if self.zero_centred else w
+    w = 1 + w if self.zero_centered else w
     return (_rms(x, self.eps) * _row(w, x)).astype(x.dtype)
 
 

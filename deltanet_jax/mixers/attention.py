@@ -88,7 +88,7 @@ class Attention(base.Mixer):
     return self.heads_out(o), cache, None
 
   def _normalize(self, x, name):
-    norm = RMSNorm(self.cfg.norm_eps, self.zero_centred, name=name)
+    norm = RMSNorm(self.cfg.norm_eps, self.zero_centered, name=name)
     if not self.cfg.joint_norm:
       return norm(x)
     return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)

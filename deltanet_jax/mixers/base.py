@@ -111,7 +111,7 @@ class Mixer(nn.Module):
   cfg: MixerConfig
   d_model: int
   dtype: DTypeLike = jnp.float32
-  zero_centred: bool = False
+  zero_centered: bool = False
   out_scale: float = 1.0  # of the output projection's standard deviation
 
   def project(

@@ -86,7 +86,7 @@ class MLA(base.Mixer):
 
   def _make_latent(self, x, name, width):
     """rms(x name_a) [B,T,width]."""
-    norm = RMSNorm(self.cfg.norm_eps, self.zero_centred, name=f'{name}_norm')
+    norm = RMSNorm(self.cfg.norm_eps, self.zero_centered, name=f'{name}_norm')
     return norm(self.project(x, f'{name}_a', (width,), ('latent',)))
 
   def _up(self):

@@ -45,7 +45,7 @@ def route(
   bias: jax.Array | None = None,
   groups: int = 1,
   top_groups: int = 1,
-  renormalise: bool = True,
+  renormalize: bool = True,
   eps: float = 0.0,
   scale: float = 1.0,
 ) -> Routing:
@@ -64,7 +64,7 @@ def route(
     choice = _limit(choice.reshape(N, groups, E // groups), top_groups)
   _, experts = jax.lax.top_k(choice, top)
   weights = jnp.take_along_axis(scores, experts, axis=1)
-  if renormalise:
+  if renormalize:
     weights /= weights.sum(1, keepdims=True) + eps
   return Routing(experts, scale * weights, scores)
 

@@ -14,7 +14,6 @@ import numpy as np
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import ModelConfig
-from deltanet_jax.config.files import JsonObject
 from deltanet_jax.hf import families, files, hub, keys, names
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.runs.folder import Workdir
@@ -30,8 +29,8 @@ class Release(TypedDict):
   """A released folder, as a converted folder or a run records it."""
 
   family: str
-  config: JsonObject  # config.json
-  tensors: dict[str, list[str | list[int]]]  # [file, type, shape] of each
+  config: names.Json  # config.json
+  tensors: names.Json  # [file, type, shape] of each
 
 
 class Source(NamedTuple):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from deltanet_jax import config
-from deltanet_jax.config import preset_names
+from deltanet_jax.config import preset_names, stored
 from deltanet_jax.lab.cost import calc, presets
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.parallel import sharding
@@ -58,6 +58,8 @@ def as_data(value):
 
 
 def read_stored(name):
+  """As it was stored, in today's names."""
+
   def fill(tree):
     if isinstance(tree, list):
       return [fill(x) for x in tree]
@@ -65,7 +67,10 @@ def read_stored(name):
       return tree
     if '#' in tree:
       return fill(STORED['parts'][tree['#']])
-    return {key: fill(x) for key, x in tree.items()}
+    kind = stored.RENAMED.get(tree['class'], tree['class'])
+    names = stored.RENAMED_FIELDS.get(kind, {})
+    fields = {names.get(key, key): fill(x) for key, x in tree.items()}
+    return fields | {'class': kind}
 
   return fill(STORED['parts'][STORED['presets'][name]])
 

@@ -278,7 +278,7 @@ def test_resized_models_fold_as_checkpoints_do():
       for i in range(L)
     )
     folded = cfg.prefix, cfg.period, cfg.repeats, cfg.suffix
-    assert folded == pattern.fold(cfg.layers)
+    assert folded == pattern.fold_layers(cfg.layers)
 
 
 def test_resized_with_other_mixers():

@@ -67,8 +67,8 @@ def test_norm_starts_at_one_and_computes_in_float32():
   x = _normal(2, 3, 8) * 100
   want = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6)
   w = _normal(8)
-  for zero_centred, first, weight in ((False, 1, w), (True, 0, 1 + w)):
-    norm = RMSNorm(1e-6, zero_centred)
+  for zero_centered, first, weight in ((False, 1, w), (True, 0, 1 + w)):
+    norm = RMSNorm(1e-6, zero_centered)
     params = nn.unbox(norm.init(jax.random.key(0), x))['params']
     np.testing.assert_array_equal(params['scale'], np.full(8, first))
     y = norm.apply({'params': {'scale': w}}, x)
@@ -84,8 +84,8 @@ def test_norm_starts_at_one_and_computes_in_float32():
 def test_layer_norm_takes_the_mean_off_and_adds_its_bias():
   x, w, b = _normal(2, 3, 8) + 3, _normal(8), _normal(8)
   y = LayerNorm(1e-5).apply({'params': {'scale': w, 'bias': b}}, x)
-  centred = x - x.mean(-1, keepdims=True)
-  want = centred / np.sqrt(np.mean(centred**2, -1, keepdims=True) + 1e-5)
+  centered = x - x.mean(-1, keepdims=True)
+  want = centered / np.sqrt(np.mean(centered**2, -1, keepdims=True) + 1e-5)
   np.testing.assert_allclose(y, want * w + b, rtol=1e-4, atol=1e-5)
 
 

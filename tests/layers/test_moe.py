@@ -49,7 +49,7 @@ DEEPSEEK = MoEConfig(
   shared=7,
 )
 MINIMAX_M2 = MoEConfig(experts=E, top=X, hidden=F, score='sigmoid', bias=True)
-PLAIN = MoEConfig(experts=E, top=X, hidden=F, renormalise=False, scale=0.5)
+PLAIN = MoEConfig(experts=E, top=X, hidden=F, renormalize=False, scale=0.5)
 
 
 def _draw(*shape, seed=0):
@@ -74,7 +74,7 @@ def _route(logits, c, bias):
       groups[g] = -np.inf
     chosen = np.argsort(-choice, kind='stable')[: c.top]
     w = s[chosen]
-    if c.renormalise:
+    if c.renormalize:
       w = w / (w.sum() + c.eps)
     rows.append((chosen, c.scale * w))
   return map(np.stack, zip(*rows, strict=True))
@@ -88,7 +88,7 @@ def _routing(logits, c, bias):
     bias=bias,
     groups=c.groups,
     top_groups=c.top_groups,
-    renormalise=c.renormalise,
+    renormalize=c.renormalize,
     eps=c.eps,
     scale=c.scale,
   )

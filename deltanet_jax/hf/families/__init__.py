@@ -148,7 +148,7 @@ def _essence(cfg: ModelConfig) -> tuple[object, ...]:
     cfg.d_model,
     cfg.tied,
     cfg.norm_eps,
-    cfg.zero_centred,
+    cfg.zero_centered,
   )
 
 

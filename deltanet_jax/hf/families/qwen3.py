@@ -65,7 +65,7 @@ def _read_moe(keys: ConfigKeys) -> ModelConfig:
     experts=keys.size('num_experts', 'num_local_experts'),
     top=keys.size('num_experts_per_tok', default=8),
     hidden=keys.size('moe_intermediate_size'),
-    renormalise=keys.flag('norm_topk_prob', default=False),
+    renormalize=keys.flag('norm_topk_prob', default=False),
   )
   return _read(keys, ffn, kv_heads=4, width=None)
 
@@ -76,7 +76,7 @@ def _write_moe(cfg: ModelConfig) -> Json:
     'num_experts': ffn.experts,
     'num_experts_per_tok': ffn.top,
     'moe_intermediate_size': ffn.hidden,
-    'norm_topk_prob': ffn.renormalise,
+    'norm_topk_prob': ffn.renormalize,
     'decoder_sparse_step': 1,
     'mlp_only_layers': [],
   }

@@ -58,7 +58,7 @@ def _read(
   layers = [
     Layer(attention if full else delta, ffn) for full in keys.full_attention()
   ]
-  return common.make_model_config(keys, layers, zero_centred=True)
+  return common.make_model_config(keys, layers, zero_centered=True)
 
 
 def _moe(keys: ConfigKeys, top: int) -> MoEConfig:
@@ -67,7 +67,7 @@ def _moe(keys: ConfigKeys, top: int) -> MoEConfig:
     top=keys.size('num_experts_per_tok', default=top),
     hidden=keys.size('moe_intermediate_size'),
     # Qwen3.5 has no such key: it always renormalizes
-    renormalise=keys.flag('norm_topk_prob', default=True),
+    renormalize=keys.flag('norm_topk_prob', default=True),
     shared=keys.size('shared_expert_intermediate_size'),
     shared_gate=True,
   )
@@ -102,7 +102,7 @@ def _write(cfg: ModelConfig, model_type: str, architecture: str) -> Json:
     'num_experts_per_tok': ffn.top,
     'moe_intermediate_size': ffn.hidden,
     'shared_expert_intermediate_size': ffn.shared,
-    'norm_topk_prob': ffn.renormalise,
+    'norm_topk_prob': ffn.renormalize,
   }
 
 

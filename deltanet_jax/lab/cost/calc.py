@@ -212,7 +212,7 @@ def resize_model(cfg, layers=None, ratio=None, attention=None, recurrent=None):
   for i in range(L):
     mixer = attention if (i + 1) * N // L > i * N // L else recurrent
     new.append(dataclasses.replace(old[min(i, len(old) - 1)], mixer=mixer))
-  prefix, period, repeats, suffix = pattern.fold(new)
+  prefix, period, repeats, suffix = pattern.fold_layers(new)
   return dataclasses.replace(
     cfg, prefix=prefix, period=period, repeats=repeats, suffix=suffix
   )

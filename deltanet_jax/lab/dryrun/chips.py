@@ -19,7 +19,7 @@ class Chip:
   flops: float  # bfloat16 operations a second
   hbm: float  # bytes a program may use, of all its devices
   hbm_rate: float  # bytes a second
-  link_rate: float  # bytes a second, one way over one link to a neighbour
+  link_rate: float  # bytes a second, one way over one link to a neighbor
   axes: int  # of its network, two links each
   dcn_rate: float  # bytes a second, one way to other slices
   devices: int  # that jax sees
