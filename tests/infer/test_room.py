@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,8 +54,7 @@ def test_pieces_into_a_growing_cache_give_the_logits_of_the_whole(
   want, whole = call(tokens, init_cache(cfg, 1, 40, jnp.float32))
   got = jnp.concatenate(logits, 1)
   np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
-  for ours, theirs in zip(*map(jax.tree.leaves, (cache, whole)), strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  chex.assert_trees_all_close(cache, whole, rtol=1e-7, atol=1e-5)
 
 
 def test_rows_of_other_lengths_and_one_put_among_them(quick_compile):

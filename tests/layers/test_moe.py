@@ -3,6 +3,7 @@ product against the dense one, the module and what it reports."""
 
 import dataclasses
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -145,11 +146,7 @@ def test_grouped_product_equals_the_dense_one_gradients_too():
     )
 
   got, want = run(routing.grouped), run(routing.dense)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    got,
-    want,
-  )
+  chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(want))
 
 
@@ -232,7 +229,7 @@ def test_shared_expert_is_added_and_gated():
   np.testing.assert_allclose(
     y, np.reshape(want, x.shape) + extra, rtol=1e-4, atol=1e-4
   )
-  assert load.share.shape == load.score.shape == (E,)
+  chex.assert_shape([load.share, load.score], (E,))
 
 
 def _sizes(params):
@@ -300,8 +297,8 @@ def test_a_model_reports_every_layers_load_and_shards(c):
     want,
   )
   reports = want[0][1]
-  assert reports.prefix[0].load.share.shape == (E,)
-  assert reports.period[0].load.share.shape == (2, E)
+  chex.assert_shape(reports.prefix[0].load.share, (E,))
+  chex.assert_shape(reports.period[0].load.share, (2, E))
   np.testing.assert_allclose(reports.period[0].load.share.sum(-1), X, rtol=1e-6)
   assert reports.suffix == ()
 

@@ -4,6 +4,7 @@ two losses and who learns from them."""
 import dataclasses
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,11 +65,7 @@ def _run(form, top, segments=None, **options):
 
 
 def _close(got, want):
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
-    got,
-    want,
-  )
+  chex.assert_trees_all_close(got, want, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize('top', [1, 6, T, 100, None])

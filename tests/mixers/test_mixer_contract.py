@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import inspect
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -204,9 +205,8 @@ def test_rows_of_other_lengths_equal_each_alone(cfg):
       got[b].append(y[b, :n])
       if n == 0:
         row = lambda x, b=b: x[b]
-        jax.tree.map(
-          np.testing.assert_array_equal,
-          *(jax.tree.map(row, x) for x in (cache, before)),
+        chex.assert_trees_all_equal(
+          *(jax.tree.map(row, x) for x in (cache, before))
         )
     lengths = lengths + np.int32(counts)
   for b, n in enumerate(lengths):
@@ -290,9 +290,7 @@ def test_bfloat16_input_keeps_float32_states(cfg):
     params, jnp.asarray(x[:, :FIRST], jnp.bfloat16), cache=cache
   )
   assert y.dtype == jnp.bfloat16
-  jax.tree.map(
-    lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), after, cache
-  )
+  chex.assert_trees_all_equal_dtypes(after, cache)
   if hasattr(after, 'state'):
     assert after.state.dtype == jnp.float32
   whole, _ = _pull(cfg)(params, x, w)

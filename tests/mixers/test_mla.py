@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -50,11 +51,7 @@ def test_absorbed_form_equals_the_expanded_one_gradients_too():
     return jax.jit(jax.value_and_grad(loss, tuple(range(5))))(*_arguments())
 
   got, want = run(latent_attention.absorbed), run(_expanded)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    got,
-    want,
-  )
+  chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_expanded_form_is_softmax_attention_head_by_head():
@@ -79,8 +76,8 @@ def test_scale_has_yarns_square():
 def test_cache_is_the_latent_and_one_shared_key_a_token():
   cfg = MLAConfig.tiny()
   cache = cfg.init_cache(3, 10, jnp.bfloat16)
-  assert cache.latent.shape == (3, 10, cfg.latent)
-  assert cache.key.shape == (3, 10, cfg.shared_dim)
+  chex.assert_shape(cache.latent, (3, 10, cfg.latent))
+  chex.assert_shape(cache.key, (3, 10, cfg.shared_dim))
   assert cache.latent.dtype == cache.key.dtype == jnp.bfloat16
 
 

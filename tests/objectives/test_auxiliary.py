@@ -4,6 +4,7 @@ experts, sparse attention, multi-token prediction."""
 import dataclasses
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -162,7 +163,7 @@ def test_balance_takes_every_layer_with_experts():
   loads = [r.load for r in reports.period]
   share = np.concatenate([x.share for x in loads]).mean(0)
   score = np.concatenate([x.score for x in loads]).mean(0)
-  assert all(x.share.shape == (2, 4) for x in loads)
+  chex.assert_shape([x.share for x in loads], (2, 4))
   np.testing.assert_allclose(
     auxiliary.compute_balance_loss(reports),
     4 * np.sum(share * score),
@@ -215,7 +216,7 @@ def test_without_multi_token_prediction_there_are_no_weights_of_it():
   assert set(shapes(cfg)) == {'backbone', 'head'}
   mtp = nn.unbox(shapes(CFG))['mtp']
   assert set(mtp) == {'embed_norm', 'hidden_norm', 'proj', 'layer', 'norm'}
-  assert mtp['proj']['w'].shape == (2 * D, D)
+  chex.assert_shape(mtp['proj']['w'], (2 * D, D))
 
 
 def test_config_survives_json():

@@ -1,5 +1,6 @@
 """The blocked cross-entropy against the plain formula."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,11 +35,7 @@ def test_blocks_give_the_plain_value_and_gradients(block):
     lambda *a: cross_entropy(*a, block=block), (0, 1)
   )(*args)
   np.testing.assert_allclose(got, want, rtol=1e-6)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-    grads,
-    want_grads,
-  )
+  chex.assert_trees_all_close(grads, want_grads, rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_hidden_still_gives_float32_loss_and_head_gradient():

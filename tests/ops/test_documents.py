@@ -4,6 +4,7 @@ values that are not finite, hard resets, nothing at all, other defaults."""
 import functools
 import inspect
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def test_runs_are_counted_and_not_told_by_their_ids():
   np.testing.assert_array_equal(
     runs_of(ids), [[0, 0, 1, 2, 2], [0, 1, 2, 2, 3]]
   )
-  assert runs_of(ids[:, :0]).shape == (2, 0)
+  chex.assert_shape(runs_of(ids[:, :0]), (2, 0))
 
 
 # ------------------------------------------------------------- not finite
@@ -172,7 +173,7 @@ def test_no_rows_or_no_tokens_give_none_and_keep_the_state(
       ids,
       sizes=sizes(form),
     )
-    assert got['o'].shape == (rows, tokens, H, V)
+    chex.assert_shape(got['o'], (rows, tokens, H, V))
     if not tokens:
       np.testing.assert_array_equal(got['last'], state[:rows])
       np.testing.assert_array_equal(got['state'], d_state[:rows])
@@ -183,7 +184,7 @@ def test_attention_to_nothing_is_nothing(rows, tokens):
   q, k, v = (jnp.zeros((rows, tokens, n, 8)) for n in (4, 2, 2))
   at = attention.Place(jnp.arange(tokens), None)
   o = attention.attend(q, k, v, at, at, scale=1.0, ahead=0)
-  assert o.shape == (rows, tokens, 4, 8)
+  chex.assert_shape(o, (rows, tokens, 4, 8))
 
 
 @pytest.mark.parametrize('rows, tokens', [(0, 8), (2, 0)])
@@ -198,16 +199,16 @@ def test_a_model_takes_no_rows_and_no_tokens(mixer, rows, tokens):
   )
   ids = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
   logits, _ = jax.eval_shape(model.apply, params, ids)
-  assert logits.shape == (rows, tokens, 16)
+  chex.assert_shape(logits, (rows, tokens, 16))
   logits, _ = jax.eval_shape(
     lambda p, t, s: model.apply(p, t, segment_ids=s), params, ids, ids
   )
-  assert logits.shape == (rows, tokens, 16)
+  chex.assert_shape(logits, (rows, tokens, 16))
   cache = jax.eval_shape(lambda: init_cache(model.cfg, rows, 8, jnp.float32))
   logits, after = jax.eval_shape(
     lambda p, t, c: model.apply(p, t, cache=c), params, ids, cache
   )
-  assert logits.shape == (rows, tokens, 16)
+  chex.assert_shape(logits, (rows, tokens, 16))
   assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(
     lambda x: x.shape, cache
   )

@@ -1,5 +1,6 @@
 """The mesh, and one layout table for everything on it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,7 +125,7 @@ def test_parameters_are_born_in_place_with_values_of_no_mesh():
     for cfg in (MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2))
   ]
   one, eight = (sharding.init_params(model, key, mesh) for mesh in meshes)
-  jax.tree.map(np.testing.assert_array_equal, one, eight)
+  chex.assert_trees_all_equal(one, eight)
   places = sharding.make_param_shardings(model, meshes[1])
   jax.tree.map(
     lambda x, place: np.testing.assert_equal(x.sharding.spec, place.spec),
@@ -135,13 +136,7 @@ def test_parameters_are_born_in_place_with_values_of_no_mesh():
   q = one['backbone']['period']['layer_0']['mixer']['q']['w']
   assert abs(q[0] - q[1]).max() > 0
   shapes = sharding.make_abstract_params(model)
-  jax.tree.map(
-    lambda x, y: np.testing.assert_equal(
-      (x.shape, x.dtype), (y.shape, y.dtype)
-    ),
-    one,
-    shapes,
-  )
+  chex.assert_trees_all_equal_shapes_and_dtypes(one, shapes)
 
 
 def test_constraint_acts_under_a_mesh_only():

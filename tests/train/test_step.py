@@ -1,5 +1,6 @@
 """One step: of micro-batches, of what is not finite."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,9 +61,7 @@ def test_four_micro_batches_equal_one_large_batch():
   four = compute_outcome_and_grads(_line_loss, params, batch, 4)
   mean = _line_loss(params, batch)[0] / batch['weights'].sum()
   np.testing.assert_allclose(one[0].nats, mean, rtol=1e-6)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), four, one
-  )
+  chex.assert_trees_all_close(four, one, rtol=1e-5)
 
 
 def test_a_batch_without_finite_loss_changes_nothing_and_is_counted():
@@ -80,10 +79,7 @@ def test_a_batch_without_finite_loss_changes_nothing_and_is_counted():
   second, metrics = step(first, bad)
   third, metrics_bad = step(second, bad)
   assert not np.isfinite(metrics['loss'])
-  for kept in ('params', 'opt_state'):
-    jax.tree.map(
-      np.testing.assert_array_equal, getattr(first, kept), getattr(third, kept)
-    )
+  chex.assert_trees_all_equal(first[:2], third[:2])  # params, opt_state
   counters = [int(third.step), int(third.skipped), int(third.streak)]
   assert counters == [3, 2, 2]
   assert int(metrics_bad['streak']) == 2 and float(metrics_bad['lr']) == 1.0
@@ -110,8 +106,5 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(what):
   first = create_state(params, optimizer)
   second, metrics = step(first, batch)
   assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
-  for kept in ('params', 'opt_state'):
-    jax.tree.map(
-      np.testing.assert_array_equal, getattr(first, kept), getattr(second, kept)
-    )
+  chex.assert_trees_all_equal(first[:2], second[:2])  # params, opt_state
   assert [int(second.step), int(second.skipped), int(second.streak)] == [1] * 3
