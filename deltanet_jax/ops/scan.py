@@ -19,6 +19,7 @@ from deltanet_jax.ops.description import Description
 from deltanet_jax.ops.documents import Inputs, apart, runs_of, starts
 
 F32 = jnp.float32
+Result = tuple[jax.Array, jax.Array]  # o [B,T,H,V] and the last state
 
 
 def initial_state(
@@ -36,11 +37,11 @@ def initial_state(
 
 
 def token_scan(
-  step: Callable[..., tuple[jax.Array, jax.Array]],
+  step: Callable[..., Result],
   inputs: Inputs,
   state: jax.Array,
   segment_ids: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
+) -> Result:
   """Runs `step(*token, state) -> (o, state)` over time.
 
   inputs: arrays [B,T,...] or None, one token of each goes to `step`.
@@ -183,12 +184,9 @@ def decay_of(
 # ---------------------------------------------------------------- chunks
 
 
-Forward = Callable[
-  [Inputs, Masks | None, jax.Array], tuple[jax.Array, jax.Array]
-]
+Forward = Callable[[Inputs, Masks | None, jax.Array], Result]
 Backward = Callable[
-  [Inputs, Masks | None, jax.Array, jax.Array, jax.Array],
-  tuple[Inputs, jax.Array],
+  [Inputs, Masks | None, jax.Array, *Result], tuple[Inputs, jax.Array]
 ]
 
 
@@ -211,7 +209,7 @@ def chunked(
   segment_ids: jax.Array | None,
   chunk: int,
   group: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> Result:
   """Runs `rule` over time; keeps the inputs and each group's entry state.
 
   inputs: arrays [B,T,heads,...] or None. The T tokens are padded with zeros
@@ -238,7 +236,7 @@ def all_chunks(
   state: jax.Array,
   segment_ids: jax.Array | None,
   chunk: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> Result:
   """`forward(inputs, masks, state)` over all chunks as one group."""
   _require_positive(chunk)
 
