@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.ops.scan import matmul
+from deltanet_jax.ops.products import matmul
 
 BLOCK = 16  # rows solved by substitution; larger triangles merge such blocks
 

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 from deltanet_jax.ops import scan
 from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
 from deltanet_jax.ops.inverse import check_chunk, unit_lower_inverse
-from deltanet_jax.ops.scan import F32, matmul, matmul_parts, repeat_heads
+from deltanet_jax.ops.products import matmul, matmul_parts
+from deltanet_jax.ops.scan import F32, repeat_heads
 from deltanet_jax.ops.shapes import check_shapes
 
 

@@ -28,7 +28,8 @@ import jax.numpy as jnp
 
 from deltanet_jax.ops import scan
 from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
-from deltanet_jax.ops.scan import F32, matmul, repeat_heads
+from deltanet_jax.ops.products import matmul
+from deltanet_jax.ops.scan import F32, repeat_heads
 
 State = TypeVar('State')  # of the rule: an array, or None
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from deltanet_jax.ops.description import STATE, VALUE
 from deltanet_jax.ops.documents import Inputs, starts
-from deltanet_jax.ops.scan import matmul
+from deltanet_jax.ops.products import matmul
 from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.sharding import Axes
 
