@@ -44,7 +44,7 @@ def require_same(
 ) -> None:
   """Refuses a folder that holds `what` of another configuration.
 
-  differences: lines of `config.difference`   advice: what else helps
+  differences: lines of `list_differences`   advice: what else helps
   """
   if differences:
     raise ConfigError(

@@ -1,5 +1,5 @@
 """What every token mixer must do. Mixers are found, not listed: each *Config
-of mixers/config.py with a `tiny()`, and the options below."""
+of config/mixers.py with a `tiny()`, and the options below."""
 
 import dataclasses
 import functools

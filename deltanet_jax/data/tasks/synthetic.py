@@ -1,7 +1,6 @@
 """Tasks of recall, drawn on the device: what was paired with this key?
 
-`data.order` asks for lists, `data.tracking` for states, `data.documents` for
-what a text said.
+`order` asks for lists, `tracking` for states, `documents` for what a text said.
 
 A task is a frozen dataclass of its sizes. `vocab` is how many tokens it uses,
 `length` the tokens of a row, and `sample(key, batch)` an `Example`: a pure

@@ -1,7 +1,7 @@
 """What a compiled program does, from its text: collectives and memory traffic.
 
 Bodies of loops count as often as they run, which XLA's own cost analysis does
-not do; `flops.RARE` sides of conditions do not count.
+not do; `routing.RARE` sides of conditions do not count.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deltanet_jax.flops import RARE
+from deltanet_jax.ops.routing import RARE
 
 KINDS = (
   'all-gather',

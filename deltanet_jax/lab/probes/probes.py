@@ -2,7 +2,7 @@
 
 Keys are random, values are random, weights are set by hand and the rules are
 those of `deltanet_jax.ops`, so a result needs seconds and no budget. What a
-trained model makes of a rule is another question (`data.synthetic`).
+trained model makes of a rule is another question (`data.tasks`).
 """
 
 from typing import NamedTuple

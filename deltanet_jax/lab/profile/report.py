@@ -148,7 +148,7 @@ def _number(x):
 
 
 def fit_lines(t, what='decode'):
-  """{model: fit.Line} of the models with two contexts or more."""
+  """{model: fit.FittedLine} of the models with two contexts or more."""
   series = {model: t.series(model, what) for model in t.models}
   return {m: fit.fit_line(*s) for m, s in series.items() if len(s[0]) > 1}
 
