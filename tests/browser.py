@@ -1,6 +1,5 @@
 """A headless Chromium by its DevTools pipe: no driver, no port."""
 
-import base64
 import json
 import os
 import select
@@ -119,10 +118,6 @@ class Browser:
       'Emulation.setEmulatedMedia',
       features=[scheme | ({'value': 'dark'} if dark else {})],
     )
-
-  def screenshot(self, path, whole=False):
-    found = self('Page.captureScreenshot', captureBeyondViewport=whole)
-    path.write_bytes(base64.b64decode(found['data']))
 
   def close(self):
     for end in (self._out, self._in):

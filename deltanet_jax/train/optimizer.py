@@ -79,7 +79,7 @@ def _dimension_numbers(axes, label):
   return optax.contrib.MuonDimensionNumbers(*find_matrix_axes(axes))
 
 
-def _muon(cfg, dims):
+def _muon(dims):
   """Orthogonalized momentum, times sqrt(max(1, fan_out / fan_in))."""
 
   def rescale(update, dim):
@@ -131,7 +131,7 @@ def make_optimizer(
   chain = optax.chain(
     optax.clip_by_global_norm(cfg.clip),
     optax.partition(
-      {'muon': _muon(cfg, dims), 'adam': adam, 'fixed': fixed}, labels
+      {'muon': _muon(dims), 'adam': adam, 'fixed': fixed}, labels
     ),
     optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
     optax.partition(

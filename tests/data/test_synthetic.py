@@ -12,8 +12,7 @@ from deltanet_jax.data.tasks.needle import DEPTHS, HEX, KEYS, Needle
 from deltanet_jax.data.tasks.order import Palindrome, SelectiveCopy, Stacks
 from deltanet_jax.data.tasks.synthetic import MQAR, Copy, Rebinding, TwoHop
 from deltanet_jax.data.tasks.tracking import Parity, S5Word
-from deltanet_jax.lab.study import accuracy
-from tests import readers
+from tests import accuracy, readers
 
 ESSAY = b''.join(
   b'Sentence %d says %s. ' % (i, b'nothing ' * (i % 4)) for i in range(99)
@@ -59,7 +58,7 @@ def draw(task):
   return DRAWN[task]
 
 
-def predictions(task, example, answer):
+def predictions(example, answer):
   """What `answer(row)`, {position: token}, gives; -1 elsewhere."""
   guess = np.full(example.tokens.shape, -1)
   for b, row in enumerate(example.tokens.tolist()):
@@ -72,7 +71,7 @@ def predictions(task, example, answer):
 def test_a_reader_of_the_tokens_finds_every_question_and_answer(name):
   task, read, _ = TASKS[name]
   e = draw(task)
-  found = predictions(task, e, lambda row: read(task, row))
+  found = predictions(e, lambda row: read(task, row))
   np.testing.assert_array_equal(found >= 0, e.weights > 0)
   np.testing.assert_array_equal(found[found >= 0], e.targets[found >= 0])
   assert set(np.unique(e.weights)) <= {0, 1} and (e.weights.sum(-1) > 0).all()
@@ -129,7 +128,7 @@ def test_simple_tricks_fail(name):
     np.where(possible, np.arange(task.length), 0), axis=1
   )
   latest = np.take_along_axis(e.tokens, when, axis=1)
-  tricks = {'most frequent': accuracy.measure_majority(e, task.vocab)}
+  tricks = {'most frequent': accuracy.measure_majority(e)}
   for trick, guess in {
     'the token': e.tokens,
     'the one before': back(1),
@@ -277,7 +276,7 @@ def test_permutations_of_a_few_moves_and_their_counts():
 def test_the_topic_can_nearly_always_be_counted():
   task = QuoteGist(lines=(8,))
   e = draw(task)
-  found = predictions(task, e, lambda row: readers.quote_gist(task, row))
+  found = predictions(e, lambda row: readers.quote_gist(task, row))
   gist = accuracy.tally_by(found, e, 'kind', (0, 1))
   assert gist.count.tolist() == [256, 256 * 6]
   assert gist.accuracy[0] > 0.97 and gist.accuracy[1] == 1

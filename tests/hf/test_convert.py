@@ -170,7 +170,7 @@ def test_a_killed_conversion_goes_on(source, tmp_path, monkeypatch):
   assert_same_folders(tmp_path / 'back', source)
 
 
-def test_another_model_in_the_target_is_refused(source, tmp_path):
+def test_another_model_in_the_target_is_refused(tmp_path):
   (tmp_path / 'orbax').mkdir()
   (tmp_path / 'orbax' / converted.RECORD).write_text('{}')
   with pytest.raises(ConfigError, match='conversion of another folder'):
@@ -213,7 +213,7 @@ def spoil(path):
   path.write_bytes(found)
 
 
-def test_a_conversion_of_an_older_format_is_refused(source, tmp_path):
+def test_a_conversion_of_an_older_format_is_refused(tmp_path):
   (tmp_path / 'orbax').mkdir()
   (tmp_path / 'orbax' / converted.RECORD).write_text('{}')
   with pytest.raises(ConfigError, match='convert the released folder again'):

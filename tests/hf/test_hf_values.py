@@ -212,7 +212,7 @@ def test_every_pattern_that_is_no_number_is_found(dtype):
     assert not files.is_finite(np.array([1, value, 1], kind))
 
 
-def float8(scale, **settings):
+def float8(scale):
   """(more tensors, their query in float64): FP8 with that scale."""
   small = weights.tensors('qwen3')[QUERY].astype(FLOAT8)
   return {QUERY: small, SCALE: scale}

@@ -180,7 +180,7 @@ def test_a_folder_of_another_profile_is_refused(small):
     run.run_profile(SETTINGS, {'twin': models['twin']}, folder)
 
 
-def test_the_stored_profile_is_known_again(monkeypatch, tmp_path):
+def test_the_stored_profile_is_known_again(tmp_path):
   stored = pathlib.Path(run.__file__).parent / 'result' / 'settings.json'
   (tmp_path / 'settings.json').write_bytes(stored.read_bytes())
   size = plan.SIZES['cpu']

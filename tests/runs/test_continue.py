@@ -348,7 +348,7 @@ def test_files_of_a_run_that_are_no_json_are_refused_by_name(
   assert '\n' not in message and str(tmp_path / name) in message
 
 
-def test_results_of_no_run_are_refused_by_name(texts, tmp_path):
+def test_results_of_no_run_are_refused_by_name(tmp_path):
   workdir = Workdir(tmp_path)
   (tmp_path / 'result.json').write_text('{}')
   with pytest.raises(ConfigError, match='result.json: no results of a run'):

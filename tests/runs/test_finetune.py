@@ -227,7 +227,7 @@ def test_evaluate_refuses_bad_input_before_jax(tmp_path, texts):
   refused(ask(given, f'--data={rows}'), 'body', '--field')
 
 
-def test_folders_that_do_not_fit_leave_no_run(tmp_path, texts):
+def test_folders_that_do_not_fit_leave_no_run(tmp_path):
   begun = open_model(str(released.make('qwen3', tmp_path / 'qwen3')))
   begun.check()
   path = tmp_path / 'qwen3' / 'config.json'

@@ -12,7 +12,7 @@ def give_advice(experiment, record):
   """Sentences, the most useful first; sizes in them are estimates."""
   memory = record['memory']
   if record['of'] == 'train':
-    return _train(experiment, record, memory)
+    return _train(experiment, memory)
   return _generate(record, memory)
 
 
@@ -20,7 +20,7 @@ def _gib(x):
   return f'{x / GIB:.1f} GiB'
 
 
-def _train(experiment, record, memory):
+def _train(experiment, memory):
   held = memory['held']
   have = ROOM * memory['available']
   fixed = memory['total'] - memory['temporaries']

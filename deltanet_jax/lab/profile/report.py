@@ -147,9 +147,9 @@ def _number(x):
   return f'{x:.1f}' if x >= 10 else f'{x:.2g}' if x < 1 else f'{x:.2f}'
 
 
-def fit_lines(t, what='decode'):
-  """{model: fit.FittedLine} of the models with two contexts or more."""
-  series = {model: t.series(model, what) for model in t.models}
+def fit_lines(t):
+  """{model: fit.FittedLine} of decoding, with two contexts or more."""
+  series = {model: t.series(model, 'decode') for model in t.models}
   return {m: fit.fit_line(*s) for m, s in series.items() if len(s[0]) > 1}
 
 

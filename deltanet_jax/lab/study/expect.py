@@ -100,7 +100,7 @@ def list_expectations(cfg, arms):
   """What the literature lets expect. arms: {task: names that ran}."""
   return [
     *_recall(cfg, arms), *_recency(cfg, arms), *_rebinding(cfg, arms),
-    *_tracking(arms), *_hops(arms), *_document(cfg, arms),
+    *_tracking(), *_hops(arms), *_document(arms),
   ]  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def _rebinding(cfg, arms):
         )
 
 
-def _tracking(arms):
+def _tracking():
   for task in ('parity', 's5'):
     for other in ('delta', 'gdn', 'linear', 'lightning', 'full'):
       yield _less(
@@ -202,7 +202,7 @@ def _hops(arms):
     yield Expectation(f'{name} gives up more on two hops than on one', terms)
 
 
-def _document(cfg, arms):
+def _document(arms):
   gist = {'kind': (0, 0)}
   for name in arms.get('quote', ()):
     if name != 'full':

@@ -34,7 +34,7 @@ def write_report(cfg, size, cells, folder, rows):
     else expect.list_expectations(cfg, arms)
   )
   findings = expect.judge_all(expectations, arrays, cfg.draws)
-  verdict = describe_hybrids(cfg, view, findings)
+  verdict = describe_hybrids(cfg, view)
   missing = [cell.name for cell in cells if cell not in done]
   remarks = describe_unlearned(view)
   if failed:
@@ -69,7 +69,7 @@ def _counts(findings):
   return [f'Expectations: {counts}.'] if findings else []
 
 
-def describe_hybrids(cfg, view, findings):
+def describe_hybrids(cfg, view):
   """Sentences on what each hybrid gave up and saved against full attention."""
   out = []
   names = {a for _, a in view.arrays if parse_arm(a)[1]}
