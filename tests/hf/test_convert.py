@@ -13,14 +13,7 @@ from safetensors.numpy import load_file
 from deltanet_jax import hf
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MeshConfig
-from deltanet_jax.hf import (
-  convert,
-  converted,
-  files,
-  output,
-  pieces,
-  store,
-)
+from deltanet_jax.hf import convert, converted, files, output, pieces, store
 from deltanet_jax.hf.names import INDEX
 from deltanet_jax.parallel import sharding
 from tests import weights
@@ -170,7 +163,7 @@ def test_a_killed_conversion_goes_on(source, tmp_path, monkeypatch):
   assert_same_folders(tmp_path / 'back', source)
 
 
-def test_another_model_in_the_target_is_refused(tmp_path):
+def test_another_model_in_the_target_is_refused(source, tmp_path):
   (tmp_path / 'orbax').mkdir()
   (tmp_path / 'orbax' / converted.RECORD).write_text('{}')
   with pytest.raises(ConfigError, match='conversion of another folder'):

@@ -262,9 +262,7 @@ class Rebinding:
     bound, again = i < n, e < events
     half = shuffle_valid(rngs[4], jnp.broadcast_to(bound, (batch, N)))
     turn = shuffle_valid(rngs[5], jnp.broadcast_to(again, (batch, E)))
-    pair = take_columns(
-      half, turn % (n // 2)
-    )  # which pair each event binds again
+    pair = take_columns(half, turn % (n // 2))  # that each event binds again
     of_pair = again[..., None] & (pair[..., None] == i)
     last = jnp.max(of_pair * (e + 1)[:, None], 1, initial=0)  # 0: never
     at = lambda where, valid: jnp.where(valid, where, T)
@@ -320,11 +318,8 @@ class TwoHop:
 
   @property
   def levels(self) -> Levels:
-    return {
-      'pairs': tuple(sorted(self.pairs)),
-      'hop': (1, 2),
-      'forward': (0, 1),
-    }
+    pairs = tuple(sorted(self.pairs))
+    return {'pairs': pairs, 'hop': (1, 2), 'forward': (0, 1)}
 
   def sample(self, key: jax.Array, batch: int) -> Example:
     T, N = self.length, max(self.pairs)
