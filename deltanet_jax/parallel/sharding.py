@@ -36,7 +36,8 @@ Params = dict[str, 'Params | jax.Array']  # nested, by the modules' names
 # the same tree
 LogicalAxes = dict[str, 'LogicalAxes | PartitionSpec']  # of axis names
 Axes = Sequence[str | None]  # logical ones of an array, None: whole
-Batch = dict[str, jax.Array]  # tokens, targets, weights, segment_ids [B,T]
+# [B,T]: tokens, targets, positions, segment_ids, weights
+Batch = dict[str, jax.Array]
 
 # the last ones are neighbors on the network
 MESH_AXES = ('replica', 'data', 'fsdp', 'expert', 'seq', 'tensor')
