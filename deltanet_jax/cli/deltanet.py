@@ -1,4 +1,5 @@
-"""`deltanet NAME ...`: every command by its name, the same as launch.NAME."""
+"""`python -m deltanet_jax NAME ...`: every command by its name, the same as
+launch.NAME."""
 
 import difflib
 import importlib

@@ -12,21 +12,13 @@ import sys
 import numpy as np
 import pytest
 
-from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import DataConfig
 from deltanet_jax.data import files, text, tokenizer
 from deltanet_jax.data.rows import Rows
 from deltanet_jax.data.text import TextData
+from tests.token_folders import refusal
 
 EOD = 256
-
-
-def refusal(call, *args):
-  with pytest.raises(ConfigError) as error:
-    call(*args)
-  message = str(error.value)
-  assert '\n' not in message
-  return message
 
 
 @pytest.fixture
