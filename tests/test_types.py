@@ -190,7 +190,7 @@ def _mypy(*arguments):
 def test_the_types_are_true():
   done = _mypy()
   faults = [line for line in done.stdout.splitlines() if ': error: ' in line]
-  assert 'source files)' in done.stdout, done.stdout + done.stderr
+  assert 'source files' in done.stdout, done.stdout + done.stderr
   assert not faults
 
 
