@@ -22,7 +22,7 @@ COMMANDS = {
   'dryrun': ('lab.dryrun.__main__', 'a program compiled for a TPU'),
   'profile': ('lab.profile.__main__', 'cost against context'),
   'study': ('lab.study.__main__', 'recall against memory'),
-  'probes': ('lab.probes.__main__', 'how exact the forms are'),
+  'probes': ('lab.probes.__main__', 'what fits into the state of each rule'),
   'bench': ('lab.bench.__main__', 'how fast the forms are'),
   'presets': ('lab.cost.presets', 'writes the table of configs/'),
 }
@@ -32,7 +32,7 @@ def main() -> None:
   """The command that the first argument names, with the others."""
   name, *rest = sys.argv[1:] or ['--help']
   if name in ('--help', '-h', 'help'):
-    print('deltanet NAME [--help] [--FLAG=VALUE ...]\n')
+    print('python -m deltanet_jax NAME [--help] [--FLAG=VALUE ...]\n')
     for command_name, (_, about) in COMMANDS.items():
       print(f'  {command_name:12}{about}')
     return
