@@ -91,9 +91,9 @@ def run_documents(
 def make_token_nats(cfg: ModelConfig, dtype: DTypeLike) -> Scoring:
   """The function (params, batch) -> nats of every target, [B,T] float32.
 
-  batch: as for `make_loss`, whose sum of weights times
-  nats is linear in the weights: the nats are its gradient by them, and no more
-  than a block's logits are held. Padding has nats too; its segment is 0.
+  batch: as for `make_loss`, whose sum of weights times nats is linear in the
+  weights: the nats are its gradient by them, and no more than a block's logits
+  are held. Padding has nats too; its segment is 0.
   """
   loss = make_loss(cfg, dtype)
 

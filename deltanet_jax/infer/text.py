@@ -37,10 +37,8 @@ def continue_text(
   key = make_key(seed)
   source.require_tokenizer()
   tokenizer = open_tokenizer(source.tokenizer)
-  ids, ends = (
-    encode_prompt(source, tokenizer, prompt, chat),
-    set(tokenizer.ends),
-  )
+  ids = encode_prompt(source, tokenizer, prompt, chat)
+  ends = set(tokenizer.ends)
   if not ids:
     raise ConfigError('the prompt has no token; give --prompt')
   if source.trained and not chat:
@@ -71,10 +69,7 @@ def continue_text(
 
 
 def encode_prompt(
-  source: Source,
-  tokenizer: Tokenizer,
-  prompt: str,
-  chat: bool,
+  source: Source, tokenizer: Tokenizer, prompt: str, chat: bool
 ) -> list[int]:
   """The ids that a model is given of a prompt."""
   if chat:  # the template has the special tokens

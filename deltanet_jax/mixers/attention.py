@@ -61,8 +61,8 @@ class Attention(base.Mixer):
   """o = softmax(q k' / sqrt(K)) v, heads grouped over kv_heads.
 
   q and k are RMS-normalized (`qk_norm`) per head or, with `joint_norm`, over
-  all heads, then rotated; the output is
-  multiplied by sigmoid(x gate) per channel (`gate`).
+  all heads, then rotated; the output is multiplied by sigmoid(x gate) per
+  channel (`gate`).
   """
 
   cfg: AttentionConfig

@@ -3,6 +3,7 @@ from a folder outside the clone."""
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -81,9 +82,14 @@ def test_its_class_is_stored_with_its_module(folder):
 
 
 def test_a_run_goes_on_with_its_file_and_not_without(folder):
+  metrics = folder / 'run' / 'metrics.jsonl'
+  unbroken = metrics.read_bytes()
+  # as if it had been killed after its first step was saved
   (folder / 'run' / 'result.json').unlink()
+  shutil.rmtree(folder / 'run' / 'checkpoints' / '2')
   done = run('train', '--config=lib/tiny.py', '--workdir=run', cwd=folder)
-  assert done.returncode == 0 and 'after step 2' in done.stderr, done.stderr
+  assert done.returncode == 0 and 'after step 1' in done.stderr, done.stderr
+  assert metrics.read_bytes() == unbroken
   for main in 'train', 'generate':
     done = run(main, '--workdir=run', cwd=folder)
     assert done.returncode == 2 and done.stderr.count('\n') == 1
