@@ -16,6 +16,7 @@ from deltanet_jax.config.ranges import (
   Count,
   Finite,
   NotNegative,
+  OneOf,
   Positive,
   Real,
   Size,
@@ -26,11 +27,6 @@ Devices = Annotated[int, Whole(1, other=-1)]
 Fraction = Annotated[
   float, Real('a fraction between 0 and 1', 2.0**-64, 1 - 2.0**-53)
 ]
-
-
-def _choice(name, value, options):
-  if value not in options:
-    raise ValueError(f'{name} is {value!r}; give one of {", ".join(options)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +46,8 @@ class MoEConfig:
   experts: Count
   top: Count
   hidden: Count  # width of an expert
-  score: str = 'softmax'  # or 'sigmoid', of the router's logits
+  # of the router's logits
+  score: Annotated[str, OneOf(('softmax', 'sigmoid'))] = 'softmax'
   bias: bool = False  # added to the scores for the choice alone
   groups: Count = 1  # equal groups of experts, of which
   top_groups: Count = 1  # these are open to a token
@@ -61,7 +58,6 @@ class MoEConfig:
   shared_gate: bool = False  # it is multiplied by sigmoid(x w)
 
   def __post_init__(self):
-    _choice('MoEConfig.score', self.score, ('softmax', 'sigmoid'))
     ranges.check_ranges(self)
     if self.experts % self.groups or self.top_groups > self.groups:
       raise ValueError(
@@ -89,12 +85,11 @@ class Residual:
   'normed': h = N(x); alpha h + beta f(h) (MiniMax-01's DeepNorm)
   """
 
-  form: str = 'pre'
+  form: Annotated[str, OneOf(('pre', 'post', 'normed'))] = 'pre'
   alpha: Finite = 1.0
   beta: Finite = 1.0
 
   def __post_init__(self):
-    _choice('Residual.form', self.form, ('pre', 'post', 'normed'))
     ranges.check_ranges(self)
     if self.form != 'normed' and (self.alpha, self.beta) != (1, 1):
       raise ValueError(
@@ -125,11 +120,11 @@ class ModelConfig:
   tied: bool = False  # the output head is the embedding table
   zero_centered: bool = False  # norm weights are 1 + w
   norm_eps: NotNegative = 1e-6
-  remat: str = 'none'  # 'none', 'dots' (keep matmul outputs) or 'full'
+  # what the backward pass computes again; 'dots': all but products' outputs
+  remat: Annotated[str, OneOf(('none', 'dots', 'full'))] = 'none'
   mtp: Layer | None = None  # block of the multi-token prediction; None: none
 
   def __post_init__(self):
-    _choice('model.remat', self.remat, ('none', 'dots', 'full'))
     ranges.check_ranges(self, 'model')
     if not self.layers:
       raise ValueError('model has no layer; give a period and repeats >= 1')
@@ -160,10 +155,11 @@ class DataConfig:
 class OptimConfig:
   """AdamW, or Muon for hidden matrices with AdamW for everything else."""
 
-  name: str = 'adamw'
+  name: Annotated[str, OneOf(('adamw', 'muon'))] = 'adamw'
   lr: Positive = 3e-4
   muon_lr: Positive = 0.02  # step size of the Muon part
-  schedule: str = 'cosine'  # 'cosine', 'wsd' or 'constant', after the warm-up
+  # after the warm-up
+  schedule: Annotated[str, OneOf(('cosine', 'wsd', 'constant'))] = 'cosine'
   warmup: Size = 100  # steps
   decay: NotNegative = 0.2  # wsd: the fraction of the steps that decays
   final: NotNegative = 0.1  # last rate as a fraction of the peak
@@ -175,8 +171,6 @@ class OptimConfig:
   accumulate: Count = 1  # micro-batches of one step
 
   def __post_init__(self):
-    _choice('optim.name', self.name, ('adamw', 'muon'))
-    _choice('optim.schedule', self.schedule, ('cosine', 'wsd', 'constant'))
     ranges.check_ranges(self, 'optim')
 
 
@@ -184,7 +178,8 @@ class OptimConfig:
 class TrainConfig:
   steps: Count
   seed: Annotated[int, Whole(0, 2**32 - 1)] = 0  # all that a jax key takes
-  dtype: str = 'bfloat16'  # of the computation; parameters are float32
+  # of the computation; parameters are float32
+  dtype: Annotated[str, OneOf(('float32', 'bfloat16'))] = 'bfloat16'
   log_every: Count = 10
   eval_every: Count = 500
   eval_rows: Count = 64  # held-out rows of an evaluation during training
@@ -193,7 +188,6 @@ class TrainConfig:
   objective: ObjectiveConfig = NextTokenConfig()
 
   def __post_init__(self):
-    _choice('train.dtype', self.dtype, ('float32', 'bfloat16'))
     ranges.check_ranges(self, 'train')
 
 

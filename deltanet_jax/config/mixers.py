@@ -19,6 +19,7 @@ from deltanet_jax.config.ranges import (
   Finite,
   Negative,
   NotNegative,
+  OneOf,
   Positive,
   Size,
 )
@@ -58,15 +59,6 @@ class MixerConfig:
 def _require(ok, message):
   if not ok:
     raise ValueError(message)
-
-
-def _check_form(cfg, rule):
-  names = FORMS[rule]
-  _require(
-    cfg.form in names,
-    f'{type(cfg).__name__}.form is {cfg.form!r}; give one of'
-    f' {", ".join(names)}',
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,22 +179,19 @@ class MLAConfig(MixerConfig):
   rope_theta: Positive = 10_000.0
   interleaved: bool = True
   yarn: YarnConfig | None = None
-  gate: str = 'none'  # sigmoid output gate per 'head' or 'channel'
+  # a sigmoid output gate, if any
+  gate: Annotated[str, OneOf(('none', 'head', 'channel'))] = 'none'
   norm_eps: NotNegative = 1e-6
 
   module = 'deltanet_jax.mixers.mla:MLA'
 
   def __post_init__(self):
     super().__post_init__()
-    name = type(self).__name__
     _require_turning(self)
     _require(
       self.shared_dim % 2 == 0 or not self.rotary,
-      f'{name}.shared_dim is {self.shared_dim}; rotary pairs need an even one',
-    )
-    _require(
-      self.gate in ('none', 'head', 'channel'),
-      f'{name}.gate is {self.gate!r}; give one of none, head, channel',
+      f'{type(self).__name__}.shared_dim is {self.shared_dim}; rotary pairs'
+      ' need an even one',
     )
 
   @property
@@ -236,7 +225,8 @@ class DSAConfig(MLAConfig):
   index_heads: Count
   index_dim: Count  # the first shared_dim channels are rotated
   top: Count  # keys of a query
-  stage: str = 'sparse'  # 'dense': all keys, while the indexer warms up
+  # 'dense': all keys, while the indexer warms up
+  stage: Annotated[str, OneOf(('sparse', 'dense'))] = 'sparse'
 
   module = 'deltanet_jax.mixers.dsa:DSA'
 
@@ -250,10 +240,6 @@ class DSAConfig(MLAConfig):
       self.index_dim >= self.shared_dim or not self.rotary,
       f'DSAConfig.index_dim is {self.index_dim} and its first shared_dim'
       f' {self.shared_dim} channels are rotated; make it as wide',
-    )
-    _require(
-      self.stage in ('sparse', 'dense'),
-      f'DSAConfig.stage is {self.stage!r}; give one of sparse, dense',
     )
 
   @classmethod
@@ -279,14 +265,10 @@ class LinearAttentionConfig(MixerConfig):
   key_dim: Count
   value_dim: Count
   conv: Size = 0
-  form: str = 'chunked'
+  form: Annotated[str, OneOf(FORMS['linear_attention'])] = 'chunked'
   chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.linear_attention:LinearAttention'
-
-  def __post_init__(self):
-    super().__post_init__()
-    _check_form(self, 'linear_attention')
 
   @classmethod
   def tiny(cls) -> Self:
@@ -301,14 +283,10 @@ class LightningConfig(MixerConfig):
   head_dim: Count
   conv: Size = 0
   norm_eps: NotNegative = 1e-6
-  form: str = 'chunked'
+  form: Annotated[str, OneOf(FORMS['linear_attention'])] = 'chunked'
   chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.linear_attention:Lightning'
-
-  def __post_init__(self):
-    super().__post_init__()
-    _check_form(self, 'linear_attention')
 
   @classmethod
   def tiny(cls) -> Self:
@@ -325,14 +303,10 @@ class DeltaNetConfig(MixerConfig):
   conv: Size = 4
   negative_eigenvalues: bool = False  # beta in (0, 2) instead of (0, 1)
   norm_eps: NotNegative = 1e-6
-  form: str = 'chunked'
+  form: Annotated[str, OneOf(FORMS['delta_rule'])] = 'chunked'
   chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.delta_net:DeltaNet'
-
-  def __post_init__(self):
-    super().__post_init__()
-    _check_form(self, 'delta_rule')
 
   @classmethod
   def tiny(cls) -> Self:
@@ -350,7 +324,7 @@ class GatedDeltaNetConfig(MixerConfig):
   conv: Size = 4
   negative_eigenvalues: bool = False
   norm_eps: NotNegative = 1e-6
-  form: str = 'chunked'
+  form: Annotated[str, OneOf(FORMS['delta_rule'])] = 'chunked'
   chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.gated_deltanet:GatedDeltaNet'
@@ -362,7 +336,6 @@ class GatedDeltaNetConfig(MixerConfig):
       f'GatedDeltaNetConfig.value_heads {self.value_heads} is no multiple of'
       f' key_heads {self.key_heads}; change one of them',
     )
-    _check_form(self, 'delta_rule')
 
   @classmethod
   def tiny(cls) -> Self:
@@ -382,14 +355,10 @@ class KDAConfig(MixerConfig):
   lower_bound: Negative | None = None
   separate_gates: bool = False  # erase and write gates (Gated DeltaNet-2)
   norm_eps: NotNegative = 1e-5
-  form: str = 'chunked'
+  form: Annotated[str, OneOf(FORMS['kda'])] = 'chunked'
   chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.kda:KDA'
-
-  def __post_init__(self):
-    super().__post_init__()
-    _check_form(self, 'kda')
 
   @classmethod
   def tiny(cls) -> Self:

@@ -1,5 +1,5 @@
-"""What a number of a configuration may be: said in its field's annotation,
-checked where the configuration is made.
+"""What a number or a word of a configuration may be: said in its field's
+annotation, checked where the configuration is made.
 
     rate: Positive = 1e-3
     window: Count | None = None
@@ -73,6 +73,16 @@ class Real(NamedTuple):
     return None if self.least <= value <= self.most else self.words
 
 
+class OneOf(NamedTuple):
+  """One of some words."""
+
+  words: tuple[str, ...]
+
+  def advise(self, value: object) -> str | None:
+    """What to give instead of `value`, or None where it will do."""
+    return None if value in self.words else f'one of {", ".join(self.words)}'
+
+
 # numbers above 0 that float32 takes for 0, or below 1 that it takes for 1, are
 # none: what is trained in float32 would not know them
 Count = Annotated[int, Whole(1)]
@@ -93,7 +103,7 @@ BelowOne = Annotated[
 
 
 def check_ranges(cfg: Configuration, name: str | None = None) -> None:
-  """Refuses numbers of a dataclass that are outside of their fields' ranges.
+  """Refuses what a dataclass holds outside of its fields' ranges.
 
   name: of the configuration in messages, its class's unless given. Whole
   numbers in the place of others become such: a device's are shorter.
@@ -120,7 +130,7 @@ def check_ranges(cfg: Configuration, name: str | None = None) -> None:
 
 
 class _Kind(NamedTuple):
-  range: Whole | Doubled | Real
+  range: Whole | Doubled | Real | OneOf
   optional: bool
 
 
