@@ -75,7 +75,7 @@ def build_plan(
         rules = _closer(rules, other, present)
     return named(rules)
 
-  rules = family.make_top_rules(cfg)
+  rules = common.make_top_rules(cfg)
   if cfg.mtp is not None:
     rules = (*rules, *_require_mtp(family).rules(cfg))
   entries = list_entries([rules])

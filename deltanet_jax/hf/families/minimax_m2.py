@@ -9,8 +9,6 @@ from deltanet_jax.hf.common import LAYER, Family
 from deltanet_jax.hf.keys import ATTENTION, ConfigKeys
 from deltanet_jax.hf.names import Json
 
-_MOE = f'{LAYER}block_sparse_moe.'
-
 
 def _read(keys: ConfigKeys) -> ModelConfig:
   keys.require('use_qk_norm', True, default=True)
@@ -45,7 +43,7 @@ def _read(keys: ConfigKeys) -> ModelConfig:
 def _write(cfg: ModelConfig) -> Json:
   attention = common.find_mixer(cfg, AttentionConfig)
   ffn = common.find_ffn(cfg, MoEConfig)
-  return common.write_top_keys(cfg, 'minimax_m2', 'MiniMaxM2ForCausalLM') | {
+  return {
     **common.write_attention(attention),
     'rotary_dim': attention.rotary_dim,
     **rope.write_positions(attention),
@@ -61,12 +59,11 @@ def _write(cfg: ModelConfig) -> Json:
 
 
 def _rules(layer):
+  at, bias = f'{LAYER}block_sparse_moe.', 'e_score_correction_bias'
   return (
     *common.NORMS,
     *common.make_attention_rules(layer.mixer),
-    *common.make_moe_rules(
-      layer.ffn, _MOE, common.NUMBERED, bias='e_score_correction_bias'
-    ),
+    *common.make_ffn_rules(layer.ffn, at, common.NUMBERED, bias=bias),
   )
 
 
@@ -74,9 +71,9 @@ FAMILIES = (
   Family(
     'minimax_m2',
     ('minimax_m2',),
+    'MiniMaxM2ForCausalLM',
     _read,
     _write,
-    common.make_top_rules,
     (_rules,),
     ignored=(r'mtp\..*',),
     harmless={

@@ -21,16 +21,8 @@ from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 from deltanet_jax.hf import common, files, rope
 from deltanet_jax.hf.common import LAYER, Family
 from deltanet_jax.hf.keys import KINDS, ConfigKeys
-from deltanet_jax.hf.layout import (
-  Conv,
-  Linear,
-  Same,
-  Shape,
-  make_rule,
-)
+from deltanet_jax.hf.layout import Conv, Linear, Same, Shape, make_rule
 from deltanet_jax.hf.names import Json
-
-_DELTA = f'{LAYER}linear_attn.'
 
 
 def _read(keys: ConfigKeys) -> ModelConfig:
@@ -76,7 +68,7 @@ def _write(cfg: ModelConfig) -> Json:
   positions = rope.write_parameters(attention)
   if not attention.rotary_dim:
     positions['rope_theta'] = None
-  return common.write_top_keys(cfg, 'olmo_hybrid', 'OlmoHybridForCausalLM') | {
+  return {
     'intermediate_size': common.find_ffn(cfg, MLPConfig).hidden,
     **common.write_attention(attention),
     'rope_parameters': positions,
@@ -89,39 +81,29 @@ def _write(cfg: ModelConfig) -> Json:
 
 def _rules(layer):
   if isinstance(layer.mixer, AttentionConfig):
-    return (
-      make_rule(f'{LAYER}post_attention_layernorm.weight', 'mixer_norm.scale'),
-      make_rule(f'{LAYER}post_feedforward_layernorm.weight', 'ffn_norm.scale'),
-      *common.make_attention_rules(layer.mixer),
-      *common.make_mlp_rules(),
-    )
-  linear = {
-    'q': 'q',
-    'k': 'k',
-    'v': 'v',
-    'a': 'a',
-    'b': 'b',
-    'g': 'gate',
-  }
+    norms = 'post_attention_layernorm', 'post_feedforward_layernorm'
+    of_mixer = common.make_attention_rules(layer.mixer)
+  else:
+    norms = 'attention_layer_norm', 'feedforward_layer_norm'
+    of_mixer = _DELTA
   return (
-    make_rule(f'{LAYER}attention_layer_norm.weight', 'mixer_norm.scale'),
-    make_rule(f'{LAYER}feedforward_layer_norm.weight', 'ffn_norm.scale'),
-    *(
-      make_rule(f'{_DELTA}{released}_proj.weight', f'mixer.{ours}.w', Linear())
-      for released, ours in linear.items()
-    ),
-    *(
-      make_rule(f'{_DELTA}{x}_conv1d.weight', f'mixer.{x}_conv.taps', Conv())
-      for x in 'qkv'
-    ),
-    make_rule(f'{_DELTA}A_log', 'mixer.A_log', Same()),
-    make_rule(f'{_DELTA}dt_bias', 'mixer.dt_bias', Same()),
-    make_rule(f'{_DELTA}o_norm.weight', 'mixer.norm.scale', Same()),
-    make_rule(f'{_DELTA}o_proj.weight', 'mixer.o.w', Linear(inward=2)),
+    make_rule(f'{LAYER}{norms[0]}.weight', 'mixer_norm.scale'),
+    make_rule(f'{LAYER}{norms[1]}.weight', 'ffn_norm.scale'),
+    *of_mixer,
     *common.make_mlp_rules(),
   )
 
 
+_DELTA = common.make_mixer_rules(
+  f'{LAYER}linear_attn.',
+  *((f'{x}_proj.weight', f'{x}.w', Linear()) for x in 'qkvab'),
+  ('g_proj.weight', 'gate.w', Linear()),
+  *((f'{x}_conv1d.weight', f'{x}_conv.taps', Conv()) for x in 'qkv'),
+  ('A_log', 'A_log', Same()),
+  ('dt_bias', 'dt_bias', Same()),
+  ('o_norm.weight', 'norm.scale', Same()),
+  ('o_proj.weight', 'o.w', Linear(inward=2)),
+)
 _CONV = re.compile(r'(.*\.linear_attn\.)([qkv])(_conv1d\.weight)')
 
 
@@ -177,9 +159,9 @@ FAMILIES = (
   Family(
     'olmo_hybrid',
     ('olmo_hybrid',),
+    'OlmoHybridForCausalLM',
     _read,
     _write,
-    common.make_top_rules,
     (_rules,),
     # what transformers' save_pretrained makes of the attention layers' norm
     spellings=((r'\.post_attention_layernorm\.', '.feedforward_layer_norm.'),),
