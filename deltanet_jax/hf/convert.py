@@ -16,17 +16,15 @@ again.
 
 import json
 import logging
-import math
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import write_text
-from deltanet_jax.hf import families, files, names, output, pieces, plan, store
-from deltanet_jax.hf.common import Family
+from deltanet_jax.hf import files, names, output, pieces, store
 from deltanet_jax.hf.converted import (
   BESIDE,
   FORMAT,
@@ -39,10 +37,6 @@ from deltanet_jax.hf.layout import Shape
 from deltanet_jax.hf.names import Json
 from deltanet_jax.hf.output import Described
 from deltanet_jax.hf.pieces import ConversionError
-from deltanet_jax.hf.plan import Entry
-from deltanet_jax.model import HybridLM
-from deltanet_jax.parallel import sharding
-from deltanet_jax.parallel.sharding import Params
 from deltanet_jax.progress import Progress
 
 
@@ -57,19 +51,13 @@ def convert_to_orbax(
     ConversionError: a piece does not read back as it was written.
   """
   logging.getLogger('absl').setLevel(logging.ERROR)
-  family, cfg = families.read_config(source)
-  folder = family.restore_shapes(files.FolderTensors(source))
-  target = pathlib.Path(target)
-  cfg = families.add_mtp(family, cfg, folder.names)
-  shapes = sharding.make_abstract_params(HybridLM(cfg))
-  entries, copies = store.match_tensors(folder, family, cfg, shapes)
-  store.require_copies(folder, entries, copies)
-  record = _make_record(family, source, folder, [*entries, *copies])
+  found, target = store.open_folder(source), pathlib.Path(target)
+  record = _make_record(source, found)
   existed, resumed = target.exists(), is_converted(target)
   _claim(target, record)
   try:
-    _write_pieces(folder, entries, shapes, target)
-    _keep_beside(folder, [*entries, *copies], target)
+    _write_pieces(found, target)
+    _keep_beside(found, target)
   except ConfigError:
     if not resumed:
       _clear(target)
@@ -86,45 +74,35 @@ def _clear(folder: pathlib.Path) -> None:
       path.unlink()
 
 
-def _write_pieces(
-  folder: files.Tensors,
-  entries: Sequence[Entry],
-  shapes: Params,
-  target: pathlib.Path,
-) -> None:
-  weights = {path: leaf.shape for path, leaf in plan.list_leaves(shapes)}
+def _write_pieces(found: store.MatchedTensors, target: pathlib.Path) -> None:
+  folder, entries = found.tensors, found.entries
   places = {
-    entry.name: [
-      pieces.locate_slot(slot, weights[slot.path]) for slot in entry.slots
-    ]
+    entry.name: [pieces.locate_slot(slot) for slot in entry.slots]
     for entry in entries
   }
   writer = pieces.PieceWriter(target, sum(places.values(), []))
-  size = lambda entry: (
-    math.prod(entry.shape) * folder.dtype(entry.name).itemsize
-  )
-  progress = Progress('converted', sum(map(size, entries)), 'MB', 10**6)
+  total = sum(map(folder.size, places))
+  progress = Progress('converted', total, 'MB', 10**6)
   for entry in entries:
     own = places[entry.name]
     if all(place.piece in writer.done for place in own):
-      progress.skip(size(entry))
+      progress.skip(folder.size(entry.name))
       continue
     tensor = folder.read_checked(entry.name)[: entry.shape[0]]
     parts = entry.layout.split(tensor, [slot.shape for slot in entry.slots])
     del tensor
     while parts:  # given away one by one, so that each is freed when written
       writer.add(own[-len(parts)], parts.pop(0))
-    progress.add(size(entry))
+    progress.add(folder.size(entry.name))
   progress.end()
 
 
-def _keep_beside(
-  folder: files.Tensors, entries: Iterable[Entry], target: pathlib.Path
-) -> None:
+def _keep_beside(found: store.MatchedTensors, target: pathlib.Path) -> None:
   """Writes what has no place in the pieces: scales, and the rows of embeddings
   that are beyond the vocabulary, as a tensor of the same name."""
+  folder = found.tensors
   described: dict[str, tuple[np.dtype, Shape]] = {}
-  for entry in entries:
+  for entry in found.all:
     if scale := folder.find_scale(entry.name):
       described[scale] = folder.dtype(scale), folder.shape(scale)
     if more := store.count_surplus(folder, entry):
@@ -156,7 +134,7 @@ def convert_to_released(
   """
   converted, target = Converted(source), pathlib.Path(target)
   groups: dict[str, list[str]] = {}
-  for name, file in converted.names.items():
+  for name, file in sorted(converted.names.items(), key=lambda item: item[1]):
     groups.setdefault(file, []).append(name)
   settings = converted.record['config']
   written = output.find_written(target, groups, settings)
@@ -168,7 +146,7 @@ def convert_to_released(
   target.mkdir(parents=True, exist_ok=True)
   total = sum(map(converted.size, converted.names))
   progress = Progress('converted', total, 'MB', 10**6)
-  for file, group in sorted(groups.items()):
+  for file, group in groups.items():
     if file in written:
       progress.skip(sum(map(converted.size, group)))
       continue
@@ -179,9 +157,7 @@ def convert_to_released(
       target / file, described, _counted(converted, group, progress)
     )
   progress.end()
-  output.write_index(
-    target, [groups[file] for file in sorted(groups)], sorted(groups), total
-  )
+  output.write_index(target, groups, total)
   store.copy_text(pathlib.Path(source), target)
   text = json.dumps(settings, indent=2) + '\n'
   write_text(target / 'config.json', text)
@@ -210,25 +186,24 @@ def _counted(
 
 
 def _make_record(
-  family: Family,
-  source: str | pathlib.Path,
-  folder: files.Tensors,
-  entries: Iterable[Entry],
+  source: str | pathlib.Path, found: store.MatchedTensors
 ) -> Record:
+  folder = found.tensors
+
   def describe(name: str, kind: str = '') -> list[object]:
     kind = kind or folder.dtype(name).name
     return [folder.names[name], kind, folder.shape(name)]
 
   tensors: Json = {}
   float8: Json = {}
-  for name in (entry.name for entry in entries):
+  for name in (entry.name for entry in found.all):
     scale = folder.find_scale(name)
     tensors[name] = describe(name, 'bfloat16' if scale else '')
     if scale:
       float8 |= {name: describe(name), scale: describe(scale)}
   return {
     'format': FORMAT,
-    'family': family.name,
+    'family': found.family.name,
     'source': str(source),
     'config': names.read_json(pathlib.Path(source) / 'config.json'),
     'tensors': tensors,

@@ -1,11 +1,10 @@
 """Folders of safetensors files, read tensor by tensor."""
 
 import json
+import math
 import pathlib
 import reprlib
-from collections.abc import (
-  Mapping,
-)
+from collections.abc import Mapping
 from typing import TypedDict
 
 import ml_dtypes
@@ -101,6 +100,10 @@ class Tensors:
   def read_raw(self, name: str) -> np.ndarray:
     """The tensor as it is stored."""
     raise NotImplementedError
+
+  def size(self, name: str) -> int:
+    """Bytes of a tensor."""
+    return math.prod(self.shape(name)) * self.dtype(name).itemsize
 
   def where(self, name: str) -> str:
     """The tensor with its file, as errors name it."""

@@ -34,11 +34,15 @@ def group_shards(
   return groups
 
 
-def make_file_names(count: int) -> list[str]:
-  """Of a folder's files of weights."""
+def name_files(groups: Sequence[list[str]]) -> dict[str, list[str]]:
+  """{file: its tensors} of groups of tensors."""
+  count = len(groups)
   if count == 1:
-    return ['model.safetensors']
-  return [f'model-{i + 1:05d}-of-{count:05d}.safetensors' for i in range(count)]
+    return {'model.safetensors': groups[0]}
+  return {
+    f'model-{i:05d}-of-{count:05d}.safetensors': group
+    for i, group in enumerate(groups, 1)
+  }
 
 
 def find_written(
@@ -73,9 +77,7 @@ def find_written(
 
 
 def write_file(
-  path: pathlib.Path,
-  described: Described,
-  tensors: Iterable[np.ndarray],
+  path: pathlib.Path, described: Described, tensors: Iterable[np.ndarray]
 ) -> None:
   """A safetensors file, one tensor in memory at a time.
 
@@ -107,22 +109,15 @@ def write_file(
 
 
 def write_index(
-  folder: pathlib.Path,
-  groups: Sequence[Iterable[str]],
-  files: Sequence[str],
-  total: int,
+  folder: pathlib.Path, groups: Mapping[str, Iterable[str]], total: int
 ) -> None:
   """The index of several files; none for one.
 
   groups: of every file its tensors   total: bytes of all
   """
-  if len(files) == 1:
+  if len(groups) == 1:
     return
-  weight_map = {
-    name: file
-    for group, file in zip(groups, files, strict=True)
-    for name in group
-  }
+  weight_map = {name: file for file, group in groups.items() for name in group}
   text = json.dumps(
     {'metadata': {'total_size': total}, 'weight_map': weight_map}, indent=2
   )

@@ -78,13 +78,10 @@ class Source(NamedTuple):
     if self.released is None:
       raise ConfigError(f'{folder} holds no run any more')
     from deltanet_jax.hf import store
-    from deltanet_jax.model import HybridLM
-    from deltanet_jax.parallel import sharding
 
-    shapes = sharding.make_abstract_params(HybridLM(self.model))
     family = families.get_family(self.released['family'])
     source = family.restore_shapes(files.FolderTensors(folder))
-    store.match_tensors(source, family, self.model, shapes)
+    store.match_tensors(source, family, self.model)
 
   def require_tokenizer(self) -> None:
     """Refuses a folder without the tokenizer that it should bring."""
