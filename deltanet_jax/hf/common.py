@@ -16,7 +16,7 @@ from deltanet_jax.config.mixers import (
   MixerConfig,
 )
 from deltanet_jax.hf import rope
-from deltanet_jax.hf.files import Tensors
+from deltanet_jax.hf.files import FolderTensors
 from deltanet_jax.hf.keys import ConfigKeys, get_agreed
 from deltanet_jax.hf.layout import (
   Flat,
@@ -28,8 +28,7 @@ from deltanet_jax.hf.layout import (
 )
 from deltanet_jax.hf.names import Json
 
-Mixer = TypeVar('Mixer', bound=MixerConfig)
-Ffn = TypeVar('Ffn', MLPConfig, MoEConfig)
+Part = TypeVar('Part', bound=MixerConfig | MLPConfig | MoEConfig)
 
 
 class Mtp(NamedTuple):
@@ -57,8 +56,8 @@ class Family(NamedTuple):
   mtp: Mtp | None = None
   # reason -> keys that do not change the function
   harmless: Mapping[str, str] = {}
-  # of a folder -> the same with every tensor in its released shape
-  restore_shapes: Callable[[Tensors], Tensors] = lambda tensors: tensors
+  # a folder's tensors, each in its released shape
+  tensors: type[FolderTensors] = FolderTensors
 
   def write_config(self, cfg: ModelConfig) -> Json:
     """The released config.json."""
@@ -231,16 +230,10 @@ def read_dense_layers(keys: ConfigKeys, default: int) -> list[bool]:
   return kinds
 
 
-def find_mixer(cfg: ModelConfig, kind: type[Mixer]) -> Mixer:
-  """The first mixer of a kind in the model."""
-  return next(
-    layer.mixer for layer in cfg.layers if isinstance(layer.mixer, kind)
-  )
-
-
-def find_ffn(cfg: ModelConfig, kind: type[Ffn]) -> Ffn:
-  """The first feed-forward part of a kind in the model."""
-  return next(layer.ffn for layer in cfg.layers if isinstance(layer.ffn, kind))
+def find_part(cfg: ModelConfig, kind: type[Part]) -> Part:
+  """The first mixer or feed-forward part of a kind in the model."""
+  parts = (part for layer in cfg.layers for part in (layer.mixer, layer.ffn))
+  return next(part for part in parts if isinstance(part, kind))
 
 
 def write_layer_types(

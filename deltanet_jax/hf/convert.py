@@ -46,7 +46,7 @@ def convert_to_orbax(
   """Converts a released folder.
 
   Raises:
-    ConfigError: as `store.load_model`, or `target` holds something else.
+    ConfigError: as `store.open_folder`, or `target` holds something else.
       Nothing is left of a conversion that began with this call.
     ConversionError: a piece does not read back as it was written.
   """

@@ -37,8 +37,8 @@ def read_latent(
 
 def write_latent(cfg: ModelConfig) -> Json:
   """The keys of `read_latent`, and those of the feed-forward parts."""
-  mixer = common.find_mixer(cfg, MLAConfig)
-  moe = common.find_ffn(cfg, MoEConfig)
+  mixer = common.find_part(cfg, MLAConfig)
+  moe = common.find_part(cfg, MoEConfig)
   return {
     'num_attention_heads': mixer.heads,
     'num_key_value_heads': mixer.heads,
@@ -47,7 +47,7 @@ def write_latent(cfg: ModelConfig) -> Json:
     'qk_rope_head_dim': mixer.shared_dim,
     'v_head_dim': mixer.value_dim,
     'q_lora_rank': mixer.query_latent,
-    'intermediate_size': common.find_ffn(cfg, MLPConfig).hidden,
+    'intermediate_size': common.find_part(cfg, MLPConfig).hidden,
     'first_k_dense_replace': sum(
       isinstance(layer.ffn, MLPConfig) for layer in cfg.layers
     ),

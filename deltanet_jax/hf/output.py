@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -11,18 +11,14 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import names
 from deltanet_jax.hf.files import NAMES
 from deltanet_jax.hf.layout import Shape
-from deltanet_jax.hf.names import INDEX, SHARD_BYTES, Json
+from deltanet_jax.hf.names import INDEX, SUFFIX, Json
 
 Described = Mapping[str, tuple[np.dtype, Shape]]  # tensors by name
 
 
-def group_shards(
-  sizes: Mapping[str, int], limit: int = SHARD_BYTES
-) -> list[list[str]]:
-  """Groups of names whose bytes stay within `limit`, in order.
-
-  sizes: {name: bytes}.
-  """
+def group_shards(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
+  """{file: its tensors}: in order, with at most `limit` bytes a file, if only
+  because a tensor alone has more; sizes: bytes of each."""
   groups: list[list[str]] = [[]]
   used = 0
   for name, size in sizes.items():
@@ -31,16 +27,10 @@ def group_shards(
       used = 0
     groups[-1].append(name)
     used += size
-  return groups
-
-
-def name_files(groups: Sequence[list[str]]) -> dict[str, list[str]]:
-  """{file: its tensors} of groups of tensors."""
-  count = len(groups)
-  if count == 1:
-    return {'model.safetensors': groups[0]}
+  if len(groups) == 1:
+    return {f'model{SUFFIX}': groups[0]}
   return {
-    f'model-{i:05d}-of-{count:05d}.safetensors': group
+    f'model-{i:05d}-of-{len(groups):05d}{SUFFIX}': group
     for i, group in enumerate(groups, 1)
   }
 

@@ -16,17 +16,12 @@ from deltanet_jax.hf.keys import ConfigKeys, get_agreed
 from deltanet_jax.hf.names import Json
 
 
-class Frequencies(TypedDict):
-  """Fields of every configuration with positions."""
-
-  rope_theta: float
-  yarn: YarnConfig | None
-
-
-class Positions(Frequencies):
+class Positions(TypedDict):
   """Fields of an AttentionConfig."""
 
   rotary_dim: int
+  rope_theta: float
+  yarn: YarnConfig | None
 
 
 def read_positions(

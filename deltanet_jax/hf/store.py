@@ -70,7 +70,7 @@ def open_folder(folder: str | pathlib.Path) -> MatchedTensors:
       should repeat: named, with its file.
   """
   family, cfg = families.read_config(folder)
-  tensors = family.restore_shapes(files.FolderTensors(folder))
+  tensors = family.tensors(folder)
   cfg = families.add_mtp(family, cfg, tensors.names)
   found = match_tensors(tensors, family, cfg)
   _require_copies(found)
@@ -234,7 +234,7 @@ def save_model(
     known, other = families.read_config(like)
     if not families.is_same_model(other, cfg):
       raise ConfigError(f'{like} is another model than the one to save')
-    source = known.restore_shapes(files.FolderTensors(like))
+    source = known.tensors(like)
     entries = match_tensors(source, known, cfg).all
     settings = names.read_json(pathlib.Path(like) / 'config.json')
   else:
@@ -332,7 +332,7 @@ def write_files(
     name: math.prod(shape) * dtype.itemsize
     for name, (dtype, shape) in described.items()
   }
-  groups = output.name_files(output.group_shards(sizes, shard_bytes))
+  groups = output.group_shards(sizes, shard_bytes)
   for file, group in groups.items():
     output.write_file(
       folder / file, {x: described[x] for x in group}, map(tensor, group)

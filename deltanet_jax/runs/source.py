@@ -14,7 +14,7 @@ import numpy as np
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import ModelConfig
-from deltanet_jax.hf import families, files, hub, keys, names
+from deltanet_jax.hf import families, hub, keys, names
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.runs.folder import Workdir
 
@@ -80,7 +80,7 @@ class Source(NamedTuple):
     from deltanet_jax.hf import store
 
     family = families.get_family(self.released['family'])
-    source = family.restore_shapes(files.FolderTensors(folder))
+    source = family.tensors(folder)
     store.match_tensors(source, family, self.model)
 
   def require_tokenizer(self) -> None:
@@ -169,7 +169,7 @@ def is_run(folder: str | pathlib.Path) -> bool:
 def _record(folder: pathlib.Path) -> Release:
   """What `hf.convert` keeps of a released folder, from its headers."""
   family, _ = families.read_config(folder)
-  source = family.restore_shapes(files.FolderTensors(folder))
+  source = family.tensors(folder)
   is_needless = Spelling(family, source.names).is_needless
   return {
     'family': family.name,

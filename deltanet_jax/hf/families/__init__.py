@@ -142,14 +142,8 @@ def _essence(cfg: ModelConfig) -> tuple[object, ...]:
     (_without_form(layer.mixer), layer.ffn, layer.residual)
     for layer in cfg.layers
   ]
-  return (
-    layers,
-    cfg.vocab,
-    cfg.d_model,
-    cfg.tied,
-    cfg.norm_eps,
-    cfg.zero_centered,
-  )
+  sizes = cfg.vocab, cfg.d_model, cfg.tied
+  return layers, sizes, cfg.norm_eps, cfg.zero_centered
 
 
 def _without_form(mixer: MixerConfig) -> tuple[object, ...]:

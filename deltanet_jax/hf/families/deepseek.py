@@ -76,10 +76,10 @@ def _read_v32(keys: ConfigKeys) -> ModelConfig:
 
 
 def _write(cfg: ModelConfig) -> Json:
-  moe = common.find_ffn(cfg, MoEConfig)
+  moe = common.find_part(cfg, MoEConfig)
   return {
     **latent.write_latent(cfg),
-    **rope.write_positions(common.find_mixer(cfg, MLAConfig)),
+    **rope.write_positions(common.find_part(cfg, MLAConfig)),
     'attention_bias': False,
     'n_routed_experts': moe.experts,
     'num_experts_per_tok': moe.top,
@@ -93,7 +93,7 @@ def _write(cfg: ModelConfig) -> Json:
 
 
 def _write_v32(cfg: ModelConfig) -> Json:
-  mixer = common.find_mixer(cfg, DSAConfig)
+  mixer = common.find_part(cfg, DSAConfig)
   return _write(cfg) | {
     'index_n_heads': mixer.index_heads,
     'index_head_dim': mixer.index_dim,

@@ -110,14 +110,14 @@ def _read(keys: ConfigKeys) -> ModelConfig:
 
 
 def _write(cfg: ModelConfig) -> Json:
-  kda = common.find_mixer(cfg, KDAConfig)
-  moe = common.find_ffn(cfg, MoEConfig)
+  kda = common.find_part(cfg, KDAConfig)
+  moe = common.find_part(cfg, MoEConfig)
   numbers = lambda kind: [
     i for i, layer in enumerate(cfg.layers, 1) if isinstance(layer.mixer, kind)
   ]
   return {
     **latent.write_latent(cfg),
-    'mla_use_nope': not common.find_mixer(cfg, MLAConfig).rotary,
+    'mla_use_nope': not common.find_part(cfg, MLAConfig).rotary,
     'linear_attn_config': {
       'full_attn_layers': numbers(MLAConfig),
       'kda_layers': numbers(KDAConfig),

@@ -80,8 +80,8 @@ def _read(keys: ConfigKeys) -> ModelConfig:
 
 
 def _write(cfg: ModelConfig) -> Json:
-  attention = common.find_mixer(cfg, AttentionConfig)
-  ffn = common.find_ffn(cfg, MoEConfig)
+  attention = common.find_part(cfg, AttentionConfig)
+  ffn = common.find_part(cfg, MoEConfig)
   settings: Json = {
     **common.write_attention(attention),
     'rotary_dim': attention.rotary_dim,

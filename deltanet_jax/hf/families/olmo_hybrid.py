@@ -63,13 +63,13 @@ def _read(keys: ConfigKeys) -> ModelConfig:
 
 
 def _write(cfg: ModelConfig) -> Json:
-  attention = common.find_mixer(cfg, AttentionConfig)
-  delta = common.find_mixer(cfg, GatedDeltaNetConfig)
+  attention = common.find_part(cfg, AttentionConfig)
+  delta = common.find_part(cfg, GatedDeltaNetConfig)
   positions = rope.write_parameters(attention)
   if not attention.rotary_dim:
     positions['rope_theta'] = None
   return {
-    'intermediate_size': common.find_ffn(cfg, MLPConfig).hidden,
+    'intermediate_size': common.find_part(cfg, MLPConfig).hidden,
     **common.write_attention(attention),
     'rope_parameters': positions,
     'attention_bias': False,
@@ -107,20 +107,13 @@ _DELTA = common.make_mixer_rules(
 _CONV = re.compile(r'(.*\.linear_attn\.)([qkv])(_conv1d\.weight)')
 
 
-class _Recut(files.Tensors):
+class _Recut(files.FolderTensors):
   """A folder whose convolutions are of q, k and v.
 
   transformers' save_pretrained cuts their taps, one after another, into three
   parts as torch.chunk does, of as many rows each as a third rounded up and the
   last of the rest, though v is wider than q and k.
   """
-
-  def __init__(self, source: files.Tensors):
-    self.path, self.names = source.path, source.names
-    self.settings, self._source = source.settings, source
-
-  def dtype(self, name: str) -> np.dtype:
-    return self._source.dtype(name)
 
   def _cuts(self, name: str) -> tuple[list[str], int, int] | None:
     """(the three names, where the tensor begins and ends in them together),
@@ -132,17 +125,18 @@ class _Recut(files.Tensors):
     weights = [f'{at}{x}_proj.weight' for x in 'qkv']
     if not all(x in self.names for x in parts + weights):
       return None
-    rows = [self._source.shape(x)[0] for x in weights]
+    stored = super().shape
+    rows = [stored(x)[0] for x in weights]
     third = -(-sum(rows) // 3)
     cut = [third, third, sum(rows) - 2 * third]
-    if [self._source.shape(x)[0] for x in parts] != cut:
+    if [stored(x)[0] for x in parts] != cut:
       return None
     ends = [sum(rows[: i + 1]) for i in range(3)]
     which = 'qkv'.index(own)
     return parts, ends[which] - rows[which], ends[which]
 
   def shape(self, name: str) -> Shape:
-    shape = self._source.shape(name)
+    shape = super().shape(name)
     if cuts := self._cuts(name):
       _, first, last = cuts
       shape = (last - first, *shape[1:])
@@ -151,8 +145,8 @@ class _Recut(files.Tensors):
   def read_raw(self, name: str) -> np.ndarray:
     if cuts := self._cuts(name):
       parts, first, last = cuts
-      return np.concatenate(list(map(self._source.read_raw, parts)))[first:last]
-    return self._source.read_raw(name)
+      return np.concatenate(list(map(super().read_raw, parts)))[first:last]
+    return super().read_raw(name)
 
 
 FAMILIES = (
@@ -171,6 +165,6 @@ FAMILIES = (
         ' linear_dt_init_floor'
       ),
     },
-    restore_shapes=_Recut,
+    tensors=_Recut,
   ),
 )

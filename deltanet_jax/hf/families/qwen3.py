@@ -30,7 +30,7 @@ def _read(
 
 
 def _write(cfg: ModelConfig) -> Json:
-  mixer = common.find_mixer(cfg, AttentionConfig)
+  mixer = common.find_part(cfg, AttentionConfig)
   return {
     **common.write_attention(mixer),
     **rope.write_positions(mixer),
@@ -52,7 +52,7 @@ def _read_dense(keys: ConfigKeys) -> ModelConfig:
 
 
 def _write_dense(cfg: ModelConfig) -> Json:
-  ffn = common.find_ffn(cfg, MLPConfig)
+  ffn = common.find_part(cfg, MLPConfig)
   return _write(cfg) | {'intermediate_size': ffn.hidden}
 
 
@@ -69,7 +69,7 @@ def _read_moe(keys: ConfigKeys) -> ModelConfig:
 
 
 def _write_moe(cfg: ModelConfig) -> Json:
-  ffn = common.find_ffn(cfg, MoEConfig)
+  ffn = common.find_part(cfg, MoEConfig)
   return _write(cfg) | {
     'num_experts': ffn.experts,
     'num_experts_per_tok': ffn.top,

@@ -79,8 +79,8 @@ def _read_moe(keys: ConfigKeys) -> ModelConfig:
 
 
 def _write(cfg: ModelConfig) -> Json:
-  attention = common.find_mixer(cfg, AttentionConfig)
-  delta = common.find_mixer(cfg, GatedDeltaNetConfig)
+  attention = common.find_part(cfg, AttentionConfig)
+  delta = common.find_part(cfg, GatedDeltaNetConfig)
   settings: Json = {
     **common.write_attention(attention),
     'attention_bias': False,
@@ -100,7 +100,7 @@ def _write(cfg: ModelConfig) -> Json:
 
 
 def _write_next(cfg: ModelConfig) -> Json:
-  attention = common.find_mixer(cfg, AttentionConfig)
+  attention = common.find_part(cfg, AttentionConfig)
   settings = _write(cfg) | {
     **rope.write_positions(attention),
     'partial_rotary_factor': attention.rotary_dim / attention.head_dim,
@@ -116,7 +116,7 @@ def _write_next(cfg: ModelConfig) -> Json:
 
 
 def _write_3_5(cfg: ModelConfig) -> Json:
-  attention = common.find_mixer(cfg, AttentionConfig)
+  attention = common.find_part(cfg, AttentionConfig)
   share = attention.rotary_dim / attention.head_dim
   positions = rope.write_parameters(attention, partial_rotary_factor=share)
   return _write(cfg) | {'rope_parameters': positions}
