@@ -205,9 +205,10 @@ def format_value(value: object, most: int = 60) -> str:
   return text if len(text) <= most else f'{text[: most - 3]}...'
 
 
-def _fields(path, key, value):
-  """[fields] of a token that is given as its name or as an object; [] of one
-  that is not. Only added_tokens_decoder knows tokens that are not special."""
+def _named(name, path, key, value):
+  """[(name, fields)] of a token that is given as its name or as an object; []
+  of one that is not. Only added_tokens_decoder knows tokens that are not
+  special."""
   if value is None or value == '':
     return []
   if isinstance(value, str):
@@ -222,11 +223,7 @@ def _fields(path, key, value):
       raise make_refusal(path, f'{key}.{flag}', value[flag], 'true or false')
   if not key.startswith('added_tokens_decoder'):
     fields['special'] = True
-  return [fields]
-
-
-def _named(name, path, key, value):
-  return [(name, fields) for fields in _fields(path, key, value)]
+  return [(name, fields)]
 
 
 def _inner(tree: JsonObject, key: str) -> JsonObject:
@@ -250,9 +247,7 @@ def _default(path, value):
   if isinstance(value, str):
     return value
   named = value
-  if isinstance(value, list):
-    if not all(isinstance(item, dict) for item in value):
-      raise make_refusal(path, 'chat_template', value, 'objects of named ones')
+  if isinstance(value, list) and all(isinstance(x, dict) for x in value):
     named = {str(item.get('name')): item.get('template') for item in value}
   if not isinstance(named, dict):
     raise make_refusal(
@@ -263,11 +258,10 @@ def _default(path, value):
       f'{path}: none of the chat templates {format_value(list(named))} is'
       " 'default'; copy the one to use into a chat_template.jinja"
     )
-  if not isinstance(named['default'], str):
-    raise make_refusal(
-      path, 'the chat_template default', named['default'], 'a text'
-    )
-  return named['default']
+  template = named['default']
+  if not isinstance(template, str):
+    raise make_refusal(path, 'the chat_template default', template, 'a text')
+  return template
 
 
 def _ids(path: str, key: str, tree: JsonObject) -> set[int]:
