@@ -10,15 +10,7 @@ import os
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import JsonObject
 
-NAMED = (
-  'bos_token',
-  'eos_token',
-  'unk_token',
-  'sep_token',
-  'pad_token',
-  'cls_token',
-  'mask_token',
-)
+NAMED = [f'{x}_token' for x in 'bos eos unk sep pad cls mask'.split()]
 # of several tokens: a list, or an object with the names that templates use
 LISTS = (
   'model_specific_special_tokens',

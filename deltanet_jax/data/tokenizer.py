@@ -15,14 +15,7 @@ from deltanet_jax.data.token_files import FLAGS, TokenFiles
 from deltanet_jax.progress import Progress
 
 # how the common tokenizers name the token between two documents
-EOD_NAMES = (
-  '<|endoftext|>',
-  '<|end_of_text|>',
-  '</s>',
-  '<eos>',
-  '<|eos|>',
-  '[EOS]',
-)
+EOD_NAMES = '<|endoftext|> <|end_of_text|> </s> <eos> <|eos|> [EOS]'.split()
 SLICE_BYTES = 8 << 20  # tokenized at once
 
 
@@ -38,7 +31,7 @@ def load_tokenizer(name: str) -> 'Tokenizer':
       ' tokenizer.json'
     )
   tokenizer = open_tokenizer(name)
-  tokenizer.require_eod()
+  _ = tokenizer.eod  # raises where there is none
   return tokenizer
 
 
@@ -74,9 +67,6 @@ class ByteTokenizer:
     """int32 [T]: the UTF-8 bytes of `text`."""
     require_utf8(text, 'the text')
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-
-  def require_eod(self) -> None:
-    """It has one."""
 
   def encode_prompt(self, text: str, special: bool = True) -> list[int]:
     """The ids of a prompt: its bytes, and no others."""
@@ -183,10 +173,6 @@ class FileTokenizer:
       ' as a special token, or name its own as eos_token in a'
       ' tokenizer_config.json beside it'
     )
-
-  def require_eod(self) -> None:
-    """Refuses a tokenizer without a token between documents."""
-    _ = self.eod
 
   def _id(self, role, name):
     if name not in self._vocabulary:

@@ -319,24 +319,25 @@ def make_mlp_rules(at: str = f'{LAYER}mlp.', ours: str = 'ffn.') -> Rules:
   )
 
 
-PROJECTIONS = ('gate_proj', 'up_proj', 'down_proj')
-NUMBERED = ('w1', 'w3', 'w2')  # gate, up, down of Mixtral's naming
+# where a layer's experts are, and their names of gate, up and down
+PROJECTIONS = f'{LAYER}mlp.', ('gate_proj', 'up_proj', 'down_proj')
+NUMBERED = f'{LAYER}block_sparse_moe.', ('w1', 'w3', 'w2')  # as in Mixtral
 
 
 def make_ffn_rules(
   cfg: MLPConfig | MoEConfig,
-  at: str = f'{LAYER}mlp.',
-  names: tuple[str, str, str] = PROJECTIONS,
+  experts: tuple[str, tuple[str, str, str]] = PROJECTIONS,
   bias: str = '',
   shared: str = '',
 ) -> Rules:
   """Of an MLP, or of experts one by one.
 
-  at: where the layer's experts are    names: of gate, up and down
-  bias: of the correction              shared: of the shared expert
+  experts: PROJECTIONS or NUMBERED   bias: name of the correction
+  shared: name of the shared expert
   """
   if isinstance(cfg, MLPConfig):
     return make_mlp_rules()
+  at, names = experts
   rules = [make_rule(f'{at}gate.weight', 'ffn.router.w', Linear())]
   for released, name in zip(names, ('gate', 'up', 'down'), strict=True):
     tensor = f'{at}experts.{{expert}}.{released}.weight'

@@ -24,25 +24,16 @@ import numpy as np
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import write_text
-from deltanet_jax.hf import files, names, output, pieces, store
-from deltanet_jax.hf.converted import (
-  BESIDE,
-  FORMAT,
-  RECORD,
-  Converted,
-  Record,
-  is_converted,
-)
+from deltanet_jax.hf import converted, files, names, output, pieces, store
+from deltanet_jax.hf.converted import Converted
 from deltanet_jax.hf.layout import Shape
-from deltanet_jax.hf.names import Json
+from deltanet_jax.hf.names import AnyPath, Json
 from deltanet_jax.hf.output import Described
 from deltanet_jax.hf.pieces import ConversionError
 from deltanet_jax.progress import Progress
 
 
-def convert_to_orbax(
-  source: str | pathlib.Path, target: str | pathlib.Path
-) -> None:
+def convert_to_orbax(source: AnyPath, target: AnyPath) -> None:
   """Converts a released folder.
 
   Raises:
@@ -53,7 +44,7 @@ def convert_to_orbax(
   logging.getLogger('absl').setLevel(logging.ERROR)
   found, target = store.open_folder(source), pathlib.Path(target)
   record = _make_record(source, found)
-  existed, resumed = target.exists(), is_converted(target)
+  existed, resumed = target.exists(), converted.is_converted(target)
   _claim(target, record)
   try:
     _write_pieces(found, target)
@@ -113,14 +104,12 @@ def _keep_beside(found: store.MatchedTensors, target: pathlib.Path) -> None:
   tensors = (
     folder.read_raw(name)[-shape[0] :] for name, (_, shape) in described.items()
   )
-  sums = _write_checked(target / BESIDE, described, tensors)
+  sums = _write_checked(target / converted.BESIDE, described, tensors)
   for name, crc in sums.items():
     pieces.add_sum(target, name, crc)
 
 
-def convert_to_released(
-  source: str | pathlib.Path, target: str | pathlib.Path
-) -> None:
+def convert_to_released(source: AnyPath, target: AnyPath) -> None:
   """Converts a converted folder back: the same names, files, types, values; of
   an Olmo Hybrid that transformers saved, the shapes are those of the release.
 
@@ -132,30 +121,28 @@ def convert_to_released(
       holds other weights; nothing is written then.
     ConversionError: a piece or a file is damaged.
   """
-  converted, target = Converted(source), pathlib.Path(target)
+  stored, target = Converted(source), pathlib.Path(target)
   groups: dict[str, list[str]] = {}
-  for name, file in sorted(converted.names.items(), key=lambda item: item[1]):
+  for name, file in sorted(stored.names.items(), key=lambda item: item[1]):
     groups.setdefault(file, []).append(name)
-  settings = converted.record['config']
+  settings = stored.record['config']
   written = output.find_written(target, groups, settings)
   for file in written:
-    if not _holds(target / file, converted, groups[file]):
+    if not _holds(target / file, stored, groups[file]):
       raise ConfigError(
         f'{target / file} holds other weights; give another --to'
       )
   target.mkdir(parents=True, exist_ok=True)
-  total = sum(map(converted.size, converted.names))
+  total = sum(map(stored.size, stored.names))
   progress = Progress('converted', total, 'MB', 10**6)
   for file, group in groups.items():
     if file in written:
-      progress.skip(sum(map(converted.size, group)))
+      progress.skip(sum(map(stored.size, group)))
       continue
     described = {
-      name: (converted.dtype(name), converted.shape(name)) for name in group
+      name: (stored.dtype(name), stored.shape(name)) for name in group
     }
-    _write_checked(
-      target / file, described, _counted(converted, group, progress)
-    )
+    _write_checked(target / file, described, _counted(stored, group, progress))
   progress.end()
   output.write_index(target, groups, total)
   store.copy_text(pathlib.Path(source), target)
@@ -163,31 +150,31 @@ def convert_to_released(
   write_text(target / 'config.json', text)
 
 
-def _holds(path: pathlib.Path, converted: Converted, group: list[str]) -> bool:
+def _holds(path: pathlib.Path, stored: Converted, group: list[str]) -> bool:
   """Whether a file holds these tensors with the values of a conversion."""
   file = files.File(path)
   if file.header.keys() != set(group):
     return False
   same = lambda name: (
-    file.header[name]['dtype'] == files.NAMES[converted.dtype(name)]
-    and tuple(file.header[name]['shape']) == converted.shape(name)
+    file.header[name]['dtype'] == files.NAMES[stored.dtype(name)]
+    and tuple(file.header[name]['shape']) == stored.shape(name)
     and pieces.compute_crc(file.read(name))
-    == pieces.compute_crc(converted.read_raw(name))
+    == pieces.compute_crc(stored.read_raw(name))
   )
   return all(map(same, group))
 
 
 def _counted(
-  converted: Converted, group: Iterable[str], progress: Progress
+  stored: Converted, group: Iterable[str], progress: Progress
 ) -> Iterator[np.ndarray]:
   for name in group:
-    yield converted.read_raw(name)
-    progress.add(converted.size(name))
+    yield stored.read_raw(name)
+    progress.add(stored.size(name))
 
 
 def _make_record(
-  source: str | pathlib.Path, found: store.MatchedTensors
-) -> Record:
+  source: AnyPath, found: store.MatchedTensors
+) -> converted.Record:
   folder = found.tensors
 
   def describe(name: str, kind: str = '') -> list[object]:
@@ -202,7 +189,7 @@ def _make_record(
     if scale:
       float8 |= {name: describe(name), scale: describe(scale)}
   return {
-    'format': FORMAT,
+    'format': converted.FORMAT,
     'family': found.family.name,
     'source': str(source),
     'config': names.read_json(pathlib.Path(source) / 'config.json'),
@@ -211,25 +198,22 @@ def _make_record(
   }
 
 
-def _claim(target: pathlib.Path, record: Record) -> None:
+def _claim(target: pathlib.Path, record: converted.Record) -> None:
   """Starts a conversion, or goes on with the same one."""
   text = json.dumps(record, indent=1) + '\n'
-  if not is_converted(target):
-    if target.exists() and not (target.is_dir() and _is_empty(target)):
+  if not converted.is_converted(target):
+    # empty but for what a killed `write_text` leaves
+    empty = lambda: all(path.suffix == '.tmp' for path in target.iterdir())
+    if target.exists() and not (target.is_dir() and empty()):
       raise ConfigError(f'{target} holds something else; give another --to')
     target.mkdir(parents=True, exist_ok=True)
-    write_text(target / RECORD, text)
-  elif (target / RECORD).read_bytes() != text.encode():
+    write_text(target / converted.RECORD, text)
+  elif (target / converted.RECORD).read_bytes() != text.encode():
     raise ConfigError(
       f'{target} holds the conversion of another folder; give another --to'
     )
   (target / pieces.FOLDER).mkdir(exist_ok=True)
   store.copy_text(pathlib.Path(record['source']), target)
-
-
-def _is_empty(folder: pathlib.Path) -> bool:
-  """But for what a killed `write_text` leaves."""
-  return all(path.suffix == '.tmp' for path in folder.iterdir())
 
 
 def _write_checked(

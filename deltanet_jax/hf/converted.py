@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import families, files, names, pieces, store
 from deltanet_jax.hf.keys import ConfigKeys
-from deltanet_jax.hf.names import Json
+from deltanet_jax.hf.names import AnyPath, Json
 from deltanet_jax.hf.pieces import ConversionError
 from deltanet_jax.parallel.sharding import Params
 
@@ -35,7 +35,7 @@ class Record(TypedDict):
 
 
 def load_model(
-  folder: str | pathlib.Path,
+  folder: AnyPath,
   *,
   dtype: DTypeLike = np.float32,
   mesh: Mesh | None = None,
@@ -56,12 +56,12 @@ def load_model(
   return model, store.fill_params(found, model, mesh)
 
 
-def is_converted(folder: str | pathlib.Path) -> bool:
+def is_converted(folder: AnyPath) -> bool:
   """Whether a conversion has begun there."""
   return (pathlib.Path(folder) / RECORD).is_file()
 
 
-def read_record(folder: str | pathlib.Path) -> Record:
+def read_record(folder: AnyPath) -> Record:
   """What converted.json holds.
 
   Raises:
@@ -94,7 +94,7 @@ class Converted(files.RecordedTensors):
     ConfigError: it is none, or the conversion is not finished.
   """
 
-  def __init__(self, folder: str | pathlib.Path):
+  def __init__(self, folder: AnyPath):
     self.record = read_record(folder)
     where = pathlib.Path(folder) / RECORD
     tensors = self.record['tensors'] | self.record['float8']
@@ -114,9 +114,8 @@ class Converted(files.RecordedTensors):
       for slot in entry.slots
     }
     beside = [name for name in self.names if name not in self._by_name]
-    beside += [
-      n for n, e in self._by_name.items() if store.count_surplus(self, e)
-    ]
+    surplus = lambda name: store.count_surplus(self, self._by_name[name])
+    beside += filter(surplus, self._by_name)
     missing = wanted.union(beside) - self._pieces.sums.keys()
     if missing:
       raise ConfigError(

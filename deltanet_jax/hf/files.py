@@ -13,7 +13,7 @@ import numpy as np
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import names, quantized
 from deltanet_jax.hf.layout import Shape
-from deltanet_jax.hf.names import Json
+from deltanet_jax.hf.names import AnyPath, Json
 from deltanet_jax.hf.quantized import BLOCK
 
 WEIGHTS = {
@@ -213,7 +213,7 @@ class FolderTensors(Tensors):
       there or lies elsewhere, one tensor in two files, or quantized weights.
   """
 
-  def __init__(self, path: str | pathlib.Path):
+  def __init__(self, path: AnyPath):
     self.path, self.settings = pathlib.Path(path), {}
     self.names: dict[str, str] = {}
     self._open_files: dict[str, File] = {}
@@ -241,18 +241,13 @@ class FolderTensors(Tensors):
     return self._open_files[self.names[name]].header[name]
 
   def dtype(self, name: str) -> np.dtype:
-    """The numpy dtype of a tensor.
-
-    Raises:
-      ConfigError: a type that is no number of ours.
-    """
+    """Raises a ConfigError for a type that is no number of ours."""
     kind = self._header(name)['dtype']
     if kind not in DTYPES:
       raise ConfigError(_no_type(self.where(name), kind))
     return DTYPES[kind]
 
   def read_raw(self, name: str) -> np.ndarray:
-    """The tensor as it is stored."""
     return self._open_files[self.names[name]].read(name)
 
 
@@ -267,11 +262,7 @@ class RecordedTensors(Tensors):
   """
 
   def __init__(
-    self,
-    tensors: Json,
-    settings: Json,
-    path: str | pathlib.Path,
-    where: str | pathlib.Path,
+    self, tensors: Json, settings: Json, path: AnyPath, where: AnyPath
   ):
     self.path, self.settings = pathlib.Path(path), settings
     kinds = {dtype.name: dtype for dtype in NAMES}

@@ -12,7 +12,7 @@ from typing import Never, TypeVar, cast
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import names
-from deltanet_jax.hf.names import Json
+from deltanet_jax.hf.names import AnyPath, Json
 
 V = TypeVar('V')
 D = TypeVar('D')  # of a default
@@ -138,9 +138,7 @@ class ConfigKeys:
     return self._get(read, names, default)
 
   def refuse(self, name: str, value: object, expected: str) -> Never:
-    """Raises:
-    ConfigError: always.
-    """
+    """Raises a ConfigError."""
     raise ConfigError(
       f'{self.where}: {show_key(self.at + name)} is {_short(value)}; give'
       f' {expected}'
@@ -237,7 +235,7 @@ def _short(value: object) -> str:
   return text if len(text) <= 80 else f'{text[:77]}...'
 
 
-def read_keys(folder: str | pathlib.Path) -> ConfigKeys:
+def read_keys(folder: AnyPath) -> ConfigKeys:
   """Keys of the config.json in a folder.
 
   Raises:

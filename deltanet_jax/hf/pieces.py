@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf.layout import Shape
+from deltanet_jax.hf.names import AnyPath
 from deltanet_jax.hf.plan import Slot
 
 PIECE = 2**25
@@ -60,7 +61,7 @@ def compute_crc(array: np.ndarray) -> int:
   return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def read_sums(folder: str | pathlib.Path) -> dict[str, int]:
+def read_sums(folder: AnyPath) -> dict[str, int]:
   """{name: CRC-32} of finished pieces and scales; half a line is none, nor is
   any other that `add_sum` does not write."""
   path = pathlib.Path(folder) / SUMS
@@ -74,7 +75,7 @@ def read_sums(folder: str | pathlib.Path) -> dict[str, int]:
   return sums
 
 
-def add_sum(folder: str | pathlib.Path, name: str, value: int) -> None:
+def add_sum(folder: AnyPath, name: str, value: int) -> None:
   """Adds a finished piece to what `read_sums` gives."""
   with open(pathlib.Path(folder) / SUMS, 'a') as f:
     f.write('\n' + json.dumps([name, value]))
@@ -86,7 +87,7 @@ class PieceWriter:
   places: of every slot that will come
   """
 
-  def __init__(self, folder: str | pathlib.Path, places: Iterable[PiecePlace]):
+  def __init__(self, folder: AnyPath, places: Iterable[PiecePlace]):
     self._folder = pathlib.Path(folder)
     self.done = set(read_sums(folder))
     self._waiting = collections.Counter(place.piece for place in places)
@@ -132,7 +133,7 @@ class PieceWriter:
 class PieceReader:
   """Reads pieces; the last few stay in memory."""
 
-  def __init__(self, folder: str | pathlib.Path):
+  def __init__(self, folder: AnyPath):
     self._folder = pathlib.Path(folder)
     self.sums = read_sums(folder)
     self._orbax = ocp.StandardCheckpointer()

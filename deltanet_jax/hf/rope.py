@@ -110,17 +110,13 @@ def _yarn(keys: ConfigKeys, table: ConfigKeys) -> YarnConfig | None:
       " supported; supported: 'default', 'yarn'"
     )
 
-  def context() -> int:
-    return keys.size('max_position_embeddings')
-
   def real(key: str, default: float | None) -> float | None:
     return table.number(key, default=default, null=None, above=-math.inf)
 
   name = 'original_max_position_embeddings'
-  original = (
-    get_agreed(ConfigKeys.size, [(table, name), (keys, name)], None)
-    or context()
-  )
+  places = [(table, name), (keys, name)]
+  context = lambda: keys.size('max_position_embeddings')
+  original = get_agreed(ConfigKeys.size, places, None) or context()
   factor = table.number('factor', null=None)
   return YarnConfig(
     factor=float(factor or context() / original),

@@ -19,7 +19,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.hf import families, files, names, output, plan, quantized
 from deltanet_jax.hf.common import Family
-from deltanet_jax.hf.names import SHARD_BYTES
+from deltanet_jax.hf.names import SHARD_BYTES, AnyPath
 from deltanet_jax.hf.output import Described
 from deltanet_jax.hf.plan import Entry, Path
 from deltanet_jax.hf.spelling import Spelling
@@ -28,16 +28,9 @@ from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.sharding import Params
 
 TEXT_FILES = (
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'vocab.json',
-  'merges.txt',
-  'chat_template.jinja',
-  'chat_template.json',
-  'generation_config.json',
-)
-
+  'tokenizer.json tokenizer_config.json special_tokens_map.json vocab.json'
+  ' merges.txt chat_template.jinja chat_template.json generation_config.json'
+).split()
 VOCABULARY = (('backbone', 'embed'), ('head', 'w'))  # a row for each id
 
 
@@ -61,7 +54,7 @@ class MatchedTensors(NamedTuple):
     return self.entries + self.copies
 
 
-def open_folder(folder: str | pathlib.Path) -> MatchedTensors:
+def open_folder(folder: AnyPath) -> MatchedTensors:
   """Finds the tensors of a released folder.
 
   Raises:
@@ -204,12 +197,12 @@ def _put(array: np.ndarray, place: NamedSharding | None) -> jax.Array:
 
 
 def save_model(
-  folder: str | pathlib.Path,
+  folder: AnyPath,
   model: HybridLM,
   params: Params,
   *,
   family: str | None = None,
-  like: str | pathlib.Path | None = None,
+  like: AnyPath | None = None,
   end: int | None = None,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:

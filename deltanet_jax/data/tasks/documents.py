@@ -127,12 +127,8 @@ class MultiTurn:
 
   @property
   def levels(self) -> base.Levels:
-    turns = base.list_powers(self.length // 3)
-    return {
-      'age': turns,
-      'updates': (0, *turns),
-      'live': base.list_powers(self.slots),
-    }
+    turns, live = map(base.list_powers, (self.length // 3, self.slots))
+    return {'age': turns, 'updates': (0, *turns), 'live': live}
 
   def sample(self, key: jax.Array, batch: int) -> base.Example:
     N, S = self.length // 3, self.slots

@@ -19,6 +19,7 @@ from deltanet_jax.config.mixers import MixerConfig
 from deltanet_jax.hf import common
 from deltanet_jax.hf.common import Family
 from deltanet_jax.hf.keys import ConfigKeys, read_keys, show_key
+from deltanet_jax.hf.names import AnyPath
 from deltanet_jax.hf.spelling import Spelling
 
 FAMILIES: tuple[Family, ...] = tuple(
@@ -44,7 +45,7 @@ def find_family(model_type: object, where: str) -> Family:
   )
 
 
-def read_config(folder: str | pathlib.Path) -> tuple[Family, ModelConfig]:
+def read_config(folder: AnyPath) -> tuple[Family, ModelConfig]:
   """(family, ModelConfig) of the config.json in a folder.
 
   One warning names the keys that are not read. Here fails all reading of a

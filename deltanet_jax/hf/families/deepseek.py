@@ -161,24 +161,25 @@ _HARMLESS = {
   'of training, and of devices': 'aux_loss_alpha seq_aux ep_size',
 }
 
-V3 = Family(
-  'deepseek_v3',
-  ('deepseek_v3',),
-  'DeepseekV3ForCausalLM',
-  _read_v3,
-  _write,
-  (_v3_rules,),
-  mtp=_mtp(_v3_rules),
-  harmless=_HARMLESS,
+FAMILIES = (
+  Family(
+    'deepseek_v3',
+    ('deepseek_v3',),
+    'DeepseekV3ForCausalLM',
+    _read_v3,
+    _write,
+    (_v3_rules,),
+    mtp=_mtp(_v3_rules),
+    harmless=_HARMLESS,
+  ),
+  Family(
+    'deepseek_v32',
+    ('deepseek_v32',),
+    'DeepseekV32ForCausalLM',
+    _read_v32,
+    _write_v32,
+    (_v32_rules,),
+    mtp=_mtp(_v32_rules),
+    harmless=_HARMLESS,
+  ),
 )
-V32 = Family(
-  'deepseek_v32',
-  ('deepseek_v32',),
-  'DeepseekV32ForCausalLM',
-  _read_v32,
-  _write_v32,
-  (_v32_rules,),
-  mtp=_mtp(_v32_rules),
-  harmless=_HARMLESS,
-)
-FAMILIES = (V3, V32)

@@ -11,7 +11,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.config.mixers import KDAConfig, MLAConfig
 from deltanet_jax.hf import common, latent
-from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.common import Family
 from deltanet_jax.hf.keys import KINDS, ConfigKeys, get_agreed
 from deltanet_jax.hf.layout import Conv, Flat, Linear, Rules, Same
 from deltanet_jax.hf.names import Json
@@ -157,7 +157,6 @@ def _rules(layer):
     *(latent.make_latent_rules(layer.mixer) if is_latent else _delta_rules()),
     *common.make_ffn_rules(
       layer.ffn,
-      f'{LAYER}block_sparse_moe.',
       common.NUMBERED,
       bias='gate.e_score_correction_bias',
       shared='shared_experts',

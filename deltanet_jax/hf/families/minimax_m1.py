@@ -12,7 +12,7 @@ from deltanet_jax.config.experiment import (
 )
 from deltanet_jax.config.mixers import AttentionConfig, LightningConfig
 from deltanet_jax.hf import common, rope
-from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.common import Family
 from deltanet_jax.hf.keys import KINDS, ConfigKeys, get_agreed
 from deltanet_jax.hf.layout import Linear, Rules, Same
 from deltanet_jax.hf.names import Json
@@ -118,11 +118,10 @@ def _rules(layer):
     if isinstance(layer.mixer, AttentionConfig)
     else _lightning_rules
   )
-  at = f'{LAYER}block_sparse_moe.'
   return (
     *common.NORMS,
     *of_mixer(layer.mixer),
-    *common.make_ffn_rules(layer.ffn, at, common.NUMBERED),
+    *common.make_ffn_rules(layer.ffn, common.NUMBERED),
   )
 
 

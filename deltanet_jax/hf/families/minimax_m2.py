@@ -5,7 +5,7 @@ from functools import partial
 from deltanet_jax.config.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.config.mixers import AttentionConfig
 from deltanet_jax.hf import common, rope
-from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.common import Family
 from deltanet_jax.hf.keys import ATTENTION, ConfigKeys
 from deltanet_jax.hf.names import Json
 
@@ -59,11 +59,11 @@ def _write(cfg: ModelConfig) -> Json:
 
 
 def _rules(layer):
-  at, bias = f'{LAYER}block_sparse_moe.', 'e_score_correction_bias'
+  bias = 'e_score_correction_bias'
   return (
     *common.NORMS,
     *common.make_attention_rules(layer.mixer),
-    *common.make_ffn_rules(layer.ffn, at, common.NUMBERED, bias=bias),
+    *common.make_ffn_rules(layer.ffn, common.NUMBERED, bias=bias),
   )
 
 

@@ -30,12 +30,22 @@ def _read(
 
 
 def _write(cfg: ModelConfig) -> Json:
-  mixer = common.find_part(cfg, AttentionConfig)
-  return {
+  mixer, ffn = common.find_part(cfg, AttentionConfig), cfg.layers[0].ffn
+  settings: Json = {
     **common.write_attention(mixer),
     **rope.write_positions(mixer),
     'attention_bias': False,
     'use_sliding_window': False,
+  }
+  if isinstance(ffn, MLPConfig):
+    return settings | {'intermediate_size': ffn.hidden}
+  return settings | {
+    'num_experts': ffn.experts,
+    'num_experts_per_tok': ffn.top,
+    'moe_intermediate_size': ffn.hidden,
+    'norm_topk_prob': ffn.renormalize,
+    'decoder_sparse_step': 1,
+    'mlp_only_layers': [],
   }
 
 
@@ -45,15 +55,6 @@ def _rules(layer):
     *common.make_attention_rules(layer.mixer),
     *common.make_ffn_rules(layer.ffn),
   )
-
-
-def _read_dense(keys: ConfigKeys) -> ModelConfig:
-  return _read(keys, common.read_mlp(keys), kv_heads=32, width=128)
-
-
-def _write_dense(cfg: ModelConfig) -> Json:
-  ffn = common.find_part(cfg, MLPConfig)
-  return _write(cfg) | {'intermediate_size': ffn.hidden}
 
 
 def _read_moe(keys: ConfigKeys) -> ModelConfig:
@@ -68,18 +69,6 @@ def _read_moe(keys: ConfigKeys) -> ModelConfig:
   return _read(keys, ffn, kv_heads=4, width=None)
 
 
-def _write_moe(cfg: ModelConfig) -> Json:
-  ffn = common.find_part(cfg, MoEConfig)
-  return _write(cfg) | {
-    'num_experts': ffn.experts,
-    'num_experts_per_tok': ffn.top,
-    'moe_intermediate_size': ffn.hidden,
-    'norm_topk_prob': ffn.renormalize,
-    'decoder_sparse_step': 1,
-    'mlp_only_layers': [],
-  }
-
-
 _WINDOWS = {'of use_sliding_window': 'sliding_window max_window_layers'}
 _DENSE = {'of dense layers, and every layer has experts': 'intermediate_size'}
 
@@ -88,8 +77,8 @@ FAMILIES = (
     'qwen3',
     ('qwen3',),
     'Qwen3ForCausalLM',
-    _read_dense,
-    _write_dense,
+    lambda keys: _read(keys, common.read_mlp(keys), kv_heads=32, width=128),
+    _write,
     (_rules,),
     harmless=_WINDOWS,
   ),
@@ -98,7 +87,7 @@ FAMILIES = (
     ('qwen3_moe',),
     'Qwen3MoeForCausalLM',
     _read_moe,
-    _write_moe,
+    _write,
     (_rules,),
     harmless=_WINDOWS | _DENSE,
   ),

@@ -66,18 +66,6 @@ def _moe(keys: ConfigKeys, top: int) -> MoEConfig:
   )
 
 
-def _read_next(keys: ConfigKeys) -> ModelConfig:
-  return _read(keys, _moe(keys, top=10))
-
-
-def _read_dense(keys: ConfigKeys) -> ModelConfig:
-  return _read(keys, common.read_mlp(keys), kv_heads=4)
-
-
-def _read_moe(keys: ConfigKeys) -> ModelConfig:
-  return _read(keys, _moe(keys, top=8))
-
-
 def _write(cfg: ModelConfig) -> Json:
   attention = common.find_part(cfg, AttentionConfig)
   delta = common.find_part(cfg, GatedDeltaNetConfig)
@@ -199,7 +187,7 @@ FAMILIES = (
     'qwen3_next',
     ('qwen3_next',),
     'Qwen3NextForCausalLM',
-    _read_next,
+    lambda keys: _read(keys, _moe(keys, top=10)),
     _write_next,
     (_next_rules,),
     mtp=_MTP,
@@ -209,7 +197,7 @@ FAMILIES = (
     'qwen3_5',
     ('qwen3_5_text', 'qwen3_5'),
     'Qwen3_5ForCausalLM',
-    _read_dense,
+    lambda keys: _read(keys, common.read_mlp(keys), kv_heads=4),
     _write_3_5,
     (_rules,),
     ignored=_OTHERS,
@@ -219,7 +207,7 @@ FAMILIES = (
     'qwen3_5_moe',
     ('qwen3_5_moe_text', 'qwen3_5_moe'),
     'Qwen3_5MoeForCausalLM',
-    _read_moe,
+    lambda keys: _read(keys, _moe(keys, top=8)),
     _write_3_5,
     (lambda layer: stack_experts(_rules(layer)), _rules),
     ignored=_OTHERS,
