@@ -159,9 +159,8 @@ class FileTokenizer:
     Raises:
       ConfigError: there is none.
     """
-    name = self._files.named.get('eos_token')
-    if name is not None:
-      return self._id('eos_token', name)
+    if 'eos_token' in self._files.named:
+      return self._id('eos_token')
     # an ordinary token of that name is what some texts spell
     added = self._tokenizer.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special}
@@ -174,7 +173,8 @@ class FileTokenizer:
       ' tokenizer_config.json beside it'
     )
 
-  def _id(self, role, name):
+  def _id(self, role):
+    name = self._files.named[role]
     if name not in self._vocabulary:
       raise ConfigError(
         f'{self._path} has no token {name!r}, which the files beside it declare'
@@ -190,18 +190,15 @@ class FileTokenizer:
   @functools.cached_property
   def _affixes(self) -> tuple[bool, list[int], list[int]]:
     """(own, ids before a prompt, ids after it), see `TokenFiles`."""
-    own, *wanted = self._files.find_affixes()
-    affixes: list[list[int]] = []
-    for role, want in zip(('bos_token', 'eos_token'), wanted, strict=True):
-      affixes.append([])
-      if want and role not in self._files.named:
+    own, bos, eos = self._files.find_affixes()
+    for role, wanted in (('bos_token', bos), ('eos_token', eos)):
+      if wanted and role not in self._files.named:
         raise ConfigError(
           f'{self._folder}/tokenizer_config.json: add_{role} is'
           f' true and there is no {role}; declare it, or take add_{role} out'
         )
-      if want:
-        affixes[-1].append(self._id(role, self._files.named[role]))
-    before, after = affixes
+    before = [self._id('bos_token')] if bos else []
+    after = [self._id('eos_token')] if eos else []
     if own and before:
       already = self._call('encode', '', add_special_tokens=True).ids
       before = [i for i in before if i not in already]

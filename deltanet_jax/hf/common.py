@@ -139,7 +139,8 @@ def make_model_config(
   keys.top.without('per_layer_config')
   keys.without('per_layer_config')
   prefix, period, repeats, suffix = pattern.fold_layers(layers)
-  places = {id(place): place for place in (keys, keys.top)}.values()
+  tied = 'tie_word_embeddings'
+  places = [(place, tied) for place in dict.fromkeys((keys, keys.top))]
   return ModelConfig(
     vocab=keys.size('vocab_size'),
     d_model=keys.size('hidden_size'),
@@ -147,11 +148,7 @@ def make_model_config(
     period=period,
     repeats=repeats,
     suffix=suffix,
-    tied=get_agreed(
-      ConfigKeys.flag,
-      [(place, 'tie_word_embeddings') for place in places],
-      False,
-    ),
+    tied=get_agreed(ConfigKeys.flag, places, False),
     norm_eps=keys.number('rms_norm_eps', default=eps),
     zero_centered=zero_centered,
   )
@@ -236,16 +233,10 @@ def find_part(cfg: ModelConfig, kind: type[Part]) -> Part:
   return next(part for part in parts if isinstance(part, kind))
 
 
-def write_layer_types(
-  cfg: ModelConfig, attention: type[MixerConfig]
-) -> list[str]:
+def write_layer_types(cfg: ModelConfig) -> list[str]:
   """transformers' names of the layers' kinds."""
-  return [
-    'full_attention'
-    if isinstance(layer.mixer, attention)
-    else 'linear_attention'
-    for layer in cfg.layers
-  ]
+  full = [isinstance(layer.mixer, AttentionConfig) for layer in cfg.layers]
+  return ['full_attention' if x else 'linear_attention' for x in full]
 
 
 def make_top_rules(cfg: ModelConfig) -> Rules:

@@ -8,7 +8,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Never, TypeVar, cast
+from typing import Any, Never, TypeVar, cast
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import names
@@ -24,7 +24,6 @@ _MOST = sys.float_info.max
 _LAYERS = 512  # no model is deeper; a file that says more is damaged
 
 # of transformers' layer_types, with the names before version 5
-ATTENTION: dict[str | int, bool]
 ATTENTION = {'full_attention': True, 'attention': True}
 KINDS = ATTENTION | {'linear_attention': False, 'mamba': False}
 
@@ -160,7 +159,7 @@ class ConfigKeys:
       self.refuse('num_hidden_layers', count, f'at most {_LAYERS}')
     return count
 
-  def kinds(self, name: str, known: Mapping[str | int, V]) -> list[V] | None:
+  def kinds(self, name: str, known: Mapping[Any, V]) -> list[V] | None:
     """Of each layer, by `known` {entry: kind}; None where there is no list."""
     kinds, count = self.get(name, default=None), self.layers()
     if kinds is None:

@@ -47,9 +47,8 @@ class SelectiveCopy:
     slots = jnp.sort(jnp.where(i < n, slots, T), -1)
     tokens = jnp.full((batch, T), self.symbols + 1, jnp.int32)
     tokens = base.place_values(tokens, slots, symbols)
-    tokens = base.place_values(
-      tokens, T - n - 1, jnp.full_like(n, self.symbols)
-    )
+    copy = jnp.full_like(n, self.symbols)
+    tokens = base.place_values(tokens, T - n - 1, copy)
     queries = jnp.where(i < n, T - n + i, T)
     slices = {'size': n, 'position': i}
     return base.make_example(tokens, queries, symbols, slices)

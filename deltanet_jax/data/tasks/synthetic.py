@@ -21,9 +21,8 @@ def draw_slots(
   `free` are of use.
   """
   most = jnp.arange(size[1])
-  weight = (power - 1) * jnp.log1p(most) + jax.random.gumbel(
-    key, (free.shape[0], size[1])
-  )
+  noise = jax.random.gumbel(key, (free.shape[0], size[1]))
+  weight = (power - 1) * jnp.log1p(most) + noise
   weight = jnp.where(most < free[:, None], weight, -jnp.inf)
   return jax.lax.top_k(weight, size[0])[1]
 
@@ -51,9 +50,8 @@ class MQAR:
 
   def __post_init__(self):
     base.check_least(self, noise=1, power=0)
-    base.check_sizes(
-      'pairs', self.pairs, 1, min(self.keys, self.values, self.length // 4)
-    )
+    most = min(self.keys, self.values, self.length // 4)
+    base.check_sizes('pairs', self.pairs, 1, most)
 
   @property
   def vocab(self) -> int:
@@ -160,12 +158,9 @@ class Rebinding:
     )
     tokens = base.place_values(tokens, at(2 * i, bound), keys)
     tokens = base.place_values(tokens, at(2 * i + 1, bound), values[:, :N])
-    tokens = base.place_values(
-      tokens, at(2 * (n + e), again), base.take_columns(keys, pair)
-    )
-    tokens = base.place_values(
-      tokens, at(2 * (n + e) + 1, again), values[:, N:]
-    )
+    later, rebound = 2 * (n + e), base.take_columns(keys, pair)
+    tokens = base.place_values(tokens, at(later, again), rebound)
+    tokens = base.place_values(tokens, at(later + 1, again), values[:, N:])
     tokens = base.place_values(tokens, queries, keys)
     latest = jnp.where(last > 0, 2 * (n + last - 1), 2 * i)
     slices = {
@@ -174,9 +169,8 @@ class Rebinding:
       'distance': queries - latest,
     }
     which = jnp.where(last > 0, N + last - 1, i)
-    return base.make_example(
-      tokens, queries, base.take_columns(values, which), slices
-    )
+    targets = base.take_columns(values, which)
+    return base.make_example(tokens, queries, targets, slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,18 +215,14 @@ class TwoHop:
     questions = base.shuffle_valid(rngs[3], valid)
     i = jnp.arange(2 * N)
     at = lambda where: jnp.where(i < 2 * n, where, T)
+    symbol = lambda index: base.take_columns(chains, index)
     hop = questions // N
     tokens = jnp.full((batch, T), self.symbols + 2, jnp.int32)
-    tokens = base.place_values(
-      tokens, at(2 * i), base.take_columns(chains, facts)
-    )
-    tokens = base.place_values(
-      tokens, at(2 * i + 1), base.take_columns(chains, facts + N)
-    )
-    tokens = base.place_values(
-      tokens, at(4 * n + 2 * i), base.take_columns(chains, questions % N)
-    )
-    queries = at(4 * n + 2 * i + 1)
+    tokens = base.place_values(tokens, at(2 * i), symbol(facts))
+    tokens = base.place_values(tokens, at(2 * i + 1), symbol(facts + N))
+    asked = 4 * n + 2 * i
+    tokens = base.place_values(tokens, at(asked), symbol(questions % N))
+    queries = at(asked + 1)
     tokens = base.place_values(tokens, queries, self.symbols + hop)
     when = jnp.argsort(facts)
     forward = when[:, :N] < when[:, N:]
@@ -241,9 +231,7 @@ class TwoHop:
       'hop': hop + 1,
       'forward': base.take_columns(forward, questions % N),
     }
-    return base.make_example(
-      tokens, queries, base.take_columns(chains, questions + N), slices
-    )
+    return base.make_example(tokens, queries, symbol(questions + N), slices)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,9 +33,8 @@ class Parity:
   def sample(self, key: jax.Array, batch: int) -> base.Example:
     bits = jax.random.randint(key, (batch, self.length), 0, 2)
     at = jnp.broadcast_to(jnp.arange(self.length), bits.shape)
-    return base.make_example(
-      bits, at, jnp.cumsum(bits, 1) % 2, {'position': at}
-    )
+    odd = jnp.cumsum(bits, 1) % 2
+    return base.make_example(bits, at, odd, {'position': at})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ that fits a model is the one that it is written as.
 
 import dataclasses
 import importlib
-import pathlib
 import pkgutil
 import re
 import reprlib

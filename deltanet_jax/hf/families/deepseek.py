@@ -11,7 +11,6 @@ from deltanet_jax.hf.keys import ConfigKeys
 from deltanet_jax.hf.layout import Linear, Rules, Same, make_rule
 from deltanet_jax.hf.names import Json
 
-_SPARSE: dict[str | int, bool]
 _SPARSE = {'indexed_attention': True, 'deepseek_sparse_attention': True}
 
 

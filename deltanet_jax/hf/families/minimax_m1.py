@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import (
@@ -67,8 +68,10 @@ def _read(keys: ConfigKeys) -> ModelConfig:
     False: Layer(lightning, ffn, _residual(keys, 'linear')),
     True: Layer(attention, ffn, _residual(keys, 'full')),
   }
-  lists: dict[str, dict[str | int, bool]]
-  lists = {'attn_type_list': {0: False, 1: True}, 'layer_types': KINDS}
+  lists: dict[str, dict[Any, bool]] = {
+    'attn_type_list': {0: False, 1: True},
+    'layer_types': KINDS,
+  }
   full = get_agreed(
     lambda keys, name: keys.kinds(name, lists[name]),
     [(keys, name) for name in lists],

@@ -75,7 +75,7 @@ def _write(cfg: ModelConfig) -> Json:
     'attention_bias': False,
     **common.write_delta(delta),
     'linear_allow_neg_eigval': delta.negative_eigenvalues,
-    'layer_types': common.write_layer_types(cfg, AttentionConfig),
+    'layer_types': common.write_layer_types(cfg),
   }
 
 

@@ -73,7 +73,7 @@ def _write(cfg: ModelConfig) -> Json:
     **common.write_attention(attention),
     'attention_bias': False,
     **common.write_delta(delta),
-    'layer_types': common.write_layer_types(cfg, AttentionConfig),
+    'layer_types': common.write_layer_types(cfg),
   }
   ffn = cfg.layers[0].ffn
   if isinstance(ffn, MLPConfig):
@@ -95,7 +95,7 @@ def _write_next(cfg: ModelConfig) -> Json:
     'decoder_sparse_step': 1,
     'mlp_only_layers': [],
   }
-  kinds = common.write_layer_types(cfg, AttentionConfig)
+  kinds = common.write_layer_types(cfg)
   every = kinds.index('full_attention') + 1
   if kinds == [kinds[i % every] for i in range(len(kinds))]:
     del settings['layer_types']
