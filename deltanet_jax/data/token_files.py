@@ -52,8 +52,8 @@ class TokenFiles:
         self.named[name] = fields['content']
 
   def _tokens(self):
-    """[(name or None, fields)] of everything that names tokens; of one name
-    the last one counts."""
+    """Yields (name or None, fields) of everything that names tokens; of one
+    name the last one counts."""
     path = os.path.join(self._folder, 'special_tokens_map.json')
     over = {}
     if 'added_tokens_decoder' not in self._config:
@@ -71,25 +71,23 @@ class TokenFiles:
       if key.endswith('_token')
       and (isinstance(value, str) or 'content' in _inner({key: value}, key))
     }
-    tokens = []
     for key in (*NAMED, *sorted(own.difference(NAMED))):
-      tokens += _named(key, *look_up(key))
+      yield from _named(key, *look_up(key))
     for key in LISTS:
       file, key, value = look_up(key)
       if not isinstance(value, list | dict | None):
         raise make_refusal(file, key, value, 'a list of tokens')
       if isinstance(value, dict):
         for name, token in value.items():
-          tokens += _named(name, file, f'{key}.{name}', token)
+          yield from _named(name, file, f'{key}.{name}', token)
         continue
       for i, token in enumerate(value or ()):
-        tokens += _named(None, file, f'{key}[{i}]', token)
+        yield from _named(None, file, f'{key}[{i}]', token)
     file, key, value = look_up('added_tokens_decoder')
     if not isinstance(value, dict | None):
       raise make_refusal(file, key, value, 'an object of tokens')
     for i, token in (value or {}).items():
-      tokens += _named(None, file, f'{key}.{i}', token)
-    return tokens
+      yield from _named(None, file, f'{key}.{i}', token)
 
   def find_affixes(self) -> tuple[bool, bool, bool]:
     """(own, bos, eos) of a prompt. With `own` the tokenizer.json decides what
@@ -198,11 +196,11 @@ def format_value(value: object, most: int = 60) -> str:
 
 
 def _named(name, path, key, value):
-  """[(name, fields)] of a token that is given as its name or as an object; []
-  of one that is not. Only added_tokens_decoder knows tokens that are not
-  special."""
+  """Yields (name, fields) of a token that is given as its name or as an object,
+  unless it is not. Only added_tokens_decoder knows tokens that are not special.
+  """
   if value is None or value == '':
-    return []
+    return
   if isinstance(value, str):
     value = {'content': value}
   if not isinstance(value, dict) or not isinstance(value.get('content'), str):
@@ -215,7 +213,7 @@ def _named(name, path, key, value):
       raise make_refusal(path, f'{key}.{flag}', value[flag], 'true or false')
   if not key.startswith('added_tokens_decoder'):
     fields['special'] = True
-  return [(name, fields)]
+  yield name, fields
 
 
 def _inner(tree: JsonObject, key: str) -> JsonObject:

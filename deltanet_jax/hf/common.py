@@ -209,22 +209,23 @@ def read_mlp(keys: ConfigKeys) -> MLPConfig:
   return MLPConfig(keys.size('intermediate_size'))
 
 
-def read_dense_layers(keys: ConfigKeys, default: int) -> list[bool]:
-  """For each layer, whether its feed-forward part is an MLP and not experts.
+def read_ffns(
+  keys: ConfigKeys, moe: MoEConfig, default: int
+) -> list[MLPConfig | MoEConfig]:
+  """The feed-forward parts of all layers: MLPs, then experts.
 
-  default: how many of the first ones are, where the file does not say
+  default: how many are MLPs, where the file does not say
   """
   first = keys.size('first_k_dense_replace', default=default, least=0)
   kinds = keys.kinds('mlp_layer_types', {'dense': True, 'sparse': False})
   counted = [i < first for i in range(keys.layers())]
-  if kinds is None:
-    return counted
-  if 'first_k_dense_replace' in keys and kinds != counted:
+  if 'first_k_dense_replace' in keys and kinds not in (None, counted):
     raise ConfigError(
       f'{keys.where}: {keys.at}first_k_dense_replace {first} and'
       ' mlp_layer_types name different dense layers; make them the same'
     )
-  return kinds
+  mlp = read_mlp(keys)
+  return [mlp if dense else moe for dense in kinds or counted]
 
 
 def find_part(cfg: ModelConfig, kind: type[Part]) -> Part:

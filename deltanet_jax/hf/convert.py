@@ -79,9 +79,7 @@ def _write_pieces(found: store.MatchedTensors, target: pathlib.Path) -> None:
     if all(place.piece in writer.done for place in own):
       progress.skip(folder.size(entry.name))
       continue
-    tensor = folder.read_checked(entry.name)[: entry.shape[0]]
-    parts = entry.layout.split(tensor, [slot.shape for slot in entry.slots])
-    del tensor
+    parts = entry.split(folder.read_checked(entry.name))
     while parts:  # given away one by one, so that each is freed when written
       writer.add(own[-len(parts)], parts.pop(0))
     progress.add(folder.size(entry.name))

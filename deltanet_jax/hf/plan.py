@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from deltanet_jax.config.experiment import ModelConfig
@@ -44,6 +45,11 @@ class Entry(NamedTuple):
   def shape(self) -> Shape:
     """Of the released tensor."""
     return self.layout.shape([slot.shape for slot in self.slots])
+
+  def split(self, tensor: np.ndarray) -> list[np.ndarray]:
+    """Its slots' values; rows of `tensor` beyond `shape` are left out."""
+    shapes = [slot.shape for slot in self.slots]
+    return self.layout.split(tensor[: self.shape[0]], shapes)
 
 
 def build_plan(

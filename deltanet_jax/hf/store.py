@@ -132,22 +132,13 @@ def count_surplus(source: files.Tensors, entry: Entry) -> int:
   return max(0, shape[0] - wanted[0])
 
 
-def split_entry(source: files.Tensors, entry: Entry) -> list[np.ndarray]:
-  """The released tensor of an entry as its slots' values."""
-  # only what `count_surplus` counts is longer than the entry
-  tensor = source.read(entry.name)[: entry.shape[0]]
-  return entry.layout.split(tensor, [slot.shape for slot in entry.slots])
-
-
 def _require_copies(found: MatchedTensors) -> None:
   """Refuses a tensor that should repeat another one and does not."""
   source, first = found.tensors, {entry.slots: entry for entry in found.entries}
   for copy in found.copies:
     entry = first[copy.slots]
-    pairs = zip(
-      split_entry(source, copy), split_entry(source, entry), strict=True
-    )
-    if not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
+    ours, theirs = (x.split(source.read(x.name)) for x in (copy, entry))
+    if not all(map(np.array_equal, ours, theirs)):
       raise ConfigError(
         f'{source.where(copy.name)} differs from the {entry.name} that it'
         ' should repeat'
@@ -170,7 +161,7 @@ def fill_params(
   if mesh is not None:
     places = dict(plan.list_leaves(sharding.make_param_shardings(model, mesh)))
   for entry in entries:
-    parts = split_entry(source, entry)
+    parts = entry.split(source.read(entry.name))
     for slot, part in zip(entry.slots, parts, strict=True):
       if slot.path not in buffers:
         # vectors are float32, whatever the matrices are

@@ -147,9 +147,8 @@ class Needle:
     every byte the start of its sentence."""
     text = self.text * (1 + 2 * self.length // len(self.text))
     starts = _starts(text)
-    start_of = starts[
-      np.searchsorted(starts, np.arange(len(text)), 'right') - 1
-    ]
+    sentence = np.searchsorted(starts, np.arange(len(text)), 'right') - 1
+    start_of = starts[sentence]
     first = starts[starts <= len(text) - self.length]
     return _bytes(text), *(jnp.array(x, jnp.int32) for x in (first, start_of))
 

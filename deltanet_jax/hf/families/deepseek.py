@@ -35,11 +35,8 @@ def _moe(keys: ConfigKeys) -> MoEConfig:
 
 
 def _read(keys: ConfigKeys, mixer: MLAConfig) -> ModelConfig:
-  dense, moe = common.read_mlp(keys), _moe(keys)
-  layers = [
-    Layer(mixer, dense if is_dense else moe)
-    for is_dense in common.read_dense_layers(keys, default=3)
-  ]
+  ffns = common.read_ffns(keys, _moe(keys), default=3)
+  layers = [Layer(mixer, ffn) for ffn in ffns]
   return common.make_model_config(keys, layers)
 
 

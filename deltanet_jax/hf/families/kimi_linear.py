@@ -97,14 +97,10 @@ def _read(keys: ConfigKeys) -> ModelConfig:
     norm_eps=keys.number('rms_norm_eps', default=_EPS),
   )
   mla = latent.read_latent(keys, MLAConfig, query_latent=None, rotary=False)
-  dense, moe = common.read_mlp(keys), _moe(keys)
+  full, ffns = _full(keys, linear), common.read_ffns(keys, _moe(keys), 1)
   layers = [
-    Layer(mla if is_full else kda, dense if is_dense else moe)
-    for is_full, is_dense in zip(
-      _full(keys, linear),
-      common.read_dense_layers(keys, default=1),
-      strict=True,
-    )
+    Layer(mla if is_full else kda, ffn)
+    for is_full, ffn in zip(full, ffns, strict=True)
   ]
   return common.make_model_config(keys, layers, eps=_EPS)
 
