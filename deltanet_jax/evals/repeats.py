@@ -6,6 +6,7 @@ nothing; one with a state of fixed size forgets them with distance, though its
 loss over all tokens may be the same (arXiv:2312.04927).
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, Unpack
@@ -118,11 +119,10 @@ def compute_shares(
       (None, None, distance == 0),
       (1, None, distance > 0),
     ]
-    if edges:
-      starts, ends = [1, *edges], [*edges, None]
-      for start, end in zip(starts, ends, strict=True):
-        nearer = True if end is None else distance < end
-        parts.append((start, end, (distance >= start) & nearer))
+    bounds = [1, *edges, None] if edges else []
+    for start, end in itertools.pairwise(bounds):
+      nearer = True if end is None else distance < end
+      parts.append((start, end, (distance >= start) & nearer))
     for near, far, part in parts:
       part = part & real
       if part.any():

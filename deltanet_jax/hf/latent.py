@@ -10,7 +10,6 @@ from deltanet_jax.hf.layout import Layout, Linear, Rules, Same
 from deltanet_jax.hf.names import Json
 
 Latent = TypeVar('Latent', bound=MLAConfig)
-EPS = 1e-6  # of the latents' norms: their class's, not the configuration's
 
 
 def read_latent(
@@ -30,7 +29,7 @@ def read_latent(
     shared_dim=keys.size('qk_rope_head_dim'),
     value_dim=keys.size('v_head_dim'),
     query_latent=keys.size('q_lora_rank', default=query_latent, null=None),
-    norm_eps=EPS,
+    norm_eps=1e-6,  # their class's, not the configuration's
     **more,
   )
 

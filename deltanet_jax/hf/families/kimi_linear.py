@@ -26,9 +26,7 @@ def _moe(keys: ConfigKeys) -> MoEConfig:
   groups = keys.size('num_expert_group', 'n_group', default=1)
   if groups > 1:
     keys.require('use_grouped_topk', True, default=True)
-  shared = keys.size(
-    'num_shared_experts', 'n_shared_experts', default=1, least=0
-  )
+  shared = 'num_shared_experts', 'n_shared_experts'
   return MoEConfig(
     experts=keys.size('num_experts', 'num_local_experts'),
     top=keys.size('num_experts_per_token', 'num_experts_per_tok', default=8),
@@ -40,7 +38,7 @@ def _moe(keys: ConfigKeys) -> MoEConfig:
     renormalize=keys.flag('moe_renormalize', 'norm_topk_prob', default=True),
     eps=1e-20,
     scale=keys.number('routed_scaling_factor', default=2.446),
-    shared=width * shared,
+    shared=width * keys.size(*shared, default=1, least=0),
   )
 
 

@@ -116,11 +116,8 @@ def _lightning_rules(cfg: LightningConfig) -> Rules:
 
 
 def _rules(layer):
-  of_mixer = (
-    common.make_attention_rules
-    if isinstance(layer.mixer, AttentionConfig)
-    else _lightning_rules
-  )
+  is_full = isinstance(layer.mixer, AttentionConfig)
+  of_mixer = common.make_attention_rules if is_full else _lightning_rules
   return (
     *common.NORMS,
     *of_mixer(layer.mixer),
