@@ -8,12 +8,13 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Never, TypeVar, cast
+from typing import Never, TypeVar, cast
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import names
 from deltanet_jax.hf.names import AnyPath, Json
 
+K = TypeVar('K', str, int)
 V = TypeVar('V')
 D = TypeVar('D')  # of a default
 N = TypeVar('N')  # of what null stands for
@@ -159,7 +160,7 @@ class ConfigKeys:
       self.refuse('num_hidden_layers', count, f'at most {_LAYERS}')
     return count
 
-  def kinds(self, name: str, known: Mapping[Any, V]) -> list[V] | None:
+  def kinds(self, name: str, known: Mapping[K, V]) -> list[V] | None:
     """Of each layer, by `known` {entry: kind}; None where there is no list."""
     kinds, count = self.get(name, default=None), self.layers()
     if kinds is None:

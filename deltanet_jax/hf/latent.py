@@ -1,6 +1,7 @@
 """What DeepSeek and Kimi Linear spell alike: latent attention, their layers."""
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from deltanet_jax.config.experiment import MLPConfig, ModelConfig, MoEConfig
 from deltanet_jax.config.mixers import MLAConfig
@@ -13,16 +14,16 @@ Latent = TypeVar('Latent', bound=MLAConfig)
 
 
 def read_latent(
-  keys: ConfigKeys, kind: type[Latent], query_latent: int | None, **more: Any
+  keys: ConfigKeys, make: Callable[..., Latent], query_latent: int | None
 ) -> Latent:
-  """A mixer of that kind.
+  """The mixer that `make` makes of the fields that both spell alike.
 
-  query_latent: its width, where the file has none   more: its other fields
+  query_latent: its width, where the file has none
   """
   keys.require('attention_bias', False, default=False)
   heads = keys.size('num_attention_heads')
   keys.require('num_key_value_heads', heads, None, default=heads)
-  return kind(
+  return make(
     heads=heads,
     latent=keys.size('kv_lora_rank'),
     key_dim=keys.size('qk_nope_head_dim'),
@@ -30,7 +31,6 @@ def read_latent(
     value_dim=keys.size('v_head_dim'),
     query_latent=keys.size('q_lora_rank', default=query_latent, null=None),
     norm_eps=1e-6,  # their class's, not the configuration's
-    **more,
   )
 
 

@@ -186,7 +186,7 @@ def get_leaf(params: Params, path: Path) -> jax.Array:
   return functools.reduce(operator.getitem, path, tree)
 
 
-def list_leaves(tree: Params) -> Iterable[tuple[Path, Any]]:
+def list_leaves(tree: Params) -> Iterable[tuple[Path, jax.Array]]:
   """(path, leaf) of a nested dict."""
   return flatten_dict(tree).items()
 

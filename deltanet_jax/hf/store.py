@@ -7,7 +7,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +157,7 @@ def fill_params(
   waiting = Counter(slot.path for entry in entries for slot in entry.slots)
   arrays: dict[Path, jax.Array] = {}
   buffers: dict[Path, np.ndarray] = {}
-  places: dict[Path, NamedSharding] = {}
+  places: dict[Path, Any] = {}
   if mesh is not None:
     places = dict(plan.list_leaves(sharding.make_param_shardings(model, mesh)))
   for entry in entries:

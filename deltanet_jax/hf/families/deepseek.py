@@ -1,7 +1,7 @@
 """DeepSeek-V3, V3.1 and V3.2."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from deltanet_jax.config.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.config.mixers import DSAConfig, MLAConfig
@@ -41,12 +41,13 @@ def _read(keys: ConfigKeys, mixer: MLAConfig) -> ModelConfig:
 
 
 def _read_mixer(
-  keys: ConfigKeys, kind: type[latent.Latent], **more: Any
+  keys: ConfigKeys, make: Callable[..., latent.Latent]
 ) -> latent.Latent:
   keys.require('rope_interleave', True, default=True)
   positions = rope.read_positions(keys, keys.size('qk_rope_head_dim'))
-  more |= {name: positions[name] for name in ('rope_theta', 'yarn')}
-  return latent.read_latent(keys, kind, query_latent=1536, **more)
+  theta, yarn = positions['rope_theta'], positions['yarn']
+  make = partial(make, rope_theta=theta, yarn=yarn)
+  return latent.read_latent(keys, make, query_latent=1536)
 
 
 def _read_v3(keys: ConfigKeys) -> ModelConfig:
@@ -61,14 +62,13 @@ def _read_v3(keys: ConfigKeys) -> ModelConfig:
 def _read_v32(keys: ConfigKeys) -> ModelConfig:
   keys.require('mlp_bias', False, default=False)
   keys.kinds('layer_types', _SPARSE)
-  mixer = _read_mixer(
-    keys,
+  make = partial(
     DSAConfig,
     index_heads=keys.size('index_n_heads'),
     index_dim=keys.size('index_head_dim'),
     top=keys.size('index_topk', default=2048),
   )
-  return _read(keys, mixer)
+  return _read(keys, _read_mixer(keys, make))
 
 
 def _write(cfg: ModelConfig) -> Json:

@@ -7,6 +7,8 @@ that its weights contain the bias: an alias rather than a method, absent from
 Kimi K3's file. Its outputs differ from these by that.
 """
 
+from functools import partial
+
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.config.mixers import KDAConfig, MLAConfig
@@ -94,7 +96,8 @@ def _read(keys: ConfigKeys) -> ModelConfig:
     conv=size('short_conv_kernel_size', 'linear_conv_kernel_dim', 4),
     norm_eps=keys.number('rms_norm_eps', default=_EPS),
   )
-  mla = latent.read_latent(keys, MLAConfig, query_latent=None, rotary=False)
+  make = partial(MLAConfig, rotary=False)
+  mla = latent.read_latent(keys, make, query_latent=None)
   full, ffns = _full(keys, linear), common.read_ffns(keys, _moe(keys), 1)
   layers = [
     Layer(mla if is_full else kda, ffn)
