@@ -173,9 +173,8 @@ def _reader(path):
       f'{path}: {suffix} files are not read; unpack it, or exclude it by'
       f" adding '!{path}' to data.path"
     )
-  return {'.jsonl': _read_jsonl, '.parquet': _read_parquet}.get(
-    suffix, _read_whole
-  )
+  readers = {'.jsonl': _read_jsonl, '.parquet': _read_parquet}
+  return readers.get(suffix, _read_whole)
 
 
 def _read_whole(path, field):

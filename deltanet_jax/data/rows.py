@@ -82,19 +82,26 @@ class Rows:
     rows = range(size) if rows is None else rows
     for first in range(0, len(self), size):
       at = (first + i for i in rows)
-      batch = [self[i] if i < len(self) else self.make_padding() for i in at]
-      yield {name: np.stack([row[name] for row in batch]) for name in batch[0]}
+      yield stack_rows(
+        [self[i] if i < len(self) else self._make_padding() for i in at]
+      )
 
-  def make_padding(self) -> HostBatch:
+  def _make_padding(self) -> HostBatch:
     """A row of nothing but padding."""
     T = self._seq_len
+    none, eod = np.zeros(T, np.int32), np.full(T, self._eod, np.int32)
     return {
-      'tokens': np.full(T, self._eod, np.int32),
-      'targets': np.full(T, self._eod, np.int32),
-      'segment_ids': np.zeros(T, np.int32),
-      'positions': np.zeros(T, np.int32),
+      'tokens': eod,
+      'targets': eod,
+      'segment_ids': none,
+      'positions': none,
       'weights': np.zeros(T, np.float32),
     }
+
+
+def stack_rows(rows: Sequence[HostBatch]) -> HostBatch:
+  """A batch of rows."""
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _pad(x, pad, value):

@@ -8,7 +8,7 @@ import numpy as np
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import DataConfig
 from deltanet_jax.data import files, tokenizer
-from deltanet_jax.data.rows import HostBatch, Rows
+from deltanet_jax.data.rows import HostBatch, Rows, stack_rows
 
 PREFETCH = 4  # batches made ahead in the background
 
@@ -137,48 +137,18 @@ class TextData:
     return self._heldout_rows.make_batches(size, rows)
 
 
-class _FullRows:
-  """The rows of `Rows` without padding, as a source for grain."""
-
-  def __init__(self, rows):
-    self._rows = rows
-
-  def __len__(self):
-    return self._rows.full
-
-  def __getitem__(self, i):
-    return self._rows[int(i)]
-
-  def __repr__(self):
-    return f'_FullRows({len(self)})'
-
-
-class _SomeRows:
-  """Some rows of every batch of `size` of a grain dataset, as a source."""
-
-  def __init__(self, dataset, size, rows):
-    self._dataset, self._size, self._rows = dataset, size, rows
-
-  def __len__(self):
-    return len(self._dataset) // self._size
-
-  def __getitem__(self, step):
-    first = int(step) * self._size
-    batch = [self._dataset[first + int(i)] for i in self._rows]
-    return {name: np.stack([row[name] for row in batch]) for name in batch[0]}
-
-  def __repr__(self):
-    return f'_SomeRows({list(self._rows)} of {self._size})'
-
-
 def _batches(rows, cfg, only, seed):
   """Random access to the batches of all epochs; only: as for `iterate`."""
   import grain
 
-  epochs = grain.MapDataset.source(_FullRows(rows)).seed(seed).shuffle()
+  order = grain.MapDataset.range(rows.full).seed(seed).shuffle().repeat(None)
   only = range(cfg.batch) if only is None else only
-  some = _SomeRows(epochs.repeat(None), cfg.batch, only)
-  return grain.MapDataset.source(some)
+
+  def make(step):
+    first = int(step) * cfg.batch
+    return stack_rows([rows[int(order[first + int(i)])] for i in only])
+
+  return grain.MapDataset.range(len(order) // cfg.batch).map(make)
 
 
 def _is_heldout(content, cfg):

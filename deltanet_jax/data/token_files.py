@@ -10,15 +10,7 @@ import os
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import JsonObject
 
-NAMED = (
-  'bos_token',
-  'eos_token',
-  'unk_token',
-  'sep_token',
-  'pad_token',
-  'cls_token',
-  'mask_token',
-)
+NAMED = [f'{x}_token' for x in 'bos eos unk sep pad cls mask'.split()]
 # of several tokens: a list, or an object with the names that templates use
 LISTS = (
   'model_specific_special_tokens',
@@ -60,8 +52,8 @@ class TokenFiles:
         self.named[name] = fields['content']
 
   def _tokens(self):
-    """[(name or None, fields)] of everything that names tokens; of one name
-    the last one counts."""
+    """Yields (name or None, fields) of everything that names tokens; of one
+    name the last one counts."""
     path = os.path.join(self._folder, 'special_tokens_map.json')
     over = {}
     if 'added_tokens_decoder' not in self._config:
@@ -79,25 +71,23 @@ class TokenFiles:
       if key.endswith('_token')
       and (isinstance(value, str) or 'content' in _inner({key: value}, key))
     }
-    tokens = []
     for key in (*NAMED, *sorted(own.difference(NAMED))):
-      tokens += _named(key, *look_up(key))
+      yield from _named(key, *look_up(key))
     for key in LISTS:
       file, key, value = look_up(key)
       if not isinstance(value, list | dict | None):
         raise make_refusal(file, key, value, 'a list of tokens')
       if isinstance(value, dict):
         for name, token in value.items():
-          tokens += _named(name, file, f'{key}.{name}', token)
+          yield from _named(name, file, f'{key}.{name}', token)
         continue
       for i, token in enumerate(value or ()):
-        tokens += _named(None, file, f'{key}[{i}]', token)
+        yield from _named(None, file, f'{key}[{i}]', token)
     file, key, value = look_up('added_tokens_decoder')
     if not isinstance(value, dict | None):
       raise make_refusal(file, key, value, 'an object of tokens')
     for i, token in (value or {}).items():
-      tokens += _named(None, file, f'{key}.{i}', token)
-    return tokens
+      yield from _named(None, file, f'{key}.{i}', token)
 
   def find_affixes(self) -> tuple[bool, bool, bool]:
     """(own, bos, eos) of a prompt. With `own` the tokenizer.json decides what
@@ -205,11 +195,12 @@ def format_value(value: object, most: int = 60) -> str:
   return text if len(text) <= most else f'{text[: most - 3]}...'
 
 
-def _fields(path, key, value):
-  """[fields] of a token that is given as its name or as an object; [] of one
-  that is not. Only added_tokens_decoder knows tokens that are not special."""
+def _named(name, path, key, value):
+  """Yields (name, fields) of a token that is given as its name or as an object,
+  unless it is not. Only added_tokens_decoder knows tokens that are not special.
+  """
   if value is None or value == '':
-    return []
+    return
   if isinstance(value, str):
     value = {'content': value}
   if not isinstance(value, dict) or not isinstance(value.get('content'), str):
@@ -222,11 +213,7 @@ def _fields(path, key, value):
       raise make_refusal(path, f'{key}.{flag}', value[flag], 'true or false')
   if not key.startswith('added_tokens_decoder'):
     fields['special'] = True
-  return [fields]
-
-
-def _named(name, path, key, value):
-  return [(name, fields) for fields in _fields(path, key, value)]
+  yield name, fields
 
 
 def _inner(tree: JsonObject, key: str) -> JsonObject:
@@ -250,9 +237,7 @@ def _default(path, value):
   if isinstance(value, str):
     return value
   named = value
-  if isinstance(value, list):
-    if not all(isinstance(item, dict) for item in value):
-      raise make_refusal(path, 'chat_template', value, 'objects of named ones')
+  if isinstance(value, list) and all(isinstance(x, dict) for x in value):
     named = {str(item.get('name')): item.get('template') for item in value}
   if not isinstance(named, dict):
     raise make_refusal(
@@ -263,11 +248,10 @@ def _default(path, value):
       f'{path}: none of the chat templates {format_value(list(named))} is'
       " 'default'; copy the one to use into a chat_template.jinja"
     )
-  if not isinstance(named['default'], str):
-    raise make_refusal(
-      path, 'the chat_template default', named['default'], 'a text'
-    )
-  return named['default']
+  template = named['default']
+  if not isinstance(template, str):
+    raise make_refusal(path, 'the chat_template default', template, 'a text')
+  return template
 
 
 def _ids(path: str, key: str, tree: JsonObject) -> set[int]:

@@ -15,14 +15,7 @@ from deltanet_jax.data.token_files import FLAGS, TokenFiles
 from deltanet_jax.progress import Progress
 
 # how the common tokenizers name the token between two documents
-EOD_NAMES = (
-  '<|endoftext|>',
-  '<|end_of_text|>',
-  '</s>',
-  '<eos>',
-  '<|eos|>',
-  '[EOS]',
-)
+EOD_NAMES = '<|endoftext|> <|end_of_text|> </s> <eos> <|eos|> [EOS]'.split()
 SLICE_BYTES = 8 << 20  # tokenized at once
 
 
@@ -38,7 +31,7 @@ def load_tokenizer(name: str) -> 'Tokenizer':
       ' tokenizer.json'
     )
   tokenizer = open_tokenizer(name)
-  tokenizer.require_eod()
+  _ = tokenizer.eod  # raises where there is none
   return tokenizer
 
 
@@ -74,9 +67,6 @@ class ByteTokenizer:
     """int32 [T]: the UTF-8 bytes of `text`."""
     require_utf8(text, 'the text')
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-
-  def require_eod(self) -> None:
-    """It has one."""
 
   def encode_prompt(self, text: str, special: bool = True) -> list[int]:
     """The ids of a prompt: its bytes, and no others."""
@@ -161,7 +151,7 @@ class FileTokenizer:
     what = f'{self._path}: it cannot {name}'
     return _guarded(what, getattr(self._tokenizer, name), *args, **kwargs)
 
-  @property
+  @functools.cached_property
   def eod(self) -> int:
     """The id between two documents: the eos_token that the files declare, else
     the special token of one of EOD_NAMES.
@@ -169,31 +159,22 @@ class FileTokenizer:
     Raises:
       ConfigError: there is none.
     """
-    return self._eod[1]
-
-  def require_eod(self) -> None:
-    """Refuses a tokenizer without a token between documents."""
-    _ = self._eod
-
-  @functools.cached_property
-  def _eod(self) -> tuple[str, int]:
-    """(name, id)"""
-    name = self._files.named.get('eos_token')
-    if name is not None:
-      return name, self._id('eos_token', name)
+    if 'eos_token' in self._files.named:
+      return self._id('eos_token')
     # an ordinary token of that name is what some texts spell
     added = self._tokenizer.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special}
     for name in EOD_NAMES:
       if name in special:
-        return name, self._vocabulary[name]
+        return self._vocabulary[name]
     raise ConfigError(
       f'{self._path}: no end-of-text token; add one of {" ".join(EOD_NAMES)}'
       ' as a special token, or name its own as eos_token in a'
       ' tokenizer_config.json beside it'
     )
 
-  def _id(self, role, name):
+  def _id(self, role):
+    name = self._files.named[role]
     if name not in self._vocabulary:
       raise ConfigError(
         f'{self._path} has no token {name!r}, which the files beside it declare'
@@ -209,18 +190,15 @@ class FileTokenizer:
   @functools.cached_property
   def _affixes(self) -> tuple[bool, list[int], list[int]]:
     """(own, ids before a prompt, ids after it), see `TokenFiles`."""
-    own, *wanted = self._files.find_affixes()
-    affixes: list[list[int]] = []
-    for role, want in zip(('bos_token', 'eos_token'), wanted, strict=True):
-      affixes.append([])
-      if want and role not in self._files.named:
+    own, bos, eos = self._files.find_affixes()
+    for role, wanted in (('bos_token', bos), ('eos_token', eos)):
+      if wanted and role not in self._files.named:
         raise ConfigError(
           f'{self._folder}/tokenizer_config.json: add_{role} is'
           f' true and there is no {role}; declare it, or take add_{role} out'
         )
-      if want:
-        affixes[-1].append(self._id(role, self._files.named[role]))
-    before, after = affixes
+    before = [self._id('bos_token')] if bos else []
+    after = [self._id('eos_token')] if eos else []
     if own and before:
       already = self._call('encode', '', add_special_tokens=True).ids
       before = [i for i in before if i not in already]
@@ -270,8 +248,8 @@ class FileTokenizer:
     return self._call('decode', np.asarray(ids, np.int64).tolist())
 
   def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
-    """The ids (int32) of every document. Tells on stderr how
-    many are not what their ids spell.
+    """The ids (int32) of every document. Tells on stderr how many are not what
+    their ids spell, see `find_difference`.
 
     Raises:
       ConfigError: a document that is not UTF-8, or contains `eod`.
@@ -279,47 +257,44 @@ class FileTokenizer:
     total = sum(len(d.content) for d in documents)
     progress = Progress('tokenized', total, 'MB', 10**6)
     arrays: list[np.ndarray] = []
-    batch: list[Document] = []
-    size = 0
-    trip = RoundTrip()
-    for i, document in enumerate(documents):
-      batch.append(document)
-      size += len(document.content)
-      if size < SLICE_BYTES and i + 1 < len(documents):
-        continue
-      arrays += self._encode(batch, trip)
+    altered: list[Document] = []
+    example = ''
+    for batch in _slices(documents):
+      for document, ids, difference in self._encode(batch):
+        arrays.append(ids)
+        if difference:
+          altered.append(document)
+          example = example or f'{document.source}: {difference}'
       if total > SLICE_BYTES:
-        progress.add(size)
-      batch, size = [], 0
+        progress.add(sum(len(d.content) for d in batch))
     if total > SLICE_BYTES:
       progress.end()
-    self.altered = trip.documents, trip.bytes
-    if trip.documents:
+    lost = sum(len(d.content) for d in altered)
+    self.altered = len(altered), lost
+    if altered:
       print(
-        f'warning: {self._path}: {trip.documents} of {len(documents)} documents'
-        f' ({trip.bytes} of {total} bytes) are not what their ids spell'
-        f' ({trip.example}); bits per byte leave out what is lost',
+        f'warning: {self._path}: {len(altered)} of {len(documents)} documents'
+        f' ({lost} of {total} bytes) are not what their ids spell ({example});'
+        ' bits per byte leave out what is lost',
         file=sys.stderr,
       )
     return arrays
 
-  def _encode(self, documents, trip):
+  def _encode(self, documents):
+    """Yields (document, its ids, how they do not spell it)."""
     texts = [_decode(document) for document in documents]
     ids = self._plain(texts)
     decoded = self._call('decode_batch', ids, skip_special_tokens=False)
-    arrays = [np.array(row, np.int32) for row in ids]
-    name, eod = self._eod
-    for document, text, again, array in zip(
-      documents, texts, decoded, arrays, strict=True
-    ):
-      if (array == eod).any():
+    for row in zip(documents, texts, ids, decoded, strict=True):
+      document, text, own, again = row
+      if self.eod in own:
+        name = self._tokenizer.id_to_token(self.eod)
         raise ConfigError(
           f'{document.source}: its text has {name!r}, which {self._path} takes'
           ' for the end of a document; exclude it, or declare as eos_token a'
           ' token that no text has'
         )
-      trip.compare(document, text, again)
-    return arrays
+      yield document, np.array(own, np.int32), find_difference(text, again)
 
 
 def _guarded(what, function, *args, **kwargs):
@@ -338,33 +313,34 @@ def _guarded(what, function, *args, **kwargs):
 Tokenizer = ByteTokenizer | FileTokenizer
 
 
-class RoundTrip:
-  """Counts documents that are not what their ids spell.
+def find_difference(text: str, again: str) -> str:
+  """Where a text and what its ids spell differ, '' where they do not.
 
   Canonically equal characters (NFC) are the same text, and white space at
   either end is a matter of the decoder, which cannot know it, and of a token
   at most. Anything else, an unknown character, the case of a letter, a line
   break, are bytes that a document has and no token pays for.
   """
-
-  def __init__(self):
-    self.documents, self.bytes, self.example = 0, 0, ''
-
-  def compare(self, document: Document, text: str, again: str) -> None:
-    """Counts `document` if its `text` came back as `again`, another one."""
-    if text == again or _same(text) == _same(again):
-      return
-    self.documents += 1
-    self.bytes += len(document.content)
-    if not self.example:
-      text, again = _same(text), _same(again)
-      at = len(os.path.commonprefix([text, again]))
-      was, became = (ascii(x[at : at + 8]) for x in (text, again))
-      self.example = f'{document.source}: {was} became {became}'
+  if text == again:
+    return ''
+  text, again = (unicodedata.normalize('NFC', x).strip() for x in (text, again))
+  if text == again:
+    return ''
+  at = len(os.path.commonprefix([text, again]))
+  return f'{ascii(text[at : at + 8])} became {ascii(again[at : at + 8])}'
 
 
-def _same(text):
-  return unicodedata.normalize('NFC', text).strip()
+def _slices(documents):
+  """Yields the documents in lists of about SLICE_BYTES."""
+  batch, size = [], 0
+  for document in documents:
+    batch.append(document)
+    size += len(document.content)
+    if size >= SLICE_BYTES:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
 
 
 def _decode(document):

@@ -1,7 +1,7 @@
 """Loss and bits per byte on held-out text, or on any."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from typing import NotRequired, TextIO, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,17 @@ from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.sharding import Batch, Params
 from deltanet_jax.progress import Progress
 
-Scoring = Callable[[Params, Batch], jax.Array]
+Judge = Callable[[Params, Batch], jax.Array]
+
+
+class Scoring(TypedDict):
+  """How documents are scored."""
+
+  dtype: DTypeLike  # of the computation
+  mesh: Mesh  # where the parameters are
+  seq_len: int  # of the rows that documents are packed into, as in training
+  batch: int  # rows at a time, a multiple of mesh.data x mesh.fsdp
+  stream: NotRequired[TextIO | None]  # of the progress, stderr unless given
 
 
 def score_documents(
@@ -28,59 +38,36 @@ def score_documents(
   params: Params,
   documents: Sequence[Document],
   tokenizer: Tokenizer,
-  *,
-  dtype: DTypeLike,
-  mesh: Mesh,
-  seq_len: int,
-  batch: int,
-  stream: TextIO | None = None,
+  **how: Unpack[Scoring],
 ) -> Score:
-  """The `Score` of documents; arguments as of `run_documents`."""
-  losses = run_documents(
-    make_loss,
-    cfg,
-    params,
-    documents,
-    tokenizer,
-    dtype=dtype,
-    mesh=mesh,
-    seq_len=seq_len,
-    batch=batch,
-    stream=stream,
-  )
+  """The `Score` of documents, see `run_documents`."""
+  losses = run_documents(make_loss, cfg, params, documents, tokenizer, **how)
   return sum_scores(losses, tokenizer.eod)
 
 
 def run_documents(
-  make: Callable[[ModelConfig, DTypeLike], Scoring],
+  make: Callable[[ModelConfig, DTypeLike], Judge],
   cfg: ModelConfig,
   params: Params,
   documents: Sequence[Document],
   tokenizer: Tokenizer,
-  *,
-  dtype: DTypeLike,
-  mesh: Mesh,
-  seq_len: int,
-  batch: int,
-  stream: TextIO | None = None,
+  **how: Unpack[Scoring],
 ) -> Iterator[tuple[HostBatch, np.ndarray]]:
-  """Yields (batch, what the function of `make` says of it) over documents,
-  packed into rows as in training.
-
-  params: on `mesh`   dtype: of the computation
-  batch: rows at a time, a multiple of mesh.data x mesh.fsdp
+  """Yields (batch, what the function of `make` says of it) over documents.
 
   Every token of a document and the end after it is predicted once, from what
-  comes before it in its document and in its row of `seq_len` tokens. How far
-  it is shows on `stream`, stderr unless given.
+  comes before it in its document and in its row of `seq_len` tokens.
   """
+  mesh, stream = how['mesh'], how.get('stream')
   ids = tokenizer.encode_documents(documents)
-  rows = Rows(ids, tokenizer.eod, tokenizer.vocab_size, seq_len)
+  rows = Rows(ids, tokenizer.eod, tokenizer.vocab_size, how['seq_len'])
   places = sharding.make_param_shardings(HybridLM(cfg), mesh)
   home = sharding.make_batch_sharding(mesh)
-  call = jax.jit(make(cfg, jnp.dtype(dtype)), in_shardings=(places, home))
+  call = jax.jit(
+    make(cfg, jnp.dtype(how['dtype'])), in_shardings=(places, home)
+  )
   progress = Progress('scored', rows.tokens, 'tokens', stream=stream)
-  for host_batch in rows.make_batches(batch):
+  for host_batch in rows.make_batches(how['batch']):
     with jax.set_mesh(mesh):
       output = jax.device_get(call(params, jax.device_put(host_batch, home)))
     yield host_batch, output
@@ -88,7 +75,7 @@ def run_documents(
   progress.end()
 
 
-def make_token_nats(cfg: ModelConfig, dtype: DTypeLike) -> Scoring:
+def make_token_nats(cfg: ModelConfig, dtype: DTypeLike) -> Judge:
   """The function (params, batch) -> nats of every target, [B,T] float32.
 
   batch: as for `make_loss`, whose sum of weights times nats is linear in the

@@ -6,13 +6,12 @@ nothing; one with a state of fixed size forgets them with distance, though its
 loss over all tokens may be the same (arXiv:2312.04927).
 """
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, Unpack
 
 import numpy as np
-from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.data.files import Document
@@ -120,11 +119,10 @@ def compute_shares(
       (None, None, distance == 0),
       (1, None, distance > 0),
     ]
-    if edges:
-      starts, ends = [1, *edges], [*edges, None]
-      for start, end in zip(starts, ends, strict=True):
-        nearer = True if end is None else distance < end
-        parts.append((start, end, (distance >= start) & nearer))
+    bounds = [1, *edges, None] if edges else []
+    for start, end in itertools.pairwise(bounds):
+      nearer = True if end is None else distance < end
+      parts.append((start, end, (distance >= start) & nearer))
     for near, far, part in parts:
       part = part & real
       if part.any():
@@ -139,28 +137,13 @@ def score_documents(
   documents: Sequence[Document],
   tokenizer: Tokenizer,
   lengths: Sequence[int],
-  *,
-  dtype: DTypeLike,
-  mesh: Mesh,
-  seq_len: int,
-  batch: int,
-  stream: TextIO | None = None,
+  **how: Unpack[perplexity.Scoring],
 ) -> tuple[Score, list[Share]]:
-  """(Score, `compute_shares`) of documents at the `lengths`; other arguments
-  as of `perplexity.run_documents`."""
+  """(Score, `compute_shares`) of documents at the `lengths`, see
+  `perplexity.run_documents`."""
   tokens, nats, segments, sums = [], [], [], []
-  for host_batch, batch_nats in perplexity.run_documents(
-    perplexity.make_token_nats,
-    cfg,
-    params,
-    documents,
-    tokenizer,
-    dtype=dtype,
-    mesh=mesh,
-    seq_len=seq_len,
-    batch=batch,
-    stream=stream,
-  ):
+  make, given = perplexity.make_token_nats, (cfg, params, documents, tokenizer)
+  for host_batch, batch_nats in perplexity.run_documents(make, *given, **how):
     tokens.append(host_batch['targets'])
     nats.append(batch_nats)
     segments.append(host_batch['segment_ids'])

@@ -16,20 +16,19 @@ from deltanet_jax.config.mixers import (
   MixerConfig,
 )
 from deltanet_jax.hf import rope
-from deltanet_jax.hf.files import Tensors
+from deltanet_jax.hf.files import FolderTensors
 from deltanet_jax.hf.keys import ConfigKeys, get_agreed
 from deltanet_jax.hf.layout import (
   Flat,
+  Layout,
   Linear,
   Rules,
-  Same,
   TensorRule,
   make_rule,
 )
 from deltanet_jax.hf.names import Json
 
-Mixer = TypeVar('Mixer', bound=MixerConfig)
-Ffn = TypeVar('Ffn', MLPConfig, MoEConfig)
+Part = TypeVar('Part', bound=MixerConfig | MLPConfig | MoEConfig)
 
 
 class Mtp(NamedTuple):
@@ -46,10 +45,10 @@ class Family(NamedTuple):
   """How one family of released models is configured and stored."""
 
   name: str
-  model_types: tuple[str, ...]  # of config.json
+  model_types: tuple[str, ...]  # of config.json; the first is written
+  architecture: str  # transformers' class
   read_config: Callable[[ConfigKeys], ModelConfig]
-  write_config: Callable[[ModelConfig], Json]  # the released config.json
-  make_top_rules: Callable[[ModelConfig], Rules]  # outside the layers
+  write_keys: Callable[[ModelConfig], Json]  # that not all families have
   # one for each way in which folders are found; the first is the released one
   layer_rules: tuple[Callable[[Layer], Rules], ...]
   ignored: tuple[str, ...] = ()  # patterns of tensors that we do not need
@@ -57,8 +56,21 @@ class Family(NamedTuple):
   mtp: Mtp | None = None
   # reason -> keys that do not change the function
   harmless: Mapping[str, str] = {}
-  # of a folder -> the same with every tensor in its released shape
-  restore_shapes: Callable[[Tensors], Tensors] = lambda tensors: tensors
+  # a folder's tensors, each in its released shape
+  tensors: type[FolderTensors] = FolderTensors
+
+  def write_config(self, cfg: ModelConfig) -> Json:
+    """The released config.json."""
+    return {
+      'architectures': [self.architecture],
+      'model_type': self.model_types[0],
+      'vocab_size': cfg.vocab,
+      'hidden_size': cfg.d_model,
+      'num_hidden_layers': len(cfg.layers),
+      'hidden_act': 'silu',
+      'rms_norm_eps': cfg.norm_eps,
+      'tie_word_embeddings': cfg.tied,
+    } | self.write_keys(cfg)
 
 
 # of every family
@@ -127,7 +139,8 @@ def make_model_config(
   keys.top.without('per_layer_config')
   keys.without('per_layer_config')
   prefix, period, repeats, suffix = pattern.fold_layers(layers)
-  places = {id(place): place for place in (keys, keys.top)}.values()
+  tied = 'tie_word_embeddings'
+  places = [(place, tied) for place in dict.fromkeys((keys, keys.top))]
   return ModelConfig(
     vocab=keys.size('vocab_size'),
     d_model=keys.size('hidden_size'),
@@ -135,11 +148,7 @@ def make_model_config(
     period=period,
     repeats=repeats,
     suffix=suffix,
-    tied=get_agreed(
-      ConfigKeys.flag,
-      [(place, 'tie_word_embeddings') for place in places],
-      False,
-    ),
+    tied=get_agreed(ConfigKeys.flag, places, False),
     norm_eps=keys.number('rms_norm_eps', default=eps),
     zero_centered=zero_centered,
   )
@@ -200,62 +209,35 @@ def read_mlp(keys: ConfigKeys) -> MLPConfig:
   return MLPConfig(keys.size('intermediate_size'))
 
 
-def read_dense_layers(keys: ConfigKeys, default: int) -> list[bool]:
-  """For each layer, whether its feed-forward part is an MLP and not experts.
+def read_ffns(
+  keys: ConfigKeys, moe: MoEConfig, default: int
+) -> list[MLPConfig | MoEConfig]:
+  """The feed-forward parts of all layers: MLPs, then experts.
 
-  default: how many of the first ones are, where the file does not say
+  default: how many are MLPs, where the file does not say
   """
   first = keys.size('first_k_dense_replace', default=default, least=0)
   kinds = keys.kinds('mlp_layer_types', {'dense': True, 'sparse': False})
   counted = [i < first for i in range(keys.layers())]
-  if kinds is None:
-    return counted
-  if 'first_k_dense_replace' in keys and kinds != counted:
+  if 'first_k_dense_replace' in keys and kinds not in (None, counted):
     raise ConfigError(
       f'{keys.where}: {keys.at}first_k_dense_replace {first} and'
       ' mlp_layer_types name different dense layers; make them the same'
     )
-  return kinds
+  mlp = read_mlp(keys)
+  return [mlp if dense else moe for dense in kinds or counted]
 
 
-def write_top_keys(
-  cfg: ModelConfig, model_type: str, architecture: str
-) -> Json:
-  """What every released config.json begins with."""
-  return {
-    'architectures': [architecture],
-    'model_type': model_type,
-    'vocab_size': cfg.vocab,
-    'hidden_size': cfg.d_model,
-    'num_hidden_layers': len(cfg.layers),
-    'hidden_act': 'silu',
-    'rms_norm_eps': cfg.norm_eps,
-    'tie_word_embeddings': cfg.tied,
-  }
+def find_part(cfg: ModelConfig, kind: type[Part]) -> Part:
+  """The first mixer or feed-forward part of a kind in the model."""
+  parts = (part for layer in cfg.layers for part in (layer.mixer, layer.ffn))
+  return next(part for part in parts if isinstance(part, kind))
 
 
-def find_mixer(cfg: ModelConfig, kind: type[Mixer]) -> Mixer:
-  """The first mixer of a kind in the model."""
-  return next(
-    layer.mixer for layer in cfg.layers if isinstance(layer.mixer, kind)
-  )
-
-
-def find_ffn(cfg: ModelConfig, kind: type[Ffn]) -> Ffn:
-  """The first feed-forward part of a kind in the model."""
-  return next(layer.ffn for layer in cfg.layers if isinstance(layer.ffn, kind))
-
-
-def write_layer_types(
-  cfg: ModelConfig, attention: type[MixerConfig]
-) -> list[str]:
+def write_layer_types(cfg: ModelConfig) -> list[str]:
   """transformers' names of the layers' kinds."""
-  return [
-    'full_attention'
-    if isinstance(layer.mixer, attention)
-    else 'linear_attention'
-    for layer in cfg.layers
-  ]
+  full = [isinstance(layer.mixer, AttentionConfig) for layer in cfg.layers]
+  return ['full_attention' if x else 'linear_attention' for x in full]
 
 
 def make_top_rules(cfg: ModelConfig) -> Rules:
@@ -287,29 +269,36 @@ def move_rules(rules: Iterable[TensorRule], to: str, ours: str) -> Rules:
 
 
 LAYER = 'model.layers.{layer}.'
+ATTENTION = f'{LAYER}self_attn.'
 NORMS = (
   make_rule(f'{LAYER}input_layernorm.weight', 'mixer_norm.scale'),
   make_rule(f'{LAYER}post_attention_layernorm.weight', 'ffn_norm.scale'),
 )
 
 
+def make_mixer_rules(at: str, *rows: tuple[str, str, Layout]) -> Rules:
+  """Rules of a mixer; rows: a released name after `at`, our names, layout."""
+  return tuple(
+    make_rule(at + name, ' '.join(f'mixer.{x}' for x in ours.split()), layout)
+    for name, ours, layout in rows
+  )
+
+
 def make_attention_rules(cfg: AttentionConfig) -> Rules:
   """A gate is interleaved with the query, per head."""
-  at = f'{LAYER}self_attn.'
-  query = make_rule(f'{at}q_proj.weight', 'mixer.q.w', Linear())
+  query = ('q_proj.weight', 'q.w', Linear())
   if cfg.gate:
-    query = make_rule(
-      f'{at}q_proj.weight', 'mixer.q.w mixer.gate.w', Linear(groups=cfg.heads)
-    )
+    query = ('q_proj.weight', 'q.w gate.w', Linear(groups=cfg.heads))
   norms = (
-    make_rule(f'{at}q_norm.weight', 'mixer.q_norm.scale', Flat()),
-    make_rule(f'{at}k_norm.weight', 'mixer.k_norm.scale', Flat()),
+    ('q_norm.weight', 'q_norm.scale', Flat()),
+    ('k_norm.weight', 'k_norm.scale', Flat()),
   )
-  return (
+  return make_mixer_rules(
+    ATTENTION,
     query,
-    make_rule(f'{at}k_proj.weight', 'mixer.k.w', Linear()),
-    make_rule(f'{at}v_proj.weight', 'mixer.v.w', Linear()),
-    make_rule(f'{at}o_proj.weight', 'mixer.o.w', Linear(inward=2)),
+    ('k_proj.weight', 'k.w', Linear()),
+    ('v_proj.weight', 'v.w', Linear()),
+    ('o_proj.weight', 'o.w', Linear(inward=2)),
     *(norms if cfg.qk_norm else ()),
   )
 
@@ -322,37 +311,34 @@ def make_mlp_rules(at: str = f'{LAYER}mlp.', ours: str = 'ffn.') -> Rules:
   )
 
 
-def make_moe_rules(
-  cfg: MoEConfig,
-  at: str,
-  names: tuple[str, str, str],
-  bias: str | None = None,
-  shared: str | None = None,
-) -> Rules:
-  """The experts one by one.
+# where a layer's experts are, and their names of gate, up and down
+PROJECTIONS = f'{LAYER}mlp.', ('gate_proj', 'up_proj', 'down_proj')
+NUMBERED = f'{LAYER}block_sparse_moe.', ('w1', 'w3', 'w2')  # as in Mixtral
 
-  at: where the layer's experts are    names: of gate, up and down
-  bias: of the correction              shared: of the shared expert
+
+def make_ffn_rules(
+  cfg: MLPConfig | MoEConfig,
+  experts: tuple[str, tuple[str, str, str]] = PROJECTIONS,
+  bias: str = '',
+  shared: str = '',
+) -> Rules:
+  """Of an MLP, or of experts one by one.
+
+  experts: PROJECTIONS or NUMBERED   bias: name of the correction
+  shared: name of the shared expert
   """
+  if isinstance(cfg, MLPConfig):
+    return make_mlp_rules()
+  at, names = experts
   rules = [make_rule(f'{at}gate.weight', 'ffn.router.w', Linear())]
   for released, name in zip(names, ('gate', 'up', 'down'), strict=True):
-    rules.append(
-      make_rule(
-        f'{at}experts.{{expert}}.{released}.weight', f'ffn.{name}', Linear()
-      )
-    )
+    tensor = f'{at}experts.{{expert}}.{released}.weight'
+    rules.append(make_rule(tensor, f'ffn.{name}', Linear()))
   if cfg.bias:
-    rules.append(make_rule(f'{at}{bias}', 'ffn.bias', Same()))
+    rules.append(make_rule(f'{at}{bias}', 'ffn.bias'))
   if cfg.shared:
     rules += make_mlp_rules(f'{at}{shared}.', 'ffn.shared.')
   if cfg.shared_gate:
-    rules.append(
-      make_rule(
-        f'{at}{shared}_gate.weight', 'ffn.shared_gate.w', Flat(before=1)
-      )
-    )
+    tensor = f'{at}{shared}_gate.weight'
+    rules.append(make_rule(tensor, 'ffn.shared_gate.w', Flat(before=1)))
   return tuple(rules)
-
-
-PROJECTIONS = ('gate_proj', 'up_proj', 'down_proj')
-NUMBERED = ('w1', 'w3', 'w2')  # gate, up, down of Mixtral's naming

@@ -16,60 +16,39 @@ again.
 
 import json
 import logging
-import math
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import write_text
-from deltanet_jax.hf import families, files, names, output, pieces, plan, store
-from deltanet_jax.hf.common import Family
-from deltanet_jax.hf.converted import (
-  BESIDE,
-  FORMAT,
-  RECORD,
-  Converted,
-  Record,
-  is_converted,
-)
+from deltanet_jax.hf import converted, files, names, output, pieces, store
+from deltanet_jax.hf.converted import Converted
 from deltanet_jax.hf.layout import Shape
-from deltanet_jax.hf.names import Json
+from deltanet_jax.hf.names import AnyPath, Json
 from deltanet_jax.hf.output import Described
 from deltanet_jax.hf.pieces import ConversionError
-from deltanet_jax.hf.plan import Entry
-from deltanet_jax.model import HybridLM
-from deltanet_jax.parallel import sharding
-from deltanet_jax.parallel.sharding import Params
 from deltanet_jax.progress import Progress
 
 
-def convert_to_orbax(
-  source: str | pathlib.Path, target: str | pathlib.Path
-) -> None:
+def convert_to_orbax(source: AnyPath, target: AnyPath) -> None:
   """Converts a released folder.
 
   Raises:
-    ConfigError: as `store.load_model`, or `target` holds something else.
+    ConfigError: as `store.open_folder`, or `target` holds something else.
       Nothing is left of a conversion that began with this call.
     ConversionError: a piece does not read back as it was written.
   """
   logging.getLogger('absl').setLevel(logging.ERROR)
-  family, cfg = families.read_config(source)
-  folder = family.restore_shapes(files.FolderTensors(source))
-  target = pathlib.Path(target)
-  cfg = families.add_mtp(family, cfg, folder.names)
-  shapes = sharding.make_abstract_params(HybridLM(cfg))
-  entries, copies = store.match_tensors(folder, family, cfg, shapes)
-  store.require_copies(folder, entries, copies)
-  record = _make_record(family, source, folder, [*entries, *copies])
-  existed, resumed = target.exists(), is_converted(target)
+  found, target = store.open_folder(source), pathlib.Path(target)
+  record = _make_record(source, found)
+  existed, resumed = target.exists(), converted.is_converted(target)
   _claim(target, record)
   try:
-    _write_pieces(folder, entries, shapes, target)
-    _keep_beside(folder, [*entries, *copies], target)
+    _write_pieces(found, target)
+    _keep_beside(found, target)
   except ConfigError:
     if not resumed:
       _clear(target)
@@ -86,45 +65,33 @@ def _clear(folder: pathlib.Path) -> None:
       path.unlink()
 
 
-def _write_pieces(
-  folder: files.Tensors,
-  entries: Sequence[Entry],
-  shapes: Params,
-  target: pathlib.Path,
-) -> None:
-  weights = {path: leaf.shape for path, leaf in plan.list_leaves(shapes)}
+def _write_pieces(found: store.MatchedTensors, target: pathlib.Path) -> None:
+  folder, entries = found.tensors, found.entries
   places = {
-    entry.name: [
-      pieces.locate_slot(slot, weights[slot.path]) for slot in entry.slots
-    ]
+    entry.name: [pieces.locate_slot(slot) for slot in entry.slots]
     for entry in entries
   }
   writer = pieces.PieceWriter(target, sum(places.values(), []))
-  size = lambda entry: (
-    math.prod(entry.shape) * folder.dtype(entry.name).itemsize
-  )
-  progress = Progress('converted', sum(map(size, entries)), 'MB', 10**6)
+  total = sum(map(folder.size, places))
+  progress = Progress('converted', total, 'MB', 10**6)
   for entry in entries:
     own = places[entry.name]
     if all(place.piece in writer.done for place in own):
-      progress.skip(size(entry))
+      progress.skip(folder.size(entry.name))
       continue
-    tensor = folder.read_checked(entry.name)[: entry.shape[0]]
-    parts = entry.layout.split(tensor, [slot.shape for slot in entry.slots])
-    del tensor
+    parts = entry.split(folder.read_checked(entry.name))
     while parts:  # given away one by one, so that each is freed when written
       writer.add(own[-len(parts)], parts.pop(0))
-    progress.add(size(entry))
+    progress.add(folder.size(entry.name))
   progress.end()
 
 
-def _keep_beside(
-  folder: files.Tensors, entries: Iterable[Entry], target: pathlib.Path
-) -> None:
+def _keep_beside(found: store.MatchedTensors, target: pathlib.Path) -> None:
   """Writes what has no place in the pieces: scales, and the rows of embeddings
   that are beyond the vocabulary, as a tensor of the same name."""
+  folder = found.tensors
   described: dict[str, tuple[np.dtype, Shape]] = {}
-  for entry in entries:
+  for entry in found.all:
     if scale := folder.find_scale(entry.name):
       described[scale] = folder.dtype(scale), folder.shape(scale)
     if more := store.count_surplus(folder, entry):
@@ -135,14 +102,12 @@ def _keep_beside(
   tensors = (
     folder.read_raw(name)[-shape[0] :] for name, (_, shape) in described.items()
   )
-  sums = _write_checked(target / BESIDE, described, tensors)
+  sums = _write_checked(target / converted.BESIDE, described, tensors)
   for name, crc in sums.items():
     pieces.add_sum(target, name, crc)
 
 
-def convert_to_released(
-  source: str | pathlib.Path, target: str | pathlib.Path
-) -> None:
+def convert_to_released(source: AnyPath, target: AnyPath) -> None:
   """Converts a converted folder back: the same names, files, types, values; of
   an Olmo Hybrid that transformers saved, the shapes are those of the release.
 
@@ -154,81 +119,76 @@ def convert_to_released(
       holds other weights; nothing is written then.
     ConversionError: a piece or a file is damaged.
   """
-  converted, target = Converted(source), pathlib.Path(target)
+  stored, target = Converted(source), pathlib.Path(target)
   groups: dict[str, list[str]] = {}
-  for name, file in converted.names.items():
+  for name, file in sorted(stored.names.items(), key=lambda item: item[1]):
     groups.setdefault(file, []).append(name)
-  settings = converted.record['config']
+  settings = stored.record['config']
   written = output.find_written(target, groups, settings)
   for file in written:
-    if not _holds(target / file, converted, groups[file]):
+    if not _holds(target / file, stored, groups[file]):
       raise ConfigError(
         f'{target / file} holds other weights; give another --to'
       )
   target.mkdir(parents=True, exist_ok=True)
-  total = sum(map(converted.size, converted.names))
+  total = sum(map(stored.size, stored.names))
   progress = Progress('converted', total, 'MB', 10**6)
-  for file, group in sorted(groups.items()):
+  for file, group in groups.items():
     if file in written:
-      progress.skip(sum(map(converted.size, group)))
+      progress.skip(sum(map(stored.size, group)))
       continue
     described = {
-      name: (converted.dtype(name), converted.shape(name)) for name in group
+      name: (stored.dtype(name), stored.shape(name)) for name in group
     }
-    _write_checked(
-      target / file, described, _counted(converted, group, progress)
-    )
+    _write_checked(target / file, described, _counted(stored, group, progress))
   progress.end()
-  output.write_index(
-    target, [groups[file] for file in sorted(groups)], sorted(groups), total
-  )
+  output.write_index(target, groups, total)
   store.copy_text(pathlib.Path(source), target)
   text = json.dumps(settings, indent=2) + '\n'
   write_text(target / 'config.json', text)
 
 
-def _holds(path: pathlib.Path, converted: Converted, group: list[str]) -> bool:
+def _holds(path: pathlib.Path, stored: Converted, group: list[str]) -> bool:
   """Whether a file holds these tensors with the values of a conversion."""
   file = files.File(path)
   if file.header.keys() != set(group):
     return False
   same = lambda name: (
-    file.header[name]['dtype'] == files.NAMES[converted.dtype(name)]
-    and tuple(file.header[name]['shape']) == converted.shape(name)
+    file.header[name]['dtype'] == files.NAMES[stored.dtype(name)]
+    and tuple(file.header[name]['shape']) == stored.shape(name)
     and pieces.compute_crc(file.read(name))
-    == pieces.compute_crc(converted.read_raw(name))
+    == pieces.compute_crc(stored.read_raw(name))
   )
   return all(map(same, group))
 
 
 def _counted(
-  converted: Converted, group: Iterable[str], progress: Progress
+  stored: Converted, group: Iterable[str], progress: Progress
 ) -> Iterator[np.ndarray]:
   for name in group:
-    yield converted.read_raw(name)
-    progress.add(converted.size(name))
+    yield stored.read_raw(name)
+    progress.add(stored.size(name))
 
 
 def _make_record(
-  family: Family,
-  source: str | pathlib.Path,
-  folder: files.Tensors,
-  entries: Iterable[Entry],
-) -> Record:
+  source: AnyPath, found: store.MatchedTensors
+) -> converted.Record:
+  folder = found.tensors
+
   def describe(name: str, kind: str = '') -> list[object]:
     kind = kind or folder.dtype(name).name
     return [folder.names[name], kind, folder.shape(name)]
 
   tensors: Json = {}
   float8: Json = {}
-  for name in (entry.name for entry in entries):
+  for name in (entry.name for entry in found.all):
     scale = folder.find_scale(name)
     tensors[name] = describe(name, 'bfloat16' if scale else '')
     if scale:
       float8 |= {name: describe(name), scale: describe(scale)}
   return {
-    'format': FORMAT,
-    'family': family.name,
+    'format': converted.FORMAT,
+    'family': found.family.name,
     'source': str(source),
     'config': names.read_json(pathlib.Path(source) / 'config.json'),
     'tensors': tensors,
@@ -236,25 +196,22 @@ def _make_record(
   }
 
 
-def _claim(target: pathlib.Path, record: Record) -> None:
+def _claim(target: pathlib.Path, record: converted.Record) -> None:
   """Starts a conversion, or goes on with the same one."""
   text = json.dumps(record, indent=1) + '\n'
-  if not is_converted(target):
-    if target.exists() and not (target.is_dir() and _is_empty(target)):
+  if not converted.is_converted(target):
+    # empty but for what a killed `write_text` leaves
+    empty = lambda: all(path.suffix == '.tmp' for path in target.iterdir())
+    if target.exists() and not (target.is_dir() and empty()):
       raise ConfigError(f'{target} holds something else; give another --to')
     target.mkdir(parents=True, exist_ok=True)
-    write_text(target / RECORD, text)
-  elif (target / RECORD).read_bytes() != text.encode():
+    write_text(target / converted.RECORD, text)
+  elif (target / converted.RECORD).read_bytes() != text.encode():
     raise ConfigError(
       f'{target} holds the conversion of another folder; give another --to'
     )
   (target / pieces.FOLDER).mkdir(exist_ok=True)
   store.copy_text(pathlib.Path(record['source']), target)
-
-
-def _is_empty(folder: pathlib.Path) -> bool:
-  """But for what a killed `write_text` leaves."""
-  return all(path.suffix == '.tmp' for path in folder.iterdir())
 
 
 def _write_checked(

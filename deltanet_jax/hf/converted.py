@@ -1,6 +1,5 @@
-"""What a conversion made of released weights, see `hf.convert`."""
+"""Loads released weights, or what a conversion made of them (`hf.convert`)."""
 
-import math
 import pathlib
 import reprlib
 from typing import TypedDict, cast
@@ -10,13 +9,10 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from deltanet_jax.config import ConfigError
-from deltanet_jax.hf import families, files, names, pieces, plan, store
+from deltanet_jax.hf import families, files, names, pieces, store
 from deltanet_jax.hf.keys import ConfigKeys
-from deltanet_jax.hf.names import Json
-from deltanet_jax.hf.pieces import ConversionError, PiecePlace
-from deltanet_jax.hf.plan import Slot
-from deltanet_jax.model import HybridLM
-from deltanet_jax.parallel import sharding
+from deltanet_jax.hf.names import AnyPath, Json
+from deltanet_jax.hf.pieces import ConversionError
 from deltanet_jax.parallel.sharding import Params
 
 RECORD, BESIDE = 'converted.json', 'scales.safetensors'
@@ -39,23 +35,33 @@ class Record(TypedDict):
 
 
 def load_model(
-  source: str | pathlib.Path,
+  folder: AnyPath,
   *,
   dtype: DTypeLike = np.float32,
   mesh: Mesh | None = None,
 ) -> tuple[store.ReleasedLM, Params]:
-  """(model, params) of a converted folder, as `store.load_model`."""
-  converted = Converted(source)
-  model = store.ReleasedLM(converted.cfg, dtype, family=converted.family.name)
-  return model, store.fill_params(converted, converted.own, model, mesh)
+  """(model, params) of a released folder, or of a converted one.
+
+  The model computes in `dtype`; matrices of the parameters have it, vectors
+  stay float32. With a mesh every parameter lies where `sharding` puts it.
+
+  Raises:
+    ConfigError: as `store.open_folder`; a tensor holds NaN; or a conversion is
+      not finished.
+    ConversionError: a piece of a conversion is damaged.
+  """
+  converted = is_converted(folder)
+  found = Converted(folder).found if converted else store.open_folder(folder)
+  model = store.ReleasedLM(found.cfg, dtype, family=found.family.name)
+  return model, store.fill_params(found, model, mesh)
 
 
-def is_converted(folder: str | pathlib.Path) -> bool:
+def is_converted(folder: AnyPath) -> bool:
   """Whether a conversion has begun there."""
   return (pathlib.Path(folder) / RECORD).is_file()
 
 
-def read_record(folder: str | pathlib.Path) -> Record:
+def read_record(folder: AnyPath) -> Record:
   """What converted.json holds.
 
   Raises:
@@ -88,51 +94,44 @@ class Converted(files.RecordedTensors):
     ConfigError: it is none, or the conversion is not finished.
   """
 
-  def __init__(self, folder: str | pathlib.Path):
+  def __init__(self, folder: AnyPath):
     self.record = read_record(folder)
     where = pathlib.Path(folder) / RECORD
     tensors = self.record['tensors'] | self.record['float8']
     super().__init__(tensors, self.record['config'], folder, where)
-    self.family = families.get_family(self.record['family'])
-    cfg = self.family.read_config(ConfigKeys(self.record['config'], str(where)))
-    self.cfg = families.add_mtp(self.family, cfg, self.names)
-    shapes = sharding.make_abstract_params(HybridLM(self.cfg))
-    self.own, copies = store.match_tensors(self, self.family, self.cfg, shapes)
-    self._entries = {entry.name: entry for entry in [*self.own, *copies]}
-    self._weights = {
-      path: leaf.shape for path, leaf in plan.list_leaves(shapes)
-    }
+    family = families.get_family(self.record['family'])
+    cfg = family.read_config(ConfigKeys(self.record['config'], str(where)))
+    cfg = families.add_mtp(family, cfg, self.names)
+    self.found = store.match_tensors(self, family, cfg)
+    self._by_name = {entry.name: entry for entry in self.found.all}
     self._pieces = pieces.PieceReader(folder)
     self._require_whole()
 
   def _require_whole(self):
     wanted = {
-      self._place(slot).piece for entry in self.own for slot in entry.slots
+      pieces.locate_slot(slot).piece
+      for entry in self.found.entries
+      for slot in entry.slots
     }
-    beside = [name for name in self.names if name not in self._entries]
-    beside += [
-      n for n, e in self._entries.items() if store.count_surplus(self, e)
-    ]
+    beside = [name for name in self.names if name not in self._by_name]
+    surplus = lambda name: store.count_surplus(self, self._by_name[name])
+    beside += filter(surplus, self._by_name)
     missing = wanted.union(beside) - self._pieces.sums.keys()
     if missing:
       raise ConfigError(
         f'{self.path}: {min(missing)} is not finished; run the conversion again'
       )
 
-  def size(self, name: str) -> int:
-    """Bytes of a tensor."""
-    return math.prod(self.shape(name)) * self.dtype(name).itemsize
-
   def read_raw(self, name: str) -> np.ndarray:
     """Raises:
     ConversionError: a piece is damaged.
     """
-    if name not in self._entries:
+    if name not in self._by_name:
       return self._beside(name)
-    entry = self._entries[name]
+    entry = self._by_name[name]
     parts = [
       self._pieces.read(place.piece)[place.indices]
-      for place in map(self._place, entry.slots)
+      for place in map(pieces.locate_slot, entry.slots)
     ]
     # a tensor that only repeats another may be of another type
     tensor = entry.layout.join(parts).astype(self.dtype(name), copy=False)
@@ -146,6 +145,3 @@ class Converted(files.RecordedTensors):
     if pieces.compute_crc(tensor) != self._pieces.sums[name]:
       raise ConversionError(f'{path}: {name} differs from its checksum')
     return tensor
-
-  def _place(self, slot: Slot) -> PiecePlace:
-    return pieces.locate_slot(slot, self._weights[slot.path])

@@ -1,11 +1,10 @@
 """Folders of safetensors files, read tensor by tensor."""
 
 import json
+import math
 import pathlib
 import reprlib
-from collections.abc import (
-  Mapping,
-)
+from collections.abc import Mapping
 from typing import TypedDict
 
 import ml_dtypes
@@ -14,7 +13,7 @@ import numpy as np
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import names, quantized
 from deltanet_jax.hf.layout import Shape
-from deltanet_jax.hf.names import Json
+from deltanet_jax.hf.names import AnyPath, Json
 from deltanet_jax.hf.quantized import BLOCK
 
 WEIGHTS = {
@@ -101,6 +100,10 @@ class Tensors:
   def read_raw(self, name: str) -> np.ndarray:
     """The tensor as it is stored."""
     raise NotImplementedError
+
+  def size(self, name: str) -> int:
+    """Bytes of a tensor."""
+    return math.prod(self.shape(name)) * self.dtype(name).itemsize
 
   def where(self, name: str) -> str:
     """The tensor with its file, as errors name it."""
@@ -210,7 +213,7 @@ class FolderTensors(Tensors):
       there or lies elsewhere, one tensor in two files, or quantized weights.
   """
 
-  def __init__(self, path: str | pathlib.Path):
+  def __init__(self, path: AnyPath):
     self.path, self.settings = pathlib.Path(path), {}
     self.names: dict[str, str] = {}
     self._open_files: dict[str, File] = {}
@@ -238,18 +241,13 @@ class FolderTensors(Tensors):
     return self._open_files[self.names[name]].header[name]
 
   def dtype(self, name: str) -> np.dtype:
-    """The numpy dtype of a tensor.
-
-    Raises:
-      ConfigError: a type that is no number of ours.
-    """
+    """Raises a ConfigError for a type that is no number of ours."""
     kind = self._header(name)['dtype']
     if kind not in DTYPES:
       raise ConfigError(_no_type(self.where(name), kind))
     return DTYPES[kind]
 
   def read_raw(self, name: str) -> np.ndarray:
-    """The tensor as it is stored."""
     return self._open_files[self.names[name]].read(name)
 
 
@@ -264,11 +262,7 @@ class RecordedTensors(Tensors):
   """
 
   def __init__(
-    self,
-    tensors: Json,
-    settings: Json,
-    path: str | pathlib.Path,
-    where: str | pathlib.Path,
+    self, tensors: Json, settings: Json, path: AnyPath, where: AnyPath
   ):
     self.path, self.settings = pathlib.Path(path), settings
     kinds = {dtype.name: dtype for dtype in NAMES}

@@ -46,9 +46,7 @@ def _fetch(name: str, source: str) -> pathlib.Path:
       f'{source} is no id of a model; write {PREFIX}ORG/NAME or'
       f' {PREFIX}ORG/NAME@REVISION'
     )
-  here = (
-    f'{source}: ' if source.startswith(PREFIX) else f'{source}: no folder; '
-  )
+  here = f'{source}: ' + ('' if source.startswith(PREFIX) else 'no folder; ')
   try:
     import huggingface_hub
   except ImportError as error:

@@ -12,8 +12,9 @@ from typing import Never, TypeVar, cast
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import names
-from deltanet_jax.hf.names import Json
+from deltanet_jax.hf.names import AnyPath, Json
 
+K = TypeVar('K', str, int)
 V = TypeVar('V')
 D = TypeVar('D')  # of a default
 N = TypeVar('N')  # of what null stands for
@@ -24,7 +25,6 @@ _MOST = sys.float_info.max
 _LAYERS = 512  # no model is deeper; a file that says more is damaged
 
 # of transformers' layer_types, with the names before version 5
-ATTENTION: dict[str | int, bool]
 ATTENTION = {'full_attention': True, 'attention': True}
 KINDS = ATTENTION | {'linear_attention': False, 'mamba': False}
 
@@ -138,9 +138,7 @@ class ConfigKeys:
     return self._get(read, names, default)
 
   def refuse(self, name: str, value: object, expected: str) -> Never:
-    """Raises:
-    ConfigError: always.
-    """
+    """Raises a ConfigError."""
     raise ConfigError(
       f'{self.where}: {show_key(self.at + name)} is {_short(value)}; give'
       f' {expected}'
@@ -162,7 +160,7 @@ class ConfigKeys:
       self.refuse('num_hidden_layers', count, f'at most {_LAYERS}')
     return count
 
-  def kinds(self, name: str, known: Mapping[str | int, V]) -> list[V] | None:
+  def kinds(self, name: str, known: Mapping[K, V]) -> list[V] | None:
     """Of each layer, by `known` {entry: kind}; None where there is no list."""
     kinds, count = self.get(name, default=None), self.layers()
     if kinds is None:
@@ -237,7 +235,7 @@ def _short(value: object) -> str:
   return text if len(text) <= 80 else f'{text[:77]}...'
 
 
-def read_keys(folder: str | pathlib.Path) -> ConfigKeys:
+def read_keys(folder: AnyPath) -> ConfigKeys:
   """Keys of the config.json in a folder.
 
   Raises:

@@ -16,17 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 Shape = tuple[int, ...]
+Shapes = Sequence[Shape]
 
 
 class Same(NamedTuple):
   """One weight, as it is."""
 
-  def shape(self, shapes: Sequence[Shape]) -> Shape:
+  def shape(self, shapes: Shapes) -> Shape:
     return tuple(shapes[0])
 
-  def split(
-    self, tensor: np.ndarray, shapes: Sequence[Shape]
-  ) -> list[np.ndarray]:
+  def split(self, tensor: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
     del shapes
     return [tensor]
 
@@ -40,12 +39,10 @@ class Flat(NamedTuple):
   before: int = 0
   after: int = 0
 
-  def shape(self, shapes: Sequence[Shape]) -> Shape:
+  def shape(self, shapes: Shapes) -> Shape:
     return (1,) * self.before + (math.prod(shapes[0]),) + (1,) * self.after
 
-  def split(
-    self, tensor: np.ndarray, shapes: Sequence[Shape]
-  ) -> list[np.ndarray]:
+  def split(self, tensor: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
     return [tensor.reshape(shapes[0])]
 
   def join(self, weights: Sequence[np.ndarray]) -> np.ndarray:
@@ -63,15 +60,13 @@ class Linear(NamedTuple):
   groups: int = 1
   lead: int = 0  # leading axes that both sides share: fused experts
 
-  def shape(self, shapes: Sequence[Shape]) -> Shape:
+  def shape(self, shapes: Shapes) -> Shape:
     first = shapes[0]
     n = self.lead + self.inward
     out = sum(math.prod(shape[n:]) for shape in shapes)
     return (*first[: self.lead], out, math.prod(first[self.lead : n]))
 
-  def split(
-    self, tensor: np.ndarray, shapes: Sequence[Shape]
-  ) -> list[np.ndarray]:
+  def split(self, tensor: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
     lead = tensor.shape[: self.lead]
     n, (out, width) = self.lead + self.inward, tensor.shape[self.lead :]
     groups = np.swapaxes(tensor, -1, -2).reshape(
@@ -95,13 +90,11 @@ class Linear(NamedTuple):
 class Conv(NamedTuple):
   """Taps of depthwise convolutions [channels, 1, W], one after another."""
 
-  def shape(self, shapes: Sequence[Shape]) -> Shape:
+  def shape(self, shapes: Shapes) -> Shape:
     channels, taps = Linear().shape(shapes)
     return channels, 1, taps
 
-  def split(
-    self, tensor: np.ndarray, shapes: Sequence[Shape]
-  ) -> list[np.ndarray]:
+  def split(self, tensor: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
     return Linear().split(tensor[:, 0], shapes)
 
   def join(self, weights: Sequence[np.ndarray]) -> np.ndarray:

@@ -10,6 +10,7 @@ INDEX = 'model.safetensors.index.json'
 SUFFIX = '.safetensors'
 SHARD_BYTES = 5 * 10**9  # of a file, at most
 
+AnyPath = str | pathlib.Path
 Json = dict[str, object]  # the object in a file
 
 

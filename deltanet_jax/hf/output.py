@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -11,18 +11,14 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.hf import names
 from deltanet_jax.hf.files import NAMES
 from deltanet_jax.hf.layout import Shape
-from deltanet_jax.hf.names import INDEX, SHARD_BYTES, Json
+from deltanet_jax.hf.names import INDEX, SUFFIX, Json
 
 Described = Mapping[str, tuple[np.dtype, Shape]]  # tensors by name
 
 
-def group_shards(
-  sizes: Mapping[str, int], limit: int = SHARD_BYTES
-) -> list[list[str]]:
-  """Groups of names whose bytes stay within `limit`, in order.
-
-  sizes: {name: bytes}.
-  """
+def group_shards(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
+  """{file: its tensors}: in order, with at most `limit` bytes a file, if only
+  because a tensor alone has more; sizes: bytes of each."""
   groups: list[list[str]] = [[]]
   used = 0
   for name, size in sizes.items():
@@ -31,14 +27,12 @@ def group_shards(
       used = 0
     groups[-1].append(name)
     used += size
-  return groups
-
-
-def make_file_names(count: int) -> list[str]:
-  """Of a folder's files of weights."""
-  if count == 1:
-    return ['model.safetensors']
-  return [f'model-{i + 1:05d}-of-{count:05d}.safetensors' for i in range(count)]
+  if len(groups) == 1:
+    return {f'model{SUFFIX}': groups[0]}
+  return {
+    f'model-{i:05d}-of-{len(groups):05d}{SUFFIX}': group
+    for i, group in enumerate(groups, 1)
+  }
 
 
 def find_written(
@@ -73,9 +67,7 @@ def find_written(
 
 
 def write_file(
-  path: pathlib.Path,
-  described: Described,
-  tensors: Iterable[np.ndarray],
+  path: pathlib.Path, described: Described, tensors: Iterable[np.ndarray]
 ) -> None:
   """A safetensors file, one tensor in memory at a time.
 
@@ -107,22 +99,15 @@ def write_file(
 
 
 def write_index(
-  folder: pathlib.Path,
-  groups: Sequence[Iterable[str]],
-  files: Sequence[str],
-  total: int,
+  folder: pathlib.Path, groups: Mapping[str, Iterable[str]], total: int
 ) -> None:
   """The index of several files; none for one.
 
   groups: of every file its tensors   total: bytes of all
   """
-  if len(files) == 1:
+  if len(groups) == 1:
     return
-  weight_map = {
-    name: file
-    for group, file in zip(groups, files, strict=True)
-    for name in group
-  }
+  weight_map = {name: file for file, group in groups.items() for name in group}
   text = json.dumps(
     {'metadata': {'total_size': total}, 'weight_map': weight_map}, indent=2
   )

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.hf.layout import Shape
+from deltanet_jax.hf.names import AnyPath
 from deltanet_jax.hf.plan import Slot
 
 PIECE = 2**25
@@ -36,22 +37,16 @@ class PiecePlace(NamedTuple):
   shape: Shape
 
 
-def locate_slot(slot: Slot, weight: Shape) -> PiecePlace:
-  """The PiecePlace of a Slot; weight: the shape of the whole weight."""
-  name = '.'.join(slot.path)
-  layer: Shape = slot.indices
-  expert: Shape = ()
-  if slot.path[1] != 'period':
-    layer, expert = (), slot.indices
-  elif len(slot.indices) > 1:
-    layer, expert = slot.indices[:1], slot.indices[1:]
-  if layer:
-    name += f'.{layer[0]}'
+def locate_slot(slot: Slot) -> PiecePlace:
+  """The PiecePlace of a Slot."""
+  scanned = slot.path[1] == 'period'  # of these the first index is a layer's
+  layer, expert = slot.indices[:scanned], slot.indices[scanned:]
+  name = '.'.join([*slot.path, *map(str, layer)])
   if not expert:
     return PiecePlace(name, (), slot.shape)
   together = max(1, PIECE // math.prod(slot.shape))
   first = expert[0] // together * together
-  count = min(together, weight[len(layer)] - first)
+  count = min(together, slot.weight[len(layer)] - first)
   return PiecePlace(
     f'{name}.{first}', (expert[0] - first,), (count, *slot.shape)
   )
@@ -66,7 +61,7 @@ def compute_crc(array: np.ndarray) -> int:
   return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def read_sums(folder: str | pathlib.Path) -> dict[str, int]:
+def read_sums(folder: AnyPath) -> dict[str, int]:
   """{name: CRC-32} of finished pieces and scales; half a line is none, nor is
   any other that `add_sum` does not write."""
   path = pathlib.Path(folder) / SUMS
@@ -80,7 +75,7 @@ def read_sums(folder: str | pathlib.Path) -> dict[str, int]:
   return sums
 
 
-def add_sum(folder: str | pathlib.Path, name: str, value: int) -> None:
+def add_sum(folder: AnyPath, name: str, value: int) -> None:
   """Adds a finished piece to what `read_sums` gives."""
   with open(pathlib.Path(folder) / SUMS, 'a') as f:
     f.write('\n' + json.dumps([name, value]))
@@ -92,7 +87,7 @@ class PieceWriter:
   places: of every slot that will come
   """
 
-  def __init__(self, folder: str | pathlib.Path, places: Iterable[PiecePlace]):
+  def __init__(self, folder: AnyPath, places: Iterable[PiecePlace]):
     self._folder = pathlib.Path(folder)
     self.done = set(read_sums(folder))
     self._waiting = collections.Counter(place.piece for place in places)
@@ -138,20 +133,18 @@ class PieceWriter:
 class PieceReader:
   """Reads pieces; the last few stay in memory."""
 
-  def __init__(self, folder: str | pathlib.Path, keep: int = 3):
+  def __init__(self, folder: AnyPath):
     self._folder = pathlib.Path(folder)
     self.sums = read_sums(folder)
     self._orbax = ocp.StandardCheckpointer()
-    self._keep = keep
-    self._last: collections.OrderedDict[str, np.ndarray]
-    self._last = collections.OrderedDict()
+    self._last: dict[str, np.ndarray] = {}  # the latest at the end
 
   def read(self, name: str) -> np.ndarray:
     """Raises:
     ConversionError: the piece is damaged.
     """
     if name in self._last:
-      self._last.move_to_end(name)
+      self._last[name] = self._last.pop(name)
       return self._last[name]
     path = (self._folder / FOLDER / name).resolve()
     try:
@@ -161,14 +154,10 @@ class PieceReader:
     if compute_crc(array) != self.sums[name]:
       raise ConversionError(f'{path} differs from its checksum')
     self._last[name] = array
-    while len(self._last) > self._keep or (
-      len(self._last) > 1 and self._held() > 4 * PIECE
-    ):
-      self._last.popitem(last=False)
+    held = lambda: sum(array.nbytes for array in self._last.values())
+    while len(self._last) > 3 or (len(self._last) > 1 and held() > 4 * PIECE):
+      del self._last[next(iter(self._last))]
     return array
-
-  def _held(self):
-    return sum(array.nbytes for array in self._last.values())
 
 
 def _restore(orbax, path):

@@ -1,10 +1,15 @@
 """Which released tensor holds which slices of which weights, for one model."""
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
 
 from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.hf import common, layout
@@ -17,11 +22,16 @@ Path = tuple[str, ...]  # of a weight in the parameters
 
 
 class Slot(NamedTuple):
-  """A slice of a weight: its path in the parameters, leading indices, shape."""
+  """A slice of a weight: its path in the parameters and leading indices."""
 
   path: Path
   indices: tuple[int, ...]
-  shape: Shape
+  weight: Shape  # the whole weight's
+
+  @property
+  def shape(self) -> Shape:
+    """Of the slice."""
+    return self.weight[len(self.indices) :]
 
 
 class Entry(NamedTuple):
@@ -35,6 +45,11 @@ class Entry(NamedTuple):
   def shape(self) -> Shape:
     """Of the released tensor."""
     return self.layout.shape([slot.shape for slot in self.slots])
+
+  def split(self, tensor: np.ndarray) -> list[np.ndarray]:
+    """Its slots' values; rows of `tensor` beyond `shape` are left out."""
+    shapes = [slot.shape for slot in self.slots]
+    return self.layout.split(tensor[: self.shape[0]], shapes)
 
 
 def build_plan(
@@ -56,16 +71,12 @@ def build_plan(
     ValueError: they do not.
   """
 
-  def list_entries(
-    ways: Sequence[Rules],
-    path: Path = (),
-    indices: tuple[int, ...] = (),
-    layer: int | None = None,
-  ) -> list[Entry]:
+  def list_entries(ways: Sequence[Rules], *place: Any) -> list[Entry]:
+    """Of rules, one of several sets; place: the layer's, as for `_entries`."""
     named = lambda rules: [
       entry
       for rule in rules
-      for entry in _entries(rule, params, path, indices, layer, spelling)
+      for entry in _entries(rule, params, spelling, *place)
     ]
     rules = ways[0]
     if spelling is not None:
@@ -75,9 +86,9 @@ def build_plan(
         rules = _closer(rules, other, present)
     return named(rules)
 
-  rules = family.make_top_rules(cfg)
+  rules = common.make_top_rules(cfg)
   if cfg.mtp is not None:
-    rules = (*rules, *_require_mtp(family).rules(cfg))
+    rules += _require_mtp(family).rules(cfg)
   entries = list_entries([rules])
   for i, layer in enumerate(cfg.layers):
     ways = [way(layer) for way in family.layer_rules]
@@ -117,11 +128,7 @@ def build_copies(
   rules = common.make_copies(cfg)
   if cfg.mtp is not None:
     rules += _require_mtp(family).copies(cfg)
-  return [
-    entry
-    for rule in rules
-    for entry in _entries(rule, params, (), (), None, spelling)
-  ]
+  return [entry for rule in rules for entry in _entries(rule, params, spelling)]
 
 
 def _require_mtp(family: Family) -> Mtp:
@@ -148,10 +155,10 @@ def locate_layer(cfg: ModelConfig, i: int) -> tuple[Path, tuple[int, ...]]:
 def _entries(
   rule: TensorRule,
   params: Params,
-  path: Path,
-  indices: tuple[int, ...],
-  layer: int | None,
   spelling: Spelling | None,
+  path: Path = (),
+  indices: tuple[int, ...] = (),
+  layer: int | None = None,
 ) -> Iterator[Entry]:
   paths = [(*path, *name.split('.')) for name in rule.ours]
   shapes = [get_leaf(params, path).shape for path in paths]
@@ -162,7 +169,7 @@ def _entries(
   for expert in experts:
     at = indices + expert
     slots = tuple(
-      Slot(path, at, tuple(shape[len(at) :]))
+      Slot(path, at, tuple(shape))
       for path, shape in zip(paths, shapes, strict=True)
     )
     released = name.replace('{expert}', str(expert[0]) if expert else '')
@@ -175,35 +182,26 @@ def _entries(
 
 def get_leaf(params: Params, path: Path) -> jax.Array:
   """A weight by its path."""
-  node: Any = params
-  for key in path:
-    node = node[key]
-  return node
+  tree: Any = params
+  return functools.reduce(operator.getitem, path, tree)
 
 
-def list_leaves(
-  tree: Params | jax.Array, path: Path = ()
-) -> Iterator[tuple[Path, jax.Array]]:
+def list_leaves(tree: Params) -> Iterable[tuple[Path, jax.Array]]:
   """(path, leaf) of a nested dict."""
-  if not isinstance(tree, dict):
-    yield path, tree
-    return
-  for key in tree:
-    yield from list_leaves(tree[key], (*path, key))
+  return flatten_dict(tree).items()
 
 
 def _require_cover(
   entries: Sequence[Entry], params: Params, family: str
 ) -> None:
-  sizes: dict[Path, int] = {}
+  sizes: Counter[Path] = Counter()
   for entry in entries:
     for slot in entry.slots:
-      size = math.prod(slot.shape)
-      sizes[slot.path] = sizes.get(slot.path, 0) + size
+      sizes[slot.path] += math.prod(slot.shape)
   for path, weight in list_leaves(params):
-    if sizes.get(path, 0) != math.prod(weight.shape):
+    if sizes[path] != math.prod(weight.shape):
       raise ValueError(
-        f'the rules of {family} hold {sizes.get(path, 0)} of the'
+        f'the rules of {family} hold {sizes[path]} of the'
         f' {math.prod(weight.shape)} elements of {".".join(path)}; this model'
         f' is no {family}'
       )

@@ -16,17 +16,12 @@ from deltanet_jax.hf.keys import ConfigKeys, get_agreed
 from deltanet_jax.hf.names import Json
 
 
-class Frequencies(TypedDict):
-  """Fields of every configuration with positions."""
-
-  rope_theta: float
-  yarn: YarnConfig | None
-
-
-class Positions(Frequencies):
+class Positions(TypedDict):
   """Fields of an AttentionConfig."""
 
   rotary_dim: int
+  rope_theta: float
+  yarn: YarnConfig | None
 
 
 def read_positions(
@@ -115,17 +110,13 @@ def _yarn(keys: ConfigKeys, table: ConfigKeys) -> YarnConfig | None:
       " supported; supported: 'default', 'yarn'"
     )
 
-  def context() -> int:
-    return keys.size('max_position_embeddings')
-
   def real(key: str, default: float | None) -> float | None:
     return table.number(key, default=default, null=None, above=-math.inf)
 
   name = 'original_max_position_embeddings'
-  original = (
-    get_agreed(ConfigKeys.size, [(table, name), (keys, name)], None)
-    or context()
-  )
+  places = [(table, name), (keys, name)]
+  context = lambda: keys.size('max_position_embeddings')
+  original = get_agreed(ConfigKeys.size, places, None) or context()
   factor = table.number('factor', null=None)
   return YarnConfig(
     factor=float(factor or context() / original),

@@ -5,21 +5,21 @@ import math
 import pathlib
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
-from jax.typing import DTypeLike
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.hf import families, files, names, output, plan, quantized
 from deltanet_jax.hf.common import Family
-from deltanet_jax.hf.layout import Shape
-from deltanet_jax.hf.names import SHARD_BYTES
+from deltanet_jax.hf.names import SHARD_BYTES, AnyPath
 from deltanet_jax.hf.output import Described
 from deltanet_jax.hf.plan import Entry, Path
 from deltanet_jax.hf.spelling import Spelling
@@ -28,16 +28,9 @@ from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.sharding import Params
 
 TEXT_FILES = (
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'vocab.json',
-  'merges.txt',
-  'chat_template.jinja',
-  'chat_template.json',
-  'generation_config.json',
-)
-
+  'tokenizer.json tokenizer_config.json special_tokens_map.json vocab.json'
+  ' merges.txt chat_template.jinja chat_template.json generation_config.json'
+).split()
 VOCABULARY = (('backbone', 'embed'), ('head', 'w'))  # a row for each id
 
 
@@ -47,37 +40,40 @@ class ReleasedLM(HybridLM):
   family: str | None = None
 
 
-def load_model(
-  folder: str | pathlib.Path,
-  *,
-  dtype: DTypeLike = jnp.float32,
-  mesh: Mesh | None = None,
-) -> tuple[ReleasedLM, Params]:
-  """(model, params) of a released folder.
+class MatchedTensors(NamedTuple):
+  """Released tensors, and where they are in a model."""
 
-  The model computes in `dtype`; matrices of the parameters have it, vectors
-  stay float32. With a mesh every parameter lies where `sharding` puts it.
+  family: Family
+  cfg: ModelConfig
+  tensors: files.Tensors
+  entries: list[Entry]  # the plan of the model under the names that they have
+  copies: list[Entry]  # of those that only repeat others
+
+  @property
+  def all(self) -> list[Entry]:
+    return self.entries + self.copies
+
+
+def open_folder(folder: AnyPath) -> MatchedTensors:
+  """Finds the tensors of a released folder.
 
   Raises:
     ConfigError: what is there is not a model that we have, or a tensor is
-      missing, unknown, quantized, of another shape or type or holds NaN: named,
-      with its file.
+      missing, unknown, quantized, of another shape or type, or not what it
+      should repeat: named, with its file.
   """
   family, cfg = families.read_config(folder)
-  source = family.restore_shapes(files.FolderTensors(folder))
-  cfg = families.add_mtp(family, cfg, source.names)
-  model = ReleasedLM(cfg, dtype, family=family.name)
-  shapes = sharding.make_abstract_params(model)
-  entries, copies = match_tensors(source, family, model.cfg, shapes)
-  require_copies(source, entries, copies)
-  return model, fill_params(source, entries, model, mesh)
+  tensors = family.tensors(folder)
+  cfg = families.add_mtp(family, cfg, tensors.names)
+  found = match_tensors(tensors, family, cfg)
+  _require_copies(found)
+  return found
 
 
 def match_tensors(
-  source: files.Tensors, family: Family, cfg: ModelConfig, shapes: Params
-) -> tuple[list[Entry], list[Entry]]:
-  """The plan of a model under the names that the folder uses, and the entries
-  of those tensors in it that only repeat others.
+  source: files.Tensors, family: Family, cfg: ModelConfig
+) -> MatchedTensors:
+  """Finds every tensor of a model.
 
   A folder may have more rows of embeddings than its config.json has ids: they
   are not used, which a warning says.
@@ -86,10 +82,12 @@ def match_tensors(
     ConfigError: a tensor is missing, unknown or of another shape or type.
   """
   spelling = Spelling(family, source.names)
+  shapes = sharding.make_abstract_params(HybridLM(cfg))
   entries = plan.build_plan(family, cfg, shapes, spelling)
   copies = plan.build_copies(family, cfg, shapes, spelling)
   copies = [entry for entry in copies if entry.name in source.names]
-  for entry in [*entries, *copies]:
+  found = MatchedTensors(family, cfg, source, entries, copies)
+  for entry in found.all:
     if entry.name not in source.names:
       raise ConfigError(
         f'{source.path}: no tensor {entry.name}; expected one of shape'
@@ -97,7 +95,7 @@ def match_tensors(
       )
     source.require_type(entry.name)
     _require_shape(source, entry)
-  wanted = {entry.name for entry in [*entries, *copies]}
+  wanted = {entry.name for entry in found.all}
   for name in source.names:
     known = (
       name in wanted or source.is_scale(name) or spelling.is_needless(name)
@@ -107,7 +105,7 @@ def match_tensors(
         f'{source.where(name)} {source.shape(name)} is no tensor of a'
         f' {family.name} of this config.json'
       )
-  return entries, copies
+  return found
 
 
 def _require_shape(source: files.Tensors, entry: Entry) -> None:
@@ -134,71 +132,42 @@ def count_surplus(source: files.Tensors, entry: Entry) -> int:
   return max(0, shape[0] - wanted[0])
 
 
-def split_entry(source: files.Tensors, entry: Entry) -> list[np.ndarray]:
-  """The released tensor of an entry as its slots' values."""
-  # only what `count_surplus` counts is longer than the entry
-  tensor = source.read(entry.name)[: entry.shape[0]]
-  return entry.layout.split(tensor, [slot.shape for slot in entry.slots])
-
-
-def require_copies(
-  source: files.Tensors, entries: Sequence[Entry], copies: Sequence[Entry]
-) -> None:
-  """Refuses a tensor that should repeat another one and does not.
-
-  Raises:
-    ConfigError: with both.
-  """
-  first = {entry.slots: entry for entry in entries}
-  for copy in copies:
+def _require_copies(found: MatchedTensors) -> None:
+  """Refuses a tensor that should repeat another one and does not."""
+  source, first = found.tensors, {entry.slots: entry for entry in found.entries}
+  for copy in found.copies:
     entry = first[copy.slots]
-    pairs = zip(
-      split_entry(source, copy), split_entry(source, entry), strict=True
-    )
-    if not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
+    ours, theirs = (x.split(source.read(x.name)) for x in (copy, entry))
+    if not all(map(np.array_equal, ours, theirs)):
       raise ConfigError(
         f'{source.where(copy.name)} differs from the {entry.name} that it'
         ' should repeat'
       )
 
 
-def _weight_dtype(
-  shape: Shape, indices: tuple[int, ...], dtype: DTypeLike
-) -> np.dtype:
-  """Of a parameter: vectors are float32, whatever the matrices are."""
-  return np.dtype(dtype if len(shape) - len(indices) > 1 else np.float32)
-
-
 def fill_params(
-  source: files.Tensors,
-  entries: Sequence[Entry],
-  model: HybridLM,
-  mesh: Mesh | None = None,
+  found: MatchedTensors, model: HybridLM, mesh: Mesh | None = None
 ) -> Params:
-  """The parameters of a model from the entries of its plan, in its dtype.
+  """The parameters of a model from its tensors, in its dtype.
 
   Raises:
     ConfigError: a value is not finite, in the source or in that dtype.
   """
-  shapes = sharding.make_abstract_params(model)
-  waiting: dict[Path, int] = {}
+  source, entries = found.tensors, found.entries
+  waiting = Counter(slot.path for entry in entries for slot in entry.slots)
   arrays: dict[Path, jax.Array] = {}
-  for entry in entries:
-    for slot in entry.slots:
-      waiting[slot.path] = waiting.get(slot.path, 0) + 1
+  buffers: dict[Path, np.ndarray] = {}
   places: dict[Path, Any] = {}
   if mesh is not None:
     places = dict(plan.list_leaves(sharding.make_param_shardings(model, mesh)))
-  buffers: dict[Path, np.ndarray] = {}
-  by_path = dict(plan.list_leaves(shapes))
   for entry in entries:
-    parts = split_entry(source, entry)
+    parts = entry.split(source.read(entry.name))
     for slot, part in zip(entry.slots, parts, strict=True):
-      shape = by_path[slot.path].shape
       if slot.path not in buffers:
-        scanned = slot.indices[:1] if slot.path[1] == 'period' else ()
-        dtype = _weight_dtype(shape, scanned, model.dtype)
-        buffers[slot.path] = np.empty(shape, dtype)
+        # vectors are float32, whatever the matrices are
+        axes = len(slot.weight) - (slot.path[1] == 'period')
+        dtype = np.dtype(model.dtype if axes > 1 else np.float32)
+        buffers[slot.path] = np.empty(slot.weight, dtype)
       with np.errstate(over='ignore', invalid='ignore'):
         buffers[slot.path][slot.indices] = part
       source.require_finite(entry.name, buffers[slot.path][slot.indices])
@@ -206,7 +175,7 @@ def fill_params(
       if not waiting[slot.path]:
         array = buffers.pop(slot.path)
         arrays[slot.path] = _put(array, places.get(slot.path))
-  return nest_arrays(arrays)
+  return unflatten_dict(arrays)
 
 
 def _put(array: np.ndarray, place: NamedSharding | None) -> jax.Array:
@@ -218,24 +187,13 @@ def _put(array: np.ndarray, place: NamedSharding | None) -> jax.Array:
   )
 
 
-def nest_arrays(arrays: Mapping[Path, jax.Array]) -> Params:
-  """A nested dict of {path: array}."""
-  tree: Params = {}
-  for path, array in arrays.items():
-    node: Any = tree
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = array
-  return tree
-
-
 def save_model(
-  folder: str | pathlib.Path,
+  folder: AnyPath,
   model: HybridLM,
   params: Params,
   *,
   family: str | None = None,
-  like: str | pathlib.Path | None = None,
+  like: AnyPath | None = None,
   end: int | None = None,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -255,21 +213,18 @@ def save_model(
   folder = pathlib.Path(folder)
   cfg = model.cfg
   source: files.Tensors | None = None
-  shapes = sharding.make_abstract_params(model)
   arrays = dict(plan.list_leaves(params))
   if like is not None:
     known, other = families.read_config(like)
     if not families.is_same_model(other, cfg):
       raise ConfigError(f'{like} is another model than the one to save')
-    source = known.restore_shapes(files.FolderTensors(like))
-    entries = sum(match_tensors(source, known, cfg, shapes), [])
+    source = known.tensors(like)
+    entries = match_tensors(source, known, cfg).all
     settings = names.read_json(pathlib.Path(like) / 'config.json')
   else:
-    family = family or getattr(model, 'family', None)
-    if name := family or getattr(model, 'family', None):
-      known = families.get_family(name)
-    else:
-      known = families.match_family(cfg)
+    name = family or getattr(model, 'family', None)
+    known = families.get_family(name) if name else families.match_family(cfg)
+    shapes = sharding.make_abstract_params(model)
     entries = plan.build_plan(known, cfg, shapes)
     settings = known.write_config(cfg)
     if end is not None:
@@ -300,9 +255,7 @@ def copy_text(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _saved_type(
-  entry: Entry,
-  arrays: Mapping[Path, jax.Array],
-  source: files.Tensors | None,
+  entry: Entry, arrays: Mapping[Path, jax.Array], source: files.Tensors | None
 ) -> np.dtype:
   if source is None:
     return np.dtype(arrays[entry.slots[0].path].dtype)
@@ -364,12 +317,11 @@ def write_files(
     for name, (dtype, shape) in described.items()
   }
   groups = output.group_shards(sizes, shard_bytes)
-  names = output.make_file_names(len(groups))
-  for group, name in zip(groups, names, strict=True):
+  for file, group in groups.items():
     output.write_file(
-      folder / name, {x: described[x] for x in group}, map(tensor, group)
+      folder / file, {x: described[x] for x in group}, map(tensor, group)
     )
-  output.write_index(folder, groups, names, sum(sizes.values()))
+  output.write_index(folder, groups, sum(sizes.values()))
 
 
 def join_entry(entry: Entry, arrays: Mapping[Path, jax.Array]) -> np.ndarray:

@@ -70,11 +70,9 @@ def write_release(workdir: Workdir, target: str | pathlib.Path) -> None:
 
 def _entries(source, released, model):
   from deltanet_jax.hf import store
-  from deltanet_jax.parallel import sharding
 
   family = families.get_family(released['family'])
-  shapes = sharding.make_abstract_params(model)
-  return sum(store.match_tensors(source, family, model.cfg, shapes), [])
+  return store.match_tensors(source, family, model.cfg).all
 
 
 def _write_like(source, entries, params, target):
@@ -84,14 +82,15 @@ def _write_like(source, entries, params, target):
   for entry in entries:
     groups.setdefault(source.names[entry.name], []).append(entry)
     total += math.prod(entry.shape) * source.dtype(entry.name).itemsize
-  for i, (file, group) in enumerate(sorted(groups.items()), 1):
+  groups = dict(sorted(groups.items()))
+  for i, (file, group) in enumerate(groups.items(), 1):
     described = {
       entry.name: (source.dtype(entry.name), entry.shape) for entry in group
     }
     tensors = (store.join_entry(entry, arrays) for entry in group)
     output.write_file(target / file, described, tensors)
     print(f'wrote {file} ({i} of {len(groups)})', file=sys.stderr)
-  names = [[entry.name for entry in groups[file]] for file in sorted(groups)]
-  output.write_index(target, names, sorted(groups), total)
+  names = {file: [entry.name for entry in groups[file]] for file in groups}
+  output.write_index(target, names, total)
   settings = quantized.remove_settings(source.settings)
   write_text(target / 'config.json', json.dumps(settings, indent=2) + '\n')

@@ -14,7 +14,7 @@ import numpy as np
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import ModelConfig
-from deltanet_jax.hf import families, files, hub, keys, names
+from deltanet_jax.hf import families, hub, keys, names
 from deltanet_jax.hf.spelling import Spelling
 from deltanet_jax.runs.folder import Workdir
 
@@ -78,13 +78,10 @@ class Source(NamedTuple):
     if self.released is None:
       raise ConfigError(f'{folder} holds no run any more')
     from deltanet_jax.hf import store
-    from deltanet_jax.model import HybridLM
-    from deltanet_jax.parallel import sharding
 
-    shapes = sharding.make_abstract_params(HybridLM(self.model))
     family = families.get_family(self.released['family'])
-    source = family.restore_shapes(files.FolderTensors(folder))
-    store.match_tensors(source, family, self.model, shapes)
+    source = family.tensors(folder)
+    store.match_tensors(source, family, self.model)
 
   def require_tokenizer(self) -> None:
     """Refuses a folder without the tokenizer that it should bring."""
@@ -172,7 +169,7 @@ def is_run(folder: str | pathlib.Path) -> bool:
 def _record(folder: pathlib.Path) -> Release:
   """What `hf.convert` keeps of a released folder, from its headers."""
   family, _ = families.read_config(folder)
-  source = family.restore_shapes(files.FolderTensors(folder))
+  source = family.tensors(folder)
   is_needless = Spelling(family, source.names).is_needless
   return {
     'family': family.name,

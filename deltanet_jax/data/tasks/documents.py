@@ -5,18 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.data.tasks.synthetic import (
-  I32,
-  Example,
-  Levels,
-  check_least,
-  check_sizes,
-  draw_sizes,
-  list_powers,
-  make_example,
-  place_values,
-  shuffle_valid,
-)
+from deltanet_jax.data.tasks import base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +33,8 @@ class QuoteGist:
   quotes: int = 1
 
   def __post_init__(self):
-    check_least(self, width=1, topics=2, topical=0, quotes=1)
-    check_sizes('lines', self.lines, self.quotes, 1 << 20)
+    base.check_least(self, width=1, topics=2, topical=0, quotes=1)
+    base.check_sizes('lines', self.lines, self.quotes, 1 << 20)
     if self.words % self.topics or self.topical > 1:
       raise ValueError(
         f'words is {self.words}, topics {self.topics}, topical {self.topical};'
@@ -62,19 +51,19 @@ class QuoteGist:
     return (max(self.lines) + self.quotes) * (self.width + 1) + 1
 
   @property
-  def levels(self) -> Levels:
+  def levels(self) -> base.Levels:
     return {
       'kind': (0, 1),
-      'lines': tuple(sorted(self.lines)),
-      'line': tuple(range(max(self.lines))),
-      'word': tuple(range(self.width)),
+      'lines': sorted(self.lines),
+      'line': range(max(self.lines)),
+      'word': range(self.width),
     }
 
-  def sample(self, key: jax.Array, batch: int) -> Example:
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
     T, L, W = self.length, max(self.lines), self.width + 1
     Q, B = self.quotes, batch
     rngs = jax.random.split(key, 6)
-    n = draw_sizes(rngs[0], B, self.lines)[:, None]
+    n = base.draw_sizes(rngs[0], B, self.lines)[:, None]
     topic = jax.random.randint(rngs[1], (B, 1), 0, self.topics)
     any_word = jax.random.randint(rngs[2], (B, L, W - 1), 0, self.words)
     own = any_word - any_word % self.topics + topic[..., None]
@@ -84,17 +73,17 @@ class QuoteGist:
     number = jnp.broadcast_to(self.words + i[:, None], (B, L, 1))
     lines = jnp.concatenate([number, words], -1)
     gist = self.words + L + self.topics  # then QUOTE and PAD
-    tokens = jnp.full((B, T), gist + 2, I32)
+    tokens = jnp.full((B, T), gist + 2, jnp.int32)
     at = jnp.where(jnp.arange(L * W) < n * W, jnp.arange(L * W), T)
-    tokens = place_values(tokens, at, lines.reshape(B, -1))
-    tokens = place_values(tokens, n * W, jnp.full_like(n, gist))
-    line = shuffle_valid(rngs[4], jnp.broadcast_to(i < n, (B, L)))[:, :Q]
+    tokens = base.place_values(tokens, at, lines.reshape(B, -1))
+    tokens = base.place_values(tokens, n * W, jnp.full_like(n, gist))
+    line = base.shuffle_valid(rngs[4], jnp.broadcast_to(i < n, (B, L)))[:, :Q]
     quoted = jnp.take_along_axis(lines, line[..., None], axis=1)  # [B,Q,W]
     start = n * W + 1 + jnp.arange(Q) * W
-    tokens = place_values(tokens, start, jnp.full((B, Q), gist + 1))
+    tokens = base.place_values(tokens, start, jnp.full((B, Q), gist + 1))
     shown = start[..., None] + 1 + jnp.arange(W - 1)  # number, words but one
     flat = lambda x: jnp.broadcast_to(x, (B, Q, W - 1)).reshape(B, -1)
-    tokens = place_values(tokens, flat(shown), flat(quoted[..., :-1]))
+    tokens = base.place_values(tokens, flat(shown), flat(quoted[..., :-1]))
     join = lambda first, rest: jnp.concatenate(
       [jnp.broadcast_to(first, (B, 1)), flat(rest)], 1
     )
@@ -105,7 +94,7 @@ class QuoteGist:
       'word': join(-1, jnp.arange(W - 1)),
     }
     answers = join(self.words + L + topic, quoted[..., 1:])
-    return make_example(tokens, join(n * W, shown), answers, slices)
+    return base.make_example(tokens, join(n * W, shown), answers, slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +117,7 @@ class MultiTurn:
   chat: float = 0.4
 
   def __post_init__(self):
-    check_least(self, length=6, slots=1, values=2, noise=1, chat=0)
+    base.check_least(self, length=6, slots=1, values=2, noise=1, chat=0)
     if self.chat >= 1:
       raise ValueError(f'chat is {self.chat}; give a share below 1')
 
@@ -137,15 +126,11 @@ class MultiTurn:
     return 4 + self.slots + self.values + self.noise
 
   @property
-  def levels(self) -> Levels:
-    turns = list_powers(self.length // 3)
-    return {
-      'age': turns,
-      'updates': (0, *turns),
-      'live': list_powers(self.slots),
-    }
+  def levels(self) -> base.Levels:
+    turns, live = map(base.list_powers, (self.length // 3, self.slots))
+    return {'age': turns, 'updates': (0, *turns), 'live': live}
 
-  def sample(self, key: jax.Array, batch: int) -> Example:
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
     N, S = self.length // 3, self.slots
     rngs = jax.random.split(key, 5)
     chat = jax.random.bernoulli(rngs[0], self.chat, (N, batch))
@@ -172,7 +157,7 @@ class MultiTurn:
       levels = t - old[1], old[2] - 1, live.sum(-1)
       return memory, (asks, slot, latest, *levels)
 
-    empty = jnp.zeros((batch, S), I32)
+    empty = jnp.zeros((batch, S), jnp.int32)
     turns = jnp.arange(N), chat, asks, order, step
     _, columns = jax.lax.scan(turn, (empty, empty, empty), turns)
     columns = (x.T for x in (chat, *columns))
@@ -183,8 +168,8 @@ class MultiTurn:
     third = jnp.where(asks, 3, 4 + S + latest)
     third = jnp.where(chat, c[..., 1], third)
     triples = jnp.stack([kind, second, third], -1).reshape(batch, -1)
-    tokens = jnp.full((batch, self.length), 3, I32)
+    tokens = jnp.full((batch, self.length), 3, jnp.int32)
     tokens = tokens.at[:, : 3 * N].set(triples)
     queries = jnp.where(asks, 3 * jnp.arange(N) + 1, self.length)
     slices = {'age': age, 'updates': updates, 'live': live}
-    return make_example(tokens, queries, 4 + S + latest, slices)
+    return base.make_example(tokens, queries, 4 + S + latest, slices)

@@ -7,17 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltanet_jax.data.tasks.synthetic import (
-  I32,
-  Example,
-  Levels,
-  check_least,
-  check_sizes,
-  draw_distinct,
-  draw_sizes,
-  make_example,
-  place_values,
-)
+from deltanet_jax.data.tasks import base
 from deltanet_jax.data.tokenizer import ByteTokenizer
 
 # the filler that RULER repeats (arXiv:2404.06654)
@@ -69,8 +59,8 @@ class Needle:
   text: bytes = NOISE
 
   def __post_init__(self):
-    check_least(self, digits=1)
-    check_sizes('needles', self.needles, 1, len(KEYS))
+    base.check_least(self, digits=1)
+    base.check_sizes('needles', self.needles, 1, len(KEYS))
     if len(set(self.alphabet)) < 2:
       raise ValueError(f'alphabet is {self.alphabet!r}; give 2 bytes or more')
     if len(_starts(self.text)) < 2:
@@ -91,11 +81,11 @@ class Needle:
   vocab = ByteTokenizer.vocab_size
 
   @property
-  def levels(self) -> Levels:
+  def levels(self) -> base.Levels:
     return {
-      'depth': tuple(range(DEPTHS)),
-      'needles': tuple(sorted(self.needles)),
-      'digit': tuple(range(self.digits)),
+      'depth': range(DEPTHS),
+      'needles': sorted(self.needles),
+      'digit': range(self.digits),
     }
 
   @property
@@ -109,11 +99,11 @@ class Needle:
     before = b' The special magic %s for ' % self.noun
     return before, b' mentioned in the provided text is '
 
-  def sample(self, key: jax.Array, batch: int) -> Example:
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
     B, T, N, D = batch, self.length, max(self.needles), self.digits
     rngs = jax.random.split(key, 5)
-    n = draw_sizes(rngs[0], B, self.needles)[:, None]
-    which = draw_distinct(rngs[1], B, len(KEYS), N)
+    n = base.draw_sizes(rngs[0], B, self.needles)[:, None]
+    which = base.draw_distinct(rngs[1], B, len(KEYS), N)
     word, letters = (x[which] for x in _words())
     digits = jax.random.randint(rngs[2], (B, N, D), 0, len(self.alphabet))
     value = _bytes(self.alphabet)[digits]
@@ -139,29 +129,28 @@ class Needle:
     opens = 1 + cut + jnp.sum(earlier * size[:, None], -1)
     h = jnp.arange(T)
     passed = (cut[..., None] <= h) * size[..., None]
-    tokens = jnp.full((B, T), ByteTokenizer.eod, I32)
+    tokens = jnp.full((B, T), ByteTokenizer.eod, jnp.int32)
     at = jnp.where(h < H[:, None], 1 + h + passed.sum(1), T)
-    tokens = place_values(tokens, at, text[start + h])
+    tokens = base.place_values(tokens, at, text[start + h])
     at = _run(opens, size, needle.shape[-1], T)
-    tokens = place_values(tokens, at.reshape(B, -1), needle.reshape(B, -1))
+    tokens = base.place_values(tokens, at.reshape(B, -1), needle.reshape(B, -1))
     at = _run(T - (D - 1) - asks, asks, question.shape[-1], T)
-    tokens = place_values(tokens, at, question)
+    tokens = base.place_values(tokens, at, question)
     d = jnp.arange(D)
     queries = jnp.broadcast_to(T - D + d, (B, D))
-    tokens = place_values(tokens, queries + 1, value[:, 0])
+    tokens = base.place_values(tokens, queries + 1, value[:, 0])
     slices = {'depth': depth[:, :1], 'needles': n, 'digit': d}
-    return make_example(tokens, queries, value[:, 0], slices)
+    return base.make_example(tokens, queries, value[:, 0], slices)
 
   def _haystack(self):
     """text, the starts of sentences with `length` bytes after them, and for
     every byte the start of its sentence."""
     text = self.text * (1 + 2 * self.length // len(self.text))
     starts = _starts(text)
-    start_of = starts[
-      np.searchsorted(starts, np.arange(len(text)), 'right') - 1
-    ]
+    sentence = np.searchsorted(starts, np.arange(len(text)), 'right') - 1
+    start_of = starts[sentence]
     first = starts[starts <= len(text) - self.length]
-    return _bytes(text), jnp.array(first, I32), jnp.array(start_of, I32)
+    return _bytes(text), *(jnp.array(x, jnp.int32) for x in (first, start_of))
 
 
 def _starts(text):
@@ -171,14 +160,14 @@ def _starts(text):
 
 
 def _bytes(text):
-  return jnp.array(np.frombuffer(text, np.uint8), I32)
+  return jnp.array(np.frombuffer(text, np.uint8), jnp.int32)
 
 
 def _words():
   """KEYS as bytes [64,longest], and their lengths [64]."""
   longest = max(map(len, KEYS))
   padded = [_bytes(word.ljust(longest).encode()) for word in KEYS]
-  return jnp.stack(padded), jnp.array([len(word) for word in KEYS], I32)
+  return jnp.stack(padded), jnp.array([len(word) for word in KEYS], jnp.int32)
 
 
 def _join(*parts):
@@ -188,8 +177,8 @@ def _join(*parts):
   """
   lead = next(part[1].shape for part in parts if not isinstance(part, bytes))
   most = sum(len(p) if isinstance(p, bytes) else p[0].shape[-1] for p in parts)
-  joined = jnp.zeros((np.prod(lead, dtype=int), most), I32)
-  end = jnp.zeros(lead, I32)
+  joined = jnp.zeros((np.prod(lead, dtype=int), most), jnp.int32)
+  end = jnp.zeros(lead, jnp.int32)
   for part in parts:
     if isinstance(part, bytes):
       part = (
@@ -199,7 +188,7 @@ def _join(*parts):
     piece, size = part
     at = _run(end, size, piece.shape[-1], most)
     at, piece = (x.reshape(-1, x.shape[-1]) for x in (at, piece))
-    joined = place_values(joined, at, piece)
+    joined = base.place_values(joined, at, piece)
     end = end + size
   return joined.reshape(*lead, most), end
 

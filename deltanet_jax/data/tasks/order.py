@@ -5,17 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.data.tasks.synthetic import (
-  I32,
-  Example,
-  Levels,
-  check_least,
-  check_sizes,
-  draw_sizes,
-  list_powers,
-  make_example,
-  place_values,
-)
+from deltanet_jax.data.tasks import base, synthetic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,36 +24,38 @@ class SelectiveCopy:
   symbols: int = 14
 
   def __post_init__(self):
-    check_least(self, symbols=2)
-    check_sizes('sizes', self.sizes, 1, (self.length - 1) // 2)
+    base.check_least(self, symbols=2)
+    base.check_sizes('sizes', self.sizes, 1, (self.length - 1) // 2)
 
   @property
   def vocab(self) -> int:
     return self.symbols + 2  # COPY and blank
 
   @property
-  def levels(self) -> Levels:
-    return _list_levels(self.sizes)
+  def levels(self) -> base.Levels:
+    return {'size': sorted(self.sizes), 'position': range(max(self.sizes))}
 
-  def sample(self, key: jax.Array, batch: int) -> Example:
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
     T, N = self.length, max(self.sizes)
     rngs = jax.random.split(key, 3)
-    n = draw_sizes(rngs[0], batch, self.sizes)[:, None]
+    n = base.draw_sizes(rngs[0], batch, self.sizes)[:, None]
     symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
     i = jnp.arange(N)
     where = jax.random.uniform(rngs[2], (batch, T))
     where = jnp.where(jnp.arange(T) < T - n - 1, where, -1)
     slots = jax.lax.top_k(where, N)[1]
     slots = jnp.sort(jnp.where(i < n, slots, T), -1)
-    tokens = jnp.full((batch, T), self.symbols + 1, I32)
-    tokens = place_values(tokens, slots, symbols)
-    tokens = place_values(tokens, T - n - 1, jnp.full_like(n, self.symbols))
+    tokens = jnp.full((batch, T), self.symbols + 1, jnp.int32)
+    tokens = base.place_values(tokens, slots, symbols)
+    copy = jnp.full_like(n, self.symbols)
+    tokens = base.place_values(tokens, T - n - 1, copy)
     queries = jnp.where(i < n, T - n + i, T)
-    return make_example(tokens, queries, symbols, {'size': n, 'position': i})
+    slices = {'size': n, 'position': i}
+    return base.make_example(tokens, queries, symbols, slices)
 
 
 @dataclasses.dataclass(frozen=True)
-class Palindrome:
+class Palindrome(synthetic.Copy):
   """x_1 ... x_L SEP x_L ... x_2: asked for x_{j-1} at x_j after SEP.
 
   Teacher-forced and with the first symbol of the reversal given, as in the
@@ -73,43 +65,22 @@ class Palindrome:
   Slices: size (L), position (of the answer in the reversal, from 1).
   """
 
-  sizes: tuple[int, ...] = (8, 16, 32)
-  symbols: int = 16
-
-  def __post_init__(self):
-    check_least(self, symbols=2)
-    check_sizes('sizes', self.sizes, 2, 1 << 20)
+  least = 2
 
   @property
-  def vocab(self) -> int:
-    return self.symbols + 2  # SEP and PAD
+  def levels(self) -> base.Levels:
+    return {'size': sorted(self.sizes), 'position': range(1, max(self.sizes))}
 
-  @property
-  def length(self) -> int:
-    return 2 * max(self.sizes)
-
-  @property
-  def levels(self) -> Levels:
-    return _list_levels(self.sizes, first=1)
-
-  def sample(self, key: jax.Array, batch: int) -> Example:
-    T, N = self.length, max(self.sizes)
-    rngs = jax.random.split(key, 2)
-    n = draw_sizes(rngs[0], batch, self.sizes)[:, None]
-    symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
-    i = jnp.arange(N)
-    at = lambda where, count: jnp.where(i < count, where, T)
-    tokens = jnp.full((batch, T), self.symbols + 1, I32)
-    tokens = place_values(tokens, at(i, n), symbols)
-    tokens = place_values(tokens, n, jnp.full_like(n, self.symbols))
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
+    tokens, symbols, n = self.draw_lists(key, batch)
+    T, i = self.length, jnp.arange(symbols.shape[1])
     # symbol i of the list is number n - 1 - i of the reversal
     back = jnp.where((0 < i) & (i < n), 2 * n - i, T)
-    tokens = place_values(tokens, back, symbols)
+    tokens = base.place_values(tokens, back, symbols)
     answer = n - 1 - i
     queries = jnp.where((0 < answer) & (i < n), n + answer, T)
-    return make_example(
-      tokens, queries, symbols, {'size': n, 'position': answer}
-    )
+    slices = {'size': n, 'position': answer}
+    return base.make_example(tokens, queries, symbols, slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,18 +101,18 @@ class Stacks:
 
   def __post_init__(self):
     # a push, and what may be a pop
-    check_least(self, length=6, stacks=1, symbols=2)
+    base.check_least(self, length=6, stacks=1, symbols=2)
 
   @property
   def vocab(self) -> int:
     return 2 + self.stacks + self.symbols
 
   @property
-  def levels(self) -> Levels:
-    powers = list_powers(self.length // 3)
+  def levels(self) -> base.Levels:
+    powers = base.list_powers(self.length // 3)
     return {'age': powers, 'depth': powers}
 
-  def sample(self, key: jax.Array, batch: int) -> Example:
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
     N, S = self.length // 3, self.stacks
     rngs = jax.random.split(key, 3)
     pop = jax.random.bernoulli(rngs[0], 0.5, (N, batch))
@@ -162,22 +133,14 @@ class Stacks:
       depth = depth.at[row, s].add(jnp.where(pop, -1, 1))
       return (top, below, depth), (pop, x, t - pushed, height)
 
-    empty = jnp.zeros((batch, S), I32)
-    memory = empty, jnp.zeros((batch, N), I32), empty
+    empty = jnp.zeros((batch, S), jnp.int32)
+    memory = empty, jnp.zeros((batch, N), jnp.int32), empty
     turns = jnp.arange(N), pop, stack, symbol
     _, (pop, x, age, depth) = jax.lax.scan(operate, memory, turns)
     pop, x, age, depth, stack = (a.T for a in (pop, x, age, depth, stack))
     triples = jnp.stack([pop, 2 + stack, 2 + S + x], -1).reshape(batch, -1)
-    tokens = jnp.zeros((batch, self.length), I32)
+    tokens = jnp.zeros((batch, self.length), jnp.int32)
     tokens = tokens.at[:, : 3 * N].set(triples)
     queries = jnp.where(pop, 3 * jnp.arange(N) + 1, self.length)
-    return make_example(
-      tokens, queries, 2 + S + x, {'age': age, 'depth': depth}
-    )
-
-
-def _list_levels(sizes, first=0):
-  return {
-    'size': tuple(sorted(sizes)),
-    'position': tuple(range(first, max(sizes))),
-  }
+    slices = {'age': age, 'depth': depth}
+    return base.make_example(tokens, queries, 2 + S + x, slices)

@@ -1,130 +1,14 @@
-"""Tasks of recall, drawn on the device: what was paired with this key?
+"""Tasks of recall: what was paired with this key?
 
 `order` asks for lists, `tracking` for states, `documents` for what a text said.
-
-A task is a frozen dataclass of its sizes. `vocab` is how many tokens it uses,
-`length` the tokens of a row, and `sample(key, batch)` an `Example`: a pure
-function of the jax key with static shapes, to be jitted and vmapped. A size
-given as a tuple is drawn anew for every row and is one of the `slices`.
-`levels` are the values that each slice is reported at.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-I32 = jnp.int32
-Levels = dict[str, tuple[int, ...]]
-
-
-class Example(NamedTuple):
-  """Rows of questions and answers.
-
-  tokens [B,T] int32
-  targets [B,T] int32: judged on the logits at its own position, 0 where
-    nothing is asked
-  weights [B,T] float32: 1 where something is asked, else 0
-  slices {name: [B,T] int32}: how hard the question is, -1 where none is
-  """
-
-  tokens: jax.Array
-  targets: jax.Array
-  weights: jax.Array
-  slices: dict[str, jax.Array]
-
-
-class Task(Protocol):
-  """What makes examples, and the sizes of what it makes."""
-
-  @property
-  def vocab(self) -> int: ...
-
-  @property
-  def length(self) -> int: ...
-
-  @property
-  def levels(self) -> Levels: ...
-
-  def sample(self, key: jax.Array, batch: int) -> Example: ...
-
-
-def check_sizes(name: str, sizes: object, least: int, most: int) -> None:
-  """ValueError unless `sizes` is a tuple of different ints in range."""
-  if isinstance(sizes, tuple) and len(sizes) == len(set(sizes)) > 0:
-    if least <= min(sizes) and max(sizes) <= most:
-      return
-  raise ValueError(
-    f'{name} is {sizes!r}; give a tuple of different numbers from {least}'
-    f' to {most}'
-  )
-
-
-def check_least(task: Task, **least: int) -> None:
-  """ValueError where a field of `task` is below the number given for it."""
-  for name, number in least.items():
-    if getattr(task, name) < number:
-      raise ValueError(
-        f'{name} is {getattr(task, name)}; give {number} or more'
-      )
-
-
-def draw_sizes(key: jax.Array, batch: int, sizes: Sequence[int]) -> jax.Array:
-  """[B]: one of `sizes` for every row."""
-  return jax.random.choice(key, jnp.array(sizes, I32), (batch,))
-
-
-def draw_distinct(
-  key: jax.Array, batch: int, size: int, count: int
-) -> jax.Array:
-  """[B,count]: different numbers below `size`, in random order."""
-  return jax.lax.top_k(jax.random.uniform(key, (batch, size)), count)[1]
-
-
-def place_values(
-  rows: jax.Array, at: jax.Array, values: jax.Array
-) -> jax.Array:
-  """rows [B,T] with values [B,N] at the positions `at` [B,N]; T means none."""
-  which = jnp.arange(rows.shape[0])[:, None]
-  return rows.at[which, at].set(values.astype(rows.dtype), mode='drop')
-
-
-def make_example(
-  tokens: jax.Array,
-  at: jax.Array,
-  targets: jax.Array,
-  slices: Mapping[str, jax.Array],
-) -> Example:
-  """The `Example` whose questions stand at `at` [B,N], T for none.
-
-  targets, and every slice: [B,N] or [B,1].
-  """
-  spread = lambda x: jnp.broadcast_to(x, at.shape)
-  none = jnp.full(tokens.shape, -1, I32)
-  return Example(
-    tokens=tokens,
-    targets=place_values(jnp.zeros_like(none), at, spread(targets)),
-    weights=place_values(jnp.zeros(tokens.shape), at, jnp.ones(at.shape)),
-    slices={n: place_values(none, at, spread(x)) for n, x in slices.items()},
-  )
-
-
-def shuffle_valid(key: jax.Array, valid: jax.Array) -> jax.Array:
-  """[B,N]: the indices where valid [B,N], in random order, then the others."""
-  where = jax.random.uniform(key, valid.shape)
-  return jnp.argsort(jnp.where(valid, where, jnp.inf))
-
-
-def take_columns(x: jax.Array, index: jax.Array) -> jax.Array:
-  """x [B,N] at index [B,M]."""
-  return jnp.take_along_axis(x, index, axis=1)
-
-
-def list_powers(most: int) -> tuple[int, ...]:
-  """(1, 2, 4, ...) up to `most`: the levels of a distance."""
-  return tuple(2**i for i in range(most.bit_length()))
+from deltanet_jax.data.tasks import base
 
 
 def draw_slots(
@@ -137,9 +21,8 @@ def draw_slots(
   `free` are of use.
   """
   most = jnp.arange(size[1])
-  weight = (power - 1) * jnp.log1p(most) + jax.random.gumbel(
-    key, (free.shape[0], size[1])
-  )
+  noise = jax.random.gumbel(key, (free.shape[0], size[1]))
+  weight = (power - 1) * jnp.log1p(most) + noise
   weight = jnp.where(most < free[:, None], weight, -jnp.inf)
   return jax.lax.top_k(weight, size[0])[1]
 
@@ -166,29 +49,28 @@ class MQAR:
   power: float = 0.01
 
   def __post_init__(self):
-    check_least(self, noise=1, power=0)
-    check_sizes(
-      'pairs', self.pairs, 1, min(self.keys, self.values, self.length // 4)
-    )
+    base.check_least(self, noise=1, power=0)
+    most = min(self.keys, self.values, self.length // 4)
+    base.check_sizes('pairs', self.pairs, 1, most)
 
   @property
   def vocab(self) -> int:
     return self.keys + self.values + self.noise
 
   @property
-  def levels(self) -> Levels:
+  def levels(self) -> base.Levels:
     return {
-      'pairs': tuple(sorted(self.pairs)),
-      'position': tuple(range(max(self.pairs))),
-      'distance': list_powers(self.length),
+      'pairs': sorted(self.pairs),
+      'position': range(max(self.pairs)),
+      'distance': base.list_powers(self.length),
     }
 
-  def sample(self, key: jax.Array, batch: int) -> Example:
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
     T, N = self.length, max(self.pairs)
     rngs = jax.random.split(key, 5)
-    n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
-    keys = draw_distinct(rngs[1], batch, self.keys, N)
-    values = self.keys + draw_distinct(rngs[2], batch, self.values, N)
+    n = base.draw_sizes(rngs[0], batch, self.pairs)[:, None]
+    keys = base.draw_distinct(rngs[1], batch, self.keys, N)
+    values = self.keys + base.draw_distinct(rngs[2], batch, self.values, N)
     slots = draw_slots(rngs[3], (T - 2 * n[:, 0]) // 2, (N, T // 2), self.power)
     i = jnp.arange(N)
     at = lambda where: jnp.where(i < n, where, T)
@@ -196,11 +78,11 @@ class MQAR:
     tokens = jax.random.randint(
       rngs[4], (batch, T), self.keys + self.values, self.vocab
     )
-    tokens = place_values(tokens, at(2 * i), keys)
-    tokens = place_values(tokens, at(2 * i + 1), values)
-    tokens = place_values(tokens, queries, keys)
+    tokens = base.place_values(tokens, at(2 * i), keys)
+    tokens = base.place_values(tokens, at(2 * i + 1), values)
+    tokens = base.place_values(tokens, queries, keys)
     slices = {'pairs': n, 'position': i, 'distance': queries - 2 * i}
-    return make_example(tokens, queries, values, slices)
+    return base.make_example(tokens, queries, values, slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,9 +106,9 @@ class Rebinding:
   power: float = 0.01
 
   def __post_init__(self):
-    check_least(self, noise=1, power=0)
-    check_sizes('pairs', self.pairs, 2, min(self.keys, self.length // 4))
-    check_sizes('updates', self.updates, 0, 1 << 20)
+    base.check_least(self, noise=1, power=0)
+    base.check_sizes('pairs', self.pairs, 2, min(self.keys, self.length // 4))
+    base.check_sizes('updates', self.updates, 0, 1 << 20)
     N, E = max(self.pairs), self._events
     if self.length < 4 * N + 2 * E or self.values < N + E:
       raise ValueError(
@@ -243,26 +125,27 @@ class Rebinding:
     return self.keys + self.values + self.noise
 
   @property
-  def levels(self) -> Levels:
+  def levels(self) -> base.Levels:
     return {
-      'pairs': tuple(sorted(self.pairs)),
-      'updates': tuple(sorted({0, *self.updates})),
-      'distance': list_powers(self.length),
+      'pairs': sorted(self.pairs),
+      'updates': sorted({0, *self.updates}),
+      'distance': base.list_powers(self.length),
     }
 
-  def sample(self, key: jax.Array, batch: int) -> Example:
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
     T, N, E = self.length, max(self.pairs), self._events
     rngs = jax.random.split(key, 8)
-    n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
-    m = draw_sizes(rngs[1], batch, self.updates)[:, None]
+    n = base.draw_sizes(rngs[0], batch, self.pairs)[:, None]
+    m = base.draw_sizes(rngs[1], batch, self.updates)[:, None]
     events = n // 2 * m
-    keys = draw_distinct(rngs[2], batch, self.keys, N)
-    values = self.keys + draw_distinct(rngs[3], batch, self.values, N + E)
+    keys = base.draw_distinct(rngs[2], batch, self.keys, N)
+    values = self.keys + base.draw_distinct(rngs[3], batch, self.values, N + E)
     i, e = jnp.arange(N), jnp.arange(E)
     bound, again = i < n, e < events
-    half = shuffle_valid(rngs[4], jnp.broadcast_to(bound, (batch, N)))
-    turn = shuffle_valid(rngs[5], jnp.broadcast_to(again, (batch, E)))
-    pair = take_columns(half, turn % (n // 2))  # that each event binds again
+    half = base.shuffle_valid(rngs[4], jnp.broadcast_to(bound, (batch, N)))
+    turn = base.shuffle_valid(rngs[5], jnp.broadcast_to(again, (batch, E)))
+    # that each event binds again
+    pair = base.take_columns(half, turn % (n // 2))
     of_pair = again[..., None] & (pair[..., None] == i)
     last = jnp.max(of_pair * (e + 1)[:, None], 1, initial=0)  # 0: never
     at = lambda where, valid: jnp.where(valid, where, T)
@@ -273,13 +156,12 @@ class Rebinding:
     tokens = jax.random.randint(
       rngs[7], (batch, T), self.keys + self.values, self.vocab
     )
-    tokens = place_values(tokens, at(2 * i, bound), keys)
-    tokens = place_values(tokens, at(2 * i + 1, bound), values[:, :N])
-    tokens = place_values(
-      tokens, at(2 * (n + e), again), take_columns(keys, pair)
-    )
-    tokens = place_values(tokens, at(2 * (n + e) + 1, again), values[:, N:])
-    tokens = place_values(tokens, queries, keys)
+    tokens = base.place_values(tokens, at(2 * i, bound), keys)
+    tokens = base.place_values(tokens, at(2 * i + 1, bound), values[:, :N])
+    later, rebound = 2 * (n + e), base.take_columns(keys, pair)
+    tokens = base.place_values(tokens, at(later, again), rebound)
+    tokens = base.place_values(tokens, at(later + 1, again), values[:, N:])
+    tokens = base.place_values(tokens, queries, keys)
     latest = jnp.where(last > 0, 2 * (n + last - 1), 2 * i)
     slices = {
       'pairs': n,
@@ -287,7 +169,8 @@ class Rebinding:
       'distance': queries - latest,
     }
     which = jnp.where(last > 0, N + last - 1, i)
-    return make_example(tokens, queries, take_columns(values, which), slices)
+    targets = base.take_columns(values, which)
+    return base.make_example(tokens, queries, targets, slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +189,7 @@ class TwoHop:
   symbols: int = 64
 
   def __post_init__(self):
-    check_sizes('pairs', self.pairs, 1, self.symbols // 3)
+    base.check_sizes('pairs', self.pairs, 1, self.symbols // 3)
 
   @property
   def vocab(self) -> int:
@@ -317,41 +200,38 @@ class TwoHop:
     return 8 * max(self.pairs)
 
   @property
-  def levels(self) -> Levels:
-    pairs = tuple(sorted(self.pairs))
+  def levels(self) -> base.Levels:
+    pairs = sorted(self.pairs)
     return {'pairs': pairs, 'hop': (1, 2), 'forward': (0, 1)}
 
-  def sample(self, key: jax.Array, batch: int) -> Example:
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
     T, N = self.length, max(self.pairs)
     rngs = jax.random.split(key, 4)
-    n = draw_sizes(rngs[0], batch, self.pairs)[:, None]
-    chains = draw_distinct(rngs[1], batch, self.symbols, 3 * N)
+    n = base.draw_sizes(rngs[0], batch, self.pairs)[:, None]
+    chains = base.draw_distinct(rngs[1], batch, self.symbols, 3 * N)
     valid = jnp.arange(2 * N) % N < n
-    facts = shuffle_valid(rngs[2], valid)  # the fact or question at each place
-    questions = shuffle_valid(rngs[3], valid)
+    # the fact or question at each place
+    facts = base.shuffle_valid(rngs[2], valid)
+    questions = base.shuffle_valid(rngs[3], valid)
     i = jnp.arange(2 * N)
     at = lambda where: jnp.where(i < 2 * n, where, T)
+    symbol = lambda index: base.take_columns(chains, index)
     hop = questions // N
-    tokens = jnp.full((batch, T), self.symbols + 2, I32)
-    tokens = place_values(tokens, at(2 * i), take_columns(chains, facts))
-    tokens = place_values(
-      tokens, at(2 * i + 1), take_columns(chains, facts + N)
-    )
-    tokens = place_values(
-      tokens, at(4 * n + 2 * i), take_columns(chains, questions % N)
-    )
-    queries = at(4 * n + 2 * i + 1)
-    tokens = place_values(tokens, queries, self.symbols + hop)
+    tokens = jnp.full((batch, T), self.symbols + 2, jnp.int32)
+    tokens = base.place_values(tokens, at(2 * i), symbol(facts))
+    tokens = base.place_values(tokens, at(2 * i + 1), symbol(facts + N))
+    asked = 4 * n + 2 * i
+    tokens = base.place_values(tokens, at(asked), symbol(questions % N))
+    queries = at(asked + 1)
+    tokens = base.place_values(tokens, queries, self.symbols + hop)
     when = jnp.argsort(facts)
     forward = when[:, :N] < when[:, N:]
     slices = {
       'pairs': n,
       'hop': hop + 1,
-      'forward': take_columns(forward, questions % N),
+      'forward': base.take_columns(forward, questions % N),
     }
-    return make_example(
-      tokens, queries, take_columns(chains, questions + N), slices
-    )
+    return base.make_example(tokens, queries, symbol(questions + N), slices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,10 +245,11 @@ class Copy:
 
   sizes: tuple[int, ...] = (8, 16, 32)
   symbols: int = 16
+  least = 1  # of the sizes
 
   def __post_init__(self):
-    check_least(self, symbols=2)
-    check_sizes('sizes', self.sizes, 1, 1 << 20)
+    base.check_least(self, symbols=2)
+    base.check_sizes('sizes', self.sizes, self.least, 1 << 20)
 
   @property
   def vocab(self) -> int:
@@ -379,22 +260,28 @@ class Copy:
     return 2 * max(self.sizes)
 
   @property
-  def levels(self) -> Levels:
-    return {
-      'size': tuple(sorted(self.sizes)),
-      'position': tuple(range(max(self.sizes))),
-    }
+  def levels(self) -> base.Levels:
+    return {'size': sorted(self.sizes), 'position': range(max(self.sizes))}
 
-  def sample(self, key: jax.Array, batch: int) -> Example:
-    T, N = self.length, max(self.sizes)
+  def draw_lists(
+    self, key: jax.Array, batch: int
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """tokens [B,T] of x_1 ... x_L SEP and PAD, x [B,N], and L [B,1]."""
     rngs = jax.random.split(key, 2)
-    n = draw_sizes(rngs[0], batch, self.sizes)[:, None]
-    symbols = jax.random.randint(rngs[1], (batch, N), 0, self.symbols)
-    i = jnp.arange(N)
-    at = lambda where, count: jnp.where(i < count, where, T)
-    tokens = jnp.full((batch, T), self.symbols + 1, I32)
-    tokens = place_values(tokens, at(i, n), symbols)
-    tokens = place_values(tokens, n, jnp.full_like(n, self.symbols))
-    tokens = place_values(tokens, at(n + 1 + i, n - 1), symbols)
+    n = base.draw_sizes(rngs[0], batch, self.sizes)[:, None]
+    shape = batch, max(self.sizes)
+    symbols = jax.random.randint(rngs[1], shape, 0, self.symbols)
+    i = jnp.arange(shape[1])
+    tokens = jnp.full((batch, self.length), self.symbols + 1, jnp.int32)
+    at = jnp.where(i < n, i, self.length)
+    tokens = base.place_values(tokens, at, symbols)
+    tokens = base.place_values(tokens, n, jnp.full_like(n, self.symbols))
+    return tokens, symbols, n
+
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
+    tokens, symbols, n = self.draw_lists(key, batch)
+    i = jnp.arange(symbols.shape[1])
+    at = lambda where, count: jnp.where(i < count, where, self.length)
+    tokens = base.place_values(tokens, at(n + 1 + i, n - 1), symbols)
     slices = {'size': n, 'position': i}
-    return make_example(tokens, at(n + i, n), symbols, slices)
+    return base.make_example(tokens, at(n + i, n), symbols, slices)

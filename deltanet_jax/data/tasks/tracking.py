@@ -7,14 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltanet_jax.data.tasks.synthetic import (
-  I32,
-  Example,
-  Levels,
-  check_least,
-  list_powers,
-  make_example,
-)
+from deltanet_jax.data.tasks import base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +22,19 @@ class Parity:
   length: int = 64
 
   def __post_init__(self):
-    check_least(self, length=1)
+    base.check_least(self, length=1)
 
   vocab = 2
 
   @property
-  def levels(self) -> Levels:
-    return {'position': (0, *list_powers(self.length - 1))}
+  def levels(self) -> base.Levels:
+    return {'position': (0, *base.list_powers(self.length - 1))}
 
-  def sample(self, key: jax.Array, batch: int) -> Example:
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
     bits = jax.random.randint(key, (batch, self.length), 0, 2)
     at = jnp.broadcast_to(jnp.arange(self.length), bits.shape)
-    return make_example(bits, at, jnp.cumsum(bits, 1) % 2, {'position': at})
+    odd = jnp.cumsum(bits, 1) % 2
+    return base.make_example(bits, at, odd, {'position': at})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +55,7 @@ class S5Word:
   steps: int = 1
 
   def __post_init__(self):
-    check_least(self, moves=2, steps=1)
+    base.check_least(self, moves=2, steps=1)
     if self.moves > 5:
       raise ValueError(f'moves is {self.moves}; there are 5 objects')
     if self.length < self.steps:
@@ -72,21 +66,21 @@ class S5Word:
   vocab = 121  # WAIT is the last
 
   @property
-  def levels(self) -> Levels:
-    return {'position': (0, *list_powers(self.length // self.steps - 1))}
+  def levels(self) -> base.Levels:
+    return {'position': (0, *base.list_powers(self.length // self.steps - 1))}
 
-  def sample(self, key: jax.Array, batch: int) -> Example:
+  def sample(self, key: jax.Array, batch: int) -> base.Example:
     N = self.length // self.steps
     moved = (PERMUTATIONS != np.arange(5)).sum(-1)
-    allowed = jnp.array(np.flatnonzero(moved <= self.moves), I32)
+    allowed = jnp.array(np.flatnonzero(moved <= self.moves), jnp.int32)
     word = jax.random.choice(key, allowed, (batch, N))
-    table = jnp.array(PRODUCTS, I32)
+    table = jnp.array(PRODUCTS, jnp.int32)
     product = jax.lax.associative_scan(lambda p, q: table[p, q], word, axis=1)
-    tokens = jnp.full((batch, self.length), 120, I32)
+    tokens = jnp.full((batch, self.length), 120, jnp.int32)
     i = jnp.arange(N)
     tokens = tokens.at[:, i * self.steps].set(word)
     at = jnp.broadcast_to(i * self.steps + self.steps - 1, word.shape)
-    return make_example(tokens, at, product, {'position': i})
+    return base.make_example(tokens, at, product, {'position': i})
 
 
 # int [120,5]: row p lists p(0) ... p(4);  [120,120]: which one is q after p

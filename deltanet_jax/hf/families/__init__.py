@@ -6,7 +6,6 @@ that fits a model is the one that it is written as.
 
 import dataclasses
 import importlib
-import pathlib
 import pkgutil
 import re
 import reprlib
@@ -19,6 +18,7 @@ from deltanet_jax.config.mixers import MixerConfig
 from deltanet_jax.hf import common
 from deltanet_jax.hf.common import Family
 from deltanet_jax.hf.keys import ConfigKeys, read_keys, show_key
+from deltanet_jax.hf.names import AnyPath
 from deltanet_jax.hf.spelling import Spelling
 
 FAMILIES: tuple[Family, ...] = tuple(
@@ -44,7 +44,7 @@ def find_family(model_type: object, where: str) -> Family:
   )
 
 
-def read_config(folder: str | pathlib.Path) -> tuple[Family, ModelConfig]:
+def read_config(folder: AnyPath) -> tuple[Family, ModelConfig]:
   """(family, ModelConfig) of the config.json in a folder.
 
   One warning names the keys that are not read. Here fails all reading of a
@@ -142,14 +142,8 @@ def _essence(cfg: ModelConfig) -> tuple[object, ...]:
     (_without_form(layer.mixer), layer.ffn, layer.residual)
     for layer in cfg.layers
   ]
-  return (
-    layers,
-    cfg.vocab,
-    cfg.d_model,
-    cfg.tied,
-    cfg.norm_eps,
-    cfg.zero_centered,
-  )
+  sizes = cfg.vocab, cfg.d_model, cfg.tied
+  return layers, sizes, cfg.norm_eps, cfg.zero_centered
 
 
 def _without_form(mixer: MixerConfig) -> tuple[object, ...]:

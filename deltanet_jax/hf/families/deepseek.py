@@ -1,22 +1,16 @@
 """DeepSeek-V3, V3.1 and V3.2."""
 
 from collections.abc import Callable
+from functools import partial
 
-from deltanet_jax.config.experiment import (
-  Layer,
-  MLPConfig,
-  ModelConfig,
-  MoEConfig,
-)
+from deltanet_jax.config.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.config.mixers import DSAConfig, MLAConfig
 from deltanet_jax.hf import common, latent, rope
-from deltanet_jax.hf.common import LAYER, Family, Mtp
+from deltanet_jax.hf.common import Family, Mtp
 from deltanet_jax.hf.keys import ConfigKeys
 from deltanet_jax.hf.layout import Linear, Rules, Same, make_rule
 from deltanet_jax.hf.names import Json
 
-_INDEXER = f'{latent.ATTENTION}indexer.'
-_SPARSE: dict[str | int, bool]
 _SPARSE = {'indexed_attention': True, 'deepseek_sparse_attention': True}
 
 
@@ -41,27 +35,23 @@ def _moe(keys: ConfigKeys) -> MoEConfig:
 
 
 def _read(keys: ConfigKeys, mixer: MLAConfig) -> ModelConfig:
-  dense, moe = common.read_mlp(keys), _moe(keys)
-  layers = [
-    Layer(mixer, dense if is_dense else moe)
-    for is_dense in common.read_dense_layers(keys, default=3)
-  ]
+  ffns = common.read_ffns(keys, _moe(keys), default=3)
+  layers = [Layer(mixer, ffn) for ffn in ffns]
   return common.make_model_config(keys, layers)
 
 
-def _latent(
-  keys: ConfigKeys,
-) -> tuple[latent.LatentFields, rope.Frequencies]:
+def _read_mixer(
+  keys: ConfigKeys, make: Callable[..., latent.Latent]
+) -> latent.Latent:
   keys.require('rope_interleave', True, default=True)
-  fields = latent.read_latent(keys, query_latent=1536)
-  positions = rope.read_positions(keys, fields['shared_dim'])
+  positions = rope.read_positions(keys, keys.size('qk_rope_head_dim'))
   theta, yarn = positions['rope_theta'], positions['yarn']
-  return fields, {'rope_theta': theta, 'yarn': yarn}
+  make = partial(make, rope_theta=theta, yarn=yarn)
+  return latent.read_latent(keys, make, query_latent=1536)
 
 
 def _read_v3(keys: ConfigKeys) -> ModelConfig:
-  fields, frequencies = _latent(keys)
-  mixer = MLAConfig(**fields, **frequencies)
+  mixer = _read_mixer(keys, MLAConfig)
   # the class counts its frequencies from head_dim where a file has one
   width = keys.get('head_dim', default=mixer.shared_dim)
   if width != mixer.shared_dim:
@@ -72,94 +62,64 @@ def _read_v3(keys: ConfigKeys) -> ModelConfig:
 def _read_v32(keys: ConfigKeys) -> ModelConfig:
   keys.require('mlp_bias', False, default=False)
   keys.kinds('layer_types', _SPARSE)
-  fields, frequencies = _latent(keys)
-  return _read(
-    keys,
-    DSAConfig(
-      **fields,
-      **frequencies,
-      index_heads=keys.size('index_n_heads'),
-      index_dim=keys.size('index_head_dim'),
-      top=keys.size('index_topk', default=2048),
-    ),
+  make = partial(
+    DSAConfig,
+    index_heads=keys.size('index_n_heads'),
+    index_dim=keys.size('index_head_dim'),
+    top=keys.size('index_topk', default=2048),
   )
+  return _read(keys, _read_mixer(keys, make))
 
 
-def _write(
-  cfg: ModelConfig, mixer: MLAConfig, model_type: str, architecture: str
-) -> Json:
-  dense = common.find_ffn(cfg, MLPConfig)
-  moe = common.find_ffn(cfg, MoEConfig)
-  return (
-    common.write_top_keys(cfg, model_type, architecture)
-    | latent.write_latent(mixer)
-    | {
-      **rope.write_positions(mixer),
-      'attention_bias': False,
-      'intermediate_size': dense.hidden,
-      'first_k_dense_replace': sum(
-        isinstance(layer.ffn, MLPConfig) for layer in cfg.layers
-      ),
-      'n_routed_experts': moe.experts,
-      'num_experts_per_tok': moe.top,
-      'moe_intermediate_size': moe.hidden,
-      'n_shared_experts': moe.shared // moe.hidden,
-      'n_group': moe.groups,
-      'topk_group': moe.top_groups,
-      'norm_topk_prob': moe.renormalize,
-      'routed_scaling_factor': moe.scale,
-      'scoring_func': 'sigmoid',
-      'topk_method': 'noaux_tc',
-      'moe_layer_freq': 1,
-      'num_nextn_predict_layers': int(cfg.mtp is not None),
-    }
-  )
-
-
-def _write_v3(cfg: ModelConfig) -> Json:
-  mixer = common.find_mixer(cfg, MLAConfig)
-  return _write(cfg, mixer, 'deepseek_v3', 'DeepseekV3ForCausalLM')
+def _write(cfg: ModelConfig) -> Json:
+  moe = common.find_part(cfg, MoEConfig)
+  return {
+    **latent.write_latent(cfg),
+    **rope.write_positions(common.find_part(cfg, MLAConfig)),
+    'attention_bias': False,
+    'n_routed_experts': moe.experts,
+    'num_experts_per_tok': moe.top,
+    'n_shared_experts': moe.shared // moe.hidden,
+    'n_group': moe.groups,
+    'norm_topk_prob': moe.renormalize,
+    'scoring_func': 'sigmoid',
+    'topk_method': 'noaux_tc',
+    'num_nextn_predict_layers': int(cfg.mtp is not None),
+  }
 
 
 def _write_v32(cfg: ModelConfig) -> Json:
-  mixer = common.find_mixer(cfg, DSAConfig)
-  settings = _write(cfg, mixer, 'deepseek_v32', 'DeepseekV32ForCausalLM')
-  return settings | {
+  mixer = common.find_part(cfg, DSAConfig)
+  return _write(cfg) | {
     'index_n_heads': mixer.index_heads,
     'index_head_dim': mixer.index_dim,
     'index_topk': mixer.top,
   }
 
 
-def _ffn_rules(ffn: MLPConfig | MoEConfig) -> Rules:
-  at = f'{LAYER}mlp.'
-  if isinstance(ffn, MLPConfig):
-    return common.make_mlp_rules(at)
-  return common.make_moe_rules(
-    ffn,
-    at,
-    common.PROJECTIONS,
-    bias='gate.e_score_correction_bias',
-    shared='shared_experts',
-  )
-
-
 def _v3_rules(layer):
+  experts = {
+    'bias': 'gate.e_score_correction_bias',
+    'shared': 'shared_experts',
+  }
   return (
     *common.NORMS,
     *latent.make_latent_rules(layer.mixer),
-    *_ffn_rules(layer.ffn),
+    *common.make_ffn_rules(layer.ffn, **experts),
   )
 
 
 def _v32_rules(layer):
   return (
     *_v3_rules(layer),
-    make_rule(f'{_INDEXER}wq_b.weight', 'mixer.index_q.w', Linear()),
-    make_rule(f'{_INDEXER}wk.weight', 'mixer.index_k.w', Linear()),
-    make_rule(f'{_INDEXER}k_norm.weight', 'mixer.index_norm.scale', Same()),
-    make_rule(f'{_INDEXER}k_norm.bias', 'mixer.index_norm.bias', Same()),
-    make_rule(f'{_INDEXER}weights_proj.weight', 'mixer.index_w.w', Linear()),
+    *common.make_mixer_rules(
+      f'{common.ATTENTION}indexer.',
+      ('wq_b.weight', 'index_q.w', Linear()),
+      ('wk.weight', 'index_k.w', Linear()),
+      ('k_norm.weight', 'index_norm.scale', Same()),
+      ('k_norm.bias', 'index_norm.bias', Same()),
+      ('weights_proj.weight', 'index_w.w', Linear()),
+    ),
   )
 
 
@@ -197,24 +157,25 @@ _HARMLESS = {
   'of training, and of devices': 'aux_loss_alpha seq_aux ep_size',
 }
 
-V3 = Family(
-  'deepseek_v3',
-  ('deepseek_v3',),
-  _read_v3,
-  _write_v3,
-  common.make_top_rules,
-  (_v3_rules,),
-  mtp=_mtp(_v3_rules),
-  harmless=_HARMLESS,
+FAMILIES = (
+  Family(
+    'deepseek_v3',
+    ('deepseek_v3',),
+    'DeepseekV3ForCausalLM',
+    _read_v3,
+    _write,
+    (_v3_rules,),
+    mtp=_mtp(_v3_rules),
+    harmless=_HARMLESS,
+  ),
+  Family(
+    'deepseek_v32',
+    ('deepseek_v32',),
+    'DeepseekV32ForCausalLM',
+    _read_v32,
+    _write_v32,
+    (_v32_rules,),
+    mtp=_mtp(_v32_rules),
+    harmless=_HARMLESS,
+  ),
 )
-V32 = Family(
-  'deepseek_v32',
-  ('deepseek_v32',),
-  _read_v32,
-  _write_v32,
-  common.make_top_rules,
-  (_v32_rules,),
-  mtp=_mtp(_v32_rules),
-  harmless=_HARMLESS,
-)
-FAMILIES = (V3, V32)

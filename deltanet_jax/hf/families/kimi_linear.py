@@ -7,21 +7,17 @@ that its weights contain the bias: an alias rather than a method, absent from
 Kimi K3's file. Its outputs differ from these by that.
 """
 
+from functools import partial
+
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.experiment import (
-  Layer,
-  MLPConfig,
-  ModelConfig,
-  MoEConfig,
-)
+from deltanet_jax.config.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.config.mixers import KDAConfig, MLAConfig
 from deltanet_jax.hf import common, latent
-from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.common import Family
 from deltanet_jax.hf.keys import KINDS, ConfigKeys, get_agreed
-from deltanet_jax.hf.layout import Conv, Flat, Linear, Rules, Same, make_rule
+from deltanet_jax.hf.layout import Conv, Flat, Linear, Rules, Same
 from deltanet_jax.hf.names import Json
 
-_AT = latent.ATTENTION
 _EPS = 1e-5  # where the file has none
 
 
@@ -32,9 +28,7 @@ def _moe(keys: ConfigKeys) -> MoEConfig:
   groups = keys.size('num_expert_group', 'n_group', default=1)
   if groups > 1:
     keys.require('use_grouped_topk', True, default=True)
-  shared = keys.size(
-    'num_shared_experts', 'n_shared_experts', default=1, least=0
-  )
+  shared = 'num_shared_experts', 'n_shared_experts'
   return MoEConfig(
     experts=keys.size('num_experts', 'num_local_experts'),
     top=keys.size('num_experts_per_token', 'num_experts_per_tok', default=8),
@@ -46,7 +40,7 @@ def _moe(keys: ConfigKeys) -> MoEConfig:
     renormalize=keys.flag('moe_renormalize', 'norm_topk_prob', default=True),
     eps=1e-20,
     scale=keys.number('routed_scaling_factor', default=2.446),
-    shared=width * shared,
+    shared=width * keys.size(*shared, default=1, least=0),
   )
 
 
@@ -102,111 +96,78 @@ def _read(keys: ConfigKeys) -> ModelConfig:
     conv=size('short_conv_kernel_size', 'linear_conv_kernel_dim', 4),
     norm_eps=keys.number('rms_norm_eps', default=_EPS),
   )
-  mla = MLAConfig(**latent.read_latent(keys, query_latent=None), rotary=False)
-  dense, moe = common.read_mlp(keys), _moe(keys)
+  make = partial(MLAConfig, rotary=False)
+  mla = latent.read_latent(keys, make, query_latent=None)
+  full, ffns = _full(keys, linear), common.read_ffns(keys, _moe(keys), 1)
   layers = [
-    Layer(mla if is_full else kda, dense if is_dense else moe)
-    for is_full, is_dense in zip(
-      _full(keys, linear),
-      common.read_dense_layers(keys, default=1),
-      strict=True,
-    )
+    Layer(mla if is_full else kda, ffn)
+    for is_full, ffn in zip(full, ffns, strict=True)
   ]
   return common.make_model_config(keys, layers, eps=_EPS)
 
 
 def _write(cfg: ModelConfig) -> Json:
-  mla = common.find_mixer(cfg, MLAConfig)
-  kda = common.find_mixer(cfg, KDAConfig)
-  dense = common.find_ffn(cfg, MLPConfig)
-  moe = common.find_ffn(cfg, MoEConfig)
+  kda = common.find_part(cfg, KDAConfig)
+  moe = common.find_part(cfg, MoEConfig)
   numbers = lambda kind: [
-    i + 1 for i, layer in enumerate(cfg.layers) if isinstance(layer.mixer, kind)
+    i for i, layer in enumerate(cfg.layers, 1) if isinstance(layer.mixer, kind)
   ]
-  return (
-    common.write_top_keys(cfg, 'kimi_linear', 'KimiLinearForCausalLM')
-    | latent.write_latent(mla)
-    | {
-      'mla_use_nope': not mla.rotary,
-      'linear_attn_config': {
-        'full_attn_layers': numbers(MLAConfig),
-        'kda_layers': numbers(KDAConfig),
-        'head_dim': kda.key_dim,
-        'num_heads': kda.heads,
-        'short_conv_kernel_size': kda.conv,
-      },
-      'intermediate_size': dense.hidden,
-      'first_k_dense_replace': sum(
-        isinstance(layer.ffn, MLPConfig) for layer in cfg.layers
-      ),
-      'num_experts': moe.experts,
-      'num_experts_per_token': moe.top,
-      'moe_intermediate_size': moe.hidden,
-      'num_shared_experts': moe.shared // moe.hidden,
-      'num_expert_group': moe.groups,
-      'topk_group': moe.top_groups,
-      'moe_renormalize': moe.renormalize,
-      'routed_scaling_factor': moe.scale,
-      'moe_router_activation_func': 'sigmoid',
-      'moe_layer_freq': 1,
-    }
-  )
+  return {
+    **latent.write_latent(cfg),
+    'mla_use_nope': not common.find_part(cfg, MLAConfig).rotary,
+    'linear_attn_config': {
+      'full_attn_layers': numbers(MLAConfig),
+      'kda_layers': numbers(KDAConfig),
+      'head_dim': kda.key_dim,
+      'num_heads': kda.heads,
+      'short_conv_kernel_size': kda.conv,
+    },
+    'num_experts': moe.experts,
+    'num_experts_per_token': moe.top,
+    'num_shared_experts': moe.shared // moe.hidden,
+    'num_expert_group': moe.groups,
+    'moe_renormalize': moe.renormalize,
+    'moe_router_activation_func': 'sigmoid',
+  }
 
 
 def _delta_rules() -> Rules:
-  linear = {
-    'q_proj': 'q',
-    'k_proj': 'k',
-    'v_proj': 'v',
-    'b_proj': 'b',
-    'f_a_proj': 'f_a',
-    'f_b_proj': 'f_b',
-    'g_a_proj': 'gate_a',
-    'g_b_proj': 'gate_b',
-  }
-  return (
-    *(
-      make_rule(f'{_AT}{released}.weight', f'mixer.{ours}.w', Linear())
-      for released, ours in linear.items()
-    ),
-    *(
-      make_rule(f'{_AT}{x}_conv1d.weight', f'mixer.{x}_conv.taps', Conv())
-      for x in 'qkv'
-    ),
-    make_rule(f'{_AT}A_log', 'mixer.A_log', Flat(before=2, after=1)),
-    make_rule(f'{_AT}dt_bias', 'mixer.dt_bias', Flat()),
-    make_rule(f'{_AT}o_norm.weight', 'mixer.norm.scale', Same()),
-    make_rule(f'{_AT}o_proj.weight', 'mixer.o.w', Linear(inward=2)),
+  return common.make_mixer_rules(
+    common.ATTENTION,
+    *((f'{x}_proj.weight', f'{x}.w', Linear()) for x in 'qkvb'),
+    ('f_a_proj.weight', 'f_a.w', Linear()),
+    ('f_b_proj.weight', 'f_b.w', Linear()),
+    ('g_a_proj.weight', 'gate_a.w', Linear()),
+    ('g_b_proj.weight', 'gate_b.w', Linear()),
+    *((f'{x}_conv1d.weight', f'{x}_conv.taps', Conv()) for x in 'qkv'),
+    ('A_log', 'A_log', Flat(before=2, after=1)),
+    ('dt_bias', 'dt_bias', Flat()),
+    ('o_norm.weight', 'norm.scale', Same()),
+    ('o_proj.weight', 'o.w', Linear(inward=2)),
   )
 
 
 def _rules(layer):
-  mixer, ffn = layer.mixer, layer.ffn
-  if isinstance(ffn, MoEConfig):
-    of_ffn = common.make_moe_rules(
-      ffn,
-      f'{LAYER}block_sparse_moe.',
+  is_latent = isinstance(layer.mixer, MLAConfig)
+  return (
+    *common.NORMS,
+    *(latent.make_latent_rules(layer.mixer) if is_latent else _delta_rules()),
+    *common.make_ffn_rules(
+      layer.ffn,
       common.NUMBERED,
       bias='gate.e_score_correction_bias',
       shared='shared_experts',
-    )
-  else:
-    of_ffn = common.make_mlp_rules()
-  of_mixer = (
-    latent.make_latent_rules(mixer)
-    if isinstance(mixer, MLAConfig)
-    else _delta_rules()
+    ),
   )
-  return *common.NORMS, *of_mixer, *of_ffn
 
 
 FAMILIES = (
   Family(
     'kimi_linear',
     ('kimi_linear',),
+    'KimiLinearForCausalLM',
     _read,
     _write,
-    common.make_top_rules,
     (_rules,),
     # what transformers' save_pretrained makes of the dense layers
     spellings=((r'\.mlp\.', '.block_sparse_moe.'),),

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import (
@@ -12,12 +13,11 @@ from deltanet_jax.config.experiment import (
 )
 from deltanet_jax.config.mixers import AttentionConfig, LightningConfig
 from deltanet_jax.hf import common, rope
-from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.common import Family
 from deltanet_jax.hf.keys import KINDS, ConfigKeys, get_agreed
-from deltanet_jax.hf.layout import Linear, Rules, Same, make_rule
+from deltanet_jax.hf.layout import Linear, Rules, Same
 from deltanet_jax.hf.names import Json
 
-_ATTENTION = f'{LAYER}self_attn.'
 _EPS = 1e-5  # where the file has none
 
 
@@ -68,8 +68,10 @@ def _read(keys: ConfigKeys) -> ModelConfig:
     False: Layer(lightning, ffn, _residual(keys, 'linear')),
     True: Layer(attention, ffn, _residual(keys, 'full')),
   }
-  lists: dict[str, dict[str | int, bool]]
-  lists = {'attn_type_list': {0: False, 1: True}, 'layer_types': KINDS}
+  lists: dict[str, dict[Any, bool]] = {
+    'attn_type_list': {0: False, 1: True},
+    'layer_types': KINDS,
+  }
   full = get_agreed(
     lambda keys, name: keys.kinds(name, lists[name]),
     [(keys, name) for name in lists],
@@ -81,11 +83,9 @@ def _read(keys: ConfigKeys) -> ModelConfig:
 
 
 def _write(cfg: ModelConfig) -> Json:
-  attention = common.find_mixer(cfg, AttentionConfig)
-  ffn = common.find_ffn(cfg, MoEConfig)
-  settings = common.write_top_keys(
-    cfg, 'minimax_m1', 'MiniMaxM1ForCausalLM'
-  ) | {
+  attention = common.find_part(cfg, AttentionConfig)
+  ffn = common.find_part(cfg, MoEConfig)
+  settings: Json = {
     **common.write_attention(attention),
     'rotary_dim': attention.rotary_dim,
     **rope.write_positions(attention),
@@ -106,30 +106,22 @@ def _write(cfg: ModelConfig) -> Json:
 
 
 def _lightning_rules(cfg: LightningConfig) -> Rules:
-  return (
-    make_rule(
-      f'{_ATTENTION}qkv_proj.weight',
-      'mixer.q.w mixer.k.w mixer.v.w',
-      Linear(groups=cfg.heads),
-    ),
-    make_rule(f'{_ATTENTION}norm.weight', 'mixer.norm.scale', Same()),
-    make_rule(f'{_ATTENTION}output_gate.weight', 'mixer.gate.w', Linear()),
-    make_rule(f'{_ATTENTION}out_proj.weight', 'mixer.o.w', Linear(inward=2)),
+  return common.make_mixer_rules(
+    common.ATTENTION,
+    ('qkv_proj.weight', 'q.w k.w v.w', Linear(groups=cfg.heads)),
+    ('norm.weight', 'norm.scale', Same()),
+    ('output_gate.weight', 'gate.w', Linear()),
+    ('out_proj.weight', 'o.w', Linear(inward=2)),
   )
 
 
 def _rules(layer):
-  of_mixer = (
-    common.make_attention_rules
-    if isinstance(layer.mixer, AttentionConfig)
-    else _lightning_rules
-  )
+  is_full = isinstance(layer.mixer, AttentionConfig)
+  of_mixer = common.make_attention_rules if is_full else _lightning_rules
   return (
     *common.NORMS,
     *of_mixer(layer.mixer),
-    *common.make_moe_rules(
-      layer.ffn, f'{LAYER}block_sparse_moe.', common.NUMBERED
-    ),
+    *common.make_ffn_rules(layer.ffn, common.NUMBERED),
   )
 
 
@@ -137,9 +129,9 @@ FAMILIES = (
   Family(
     'minimax_m1',
     ('minimax_m1', 'minimax_text_01'),
+    'MiniMaxM1ForCausalLM',
     _read,
     _write,
-    common.make_top_rules,
     (_rules,),
     harmless={
       'how it is computed, not what': 'block_size',

@@ -5,11 +5,9 @@ from functools import partial
 from deltanet_jax.config.experiment import Layer, ModelConfig, MoEConfig
 from deltanet_jax.config.mixers import AttentionConfig
 from deltanet_jax.hf import common, rope
-from deltanet_jax.hf.common import LAYER, Family
+from deltanet_jax.hf.common import Family
 from deltanet_jax.hf.keys import ATTENTION, ConfigKeys
 from deltanet_jax.hf.names import Json
-
-_MOE = f'{LAYER}block_sparse_moe.'
 
 
 def _read(keys: ConfigKeys) -> ModelConfig:
@@ -43,9 +41,9 @@ def _read(keys: ConfigKeys) -> ModelConfig:
 
 
 def _write(cfg: ModelConfig) -> Json:
-  attention = common.find_mixer(cfg, AttentionConfig)
-  ffn = common.find_ffn(cfg, MoEConfig)
-  return common.write_top_keys(cfg, 'minimax_m2', 'MiniMaxM2ForCausalLM') | {
+  attention = common.find_part(cfg, AttentionConfig)
+  ffn = common.find_part(cfg, MoEConfig)
+  return {
     **common.write_attention(attention),
     'rotary_dim': attention.rotary_dim,
     **rope.write_positions(attention),
@@ -61,12 +59,11 @@ def _write(cfg: ModelConfig) -> Json:
 
 
 def _rules(layer):
+  bias = 'e_score_correction_bias'
   return (
     *common.NORMS,
     *common.make_attention_rules(layer.mixer),
-    *common.make_moe_rules(
-      layer.ffn, _MOE, common.NUMBERED, bias='e_score_correction_bias'
-    ),
+    *common.make_ffn_rules(layer.ffn, common.NUMBERED, bias=bias),
   )
 
 
@@ -74,9 +71,9 @@ FAMILIES = (
   Family(
     'minimax_m2',
     ('minimax_m2',),
+    'MiniMaxM2ForCausalLM',
     _read,
     _write,
-    common.make_top_rules,
     (_rules,),
     ignored=(r'mtp\..*',),
     harmless={

@@ -21,16 +21,8 @@ from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 from deltanet_jax.hf import common, files, rope
 from deltanet_jax.hf.common import LAYER, Family
 from deltanet_jax.hf.keys import KINDS, ConfigKeys
-from deltanet_jax.hf.layout import (
-  Conv,
-  Linear,
-  Same,
-  Shape,
-  make_rule,
-)
+from deltanet_jax.hf.layout import Conv, Linear, Same, Shape, make_rule
 from deltanet_jax.hf.names import Json
-
-_DELTA = f'{LAYER}linear_attn.'
 
 
 def _read(keys: ConfigKeys) -> ModelConfig:
@@ -71,74 +63,57 @@ def _read(keys: ConfigKeys) -> ModelConfig:
 
 
 def _write(cfg: ModelConfig) -> Json:
-  attention = common.find_mixer(cfg, AttentionConfig)
-  delta = common.find_mixer(cfg, GatedDeltaNetConfig)
+  attention = common.find_part(cfg, AttentionConfig)
+  delta = common.find_part(cfg, GatedDeltaNetConfig)
   positions = rope.write_parameters(attention)
   if not attention.rotary_dim:
     positions['rope_theta'] = None
-  return common.write_top_keys(cfg, 'olmo_hybrid', 'OlmoHybridForCausalLM') | {
-    'intermediate_size': common.find_ffn(cfg, MLPConfig).hidden,
+  return {
+    'intermediate_size': common.find_part(cfg, MLPConfig).hidden,
     **common.write_attention(attention),
     'rope_parameters': positions,
     'attention_bias': False,
     **common.write_delta(delta),
     'linear_allow_neg_eigval': delta.negative_eigenvalues,
-    'layer_types': common.write_layer_types(cfg, AttentionConfig),
+    'layer_types': common.write_layer_types(cfg),
   }
 
 
 def _rules(layer):
   if isinstance(layer.mixer, AttentionConfig):
-    return (
-      make_rule(f'{LAYER}post_attention_layernorm.weight', 'mixer_norm.scale'),
-      make_rule(f'{LAYER}post_feedforward_layernorm.weight', 'ffn_norm.scale'),
-      *common.make_attention_rules(layer.mixer),
-      *common.make_mlp_rules(),
-    )
-  linear = {
-    'q': 'q',
-    'k': 'k',
-    'v': 'v',
-    'a': 'a',
-    'b': 'b',
-    'g': 'gate',
-  }
+    norms = 'post_attention_layernorm', 'post_feedforward_layernorm'
+    of_mixer = common.make_attention_rules(layer.mixer)
+  else:
+    norms = 'attention_layer_norm', 'feedforward_layer_norm'
+    of_mixer = _DELTA
   return (
-    make_rule(f'{LAYER}attention_layer_norm.weight', 'mixer_norm.scale'),
-    make_rule(f'{LAYER}feedforward_layer_norm.weight', 'ffn_norm.scale'),
-    *(
-      make_rule(f'{_DELTA}{released}_proj.weight', f'mixer.{ours}.w', Linear())
-      for released, ours in linear.items()
-    ),
-    *(
-      make_rule(f'{_DELTA}{x}_conv1d.weight', f'mixer.{x}_conv.taps', Conv())
-      for x in 'qkv'
-    ),
-    make_rule(f'{_DELTA}A_log', 'mixer.A_log', Same()),
-    make_rule(f'{_DELTA}dt_bias', 'mixer.dt_bias', Same()),
-    make_rule(f'{_DELTA}o_norm.weight', 'mixer.norm.scale', Same()),
-    make_rule(f'{_DELTA}o_proj.weight', 'mixer.o.w', Linear(inward=2)),
+    make_rule(f'{LAYER}{norms[0]}.weight', 'mixer_norm.scale'),
+    make_rule(f'{LAYER}{norms[1]}.weight', 'ffn_norm.scale'),
+    *of_mixer,
     *common.make_mlp_rules(),
   )
 
 
+_DELTA = common.make_mixer_rules(
+  f'{LAYER}linear_attn.',
+  *((f'{x}_proj.weight', f'{x}.w', Linear()) for x in 'qkvab'),
+  ('g_proj.weight', 'gate.w', Linear()),
+  *((f'{x}_conv1d.weight', f'{x}_conv.taps', Conv()) for x in 'qkv'),
+  ('A_log', 'A_log', Same()),
+  ('dt_bias', 'dt_bias', Same()),
+  ('o_norm.weight', 'norm.scale', Same()),
+  ('o_proj.weight', 'o.w', Linear(inward=2)),
+)
 _CONV = re.compile(r'(.*\.linear_attn\.)([qkv])(_conv1d\.weight)')
 
 
-class _Recut(files.Tensors):
+class _Recut(files.FolderTensors):
   """A folder whose convolutions are of q, k and v.
 
   transformers' save_pretrained cuts their taps, one after another, into three
   parts as torch.chunk does, of as many rows each as a third rounded up and the
   last of the rest, though v is wider than q and k.
   """
-
-  def __init__(self, source: files.Tensors):
-    self.path, self.names = source.path, source.names
-    self.settings, self._source = source.settings, source
-
-  def dtype(self, name: str) -> np.dtype:
-    return self._source.dtype(name)
 
   def _cuts(self, name: str) -> tuple[list[str], int, int] | None:
     """(the three names, where the tensor begins and ends in them together),
@@ -150,17 +125,18 @@ class _Recut(files.Tensors):
     weights = [f'{at}{x}_proj.weight' for x in 'qkv']
     if not all(x in self.names for x in parts + weights):
       return None
-    rows = [self._source.shape(x)[0] for x in weights]
+    stored = super().shape
+    rows = [stored(x)[0] for x in weights]
     third = -(-sum(rows) // 3)
     cut = [third, third, sum(rows) - 2 * third]
-    if [self._source.shape(x)[0] for x in parts] != cut:
+    if [stored(x)[0] for x in parts] != cut:
       return None
     ends = [sum(rows[: i + 1]) for i in range(3)]
     which = 'qkv'.index(own)
     return parts, ends[which] - rows[which], ends[which]
 
   def shape(self, name: str) -> Shape:
-    shape = self._source.shape(name)
+    shape = super().shape(name)
     if cuts := self._cuts(name):
       _, first, last = cuts
       shape = (last - first, *shape[1:])
@@ -169,17 +145,17 @@ class _Recut(files.Tensors):
   def read_raw(self, name: str) -> np.ndarray:
     if cuts := self._cuts(name):
       parts, first, last = cuts
-      return np.concatenate(list(map(self._source.read_raw, parts)))[first:last]
-    return self._source.read_raw(name)
+      return np.concatenate(list(map(super().read_raw, parts)))[first:last]
+    return super().read_raw(name)
 
 
 FAMILIES = (
   Family(
     'olmo_hybrid',
     ('olmo_hybrid',),
+    'OlmoHybridForCausalLM',
     _read,
     _write,
-    common.make_top_rules,
     (_rules,),
     # what transformers' save_pretrained makes of the attention layers' norm
     spellings=((r'\.post_attention_layernorm\.', '.feedforward_layer_norm.'),),
@@ -189,6 +165,6 @@ FAMILIES = (
         ' linear_dt_init_floor'
       ),
     },
-    restore_shapes=_Recut,
+    tensors=_Recut,
   ),
 )

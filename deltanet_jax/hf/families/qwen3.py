@@ -29,32 +29,31 @@ def _read(
   return common.make_model_config(keys, layers)
 
 
-def _write(cfg: ModelConfig, model_type: str, architecture: str) -> Json:
-  mixer = common.find_mixer(cfg, AttentionConfig)
-  return common.write_top_keys(cfg, model_type, architecture) | {
+def _write(cfg: ModelConfig) -> Json:
+  mixer, ffn = common.find_part(cfg, AttentionConfig), cfg.layers[0].ffn
+  settings: Json = {
     **common.write_attention(mixer),
     **rope.write_positions(mixer),
     'attention_bias': False,
     'use_sliding_window': False,
   }
-
-
-def _read_dense(keys: ConfigKeys) -> ModelConfig:
-  return _read(keys, common.read_mlp(keys), kv_heads=32, width=128)
-
-
-def _write_dense(cfg: ModelConfig) -> Json:
-  ffn = common.find_ffn(cfg, MLPConfig)
-  return _write(cfg, 'qwen3', 'Qwen3ForCausalLM') | {
-    'intermediate_size': ffn.hidden
+  if isinstance(ffn, MLPConfig):
+    return settings | {'intermediate_size': ffn.hidden}
+  return settings | {
+    'num_experts': ffn.experts,
+    'num_experts_per_tok': ffn.top,
+    'moe_intermediate_size': ffn.hidden,
+    'norm_topk_prob': ffn.renormalize,
+    'decoder_sparse_step': 1,
+    'mlp_only_layers': [],
   }
 
 
-def _dense_rules(layer):
+def _rules(layer):
   return (
     *common.NORMS,
     *common.make_attention_rules(layer.mixer),
-    *common.make_mlp_rules(),
+    *common.make_ffn_rules(layer.ffn),
   )
 
 
@@ -70,47 +69,26 @@ def _read_moe(keys: ConfigKeys) -> ModelConfig:
   return _read(keys, ffn, kv_heads=4, width=None)
 
 
-def _write_moe(cfg: ModelConfig) -> Json:
-  ffn = common.find_ffn(cfg, MoEConfig)
-  return _write(cfg, 'qwen3_moe', 'Qwen3MoeForCausalLM') | {
-    'num_experts': ffn.experts,
-    'num_experts_per_tok': ffn.top,
-    'moe_intermediate_size': ffn.hidden,
-    'norm_topk_prob': ffn.renormalize,
-    'decoder_sparse_step': 1,
-    'mlp_only_layers': [],
-  }
-
-
-def _moe_rules(layer):
-  return (
-    *common.NORMS,
-    *common.make_attention_rules(layer.mixer),
-    *common.make_moe_rules(
-      layer.ffn, f'{common.LAYER}mlp.', common.PROJECTIONS
-    ),
-  )
-
-
 _WINDOWS = {'of use_sliding_window': 'sliding_window max_window_layers'}
+_DENSE = {'of dense layers, and every layer has experts': 'intermediate_size'}
 
-DENSE = Family(
-  'qwen3',
-  ('qwen3',),
-  _read_dense,
-  _write_dense,
-  common.make_top_rules,
-  (_dense_rules,),
-  harmless=_WINDOWS,
+FAMILIES = (
+  Family(
+    'qwen3',
+    ('qwen3',),
+    'Qwen3ForCausalLM',
+    lambda keys: _read(keys, common.read_mlp(keys), kv_heads=32, width=128),
+    _write,
+    (_rules,),
+    harmless=_WINDOWS,
+  ),
+  Family(
+    'qwen3_moe',
+    ('qwen3_moe',),
+    'Qwen3MoeForCausalLM',
+    _read_moe,
+    _write,
+    (_rules,),
+    harmless=_WINDOWS | _DENSE,
+  ),
 )
-MOE = Family(
-  'qwen3_moe',
-  ('qwen3_moe',),
-  _read_moe,
-  _write_moe,
-  common.make_top_rules,
-  (_moe_rules,),
-  harmless=_WINDOWS
-  | {'of dense layers, and every layer has experts': 'intermediate_size'},
-)
-FAMILIES = (DENSE, MOE)

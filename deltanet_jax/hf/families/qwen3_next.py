@@ -8,10 +8,7 @@ from deltanet_jax.config.experiment import (
   ModelConfig,
   MoEConfig,
 )
-from deltanet_jax.config.mixers import (
-  AttentionConfig,
-  GatedDeltaNetConfig,
-)
+from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 from deltanet_jax.hf import common, rope
 from deltanet_jax.hf.common import LAYER, Family, Mtp
 from deltanet_jax.hf.keys import ConfigKeys
@@ -20,14 +17,10 @@ from deltanet_jax.hf.layout import (
   Linear,
   Rules,
   Same,
-  TensorRule,
   make_rule,
   stack_experts,
 )
 from deltanet_jax.hf.names import Json
-
-_DELTA = f'{LAYER}linear_attn.'
-_MLP = f'{LAYER}mlp.'
 
 
 def _read(
@@ -73,26 +66,14 @@ def _moe(keys: ConfigKeys, top: int) -> MoEConfig:
   )
 
 
-def _read_next(keys: ConfigKeys) -> ModelConfig:
-  return _read(keys, _moe(keys, top=10))
-
-
-def _read_dense(keys: ConfigKeys) -> ModelConfig:
-  return _read(keys, common.read_mlp(keys), kv_heads=4)
-
-
-def _read_moe(keys: ConfigKeys) -> ModelConfig:
-  return _read(keys, _moe(keys, top=8))
-
-
-def _write(cfg: ModelConfig, model_type: str, architecture: str) -> Json:
-  attention = common.find_mixer(cfg, AttentionConfig)
-  delta = common.find_mixer(cfg, GatedDeltaNetConfig)
-  settings = common.write_top_keys(cfg, model_type, architecture) | {
+def _write(cfg: ModelConfig) -> Json:
+  attention = common.find_part(cfg, AttentionConfig)
+  delta = common.find_part(cfg, GatedDeltaNetConfig)
+  settings: Json = {
     **common.write_attention(attention),
     'attention_bias': False,
     **common.write_delta(delta),
-    'layer_types': common.write_layer_types(cfg, AttentionConfig),
+    'layer_types': common.write_layer_types(cfg),
   }
   ffn = cfg.layers[0].ffn
   if isinstance(ffn, MLPConfig):
@@ -107,14 +88,14 @@ def _write(cfg: ModelConfig, model_type: str, architecture: str) -> Json:
 
 
 def _write_next(cfg: ModelConfig) -> Json:
-  attention = common.find_mixer(cfg, AttentionConfig)
-  settings = _write(cfg, 'qwen3_next', 'Qwen3NextForCausalLM') | {
+  attention = common.find_part(cfg, AttentionConfig)
+  settings = _write(cfg) | {
     **rope.write_positions(attention),
     'partial_rotary_factor': attention.rotary_dim / attention.head_dim,
     'decoder_sparse_step': 1,
     'mlp_only_layers': [],
   }
-  kinds = common.write_layer_types(cfg, AttentionConfig)
+  kinds = common.write_layer_types(cfg)
   every = kinds.index('full_attention') + 1
   if kinds == [kinds[i % every] for i in range(len(kinds))]:
     del settings['layer_types']
@@ -122,86 +103,47 @@ def _write_next(cfg: ModelConfig) -> Json:
   return settings
 
 
-def _write_3_5(cfg: ModelConfig, model_type: str, architecture: str) -> Json:
-  attention = common.find_mixer(cfg, AttentionConfig)
-  return _write(cfg, model_type, architecture) | {
-    'rope_parameters': rope.write_parameters(
-      attention,
-      partial_rotary_factor=attention.rotary_dim / attention.head_dim,
-    )
-  }
+def _write_3_5(cfg: ModelConfig) -> Json:
+  attention = common.find_part(cfg, AttentionConfig)
+  share = attention.rotary_dim / attention.head_dim
+  positions = rope.write_parameters(attention, partial_rotary_factor=share)
+  return _write(cfg) | {'rope_parameters': positions}
 
 
-def _write_dense(cfg: ModelConfig) -> Json:
-  return _write_3_5(cfg, 'qwen3_5_text', 'Qwen3_5ForCausalLM')
-
-
-def _write_moe(cfg: ModelConfig) -> Json:
-  return _write_3_5(cfg, 'qwen3_5_moe_text', 'Qwen3_5MoeForCausalLM')
-
-
-def _delta_rules(*projections: TensorRule) -> Rules:
-  return (
-    *projections,
-    make_rule(
-      f'{_DELTA}conv1d.weight',
-      'mixer.q_conv.taps mixer.k_conv.taps mixer.v_conv.taps',
-      Conv(),
-    ),
-    make_rule(f'{_DELTA}A_log', 'mixer.A_log', Same()),
-    make_rule(f'{_DELTA}dt_bias', 'mixer.dt_bias', Same()),
-    make_rule(f'{_DELTA}norm.weight', 'mixer.norm.scale', Same()),
-    make_rule(f'{_DELTA}out_proj.weight', 'mixer.o.w', Linear(inward=2)),
+def _delta_rules(mixer: GatedDeltaNetConfig, fused: bool) -> Rules:
+  apart = (
+    ('in_proj_qkv.weight', 'q.w k.w v.w', Linear()),
+    ('in_proj_z.weight', 'gate.w', Linear()),
+    ('in_proj_b.weight', 'b.w', Linear()),
+    ('in_proj_a.weight', 'a.w', Linear()),
+  )
+  by_head = Linear(groups=mixer.key_heads)
+  together = (
+    ('in_proj_qkvz.weight', 'q.w k.w v.w gate.w', by_head),
+    ('in_proj_ba.weight', 'b.w a.w', by_head),
+  )
+  return common.make_mixer_rules(
+    f'{LAYER}linear_attn.',
+    *(together if fused else apart),
+    ('conv1d.weight', 'q_conv.taps k_conv.taps v_conv.taps', Conv()),
+    ('A_log', 'A_log', Same()),
+    ('dt_bias', 'dt_bias', Same()),
+    ('norm.weight', 'norm.scale', Same()),
+    ('out_proj.weight', 'o.w', Linear(inward=2)),
   )
 
 
-def _next_mixer(mixer):
-  if isinstance(mixer, AttentionConfig):
-    return common.make_attention_rules(mixer)
-  fused = Linear(groups=mixer.key_heads)
-  return _delta_rules(
-    make_rule(
-      f'{_DELTA}in_proj_qkvz.weight',
-      'mixer.q.w mixer.k.w mixer.v.w mixer.gate.w',
-      fused,
-    ),
-    make_rule(f'{_DELTA}in_proj_ba.weight', 'mixer.b.w mixer.a.w', fused),
+def _rules(layer, fused=False):
+  of_mixer = (
+    common.make_attention_rules(layer.mixer)
+    if isinstance(layer.mixer, AttentionConfig)
+    else _delta_rules(layer.mixer, fused)
   )
+  of_ffn = common.make_ffn_rules(layer.ffn, shared='shared_expert')
+  return *common.NORMS, *of_mixer, *of_ffn
 
 
-def _mixer(mixer):
-  if isinstance(mixer, AttentionConfig):
-    return common.make_attention_rules(mixer)
-  return _delta_rules(
-    make_rule(
-      f'{_DELTA}in_proj_qkv.weight', 'mixer.q.w mixer.k.w mixer.v.w', Linear()
-    ),
-    make_rule(f'{_DELTA}in_proj_z.weight', 'mixer.gate.w', Linear()),
-    make_rule(f'{_DELTA}in_proj_b.weight', 'mixer.b.w', Linear()),
-    make_rule(f'{_DELTA}in_proj_a.weight', 'mixer.a.w', Linear()),
-  )
-
-
-def _single_experts(ffn: MoEConfig) -> Rules:
-  return common.make_moe_rules(
-    ffn, _MLP, common.PROJECTIONS, shared='shared_expert'
-  )
-
-
-def _next_rules(layer):
-  return (*common.NORMS, *_next_mixer(layer.mixer), *_single_experts(layer.ffn))
-
-
-def _dense_rules(layer):
-  return *common.NORMS, *_mixer(layer.mixer), *common.make_mlp_rules()
-
-
-def _moe_rules(layer):
-  return stack_experts(_moe_rules_single(layer))
-
-
-def _moe_rules_single(layer):
-  return *common.NORMS, *_mixer(layer.mixer), *_single_experts(layer.ffn)
+_next_rules = partial(_rules, fused=True)
 
 
 def _mtp_layer(cfg: ModelConfig) -> Layer:
@@ -240,34 +182,35 @@ _AROUND = {
   'states are float32 here': 'mamba_ssm_dtype',
 }
 
-NEXT = Family(
-  'qwen3_next',
-  ('qwen3_next',),
-  _read_next,
-  _write_next,
-  common.make_top_rules,
-  (_next_rules,),
-  mtp=_MTP,
-  harmless=_KINDS | _EXPERTS,
+FAMILIES = (
+  Family(
+    'qwen3_next',
+    ('qwen3_next',),
+    'Qwen3NextForCausalLM',
+    lambda keys: _read(keys, _moe(keys, top=10)),
+    _write_next,
+    (_next_rules,),
+    mtp=_MTP,
+    harmless=_KINDS | _EXPERTS,
+  ),
+  Family(
+    'qwen3_5',
+    ('qwen3_5_text', 'qwen3_5'),
+    'Qwen3_5ForCausalLM',
+    lambda keys: _read(keys, common.read_mlp(keys), kv_heads=4),
+    _write_3_5,
+    (_rules,),
+    ignored=_OTHERS,
+    harmless=_KINDS | _AROUND,
+  ),
+  Family(
+    'qwen3_5_moe',
+    ('qwen3_5_moe_text', 'qwen3_5_moe'),
+    'Qwen3_5MoeForCausalLM',
+    lambda keys: _read(keys, _moe(keys, top=8)),
+    _write_3_5,
+    (lambda layer: stack_experts(_rules(layer)), _rules),
+    ignored=_OTHERS,
+    harmless=_KINDS | _EXPERTS | _AROUND,
+  ),
 )
-DENSE = Family(
-  'qwen3_5',
-  ('qwen3_5', 'qwen3_5_text'),
-  _read_dense,
-  _write_dense,
-  common.make_top_rules,
-  (_dense_rules,),
-  ignored=_OTHERS,
-  harmless=_KINDS | _AROUND,
-)
-MOE = Family(
-  'qwen3_5_moe',
-  ('qwen3_5_moe', 'qwen3_5_moe_text'),
-  _read_moe,
-  _write_moe,
-  common.make_top_rules,
-  (_moe_rules, _moe_rules_single),
-  ignored=_OTHERS,
-  harmless=_KINDS | _EXPERTS | _AROUND,
-)
-FAMILIES = (NEXT, DENSE, MOE)
