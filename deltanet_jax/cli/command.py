@@ -1,6 +1,7 @@
 """What the mains share: flags by absl; bad input is one line and status 2."""
 
 import errno
+import functools
 import io
 import os
 import pathlib
@@ -14,13 +15,20 @@ from absl import app, flags, logging
 from deltanet_jax.config import ConfigError
 
 T = TypeVar('T')
+Take = Callable[[list[str]], tuple[T, list[str]]]
 FLAGS = flags.FLAGS
 CLOSED_PIPE = 141  # what a shell says of a command that SIGPIPE ended
 
 
+def as_main(
+  take: Take[T] | None = None,
+) -> Callable[[Callable[[T], int]], Callable[[], NoReturn]]:
+  """A decorator: a function of `arguments` as a main, by `run_command`."""
+  return lambda main: functools.partial(run_command, main, take)
+
+
 def run_command(
-  main: Callable[[T], int],
-  take: Callable[[list[str]], tuple[T, list[str]]] | None = None,
+  main: Callable[[T], int], take: Take[T] | None = None
 ) -> NoReturn:
   """Runs `main(arguments)` as an absl app and exits with the status it returns.
 

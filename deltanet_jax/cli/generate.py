@@ -50,13 +50,9 @@ SEED = flags.DEFINE_integer(
 )
 
 
-def main() -> None:
+@command.as_main()
+def main(_: None) -> int:
   """The command."""
-  command.run_command(_main)
-
-
-def _main(arguments):
-  del arguments
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
   try:
     sampling.check()

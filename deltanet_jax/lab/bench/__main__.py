@@ -56,13 +56,8 @@ JSON = flags.DEFINE_string('json', None, 'File for everything measured.')
 PLOT = flags.DEFINE_string('plot', None, 'PNG of time and memory by length.')
 
 
-def main():
-  """The command."""
-  command.run_command(_main)
-
-
-def _main(taken):
-  del taken
+@command.as_main()
+def main(_):
   lengths = _lengths()
   _check_sizes()
   _check_forms()

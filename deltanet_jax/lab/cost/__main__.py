@@ -67,13 +67,8 @@ PNG = flags.DEFINE_string('png', None, 'Plot of the cache against context.')
 HTML = flags.DEFINE_string('html', None, 'Interactive page.')
 
 
-def main():
-  """The command."""
-  command.run_command(_main)
-
-
-def _main(taken):
-  del taken
+@command.as_main()
+def main(_):
   contexts = arguments.parse_contexts(CONTEXT.value)
   ratio = arguments.parse_ratio(RATIO.value)
   given = [(x, config.load(x).model) for x in PRESET.value]

@@ -31,13 +31,8 @@ COLUMNS = """\
 """
 
 
-def main():
-  """The command."""
-  command.run_command(_main)
-
-
-def _main(taken):
-  del taken
+@command.as_main()
+def main(_):
   # shapes need no accelerator; set before jax is imported
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from deltanet_jax.config.files import write_text

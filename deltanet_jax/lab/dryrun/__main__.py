@@ -67,12 +67,8 @@ ENVIRONMENT = {
 }
 
 
-def main():
-  """The command."""
-  command.run_command(_main, config.parse_argv)
-
-
-def _main(experiment):
+@command.as_main(config.parse_argv)
+def main(experiment):
   if TOPOLOGY.value is None:
     raise ConfigError(
       'no --topology given; name a chip and the sides of a slice, as'

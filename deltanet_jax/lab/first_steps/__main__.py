@@ -33,13 +33,8 @@ WIDTHS = 16, 64  # of the trained layers' keys
 TIMES = 8  # values that one key gets
 
 
-def main():
-  """The command."""
-  command.run_command(_main)
-
-
-def _main(taken):
-  del taken
+@command.as_main()
+def main(_):
   if 0 < STEPS.value < 10:
     raise ConfigError(f'--steps={STEPS.value}: give 0, or 10 and more')
   out = pathlib.Path(OUT.value)

@@ -66,12 +66,8 @@ def take_experiment(argv):
   return None, argv
 
 
-def main():
-  """The command."""
-  command.run_command(_main, take_experiment)
-
-
-def _main(experiment):
+@command.as_main(take_experiment)
+def main(experiment):
   settings = _settings()
   given = model_flags.WORKDIR.value, model_flags.RELEASED.value
   if sum(map(bool, (experiment, *given))) > 1:

@@ -11,27 +11,31 @@ from deltanet_jax.lab.plots import (
   save_figure,
   style_axes,
 )
-from deltanet_jax.lab.profile.report import MIB, Table, _seconds, _throughput
+from deltanet_jax.lab.profile import report
 
 PANELS = {
-  'ttft.png': ('Prefill to the first token, ms', 'prefill', _seconds),
-  'tpot.png': ('Decoding at batch 1, ms a token', 'decode', _seconds),
+  'ttft.png': (
+    'Prefill to the first token, ms', 'prefill', report.measure_seconds
+  ),
+  'tpot.png': (
+    'Decoding at batch 1, ms a token', 'decode', report.measure_seconds
+  ),
   'throughput.png': (
-    'Decoding at the largest batch, tokens a second', 'largest', _throughput,
+    'Decoding at the largest batch, tokens a second', 'largest',
+    report.measure_throughput,
   ),
   'cache.png': (
-    'Cache of one sequence, MiB', 'restore', lambda r: r['cache_bytes'] / MIB,
+    'Cache of one sequence, MiB', 'restore', report.measure_cache_mib
   ),
   'memory.png': (
-    'Peak of the decoding program, MiB', 'decode',
-    lambda r: r['program_bytes'] / MIB,
+    'Peak of the decoding program, MiB', 'decode', report.measure_program_mib
   ),
 }  # fmt: skip
 
 
 def draw_panels(settings, records, where, folder):
   """Writes each of PANELS into the folder; returns their paths."""
-  table, paths = Table(records), []
+  table, paths = report.Table(records), []
   for file, (title, what, value) in PANELS.items():
     figure, (axes,) = make_figure((7.5, 4.8))
     ends = {}

@@ -24,12 +24,8 @@ flags.set_default(train.WORKDIR, 'runs/quickstart')
 flags.adopt_module_key_flags(train)
 
 
-def main():
-  """The command."""
-  command.run_command(_main, config.parse_argv)
-
-
-def _main(experiment):
+@command.as_main(config.parse_argv)
+def main(experiment):
   if train.RELEASED.value is not None:
     raise ConfigError('--released is a flag of launch.train')
   if process_flags.read_process_flags():
