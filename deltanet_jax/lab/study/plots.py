@@ -43,24 +43,21 @@ class View:
     """The Estimate over the questions in limits."""
     key = task, arm, tuple(sorted(limits.items()))
     if key not in self._found:
-      data = self.arrays[task, arm]
-      part = stats.make_part(
-        1, task, data, stats.choose_questions(data, limits)
-      )
+      part = stats.make_part(1, task, self.arrays[task, arm], limits)
       self._found[key] = stats.estimate_sum([part], self.cfg.draws)
     return self._found[key]
 
   def seeds(self, task, arm, limits):
     """The accuracy of each seed over the questions in limits."""
-    data = self.arrays[task, arm]
-    part = stats.make_part(1, task, data, stats.choose_questions(data, limits))
+    part = stats.make_part(1, task, self.arrays[task, arm], limits)
     return (part.right.sum(1) / part.questions.sum(1)).tolist()
 
   def levels(self, task, name):
     """Values of a slice that are asked of."""
-    arm = self.arms(task)[0]
-    data = self.arrays[task, arm]
-    return _known(data[f'slice.{name}'][data['weights'] > 0])
+    data = self.arrays[task, self.arms(task)[0]]
+    labels = data[f'slice.{name}'][data['weights'] > 0]
+    # -1: the slice is not about the question
+    return np.unique(labels[labels >= 0])
 
   def scaled(self):
     """{arm: {factor of the log-decay: accuracies of the seeds}}, of 'deep'."""
@@ -72,16 +69,10 @@ class View:
         by_scale.setdefault(row['scale'], []).append(row['accuracy'])
     return accuracies
 
-  def fact(self, task, arm, name):
-    return next(
-      row[name] for row in self.rows
-      if (row['task'], row['model']) == (task, arm)
-    )  # fmt: skip
-
-
-def _known(labels):
-  # -1: the slice is not about the question
-  return np.unique(labels[labels >= 0])
+  def facts(self, task, arm):
+    """A row of the cell: its sizes stand in every one."""
+    of_cell = lambda row: (row['task'], row['model']) == (task, arm)
+    return next(filter(of_cell, self.rows))
 
 
 def style_arm(arm):
@@ -117,7 +108,7 @@ def draw_memory(axes, view):
   """Recall against what decoding keeps."""
   for arm in view.arms('mqar'):
     estimate = view.accuracy('mqar', arm, limit_to_hardest(view.cfg, 'mqar'))
-    x = view.fact('mqar', arm, 'cache_floats')
+    x = view.facts('mqar', arm)['cache_floats']
     bars = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
     axes.errorbar(x, estimate.value, yerr=bars, **style_arm(arm))
   axes.set(
