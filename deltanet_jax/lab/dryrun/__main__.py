@@ -93,7 +93,7 @@ def main(experiment):
     WEIGHTS.value,
     say=lambda line: print(line, file=sys.stderr, flush=True),
   )
-  print(report.format_text(record, topology))
+  print(report.format_text(record, topology), end='')
   if path:
     write_text(path, format_json(record))
   return 0 if record['fits'] else 1
