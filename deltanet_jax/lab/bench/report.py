@@ -1,9 +1,9 @@
 """What was measured, as tables, as JSON and as a plot."""
 
-import json
 import math
 import statistics
 
+from deltanet_jax.config import files
 from deltanet_jax.lab.bench.bench import PASSES, is_same
 
 
@@ -17,20 +17,15 @@ def compute_growth(programs):
     rows.setdefault((program.name, program.way), []).append(program)
   out = []
   for (name, way), row in rows.items():
-    time_ = [min(p.seconds) if p.seconds else None for p in row]
-    bytes_ = [p.temporary_bytes for p in row]
     lengths = [p.length for p in row]
-    out.append(
-      {
-        'name': name,
-        'pass': way,
-        'lengths': lengths,
-        'time': _per_token(lengths, time_),
-        'time_slope': _slope(lengths, time_),
-        'temporary': _per_token(lengths, bytes_),
-        'temporary_slope': _slope(lengths, bytes_),
-      }
-    )
+    growth = {'name': name, 'pass': way, 'lengths': lengths}
+    for what, values in (
+      ('time', [min(p.seconds, default=None) for p in row]),
+      ('temporary', [p.temporary_bytes for p in row]),
+    ):
+      growth[what] = _per_token(lengths, values)
+      growth[f'{what}_slope'] = _slope(lengths, values)
+    out.append(growth)
   return out
 
 
@@ -134,22 +129,17 @@ def _growth_table(rows):
 
 def format_json(settings, programs, where):
   """Everything measured, as JSON; a number that is not finite is null."""
-  finite = lambda x: x if x is None or math.isfinite(x) else None
-  tree = {
-    'settings': settings._asdict(),
-    **where,
-    'programs': [
-      program.record()
-      | {
-        'ran': bool(program.seconds),
-        'difference': finite(program.difference),
-        'same': is_same(program, settings),
-      }
-      for program in programs
-    ],
-    'growth': compute_growth(programs) if len(settings.lengths) > 1 else None,
-  }
-  return json.dumps(tree, indent=2, allow_nan=False) + '\n'
+  return files.format_json(
+    {
+      'settings': settings._asdict(),
+      **where,
+      'programs': [
+        p.record() | {'ran': bool(p.seconds), 'same': is_same(p, settings)}
+        for p in programs
+      ],
+      'growth': compute_growth(programs) if len(settings.lengths) > 1 else None,
+    }
+  )
 
 
 def draw_growth(settings, programs, where, path):

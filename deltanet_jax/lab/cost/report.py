@@ -1,17 +1,15 @@
 """What `launch.calc` answers: records of models, as text, JSON and a plot."""
 
 import collections
-import json
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
+from deltanet_jax.config import files
 from deltanet_jax.lab.cost import calc
 
-TWINS = {
-  'all_attention': 'all attention',
-  'all_recurrent': 'all recurrent',
-}
-BITS = {'float32': 32, 'bfloat16': 16, 'float8_e4m3fn': 8}
+TWINS = {'all_attention': 'all attention', 'all_recurrent': 'all recurrent'}
 
 
 class CostSettings(NamedTuple):
@@ -27,14 +25,14 @@ def measure_model(name, cfg, settings):
   A twin that is not defined (no attention, or no recurrent layer) is null, and
   so is what is compared with it.
   """
-  parameters, width = calc.count_parameters(cfg), BITS[settings.dtype] // 8
+  parameters = calc.count_parameters(cfg)
   record = {
     'name': name,
     'layers': count_kinds(cfg),
     'd_model': cfg.d_model,
     'parameters': parameters,
     'active_parameters': calc.count_active_parameters(cfg),
-    'weight_bytes': parameters * width,
+    'weight_bytes': parameters * jnp.dtype(settings.dtype).itemsize,
     'cache': measure_cache(cfg, settings),
     'flops_per_token': measure_flops(cfg, settings),
     'all_attention': _twin(cfg, calc.make_attention_twin, settings),
@@ -72,17 +70,12 @@ def measure_cache(cfg, settings):
   context."""
   last = max(settings.contexts)
   places = (0, *settings.contexts, last, last + 1)
-  at = [
-    calc.count_cache_parts(cfg, n, settings.batch, settings.dtype,
-                     settings.state_dtype)
-    for n in places
-  ]  # fmt: skip
+  how = settings.batch, settings.dtype, settings.state_dtype
+  at = [calc.count_cache_parts(cfg, n, *how) for n in places]
 
   def row(of):
     constant, *sums, before, after = (of(sizes) for sizes in at)
-    return {
-      'per_token': after - before, 'constant': constant, 'at': sums
-    }  # fmt: skip
+    return {'per_token': after - before, 'constant': constant, 'at': sums}
 
   every = lambda sizes: sum(sum(parts.values()) for parts in sizes.values())
   return {
@@ -103,8 +96,7 @@ def measure_flops(cfg, settings):
 
 
 def format_json(records, settings):
-  tree = {'settings': settings._asdict(), 'models': records}
-  return json.dumps(tree, indent=2, allow_nan=False) + '\n'
+  return files.format_json({'settings': settings._asdict(), 'models': records})
 
 
 def format_text(records, settings):
@@ -166,14 +158,11 @@ def _model(record, settings):
     f'  Cache of {batch} in {settings.dtype}, states in {settings.state_dtype}',
     line('', 'B / token', 'constant', map(count, contexts)),
   ]  # fmt: skip
-  row = lambda label, x: lines.append(
-    line(
-      label,
-      count(x['per_token']),
-      count(x['constant']),
-      map(format_size, x['at']),
-    )  # fmt: skip
-  )
+
+  def row(label, x):
+    sizes = count(x['per_token']), count(x['constant'])
+    lines.append(line(label, *sizes, map(format_size, x['at'])))
+
   for kind, parts in record['cache']['parts'].items():
     for part, x in parts.items():
       row(f'{kind}: {part}', x)
@@ -182,8 +171,7 @@ def _model(record, settings):
   for key, label in twins.items():
     row(label, record[key]['cache']['total'])
   if twins:
-    share = [f'{x:.1%}' for x in record['saved']]
-    lines.append(line('saved', '', '', share))
+    lines.append(line('saved', '', '', (f'{x:.1%}' for x in record['saved'])))
   lines += ['', f'  {describe_saving(record)}', '', '  GFLOP of a token']
   for way, name in (('forward', 'prefill'), ('decode', 'decoding')):
     for label, entry in (

@@ -13,14 +13,9 @@ import numpy as np
 from deltanet_jax.ops.routing import RARE
 
 KINDS = (
-  'all-gather',
-  'all-reduce',
-  'reduce-scatter',
-  'collective-permute',
-  'ragged-all-to-all',
-  'all-to-all',
-  'collective-broadcast',
-)
+  'all-gather', 'all-reduce', 'reduce-scatter', 'collective-permute',
+  'ragged-all-to-all', 'all-to-all', 'collective-broadcast',
+)  # fmt: skip
 BETWEEN = 'between slices'  # what a program sends to other slices
 
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$')
@@ -223,9 +218,6 @@ def _first(around, name, index):
   return _constant(around, part.name) or 0 if part is not None else 0
 
 
-# ------------------------------------------------------------- collectives
-
-
 def find_collectives(text):
   """Every Collective of a compiled program's text.
 
@@ -252,19 +244,11 @@ def find_collectives(text):
       # room for all rows of all, while a device sends no more than it has
       arrays = (find_smaller(program.computations[step.computation], x),)
     if kind == 'all-reduce' and 'reduce-scatter' in step.computation:
-      kind, arrays = (
-        'reduce-scatter',
-        find_root(program.computations[step.computation]).arrays,
-      )
-    collectives.append(
-      Collective(
-        kind,
-        tuple(a.shape for a in arrays),
-        sum(a.bytes for a in arrays),
-        step.times,
-        parse_group(x.text),
-      )
-    )
+      kind = 'reduce-scatter'
+      arrays = find_root(program.computations[step.computation]).arrays
+    shapes = tuple(a.shape for a in arrays)
+    size, group = sum(a.bytes for a in arrays), parse_group(x.text)
+    collectives.append(Collective(kind, shapes, size, step.times, group))
   return collectives
 
 
