@@ -42,12 +42,9 @@ TOP_P = flags.DEFINE_float(
   'top_p', 1.0, 'Choose among the most likely tokens of this probability.'
 )
 SEED = flags.DEFINE_integer(
-  'seed',
-  0,
-  'Another seed, another text.',
-  lower_bound=SEEDS[0],
-  upper_bound=SEEDS[-1],
-)
+  'seed', 0, 'Another seed, another text.',
+  lower_bound=SEEDS[0], upper_bound=SEEDS[-1],
+)  # fmt: skip
 
 
 @command.as_main()
@@ -63,16 +60,11 @@ def main(_: None) -> int:
   source.check()
   from deltanet_jax.infer import text
 
-  return _show(
-    text.continue_text(
-      source,
-      PROMPT.value,
-      chat=CHAT.value,
-      max_tokens=MAX_TOKENS.value,
-      sampling=sampling,
-      seed=SEED.value,
-    )
-  )
+  parts = text.continue_text(
+    source, PROMPT.value, chat=CHAT.value, max_tokens=MAX_TOKENS.value,
+    sampling=sampling, seed=SEED.value,
+  )  # fmt: skip
+  return _show(parts)
 
 
 def _show(parts):

@@ -183,13 +183,9 @@ def _train(experiment, workdir, data, source, tokenizer):
   texts = start.make_texts(source, tokenizer)
   try:
     return loop.train(
-      experiment,
-      workdir,
-      data,
-      source=source,
-      texts=texts,
+      experiment, workdir, data, source=source, texts=texts,
       new_text=NEW_TEXT.value,
-    )
+    )  # fmt: skip
   except (loop.NonFiniteError, CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
   except OSError as error:
