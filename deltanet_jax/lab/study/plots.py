@@ -61,12 +61,17 @@ class View:
 
   def scaled(self):
     """{arm: {factor of the log-decay: accuracies of the seeds}}, of 'deep'."""
+    return self.group_accuracies('decay', 'scale')
+
+  def group_accuracies(self, phase, name):
+    """{arm: {value of `name`: accuracies of the seeds}} in a phase, of 'deep'
+    over all questions."""
     accuracies = {}
     for row in self.rows:
-      scored = row['phase'] == 'decay' and row['accuracy'] is not None
-      if scored and row['task'] == 'deep':
-        by_scale = accuracies.setdefault(row['model'], {})
-        by_scale.setdefault(row['scale'], []).append(row['accuracy'])
+      where = row['task'], row['phase'], row['slice']
+      if where == ('deep', phase, 'all') and row['accuracy'] is not None:
+        by_value = accuracies.setdefault(row['model'], {})
+        by_value.setdefault(row[name], []).append(row['accuracy'])
     return accuracies
 
   def facts(self, task, arm):
@@ -90,11 +95,10 @@ def _line(axes, view, task, arm, name, limits, scale=1.0):
   estimates = [view.accuracy(task, arm, limits | {name: (x, x)}) for x in xs]
   xs = xs * scale
   style = style_arm(arm)
-  axes.plot(xs, [e.value for e in estimates], **style)
-  low, high = [e.low for e in estimates], [e.high for e in estimates]
-  axes.fill_between(
-    xs, low, high, color=style['color'], alpha=0.12, linewidth=0
-  )
+  values, low, high = zip(*estimates, strict=True)
+  axes.plot(xs, values, **style)
+  color = style['color']
+  axes.fill_between(xs, low, high, color=color, alpha=0.12, linewidth=0)
 
 
 def draw_capacity(axes, view):
@@ -136,13 +140,11 @@ def draw_ratios(axes, view):
       continue
     family = [a for a in names if parse_arm(a)[0] == pure]
     share = lambda a: 1 / (parse_arm(a)[1] + 1) if parse_arm(a)[1] else 0
-    points = [(share(a), view.accuracy('deep', a, limits)) for a in family]
-    points.append((1, view.accuracy('deep', 'full', limits)))
-    points.sort(key=lambda p: p[0])
-    xs = [x for x, _ in points]
-    values = np.array([(e.value, e.low, e.high) for _, e in points]).T
-    bars = [values[0] - values[1], values[2] - values[0]]
-    axes.errorbar(xs, values[0], yerr=bars, **style_arm(pure))
+    points = [(share(a), *view.accuracy('deep', a, limits)) for a in family]
+    points.append((1, *view.accuracy('deep', 'full', limits)))
+    xs, values, low, high = np.array(sorted(points)).T
+    bars = [values - low, high - values]
+    axes.errorbar(xs, values, yerr=bars, **style_arm(pure))
   axes.set(
     xlabel=f'share of attention in {view.cfg.deep} layers (0: none, 1: all)',
     ylabel=f'accuracy on MQAR, {view.cfg.pairs} pairs',
@@ -151,12 +153,7 @@ def draw_ratios(axes, view):
 
 def draw_budget(axes, view):
   """How far an arm is behind full attention while training goes on."""
-  curves = {}
-  for row in view.rows:
-    at = row['task'] == 'deep' and row['phase'] == 'fresh'
-    if at and row['slice'] == 'all' and row['accuracy'] is not None:
-      points = curves.setdefault(row['model'], {})
-      points.setdefault(row['step'], []).append(row['accuracy'])
+  curves = view.group_accuracies('fresh', 'step')
   for arm in view.arms('deep'):
     if arm == 'full':
       continue
