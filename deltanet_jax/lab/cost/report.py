@@ -42,13 +42,11 @@ def measure_model(name, cfg, settings):
     'break_even': None,
   }
   if record['all_attention']:
-    cache_settings = settings.batch, settings.dtype, settings.state_dtype
+    how = settings.batch, settings.dtype, settings.state_dtype
     record |= {
-      'saved': [
-        calc.compute_saving(cfg, n, *cache_settings) for n in settings.contexts
-      ],
-      'saved_in_the_limit': calc.compute_saving(cfg, None, *cache_settings),
-      'break_even': calc.find_break_even(cfg, *cache_settings),
+      'saved': [calc.compute_saving(cfg, n, *how) for n in settings.contexts],
+      'saved_in_the_limit': calc.compute_saving(cfg, None, *how),
+      'break_even': calc.find_break_even(cfg, *how),
     }
   return record
 
@@ -219,24 +217,23 @@ def draw_cache(cfgs, settings, path):
   figure, panels = plots.make_figure(
     (1 + 5.2 * len(cfgs), 4.8), len(cfgs), share_y=True
   )
-  cache_settings = settings.batch, settings.dtype, settings.state_dtype
+  how = settings.batch, settings.dtype, settings.state_dtype
   top = max(2**20, *settings.contexts)
   steps = 4 * int(math.log2(top / 64))
   contexts = [round(64 * 2 ** (i / 4)) for i in range(steps + 1)]
   for axes, (name, cfg) in zip(panels, cfgs, strict=True):
-    for label, color, model in list_lines(cfg):
-      sizes = [
-        calc.count_total_bytes(model, n, *cache_settings) for n in contexts
-      ]
+    lines = list(list_lines(cfg))
+    for label, color, model in lines:
+      sizes = [calc.count_total_bytes(model, n, *how) for n in contexts]
       axes.plot(contexts, sizes, color=color, lw=2 if label == 'model' else 1.3)
       axes.annotate(
         label, (contexts[-1], sizes[-1]), (6, 0), textcoords='offset points',
         color=color, va='center', fontsize=9,
       )  # fmt: skip
-    both = all(calc.find_mixer(cfg, recurrent=x) for x in (True, False))
-    cross = calc.find_break_even(cfg, *cache_settings) if both else None
-    if cross:
-      there = cross, calc.count_total_bytes(cfg, cross, *cache_settings)
+    # the model alone has no twin to be smaller than
+    twins = len(lines) > 1
+    if cross := twins and calc.find_break_even(cfg, *how):
+      there = cross, calc.count_total_bytes(cfg, cross, *how)
       axes.plot(*there, 'o', color='0.2', ms=5)
       axes.annotate(
         f'{cross:,} tokens', there, (8, -10), textcoords='offset points',
@@ -255,10 +252,9 @@ def draw_cache(cfgs, settings, path):
 
 def list_lines(cfg):
   """(label, color, ModelConfig) of the lines of a plot."""
-  attention = calc.find_mixer(cfg, recurrent=False)
-  recurrent = calc.find_mixer(cfg, recurrent=True)
-  if attention and recurrent:
+  hybrid = all(calc.find_mixer(cfg, recurrent=x) for x in (True, False))
+  if hybrid:
     yield 'all attention', '#b3541e', calc.make_attention_twin(cfg)
   yield 'model', '#1f6f78', cfg
-  if attention and recurrent:
+  if hybrid:
     yield 'all recurrent', '0.45', calc.make_recurrent_twin(cfg)
