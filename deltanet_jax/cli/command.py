@@ -106,6 +106,23 @@ def refuse_input(message: str | ConfigError) -> NoReturn:
   sys.exit(2)
 
 
+def read_numbers(
+  flag: flags.FlagHolder[list[str]], least: int, most: int, advice: str
+) -> tuple[int, ...]:
+  """The whole numbers of a flag, ascending, each once.
+
+  Raises:
+    ConfigError: none, or one that is not from `least` to `most`; with `advice`.
+  """
+  try:
+    numbers = sorted({int(text) for text in flag.value})
+  except ValueError:
+    numbers = []
+  if not numbers or numbers[0] < least or numbers[-1] > most:
+    raise ConfigError(f'--{flag.name}={",".join(flag.value)}: {advice}')
+  return tuple(numbers)
+
+
 def check_output(
   flag: flags.FlagHolder[str | None], suffix: str | None = None
 ) -> pathlib.Path | None:

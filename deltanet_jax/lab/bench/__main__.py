@@ -18,6 +18,7 @@ grow; --plot draws it.
 """
 
 import pathlib
+import sys
 
 from absl import flags
 
@@ -58,7 +59,10 @@ PLOT = flags.DEFINE_string('plot', None, 'PNG of time and memory by length.')
 
 @command.as_main()
 def main(_):
-  lengths = _lengths()
+  different = 'give different numbers of tokens, as 4096 or 4096,8192'
+  lengths = command.read_numbers(LENGTH, 1, sys.maxsize, different)
+  if len(lengths) < len(LENGTH.value):
+    raise ConfigError(f'--length={",".join(LENGTH.value)}: {different}')
   _check_sizes()
   _check_forms()
   for peer in PEER.value:
@@ -89,19 +93,6 @@ def main(_):
   if plot_path:
     report.draw_growth(settings, programs, where, plot_path)
   return 0
-
-
-def _lengths():
-  try:
-    lengths = tuple(int(length) for length in LENGTH.value)
-  except ValueError:
-    lengths = ()
-  if not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
-    raise ConfigError(
-      f'--length={",".join(LENGTH.value)}: give different numbers of tokens,'
-      ' as 4096 or 4096,8192'
-    )
-  return tuple(sorted(lengths))
 
 
 def _check_sizes():

@@ -27,7 +27,7 @@ from absl import flags
 
 from deltanet_jax import config
 from deltanet_jax.cli import command
-from deltanet_jax.config import ConfigError, preset_names
+from deltanet_jax.config import ConfigError, preset_names, ranges
 from deltanet_jax.lab.cost import arguments
 
 DTYPES = {
@@ -41,7 +41,7 @@ CONTEXT = flags.DEFINE_list(
   'context', ['4096', '32768', '1048576'], 'Tokens of a sequence.'
 )
 BATCH = flags.DEFINE_integer(
-  'batch', 1, 'Sequences.', lower_bound=1, upper_bound=arguments.LARGEST_INT
+  'batch', 1, 'Sequences.', lower_bound=1, upper_bound=ranges.LARGEST_INT
 )
 DTYPE = flags.DEFINE_enum(
   'dtype', 'bfloat16', list(DTYPES), 'Of the weights and the cache.'
@@ -69,7 +69,11 @@ HTML = flags.DEFINE_string('html', None, 'Interactive page.')
 
 @command.as_main()
 def main(_):
-  contexts = arguments.parse_contexts(CONTEXT.value)
+  contexts = command.read_numbers(
+    CONTEXT, 1, ranges.LARGEST_INT,  # positions are numbers of a device
+    f'give numbers of tokens from 1 to {ranges.LARGEST_INT:,}, as 4096 or'
+    ' 4096,32768',
+  )  # fmt: skip
   ratio = arguments.parse_ratio(RATIO.value)
   given = [(x, config.load(x).model) for x in PRESET.value]
   cfgs = {preset_names.label_preset(x): cfg for x, cfg in given}

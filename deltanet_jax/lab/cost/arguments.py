@@ -1,4 +1,4 @@
-"""What `launch.calc` is given: contexts, ratios, mixers. Standard library only,
+"""What `launch.calc` is given: ratios, mixers. Standard library only,
 so that a mistake is answered before jax is imported.
 
 Every failure is a ConfigError of one line.
@@ -9,7 +9,6 @@ import difflib
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError, mixers
-from deltanet_jax.config.ranges import LARGEST_INT
 
 KINDS = {
   name.removesuffix('Config'): kind
@@ -18,21 +17,6 @@ KINDS = {
   and issubclass(kind, mixers.MixerConfig)
   and kind is not mixers.MixerConfig
 }
-
-
-def parse_contexts(texts):
-  """Different numbers of tokens, ascending."""
-  try:
-    tokens = sorted({int(text) for text in texts})
-  except ValueError:
-    tokens = []
-  # positions are numbers of a device
-  if not tokens or tokens[0] < 1 or tokens[-1] > LARGEST_INT:
-    raise ConfigError(
-      f'--context={",".join(texts)}: give numbers of tokens from 1 to'
-      f' {LARGEST_INT:,}, as 4096 or 4096,32768'
-    )
-  return tuple(tokens)
 
 
 def parse_ratio(text):
