@@ -85,14 +85,10 @@ def main(experiment):
   from deltanet_jax.lab.dryrun import report, run
 
   record = run.run_dryrun(
-    experiment,
-    topology,
-    OF.value,
-    CONTEXT.value or experiment.data.seq_len,
-    BATCH.value or 1,
-    WEIGHTS.value,
+    experiment, topology, OF.value, CONTEXT.value or experiment.data.seq_len,
+    BATCH.value or 1, WEIGHTS.value,
     say=lambda line: print(line, file=sys.stderr, flush=True),
-  )
+  )  # fmt: skip
   print(report.format_text(record, topology), end='')
   if path:
     write_text(path, format_json(record))

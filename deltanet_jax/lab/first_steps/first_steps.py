@@ -97,21 +97,21 @@ def measure_orthogonal_error(key):
   """{rule: largest error} with as many pairs as the keys are wide, their keys
   at right angles."""
   keys, values = make_pairs(key, DRAWS, WIDTH, WIDTH)
-  keys = jnp.linalg.qr(keys)[0]
-  return {
-    rule: float(write_one_by_one(rule, keys, values)[0][:, -1].max())
-    for rule in RULES
-  }
+  last = _measure_last_errors(jnp.linalg.qr(keys)[0], values)
+  return {rule: float(error.max()) for rule, error in last.items()}
 
 
 def measure_overwrite_error(key, times):
   """{rule: mean error} of a key's newest value, after `times` values of it."""
   keys, values = make_pairs(key, DRAWS, times, WIDTH)
   keys = jnp.broadcast_to(keys[:, :1], keys.shape)
-  return {
-    rule: float(write_one_by_one(rule, keys, values)[0][:, -1, -1].mean())
-    for rule in RULES
-  }
+  last = _measure_last_errors(keys, values)
+  return {rule: float(error[:, -1].mean()) for rule, error in last.items()}
+
+
+def _measure_last_errors(keys, values):
+  """{rule: [B,N]}, of every pair once all are written."""
+  return {r: write_one_by_one(r, keys, values)[0][:, -1] for r in RULES}
 
 
 class Copier(NamedTuple):

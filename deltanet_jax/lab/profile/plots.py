@@ -4,13 +4,7 @@ import math
 
 from matplotlib.ticker import LogLocator, NullLocator
 
-from deltanet_jax.lab.plots import (
-  PALETTE,
-  make_figure,
-  mark_places,
-  save_figure,
-  style_axes,
-)
+from deltanet_jax.lab import plots
 from deltanet_jax.lab.profile import report
 
 PANELS = {
@@ -37,20 +31,21 @@ def draw_panels(settings, records, where, folder):
   """Writes each of PANELS into the folder; returns their paths."""
   table, paths = report.Table(records), []
   for file, (title, what, value) in PANELS.items():
-    figure, (axes,) = make_figure((7.5, 4.8))
+    figure, (axes,) = plots.make_figure((7.5, 4.8))
     ends = {}
     for i, model in enumerate(table.models):
       rows = [table[model, what, n] for n in table.contexts]
       points = [(r['context'], value(r)) for r in rows if r]
       if points:
-        axes.plot(*zip(*points, strict=True), 'o-', color=PALETTE[i], ms=4)
-        ends[model] = (*points[-1], PALETTE[i])
+        color = plots.PALETTE[i]
+        axes.plot(*zip(*points, strict=True), 'o-', color=color, ms=4)
+        ends[model] = (*points[-1], color)
     axes.set(xscale='log', yscale='log', xlabel='context, tokens')
-    mark_places(axes, table.contexts, list(map(_short, table.contexts)))
+    plots.mark_places(axes, table.contexts, list(map(_short, table.contexts)))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda y, _: f'{y:,g}')
-    style_axes(axes)
+    plots.style_axes(axes)
     _label(axes, ends)
     axes.set_title(title, loc='left', fontsize=11)
     figure.text(
@@ -58,7 +53,7 @@ def draw_panels(settings, records, where, folder):
       fontsize=7, color='0.4',
     )  # fmt: skip
     path = folder / file
-    save_figure(figure, path)
+    plots.save_figure(figure, path)
     paths.append(path)
   return paths
 

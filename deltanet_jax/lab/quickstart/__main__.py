@@ -48,9 +48,9 @@ def _baselines(experiment, workdir):
   """Bits per byte of the order-2 and order-3 models, computed once."""
   path = workdir.path / 'baselines.json'
   # a run may have gone on with another text
-  corpus = workdir.corpus
-  old = corpus.is_file() and path.is_file()
-  if not path.is_file() or old and _time(path) < _time(corpus):
+  newer = lambda a, b: a.stat().st_mtime > b.stat().st_mtime
+  corpus, there = workdir.corpus, path.is_file()
+  if not there or corpus.is_file() and newer(corpus, path):
     from deltanet_jax.data.text import TextData
     from deltanet_jax.lab.quickstart import ngram
 
@@ -62,10 +62,6 @@ def _baselines(experiment, workdir):
       )
     write_text(path, format_json(bits))
   return read_json(path)
-
-
-def _time(path):
-  return path.stat().st_mtime
 
 
 def _show_bits(result, baselines):

@@ -8,14 +8,7 @@ import numpy as np
 from matplotlib import pyplot
 
 from deltanet_jax.config.files import write_text
-from deltanet_jax.lab.plots import (
-  PALETTE,
-  THEMES,
-  make_figure,
-  make_theme,
-  save_figure,
-  style_axes,
-)
+from deltanet_jax.lab import plots
 from deltanet_jax.lab.study import stats
 from deltanet_jax.lab.study.config import ARMS, parse_arm
 from deltanet_jax.lab.study.expect import limit_to_hardest
@@ -85,7 +78,7 @@ def style_arm(arm):
   name, ratio = parse_arm(arm)
   names = [a for a in ARMS if not parse_arm(a)[1]]
   return {
-    'color': PALETTE[names.index(name)], 'linestyle': STYLES[ratio],
+    'color': plots.PALETTE[names.index(name)], 'linestyle': STYLES[ratio],
     'marker': MARKS[ratio], 'label': arm, 'markersize': 4, 'linewidth': 1.4,
   }  # fmt: skip
 
@@ -216,7 +209,7 @@ def draw_plots(view, folder):
       continue
     images = {
       theme: _render(paint, view, theme, folder / f'{name}-{theme}.png')
-      for theme in THEMES
+      for theme in plots.THEMES
     }
     figures.append((name, title, images))
   return figures
@@ -224,13 +217,13 @@ def draw_plots(view, folder):
 
 def _render(paint, view, theme, path):
   """Writes the picture as PNG and SVG; returns the SVG."""
-  style = make_theme(theme) | {
+  style = plots.make_theme(theme) | {
     'svg.fonttype': 'none', 'font.size': 9, 'svg.hashsalt': 'study'
   }  # fmt: skip
   with pyplot.rc_context(style):
-    figure, (axes,) = make_figure((8.2, 4.2))
+    figure, (axes,) = plots.make_figure((8.2, 4.2))
     paint(axes, view)
-    style_axes(axes)
+    plots.style_axes(axes)
     if paint is not draw_budget:
       axes.set_ylim(-0.02, 1.02)
     if axes.get_legend_handles_labels()[0]:
@@ -238,7 +231,7 @@ def _render(paint, view, theme, path):
     text = io.StringIO()
     plain = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
     figure.savefig(text, format='svg', transparent=True, metadata=plain)
-    save_figure(figure, path, THEMES[theme]['back'])
+    plots.save_figure(figure, path, plots.THEMES[theme]['back'])
   svg = _inline(text.getvalue(), theme)
   write_text(path.with_suffix('.svg'), svg)
   return svg
