@@ -2,12 +2,14 @@
 
 import collections
 import math
+import pathlib
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from deltanet_jax.config import files
 from deltanet_jax.lab.cost import calc
+from deltanet_jax.lab.pages import render_page
 
 TWINS = {'all_attention': 'all attention', 'all_recurrent': 'all recurrent'}
 
@@ -140,44 +142,20 @@ def describe_saving(record):
 
 
 def _model(record, settings):
-  contexts = settings.contexts
-  cells = lambda values: ''.join(f'{value:>11}' for value in values)
-  line = lambda label, a, b, rest: f'  {label:28}{a:>10}{b:>13}{cells(rest)}'
-  count = lambda n: f'{n:,}'
-  batch = '1 sequence' if settings.batch == 1 else f'{settings.batch} sequences'
-  active = ''
-  if record['active_parameters'] != record['parameters']:
-    active = f', {record["active_parameters"]:,} of them work on a token'
-  lines = [
-    f'{record["name"]}: {format_kinds(record["layers"])}',
-    f'  {record["parameters"]:,} parameters{active}',
-    f'  {format_size(record["weight_bytes"])} of weights in {settings.dtype}',
-    '',
-    f'  Cache of {batch} in {settings.dtype}, states in {settings.state_dtype}',
-    line('', 'B / token', 'constant', map(count, contexts)),
-  ]  # fmt: skip
+  known = all(record[key] for key in TWINS)
+  return render_page(
+    pathlib.Path(__file__).with_name('model.txt.jinja'),
+    record=record, settings=settings, line=_line, size=format_size,
+    count='{:,}'.format, giga=lambda n: f'{n / 1e9:,.2f}',
+    kinds=format_kinds(record['layers']), saving=describe_saving(record),
+    twins=[(label, record[key]) for key, label in TWINS.items() if known],
+  ).rstrip('\n')  # fmt: skip
 
-  def row(label, x):
-    sizes = count(x['per_token']), count(x['constant'])
-    lines.append(line(label, *sizes, map(format_size, x['at'])))
 
-  for kind, parts in record['cache']['parts'].items():
-    for part, x in parts.items():
-      row(f'{kind}: {part}', x)
-  row('together', record['cache']['total'])
-  twins = TWINS if all(record[key] for key in TWINS) else {}
-  for key, label in twins.items():
-    row(label, record[key]['cache']['total'])
-  if twins:
-    lines.append(line('saved', '', '', (f'{x:.1%}' for x in record['saved'])))
-  lines += ['', f'  {describe_saving(record)}', '', '  GFLOP of a token']
-  for way, name in (('forward', 'prefill'), ('decode', 'decoding')):
-    for label, entry in (
-      ('', record), *((f', {x}', record[key]) for key, x in twins.items())
-    ):  # fmt: skip
-      values = (f'{x / 1e9:,.2f}' for x in entry['flops_per_token'][way])
-      lines.append(line(name + label, '', '', values))
-  return '\n'.join(x.rstrip() for x in lines)
+def _line(label, values, show, per_token='', constant=''):
+  """values: at every context, each of which `show` makes text"""
+  cells = ''.join(f'{show(value):>11}' for value in values)
+  return f'  {label:28}{per_token:>10}{constant:>13}{cells}'.rstrip()
 
 
 def _beside(records, settings):
