@@ -287,19 +287,19 @@ def parse_group(text):
   if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', text):
     return tuple(map(int, listed[1].split(',')))
   numbers = lambda text: tuple(map(int, text.split(',')))
+  grid = lambda sizes: np.arange(math.prod(sizes)).reshape(sizes)
   iota = re.search(
     r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text
   )
   if iota:
-    places = np.arange(math.prod(numbers(iota[2]))).reshape(numbers(iota[2]))
+    places = grid(numbers(iota[2]))
     if iota[3]:
       places = places.transpose(numbers(iota[3]))
     return tuple(places.reshape(numbers(iota[1]))[0].tolist())
   mesh = re.search(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}', text)
   if mesh and ':' not in mesh[2]:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-    places = np.arange(math.prod(map(int, sizes.values())))
-    places = places.reshape([int(n) for n in sizes.values()])
+    places = grid([int(n) for n in sizes.values()])
     within = re.findall(r"'(\w+)'", mesh[2])
     first = tuple(slice(None) if a in within else 0 for a in sizes)
     return tuple(places[first].reshape(-1).tolist())

@@ -70,13 +70,10 @@ class Subject:
   def largest_batch(self, context):
     """How many sequences' caches fit beside the parameters, and whether it is
     max_batch that limits them."""
-    of_one, of_two = (
-      calc.count_total_bytes(self.cfg, context, n, self.dtype) for n in (1, 2)
-    )
-    each = of_two - of_one
-    left = (
-      self.settings.budget_gib * 2**30 - self.parameter_bytes - of_one + each
-    )
+    size = lambda n: calc.count_total_bytes(self.cfg, context, n, self.dtype)
+    each = size(2) - size(1)
+    shared = self.parameter_bytes + size(1) - each
+    left = self.settings.budget_gib * 2**30 - shared
     fits = int(max(0, left // each))
     return min(fits, self.settings.max_batch), fits > self.settings.max_batch
 
@@ -129,9 +126,7 @@ class Measurement:
     self.batch, self.capped = 1, None
     if what == 'largest':
       self.batch, self.capped = subject.largest_batch(context)
-    self.program_bytes = None
-    self.cache_bytes = None
-    self.device_peak_bytes = None
+    self.program_bytes = self.cache_bytes = self.device_peak_bytes = None
     self.once = None  # seconds of a turn, with what is not timed
     self.rounds = 0
     self.seconds = []

@@ -93,11 +93,11 @@ def _show_text(experiment, workdir):
 def _show_cache(experiment):
   from deltanet_jax.lab.cost import calc
 
-  models = [('this model', experiment.model)]
-  models.append(('all attention', calc.make_attention_twin(experiment.model)))
+  own = experiment.model
+  twin = calc.make_attention_twin(own)
   print('\nCache of one sequence in bfloat16, MiB')
   print(f'  {"tokens":16}' + ''.join(f'{n:>12,}' for n in CONTEXTS))
-  for name, model in models:
+  for name, model in (('this model', own), ('all attention', twin)):
     sizes = [calc.count_total_bytes(model, n, 1, 'bfloat16') for n in CONTEXTS]
     print(f'  {name:16}' + ''.join(f'{s / 2**20:12.2f}' for s in sizes))
 

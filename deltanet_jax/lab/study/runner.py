@@ -101,11 +101,10 @@ def run_cells(cfg, cells, folder, jobs, limit=0.0):
 
 
 def _told(rows):
+  where = lambda row: (row['phase'], row['slice'], row['step'])
   last = [
-    row['accuracy'] for row in rows
-    if row['phase'] == 'fresh' and row['slice'] == 'all'
-    and row['step'] == row['steps']
-  ]  # fmt: skip
+    x['accuracy'] for x in rows if where(x) == ('fresh', 'all', x['steps'])
+  ]
   if not last or None in last:
     return 'NOT FINITE'
   return f'accuracy {sum(last) / len(last):.3f}'
