@@ -35,8 +35,7 @@ def measure_model(name, cfg, settings):
     'parameters': parameters,
     'active_parameters': calc.count_active_parameters(cfg),
     'weight_bytes': parameters * jnp.dtype(settings.dtype).itemsize,
-    'cache': measure_cache(cfg, settings),
-    'flops_per_token': measure_flops(cfg, settings),
+    **measure_costs(cfg, settings),
     'all_attention': _twin(cfg, calc.make_attention_twin, settings),
     'all_recurrent': _twin(cfg, calc.make_recurrent_twin, settings),
     'saved': None,
@@ -58,9 +57,17 @@ def _twin(cfg, make, settings):
     twin = make(cfg)
   except ValueError:
     return None
+  return measure_costs(twin, settings)
+
+
+def measure_costs(cfg, settings):
+  """The cache, and the operations of one token at every context."""
   return {
-    'cache': measure_cache(twin, settings),
-    'flops_per_token': measure_flops(twin, settings),
+    'cache': measure_cache(cfg, settings),
+    'flops_per_token': {
+      'forward': [calc.count_flops(cfg, n) for n in settings.contexts],
+      'decode': [calc.count_decoding_flops(cfg, n) for n in settings.contexts],
+    },
   }
 
 
@@ -84,14 +91,6 @@ def measure_cache(cfg, settings):
       name: {part: row(lambda x, n=name, p=part: x[n][p]) for part in parts}
       for name, parts in at[0].items()
     },
-  }
-
-
-def measure_flops(cfg, settings):
-  """Operations of one token at every context."""
-  return {
-    'forward': [calc.count_flops(cfg, n) for n in settings.contexts],
-    'decode': [calc.count_decoding_flops(cfg, n) for n in settings.contexts],
   }
 
 

@@ -97,14 +97,13 @@ def _hybrids(names):
 
 
 def _less(claim, task, high, low, limits):
-  return Expectation(
-    claim, (Term(1, task, high, limits), Term(-1, task, low, limits))
-  )
+  terms = Term(1, task, high, limits), Term(-1, task, low, limits)
+  return Expectation(claim, terms)
 
 
-def _same(claim, task, a, b, limits, margin=MARGIN):
+def _same(claim, task, a, b, limits):
   terms = Term(1, task, a, limits), Term(-1, task, b, limits)
-  return Expectation(claim, terms, 'equal', margin)
+  return Expectation(claim, terms, 'equal', MARGIN)
 
 
 # the hardest questions of each task of recall: {slice: field of the sizes}

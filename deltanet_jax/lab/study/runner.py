@@ -101,10 +101,11 @@ def run_cells(cfg, cells, folder, jobs, limit=0.0):
 
 
 def _told(rows):
-  where = lambda row: (row['phase'], row['slice'], row['step'])
   last = [
-    x['accuracy'] for x in rows if where(x) == ('fresh', 'all', x['steps'])
-  ]
+    row['accuracy'] for row in rows
+    if (row['phase'], row['slice'], row['step'])
+    == ('fresh', 'all', row['steps'])
+  ]  # fmt: skip
   if not last or None in last:
     return 'NOT FINITE'
   return f'accuracy {sum(last) / len(last):.3f}'
