@@ -1,5 +1,6 @@
 """What the mains share: flags by absl; bad input is one line and status 2."""
 
+import contextlib
 import errno
 import functools
 import io
@@ -7,7 +8,7 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 from absl import app, flags, logging
@@ -104,6 +105,15 @@ def refuse_input(message: str | ConfigError) -> NoReturn:
   line = ' '.join(str(message).splitlines())
   print(f'error: {line}', file=sys.stderr)
   sys.exit(2)
+
+
+@contextlib.contextmanager
+def bad_input() -> Iterator[None]:
+  """A ValueError in it is of what the user gave, and becomes a ConfigError."""
+  try:
+    yield
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
 
 
 def read_numbers(

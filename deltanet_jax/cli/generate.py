@@ -19,7 +19,6 @@ import sys
 from absl import flags
 
 from deltanet_jax.cli import command, model_flags
-from deltanet_jax.config import ConfigError
 from deltanet_jax.config.sampling import SEEDS, Sampling
 from deltanet_jax.data.tokenizer import require_utf8
 
@@ -51,10 +50,8 @@ SEED = flags.DEFINE_integer(
 def main(_: None) -> int:
   """The command."""
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
-  try:
+  with command.bad_input():
     sampling.check()
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   require_utf8(PROMPT.value, '--prompt')
   source = model_flags.open_source()
   source.check()

@@ -63,8 +63,7 @@ def main(_):
   lengths = command.read_numbers(LENGTH, 1, sys.maxsize, different)
   if len(lengths) < len(LENGTH.value):
     raise ConfigError(f'--length={",".join(LENGTH.value)}: {different}')
-  _check_sizes()
-  _check_forms()
+  _check_flags()
   for peer in PEER.value:
     _check_peer(peer)
   json_path = command.check_output(JSON)
@@ -81,10 +80,8 @@ def main(_):
     chunk=CHUNK.value, dtype=DTYPE.value, rounds=ROUNDS.value,
     memory_limit=MEMORY_LIMIT.value,
   )  # fmt: skip
-  try:
+  with command.bad_input():
     functions = bench.find_functions(settings)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   programs = bench.measure_programs(settings, functions, Line())
   where = describe_environment()
   print(report.format_text(settings, programs, where))
@@ -95,7 +92,7 @@ def main(_):
   return 0
 
 
-def _check_sizes():
+def _check_flags():
   if KEY_HEADS.value and HEADS.value % KEY_HEADS.value:
     raise ConfigError(
       f'{HEADS.value} heads are no multiple of {KEY_HEADS.value} key heads'
@@ -105,9 +102,6 @@ def _check_sizes():
     raise ConfigError(
       f'chunk is {CHUNK.value}; give 16, 32, 64, 128 or another 16 * 2^n'
     )
-
-
-def _check_forms():
   # which forms there are, only the op can say
   if not FORMS.value or len(set(FORMS.value)) < len(FORMS.value):
     raise ConfigError(

@@ -97,13 +97,11 @@ def main(_):
   settings = report.CostSettings(
     contexts, BATCH.value, DTYPES[DTYPE.value], STATE_DTYPE.value
   )
-  try:
+  with command.bad_input():
     models = {
       name: calc.resize_model(cfg, **changes[name])
       for name, cfg in cfgs.items()
     }
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   records = [
     report.measure_model(name, cfg, settings) for name, cfg in models.items()
   ]

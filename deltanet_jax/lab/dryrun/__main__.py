@@ -76,8 +76,10 @@ def main(experiment):
     )
   topology = chips.parse_topology(TOPOLOGY.value, SLICES.value)
   _check_flags()
-  experiment = _filled(experiment, topology)
-  chips.check_mesh(experiment.mesh, topology)
+  with command.bad_input():
+    mesh = experiment.mesh.fill(topology.devices)
+    experiment = dataclasses.replace(experiment, mesh=mesh)
+  chips.check_mesh(mesh, topology)
   path = command.check_output(JSON)
   _check_libtpu()
   os.environ.update(ENVIRONMENT)
@@ -93,14 +95,6 @@ def main(experiment):
   if path:
     write_text(path, format_json(record))
   return 0 if record['fits'] else 1
-
-
-def _filled(experiment, topology):
-  try:
-    mesh = experiment.mesh.fill(topology.devices)
-    return dataclasses.replace(experiment, mesh=mesh)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
 
 
 def _check_flags():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax import flops
+from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MoEConfig
 from deltanet_jax.config.sampling import Sampling
@@ -123,10 +124,8 @@ def _advance(experiment, mesh, context, batch, weights, tokens):
       ' x data x fsdp x expert; make it a multiple or change the mesh'
     )
   model = HybridLM(cfg)
-  try:
+  with command.bad_input():
     places = sharding.make_param_shardings(model, mesh)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   params = jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, weights, sharding=place),
     sharding.make_abstract_params(model),

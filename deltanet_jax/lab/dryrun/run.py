@@ -7,7 +7,7 @@ import time
 import jax
 from jax.experimental import topologies
 
-from deltanet_jax.config import ConfigError
+from deltanet_jax.cli import command
 from deltanet_jax.lab.dryrun import advice, bound, hlo, programs, traffic
 from deltanet_jax.parallel import sharding
 
@@ -24,10 +24,8 @@ def run_dryrun(experiment, topology, of, context, batch, weights, say):
   devices = topologies.get_topology_desc(
     platform='tpu', topology_name=topology.name, num_slices=topology.slices
   ).devices
-  try:
+  with command.bad_input():
     mesh = sharding.make_mesh(experiment.mesh, devices)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   clock = time.monotonic()
   how = experiment, mesh, context, batch, weights
   lowered = {

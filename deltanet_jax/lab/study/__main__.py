@@ -54,11 +54,9 @@ def main(changes):
   from deltanet_jax.lab.study import matrix, results
 
   size = SIZE.value
-  try:
+  with command.bad_input():
     cfg = config.override_fields(matrix.SIZES[size], changes)
     cells = matrix.list_cells(cfg, size, MODELS.value, TASKS.value)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   folder = results.StudyFolder(WORKDIR.value)
   folder.check(cfg)
   # a cell is too small for two cores: XLA gets one, and each core a cell
