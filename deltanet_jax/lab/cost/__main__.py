@@ -99,12 +99,9 @@ def main(_):
   )
   with command.bad_input():
     models = {
-      name: calc.resize_model(cfg, **changes[name])
-      for name, cfg in cfgs.items()
+      n: calc.resize_model(cfg, **changes[n]) for n, cfg in cfgs.items()
     }
-  records = [
-    report.measure_model(name, cfg, settings) for name, cfg in models.items()
-  ]
+  records = [report.measure_model(*x, settings) for x in models.items()]
   print(report.format_text(records, settings))
   if paths['json']:
     write_text(paths['json'], report.format_json(records, settings))

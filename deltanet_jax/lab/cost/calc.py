@@ -105,9 +105,8 @@ def infer_cache_shapes(mixer, context, batch):
 
 def count_total_bytes(cfg, context, batch, dtype, state_dtype=jnp.float32):
   """Bytes of all layers' caches."""
-  return sum(
-    count_cache_bytes(cfg, context, batch, dtype, state_dtype).values()
-  )
+  sizes = count_cache_bytes(cfg, context, batch, dtype, state_dtype)
+  return sum(sizes.values())
 
 
 def find_break_even(cfg, batch, dtype, state_dtype=jnp.float32):

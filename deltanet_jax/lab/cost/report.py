@@ -207,9 +207,8 @@ def draw_cache(cfgs, settings, path):
         label, (contexts[-1], sizes[-1]), (6, 0), textcoords='offset points',
         color=color, va='center', fontsize=9,
       )  # fmt: skip
-    # the model alone has no twin to be smaller than
-    twins = len(lines) > 1
-    if cross := twins and calc.find_break_even(cfg, *how):
+    cross = len(lines) > 1 and calc.find_break_even(cfg, *how)
+    if cross:
       there = cross, calc.count_total_bytes(cfg, cross, *how)
       axes.plot(*there, 'o', color='0.2', ms=5)
       axes.annotate(

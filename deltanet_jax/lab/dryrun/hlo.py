@@ -162,9 +162,8 @@ def count_trips(program, loop, around):
   direction = re.search(r'direction=(\w+)', last.text)
   if last.op == 'compare' and direction:
     ends = [_constant(condition, x) for x in last.operands]
-    moving = [
-      x for x, end in zip(last.operands, ends, strict=True) if end is None
-    ]
+    sides = zip(last.operands, ends, strict=True)
+    moving = [x for x, end in sides if end is None]
     end = next((x for x in ends if x is not None), None)
     index = _index(condition, moving[0]) if moving else None
     more = {'LT': 0, 'LE': 1}.get(direction[1])

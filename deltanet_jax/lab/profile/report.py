@@ -47,11 +47,8 @@ def find_pairs(cfgs):
     except ValueError:
       continue
     # a period of equal layers may be written with another number of repeats
-    same = [
-      n
-      for n, c in cfgs.items()
-      if n != name and (c.layers, c.d_model) == (twin.layers, twin.d_model)
-    ]
+    size = lambda cfg: (cfg.layers, cfg.d_model)
+    same = [n for n in cfgs if n != name and size(cfgs[n]) == size(twin)]
     pairs += [(name, same[0])] if same else []
   return pairs
 
