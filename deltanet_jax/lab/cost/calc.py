@@ -232,13 +232,15 @@ def count_flops(cfg, context):
   backward pass), without what is made again there, scores and rematerialized
   layers, which model-FLOPs utilisation leaves out.
   """
-  return _blocks_flops(cfg, context, False) / context + _head_flops(cfg)
+  return _blocks_flops(cfg, context, decoding=False) / context + _head_flops(
+    cfg
+  )
 
 
 def count_decoding_flops(cfg, context):
   """Operations of decoding one token as the last of `context`, from a cache
   of that many slots; counted as in `count_flops`. An int."""
-  return _blocks_flops(cfg, context, True) + _head_flops(cfg)
+  return _blocks_flops(cfg, context, decoding=True) + _head_flops(cfg)
 
 
 def _blocks_flops(cfg, context, decoding):

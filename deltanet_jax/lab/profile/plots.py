@@ -9,27 +9,27 @@ from deltanet_jax.lab.profile import report
 
 PANELS = {
   'ttft.png': (
-    'Prefill to the first token, ms', 'prefill', report.measure_seconds
+    'Prefill to the first token, ms', 'prefill', report.compute_milliseconds
   ),
   'tpot.png': (
-    'Decoding at batch 1, ms a token', 'decode', report.measure_seconds
+    'Decoding at batch 1, ms a token', 'decode', report.compute_milliseconds
   ),
   'throughput.png': (
     'Decoding at the largest batch, tokens a second', 'largest',
-    report.measure_throughput,
+    report.compute_throughput,
   ),
   'cache.png': (
-    'Cache of one sequence, MiB', 'restore', report.measure_cache_mib
+    'Cache of one sequence, MiB', 'restore', report.compute_cache_mib
   ),
   'memory.png': (
-    'Peak of the decoding program, MiB', 'decode', report.measure_program_mib
+    'Peak of the decoding program, MiB', 'decode', report.compute_program_mib
   ),
 }  # fmt: skip
 
 
 def draw_panels(settings, records, where, folder):
-  """Writes each of PANELS into the folder; returns their paths."""
-  table, paths = report.Table(records), []
+  """Writes each of PANELS into the folder."""
+  table = report.Table(records)
   for file, (title, what, value) in PANELS.items():
     figure, (axes,) = plots.make_figure((7.5, 4.8))
     ends = {}
@@ -52,10 +52,7 @@ def draw_panels(settings, records, where, folder):
       1, 0, f'{where["machine"]}, {settings.dtype} ', ha='right', va='bottom',
       fontsize=7, color='0.4',
     )  # fmt: skip
-    path = folder / file
-    plots.save_figure(figure, path)
-    paths.append(path)
-  return paths
+    plots.save_figure(figure, folder / file)
 
 
 def _short(n):

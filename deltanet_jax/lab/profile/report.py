@@ -63,8 +63,8 @@ def format_text(settings, cfgs, records, where):
     cells=functools.partial(_cells, t), below=functools.partial(_below, t),
     fits=functools.partial(_fits, t),
     hybrids=[_compare(t, cfgs, settings, *x) for x in find_pairs(cfgs)],
-    seconds=measure_seconds, throughput=measure_throughput,
-    cache_mib=measure_cache_mib, program_mib=measure_program_mib,
+    milliseconds=compute_milliseconds, throughput=compute_throughput,
+    cache_mib=compute_cache_mib, program_mib=compute_program_mib,
     skipped=[r for r in records if r['skipped']],
   )  # fmt: skip
 
@@ -72,19 +72,19 @@ def format_text(settings, cfgs, records, where):
 # what of a record is told, in milliseconds, tokens a second and MiB
 
 
-def measure_seconds(record):
+def compute_milliseconds(record):
   return fit.estimate_median(record['seconds']).value * 1e3
 
 
-def measure_throughput(record):
+def compute_throughput(record):
   return record['batch'] / fit.estimate_median(record['seconds']).value
 
 
-def measure_cache_mib(record):
+def compute_cache_mib(record):
   return record['cache_bytes'] / MIB
 
 
-def measure_program_mib(record):
+def compute_program_mib(record):
   return record['program_bytes'] / MIB
 
 
