@@ -28,7 +28,7 @@ FLOORS = (
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # of lab a folder also imports the calculator and the files beside the folders
-SHARED_LAB = ('lab.cost', 'lab.environment', 'lab.plots')
+SHARED_LAB = ('lab.cost', 'lab.environment', 'lab.pages', 'lab.plots')
 # what a mixer may import of the other mixers' folder
 SIBLINGS = {'mixers.dsa': ('mixers.mla', 'mixers.base')}
 LINEN = ('layers', 'mixers', 'model', 'parallel.sharding')

@@ -1,12 +1,14 @@
 """What the mains share: flags by absl; bad input is one line and status 2."""
 
+import contextlib
 import errno
+import functools
 import io
 import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 from absl import app, flags, logging
@@ -14,13 +16,20 @@ from absl import app, flags, logging
 from deltanet_jax.config import ConfigError
 
 T = TypeVar('T')
+Take = Callable[[list[str]], tuple[T, list[str]]]
 FLAGS = flags.FLAGS
 CLOSED_PIPE = 141  # what a shell says of a command that SIGPIPE ended
 
 
+def as_main(
+  take: Take[T] | None = None,
+) -> Callable[[Callable[[T], int]], Callable[[], NoReturn]]:
+  """A decorator: a function of `arguments` as a main, by `run_command`."""
+  return lambda main: functools.partial(run_command, main, take)
+
+
 def run_command(
-  main: Callable[[T], int],
-  take: Callable[[list[str]], tuple[T, list[str]]] | None = None,
+  main: Callable[[T], int], take: Take[T] | None = None
 ) -> NoReturn:
   """Runs `main(arguments)` as an absl app and exits with the status it returns.
 
@@ -96,6 +105,32 @@ def refuse_input(message: str | ConfigError) -> NoReturn:
   line = ' '.join(str(message).splitlines())
   print(f'error: {line}', file=sys.stderr)
   sys.exit(2)
+
+
+@contextlib.contextmanager
+def bad_input() -> Iterator[None]:
+  """A ValueError in it is of what the user gave, and becomes a ConfigError."""
+  try:
+    yield
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+def read_numbers(
+  flag: flags.FlagHolder[list[str]], least: int, most: int, advice: str
+) -> tuple[int, ...]:
+  """The whole numbers of a flag, ascending, each once.
+
+  Raises:
+    ConfigError: none, or one that is not from `least` to `most`; with `advice`.
+  """
+  try:
+    numbers = sorted({int(text) for text in flag.value})
+  except ValueError:
+    numbers = []
+  if not numbers or numbers[0] < least or numbers[-1] > most:
+    raise ConfigError(f'--{flag.name}={",".join(flag.value)}: {advice}')
+  return tuple(numbers)
 
 
 def check_output(

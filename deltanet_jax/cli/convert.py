@@ -28,13 +28,9 @@ FROM = flags.DEFINE_string('from', None, 'Folder to read.', required=True)
 TO = flags.DEFINE_string('to', None, 'Folder to write.', required=True)
 
 
-def main() -> None:
+@command.as_main()
+def main(_: None) -> int:
   """The command."""
-  command.run_command(_main)
-
-
-def _main(arguments):
-  del arguments
   from deltanet_jax.hf import hub
 
   source, target = hub.find_folder(FROM.value), pathlib.Path(TO.value)

@@ -14,8 +14,7 @@ COMMANDS = {
   'evaluate': ('cli.evaluate', 'scores text'),
   'convert': ('cli.convert', 'released weights to Orbax and back'),
   'quickstart': (
-    'lab.quickstart.__main__',
-    'trains a small model, shows results',
+    'lab.quickstart.__main__', 'trains a small model, shows results'
   ),
   'first_steps': ('lab.first_steps.__main__', 'a state by hand, then learned'),
   'calc': ('lab.cost.__main__', 'parameters, cache and operations of a model'),
@@ -25,7 +24,7 @@ COMMANDS = {
   'probes': ('lab.probes.__main__', 'what fits into the state of each rule'),
   'bench': ('lab.bench.__main__', 'how fast the forms are'),
   'presets': ('lab.cost.presets', 'writes the table of configs/'),
-}
+}  # fmt: skip
 
 
 def main() -> None:

@@ -54,13 +54,9 @@ REPEATS = flags.DEFINE_list(
 OUTPUT = flags.DEFINE_string('output', None, 'File to keep the JSON in.')
 
 
-def main() -> None:
+@command.as_main()
+def main(_: None) -> int:
   """The command."""
-  command.run_command(_main)
-
-
-def _main(arguments):
-  del arguments
   if DATA.value is None:
     raise ConfigError("no --data=GLOB given, as in --data='texts/**/*.txt'")
   bad = [n for n in REPEATS.value if not n.isdecimal() or int(n) < 1]

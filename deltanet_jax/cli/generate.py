@@ -19,7 +19,6 @@ import sys
 from absl import flags
 
 from deltanet_jax.cli import command, model_flags
-from deltanet_jax.config import ConfigError
 from deltanet_jax.config.sampling import SEEDS, Sampling
 from deltanet_jax.data.tokenizer import require_utf8
 
@@ -42,41 +41,27 @@ TOP_P = flags.DEFINE_float(
   'top_p', 1.0, 'Choose among the most likely tokens of this probability.'
 )
 SEED = flags.DEFINE_integer(
-  'seed',
-  0,
-  'Another seed, another text.',
-  lower_bound=SEEDS[0],
-  upper_bound=SEEDS[-1],
-)
+  'seed', 0, 'Another seed, another text.',
+  lower_bound=SEEDS[0], upper_bound=SEEDS[-1],
+)  # fmt: skip
 
 
-def main() -> None:
+@command.as_main()
+def main(_: None) -> int:
   """The command."""
-  command.run_command(_main)
-
-
-def _main(arguments):
-  del arguments
   sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
-  try:
+  with command.bad_input():
     sampling.check()
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   require_utf8(PROMPT.value, '--prompt')
   source = model_flags.open_source()
   source.check()
   from deltanet_jax.infer import text
 
-  return _show(
-    text.continue_text(
-      source,
-      PROMPT.value,
-      chat=CHAT.value,
-      max_tokens=MAX_TOKENS.value,
-      sampling=sampling,
-      seed=SEED.value,
-    )
-  )
+  parts = text.continue_text(
+    source, PROMPT.value, chat=CHAT.value, max_tokens=MAX_TOKENS.value,
+    sampling=sampling, seed=SEED.value,
+  )  # fmt: skip
+  return _show(parts)
 
 
 def _show(parts):

@@ -21,10 +21,9 @@ PROCESS = flags.DEFINE_integer(
   'process', None, 'Which of them this is, from 0.', lower_bound=0
 )
 DISTRIBUTED = flags.DEFINE_bool(
-  'distributed',
-  False,
+  'distributed', False,
   'Find the other processes by SLURM, Open MPI, Kubernetes or Cloud TPU.',
-)
+)  # fmt: skip
 MEET_SECONDS = flags.DEFINE_integer(
   'meet_seconds', 120, 'How long to wait for the others.', lower_bound=1
 )
@@ -47,12 +46,8 @@ def read_process_flags() -> Meeting | None:
   """
   coordinator, process = COORDINATOR.value, PROCESS.value
   processes, seconds = PROCESSES.value, MEET_SECONDS.value
-  values = {
-    '--coordinator': coordinator,
-    '--processes': processes,
-    '--process': process,
-  }
-  missing = [name for name, value in values.items() if value is None]
+  meeting = COORDINATOR, PROCESSES, PROCESS
+  missing = [f'--{flag.name}' for flag in meeting if flag.value is None]
   if DISTRIBUTED.value and len(missing) < 3:
     raise ConfigError(
       '--distributed finds the other processes by itself; give it alone, or'

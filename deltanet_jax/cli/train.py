@@ -76,27 +76,25 @@ NEW_TEXT = flags.DEFINE_bool(
 flags.adopt_module_key_flags(process_flags)
 
 
-def main() -> None:
-  """The command."""
-  command.run_command(_main, split_flags)
-
-
-def _main(arguments):
-  experiment, source = read_flags(*arguments)
-  result = train_run(experiment, Workdir(WORKDIR.value), source)
-  if isinstance(result, int):
-    return 128 + result
-  if result is not None:
-    print(format_json(result), end='')
-  return 0
-
-
 def split_flags(
   argv: list[str],
 ) -> tuple[tuple[str | None, Changes], list[str]]:
   """((file or None, changes), the other arguments) of a command line."""
   path, changes, rest = config.split_argv(argv)
   return (path, changes), rest
+
+
+@command.as_main(split_flags)
+def main(arguments: tuple[str | None, Changes]) -> int:
+  """The command."""
+  experiment, source = read_flags(*arguments)
+  assert WORKDIR.value is not None  # or it was refused
+  result = train_run(experiment, Workdir(WORKDIR.value), source)
+  if isinstance(result, int):
+    return 128 + result
+  if result is not None:
+    print(format_json(result), end='')
+  return 0
 
 
 def read_flags(
@@ -185,13 +183,9 @@ def _train(experiment, workdir, data, source, tokenizer):
   texts = start.make_texts(source, tokenizer)
   try:
     return loop.train(
-      experiment,
-      workdir,
-      data,
-      source=source,
-      texts=texts,
+      experiment, workdir, data, source=source, texts=texts,
       new_text=NEW_TEXT.value,
-    )
+    )  # fmt: skip
   except (loop.NonFiniteError, CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
   except OSError as error:

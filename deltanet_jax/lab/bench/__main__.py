@@ -18,6 +18,7 @@ grow; --plot draws it.
 """
 
 import pathlib
+import sys
 
 from absl import flags
 
@@ -56,16 +57,13 @@ JSON = flags.DEFINE_string('json', None, 'File for everything measured.')
 PLOT = flags.DEFINE_string('plot', None, 'PNG of time and memory by length.')
 
 
-def main():
-  """The command."""
-  command.run_command(_main)
-
-
-def _main(taken):
-  del taken
-  lengths = _lengths()
-  _check_sizes()
-  _check_forms()
+@command.as_main()
+def main(_):
+  different = 'give different numbers of tokens, as 4096 or 4096,8192'
+  lengths = command.read_numbers(LENGTH, 1, sys.maxsize, different)
+  if len(lengths) < len(LENGTH.value):
+    raise ConfigError(f'--length={",".join(LENGTH.value)}: {different}')
+  _check_flags()
   for peer in PEER.value:
     _check_peer(peer)
   json_path = command.check_output(JSON)
@@ -82,10 +80,8 @@ def _main(taken):
     chunk=CHUNK.value, dtype=DTYPE.value, rounds=ROUNDS.value,
     memory_limit=MEMORY_LIMIT.value,
   )  # fmt: skip
-  try:
+  with command.bad_input():
     functions = bench.find_functions(settings)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   programs = bench.measure_programs(settings, functions, Line())
   where = describe_environment()
   print(report.format_text(settings, programs, where))
@@ -96,20 +92,7 @@ def _main(taken):
   return 0
 
 
-def _lengths():
-  try:
-    lengths = tuple(int(length) for length in LENGTH.value)
-  except ValueError:
-    lengths = ()
-  if not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
-    raise ConfigError(
-      f'--length={",".join(LENGTH.value)}: give different numbers of tokens,'
-      ' as 4096 or 4096,8192'
-    )
-  return tuple(sorted(lengths))
-
-
-def _check_sizes():
+def _check_flags():
   if KEY_HEADS.value and HEADS.value % KEY_HEADS.value:
     raise ConfigError(
       f'{HEADS.value} heads are no multiple of {KEY_HEADS.value} key heads'
@@ -119,9 +102,6 @@ def _check_sizes():
     raise ConfigError(
       f'chunk is {CHUNK.value}; give 16, 32, 64, 128 or another 16 * 2^n'
     )
-
-
-def _check_forms():
   # which forms there are, only the op can say
   if not FORMS.value or len(set(FORMS.value)) < len(FORMS.value):
     raise ConfigError(

@@ -4,6 +4,7 @@ Every program is compiled first and run once; then all take turns, round by
 round in one process, so that whatever slows the machine slows each of them.
 """
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -11,6 +12,7 @@ import pathlib
 import runpy
 import statistics
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -42,18 +44,18 @@ class BenchSettings(NamedTuple):
   memory_limit: float = 8.0
 
 
+@dataclasses.dataclass
 class TimedProgram:
   """One function, pass and length: compiled, then run."""
 
-  def __init__(self, name, way, length):
-    self.name = name
-    self.way = way  # of PASSES
-    self.length = length
-    self.compile_seconds = None
-    self.temporary_bytes = None
-    self.seconds = []
-    self.difference = None  # of o from the first function's
-    self.run = None
+  name: str
+  way: str  # of PASSES
+  length: int
+  compile_seconds: float | None = None
+  temporary_bytes: int | None = None
+  seconds: list = dataclasses.field(default_factory=list)
+  difference: float | None = None  # of o from the first function's
+  run: Callable | None = None
 
   def __str__(self):
     return f'{self.name} {self.way} T={self.length}'
@@ -68,10 +70,6 @@ class TimedProgram:
 
   def record(self):
     """All of it but the compiled program, for JSON."""
-    times = {'median': None, 'minimum': None}
-    if self.seconds:
-      times['median'] = statistics.median(self.seconds)
-      times['minimum'] = min(self.seconds)
     return {
       'name': self.name,
       'pass': self.way,
@@ -79,7 +77,8 @@ class TimedProgram:
       'compile_seconds': self.compile_seconds,
       'temporary_bytes': self.temporary_bytes,
       'seconds': self.seconds,
-      **times,
+      'median': statistics.median(self.seconds) if self.seconds else None,
+      'minimum': min(self.seconds, default=None),
       'difference': self.difference,
     }
 
@@ -94,9 +93,6 @@ def _both(function, inputs, state, d_o):
   run = lambda inputs, state: function(*inputs, state=state)
   (o, last), pull = jax.vjp(run, inputs, state)
   return o, pull((d_o, jnp.zeros_like(last)))
-
-
-# ---------------------------------------------------------------- functions
 
 
 def find_functions(settings):
@@ -165,9 +161,6 @@ def _line(error):
   return f'{type(error).__name__}: {text[:200]}'
 
 
-# ---------------------------------------------------------------- inputs
-
-
 def make_inputs(settings, length, key):
   """What a mixer gives: (inputs, state, d_o).
 
@@ -175,15 +168,11 @@ def make_inputs(settings, length, key):
   are normal; gates in (0, 1); decays -softplus(normal - 3), in float32. The
   state is zero, d_o is normal.
   """
-  description = _rule(settings).DESCRIPTION
+  description, s = _rule(settings).DESCRIPTION, settings
   sizes = {
-    'B': settings.batch,
-    'T': length,
-    'J': settings.key_heads,
-    'H': settings.heads,
-    'K': settings.dim,
-    'V': settings.dim,
-  }
+    'B': s.batch, 'T': length, 'J': s.key_heads, 'H': s.heads, 'K': s.dim,
+    'V': s.dim,
+  }  # fmt: skip
   unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
   low = lambda x: x.astype(settings.dtype)
   of_kind = {
@@ -208,9 +197,6 @@ def infer_shapes(settings, length):
   """`make_inputs` without the numbers."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.eval_shape(lambda key: make_inputs(settings, length, key), key)
-
-
-# ---------------------------------------------------------------- measuring
 
 
 def measure_programs(settings, functions, progress):
@@ -241,9 +227,7 @@ def measure_programs(settings, functions, progress):
         f'round {i + 1}/{settings.rounds}: {program}, about'
         f' {format_span(left)} left'
       )
-      start = time.perf_counter()
-      jax.block_until_ready(program.run(*inputs[program.length]))
-      program.seconds.append(time.perf_counter() - start)
+      program.seconds.append(_time(program, inputs)[0])
       left -= seconds
   progress.clear()
   return programs
@@ -254,14 +238,20 @@ def _warm_up(reference, programs, inputs, progress):
   once, first = [], {}
   for i, program in enumerate(programs):
     progress.show(f'first run {i + 1}/{len(programs)}: {program}')
-    start = time.perf_counter()
-    o = jax.block_until_ready(program.run(*inputs[program.length]))[0]
-    once.append(time.perf_counter() - start)
+    seconds, o = _time(program, inputs)
+    once.append(seconds)
     if program.name == reference:
       first.setdefault(program.length, o)
     elif program.length in first:
       program.difference = _difference(o, first[program.length])
   return once
+
+
+def _time(program, inputs):
+  """(seconds, o) of one run."""
+  start = time.perf_counter()
+  o, *_ = jax.block_until_ready(program.run(*inputs[program.length]))
+  return time.perf_counter() - start, o
 
 
 def _difference(o, first):

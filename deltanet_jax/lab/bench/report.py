@@ -1,10 +1,12 @@
 """What was measured, as tables, as JSON and as a plot."""
 
-import json
 import math
+import pathlib
 import statistics
 
+from deltanet_jax.config import files
 from deltanet_jax.lab.bench.bench import PASSES, is_same
+from deltanet_jax.lab.pages import render_page
 
 
 def compute_growth(programs):
@@ -17,20 +19,15 @@ def compute_growth(programs):
     rows.setdefault((program.name, program.way), []).append(program)
   out = []
   for (name, way), row in rows.items():
-    time_ = [min(p.seconds) if p.seconds else None for p in row]
-    bytes_ = [p.temporary_bytes for p in row]
     lengths = [p.length for p in row]
-    out.append(
-      {
-        'name': name,
-        'pass': way,
-        'lengths': lengths,
-        'time': _per_token(lengths, time_),
-        'time_slope': _slope(lengths, time_),
-        'temporary': _per_token(lengths, bytes_),
-        'temporary_slope': _slope(lengths, bytes_),
-      }
-    )
+    growth = {'name': name, 'pass': way, 'lengths': lengths}
+    for what, values in (
+      ('time', [min(p.seconds, default=None) for p in row]),
+      ('temporary', [p.temporary_bytes for p in row]),
+    ):
+      growth[what] = _per_token(lengths, values)
+      growth[f'{what}_slope'] = _slope(lengths, values)
+    out.append(growth)
   return out
 
 
@@ -57,99 +54,52 @@ def _slope(lengths, values):
 
 def format_text(settings, programs, where):
   """The tables to read. where: of `describe_environment`."""
-  first = programs[0].name
-  sizes = (
-    f'{settings.op}: {settings.dtype}, batch {settings.batch},'
-    f' {settings.heads} heads ({settings.key_heads} key heads) of'
-    f' {settings.dim}, chunk {settings.chunk}, {settings.rounds} rounds'
-  )
-  machine = f'{where["device"]} ({where["platform"]}), jax {where["jax"]}'
-  lines = [sizes, machine]
-  if where['platform'] == 'cpu':
-    lines.append('On a CPU only the ratios count.')
-  for length in settings.lengths:
-    for way in PASSES:
-      rows = [p for p in programs if (p.length, p.way) == (length, way)]
-      lines += ['', f'T = {length}, {way}; "x" is over {first}']
-      lines += _table(rows, settings)
-  if len(settings.lengths) > 1:
-    lines += ['', *_growth_table(compute_growth(programs))]
-  return '\n'.join(lines)
-
-
-def _table(rows, settings):
-  width = max(len(p.name) for p in rows)
-  head = ('median ms', 'x', 'minimum ms', 'x', 'temp MB', 'x', 'compile s')
-  widths = (10, 7, 11, 7, 10, 7, 10)
-  cells = lambda values: ''.join(
-    f'{value:>{w}}' for value, w in zip(values, widths, strict=True)
-  )
-  lines = [f'{"":{width}}{cells(head)}  o differs by']
-  first = rows[0].record()
-  for program in rows:
-    record = program.record()
-    values = []
-    for key, scale in (
-      ('median', 1e3), ('minimum', 1e3), ('temporary_bytes', 1e-6)
-    ):  # fmt: skip
-      value, base = record[key], first[key]
-      values.append('-' if value is None else f'{value * scale:.2f}')
-      values.append(f'{value / base:.2f}' if value and base else '-')
-    values.append(f'{program.compile_seconds:.1f}')
-    lines.append(
-      f'{program.name:{width}}{cells(values)}  {_remark(program, settings)}'
-    )
-  return lines
-
-
-def _remark(program, settings):
-  if not program.seconds:
-    return f'NOT RUN: temporaries above {settings.memory_limit:g} GB'
-  if program.difference is None:
-    return '-'
-  remark = f'{program.difference:.1e}'
-  if not is_same(program, settings):
-    remark += ' COMPUTES SOMETHING ELSE'
-  return remark
-
-
-def _growth_table(rows):
-  lines = [
-    'Growth: per token, over that of the first length; slope 1 is linear',
-    '(minimum time; least squares of the logarithms)',
+  tables = [
+    (n, way, [p for p in programs if (p.length, p.way) == (n, way)])
+    for n in settings.lengths
+    for way in PASSES
   ]
-  show = lambda x: '-' if x is None else f'{x:.2f}'
-  width = max(len(f'{row["name"]} {row["pass"]}') for row in rows) + 2
-  lengths = ''.join(f'{length:>9}' for length in rows[0]['lengths'])
-  lines.append(f'{"":{width}}{"":10}{lengths}    slope')
-  for row in rows:
-    label = f'{row["name"]} {row["pass"]}'
-    for what in ('time', 'temporary'):
-      values = [*row[what], row[f'{what}_slope']]
-      cells = ''.join(f'{show(value):>9}' for value in values)
-      lines.append(f'{label:{width}}{what:10}{cells}')
-      label = ''
-  return lines
+  growth = compute_growth(programs) if len(settings.lengths) > 1 else []
+  labels = [f'{row["name"]} {row["pass"]}' for row in growth]
+  return render_page(
+    pathlib.Path(__file__).with_name('report.txt.jinja'),
+    s=settings, where=where, tables=tables, growth=growth, same=is_same,
+    cells=_cells, width=max(len(p.name) for p in programs),
+    wide=max(map(len, labels), default=0) + 2,
+    numbers=lambda x: ''.join(f'{_number(value):>9}' for value in x),
+  ).rstrip('\n')  # fmt: skip
+
+
+def _cells(program, first):
+  """Each number of a program, and over that of the first one."""
+  record, base, cells = program.record(), first.record(), ''
+  for key, scale, width in (
+    ('median', 1e3, 10), ('minimum', 1e3, 11), ('temporary_bytes', 1e-6, 10)
+  ):  # fmt: skip
+    value, under = record[key], base[key]
+    ratio = value / under if value and under else None
+    scaled = None if value is None else value * scale
+    cells += f'{_number(scaled):>{width}}{_number(ratio):>7}'
+  return cells
+
+
+def _number(x):
+  return '-' if x is None else f'{x:.2f}'
 
 
 def format_json(settings, programs, where):
   """Everything measured, as JSON; a number that is not finite is null."""
-  finite = lambda x: x if x is None or math.isfinite(x) else None
-  tree = {
-    'settings': settings._asdict(),
-    **where,
-    'programs': [
-      program.record()
-      | {
-        'ran': bool(program.seconds),
-        'difference': finite(program.difference),
-        'same': is_same(program, settings),
-      }
-      for program in programs
-    ],
-    'growth': compute_growth(programs) if len(settings.lengths) > 1 else None,
-  }
-  return json.dumps(tree, indent=2, allow_nan=False) + '\n'
+  return files.format_json(
+    {
+      'settings': settings._asdict(),
+      **where,
+      'programs': [
+        p.record() | {'ran': bool(p.seconds), 'same': is_same(p, settings)}
+        for p in programs
+      ],
+      'growth': compute_growth(programs) if len(settings.lengths) > 1 else None,
+    }
+  )
 
 
 def draw_growth(settings, programs, where, path):

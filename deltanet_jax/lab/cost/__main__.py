@@ -27,7 +27,7 @@ from absl import flags
 
 from deltanet_jax import config
 from deltanet_jax.cli import command
-from deltanet_jax.config import ConfigError, preset_names
+from deltanet_jax.config import ConfigError, preset_names, ranges
 from deltanet_jax.lab.cost import arguments
 
 DTYPES = {
@@ -41,7 +41,7 @@ CONTEXT = flags.DEFINE_list(
   'context', ['4096', '32768', '1048576'], 'Tokens of a sequence.'
 )
 BATCH = flags.DEFINE_integer(
-  'batch', 1, 'Sequences.', lower_bound=1, upper_bound=arguments.LARGEST_INT
+  'batch', 1, 'Sequences.', lower_bound=1, upper_bound=ranges.LARGEST_INT
 )
 DTYPE = flags.DEFINE_enum(
   'dtype', 'bfloat16', list(DTYPES), 'Of the weights and the cache.'
@@ -67,14 +67,13 @@ PNG = flags.DEFINE_string('png', None, 'Plot of the cache against context.')
 HTML = flags.DEFINE_string('html', None, 'Interactive page.')
 
 
-def main():
-  """The command."""
-  command.run_command(_main)
-
-
-def _main(taken):
-  del taken
-  contexts = arguments.parse_contexts(CONTEXT.value)
+@command.as_main()
+def main(_):
+  contexts = command.read_numbers(
+    CONTEXT, 1, ranges.LARGEST_INT,  # positions are numbers of a device
+    f'give numbers of tokens from 1 to {ranges.LARGEST_INT:,}, as 4096 or'
+    ' 4096,32768',
+  )  # fmt: skip
   ratio = arguments.parse_ratio(RATIO.value)
   given = [(x, config.load(x).model) for x in PRESET.value]
   cfgs = {preset_names.label_preset(x): cfg for x, cfg in given}
@@ -98,16 +97,11 @@ def _main(taken):
   settings = report.CostSettings(
     contexts, BATCH.value, DTYPES[DTYPE.value], STATE_DTYPE.value
   )
-  try:
+  with command.bad_input():
     models = {
-      name: calc.resize_model(cfg, **changes[name])
-      for name, cfg in cfgs.items()
+      n: calc.resize_model(cfg, **changes[n]) for n, cfg in cfgs.items()
     }
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
-  records = [
-    report.measure_model(name, cfg, settings) for name, cfg in models.items()
-  ]
+  records = [report.measure_model(*x, settings) for x in models.items()]
   print(report.format_text(records, settings))
   if paths['json']:
     write_text(paths['json'], report.format_json(records, settings))

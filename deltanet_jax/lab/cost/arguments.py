@@ -1,4 +1,4 @@
-"""What `launch.calc` is given: contexts, ratios, mixers. Standard library only,
+"""What `launch.calc` is given: ratios, mixers. Standard library only,
 so that a mistake is answered before jax is imported.
 
 Every failure is a ConfigError of one line.
@@ -9,7 +9,6 @@ import difflib
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError, mixers
-from deltanet_jax.config.ranges import LARGEST_INT
 
 KINDS = {
   name.removesuffix('Config'): kind
@@ -18,21 +17,6 @@ KINDS = {
   and issubclass(kind, mixers.MixerConfig)
   and kind is not mixers.MixerConfig
 }
-
-
-def parse_contexts(texts):
-  """Different numbers of tokens, ascending."""
-  try:
-    tokens = sorted({int(text) for text in texts})
-  except ValueError:
-    tokens = []
-  # positions are numbers of a device
-  if not tokens or tokens[0] < 1 or tokens[-1] > LARGEST_INT:
-    raise ConfigError(
-      f'--context={",".join(texts)}: give numbers of tokens from 1 to'
-      f' {LARGEST_INT:,}, as 4096 or 4096,32768'
-    )
-  return tuple(tokens)
 
 
 def parse_ratio(text):
@@ -59,22 +43,22 @@ def change_mixer(cfg, items, flag):
     return None
   kinds = [x for x in items if '=' not in x]
   fields = dict(x.split('=', 1) for x in items if '=' in x)
+  refusal = lambda why: ConfigError(f'--{flag}: {why}')
   attends = lambda kind: issubclass(kind, mixers.ATTENTION)
   is_attention = flag == 'attention'
   if kinds:
     names = [x for x, kind in KINDS.items() if attends(kind) == is_attention]
     if len(kinds) > 1 or kinds[0] not in names:
-      raise ConfigError(
-        f'--{flag}: no kind {" ".join(kinds)!r}{_nearest(kinds[0], names)}'
-      )
+      near = _nearest(kinds[0], names)
+      raise refusal(f'no kind {" ".join(kinds)!r}{near}')
     base, fields = _new(KINDS[kinds[0]], fields, flag)
   else:
     own = (layer.mixer for layer in cfg.layers)
     base = next((x for x in own if attends(type(x)) == is_attention), None)
     if base is None:
-      raise ConfigError(
-        f'--{flag}: the model has no such layer to change; name a kind first,'
-        ' as --recurrent=KDA,heads=32,key_dim=128,value_dim=128'
+      raise refusal(
+        'the model has no such layer to change; name a kind first, as'
+        ' --recurrent=KDA,heads=32,key_dim=128,value_dim=128'
       )
   try:
     return config.override_fields(base, fields.items())

@@ -105,9 +105,8 @@ def infer_cache_shapes(mixer, context, batch):
 
 def count_total_bytes(cfg, context, batch, dtype, state_dtype=jnp.float32):
   """Bytes of all layers' caches."""
-  return sum(
-    count_cache_bytes(cfg, context, batch, dtype, state_dtype).values()
-  )
+  sizes = count_cache_bytes(cfg, context, batch, dtype, state_dtype)
+  return sum(sizes.values())
 
 
 def find_break_even(cfg, batch, dtype, state_dtype=jnp.float32):
@@ -141,13 +140,7 @@ def make_attention_twin(cfg):
 
   Raises a ValueError for a model without attention.
   """
-  attention = find_mixer(cfg, recurrent=False)
-  if attention is None:
-    raise ValueError(
-      'the model has no attention layer, so its all-attention twin is not'
-      ' defined; add one or compare with a model that has'
-    )
-  return _with_mixers(cfg, lambda x: x if _attends(x) else attention)
+  return _twin(cfg, 'attention')
 
 
 def make_recurrent_twin(cfg):
@@ -155,13 +148,18 @@ def make_recurrent_twin(cfg):
 
   Raises a ValueError for a model without recurrent layers.
   """
-  recurrent = find_mixer(cfg, recurrent=True)
-  if recurrent is None:
+  return _twin(cfg, 'recurrent')
+
+
+def _twin(cfg, kind):
+  kept = kind == 'attention'
+  mixer = find_mixer(cfg, recurrent=not kept)
+  if mixer is None:
     raise ValueError(
-      'the model has no recurrent layer, so its all-recurrent twin is not'
-      ' defined; add one or compare with a model that has'
+      f'the model has no {kind} layer, so its all-{kind} twin is not defined;'
+      ' add one or compare with a model that has'
     )
-  return _with_mixers(cfg, lambda x: recurrent if _attends(x) else x)
+  return _with_mixers(cfg, lambda x: x if _attends(x) == kept else mixer)
 
 
 def find_mixer(cfg, recurrent):
@@ -178,11 +176,9 @@ def _with_mixers(cfg, swap):
   change = lambda layers: tuple(
     dataclasses.replace(layer, mixer=swap(layer.mixer)) for layer in layers
   )
+  sections = 'prefix', 'period', 'suffix'
   return dataclasses.replace(
-    cfg,
-    prefix=change(cfg.prefix),
-    period=change(cfg.period),
-    suffix=change(cfg.suffix),
+    cfg, **{s: change(getattr(cfg, s)) for s in sections}
   )
 
 
@@ -236,43 +232,36 @@ def count_flops(cfg, context):
   backward pass), without what is made again there, scores and rematerialized
   layers, which model-FLOPs utilisation leaves out.
   """
-  blocks = sum(
-    count * _forward_flops(_alone(cfg, layer), context)
-    for layer, count in collections.Counter(cfg.layers).items()
+  return _blocks_flops(cfg, context, decoding=False) / context + _head_flops(
+    cfg
   )
-  return blocks / context + _head_flops(cfg)
 
 
 def count_decoding_flops(cfg, context):
   """Operations of decoding one token as the last of `context`, from a cache
   of that many slots; counted as in `count_flops`. An int."""
-  blocks = sum(
-    count * _step_flops(_alone(cfg, layer), context)
-    for layer, count in collections.Counter(cfg.layers).items()
-  )
-  return blocks + _head_flops(cfg)
+  return _blocks_flops(cfg, context, decoding=True) + _head_flops(cfg)
 
 
-def _alone(cfg, layer):
-  """What of the model a block's operations depend on: twins share counts."""
-  return dataclasses.replace(
+def _blocks_flops(cfg, context, decoding):
+  """Of all layers: over the whole context, or one token from its cache."""
+  # what of the model a block's operations depend on: twins share counts
+  alone = lambda layer: dataclasses.replace(
     cfg, prefix=(), period=(layer,), repeats=1, suffix=(), mtp=None
   )
+  return sum(
+    count * _block_flops(alone(layer), context, decoding)
+    for layer, count in collections.Counter(cfg.layers).items()
+  )
 
 
-@functools.lru_cache(maxsize=256)
-def _forward_flops(cfg, context):
-  return _block_flops(cfg, context, None)
-
-
-@functools.lru_cache(maxsize=256)
-def _step_flops(cfg, context):
-  fresh = lambda: cfg.period[0].mixer.init_cache(1, context, _DTYPE)
-  return _block_flops(cfg, 1, jax.eval_shape(fresh))
-
-
-def _block_flops(cfg, tokens, cache):
+@functools.lru_cache(maxsize=512)
+def _block_flops(cfg, context, decoding):
   block, params = _block(cfg)
+  tokens, cache = context, None
+  if decoding:
+    fresh = lambda: cfg.period[0].mixer.init_cache(1, context, _DTYPE)
+    tokens, cache = 1, jax.eval_shape(fresh)
   run = lambda params, inputs, cache: block.apply(params, *inputs, cache)
   return flops.count_operations(run, params, _inputs(cfg, tokens), cache)
 

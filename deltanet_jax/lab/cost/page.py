@@ -7,9 +7,9 @@ and looking at the shapes.
 """
 
 import dataclasses
+import fractions
 import itertools
 import json
-import math
 import pathlib
 
 from deltanet_jax import config
@@ -88,26 +88,20 @@ def list_models():
     attention = calc.find_mixer(cfg, recurrent=False)
     recurrent = calc.find_mixer(cfg, recurrent=True)
     known = {attention, recurrent}
-    if attention is None or set(mixers) - known or _window(attention):
+    window = getattr(attention, 'window', None)
+    if attention is None or set(mixers) - known or window:
       continue
     attends = sum(layer.mixer == attention for layer in cfg.layers)
+    ratio = fractions.Fraction(len(cfg.layers) - attends, attends)
     models[name] = {
       'about': preset_names.describe_preset(name),
       'layers': len(cfg.layers),
-      'ratio': _lowest(len(cfg.layers) - attends, attends),
+      'ratio': list(ratio.as_integer_ratio()),
       'attention': describe_mixer(attention),
       'recurrent': recurrent and describe_mixer(recurrent),
     }
   hybrid = lambda name: models[name]['recurrent'] is None
   return {name: models[name] for name in sorted(models, key=hybrid)}
-
-
-def _window(attention):
-  return getattr(attention, 'window', None)
-
-
-def _lowest(R, A):
-  return [R // math.gcd(R, A), A // math.gcd(R, A)]
 
 
 def describe_mixer(mixer):
@@ -117,12 +111,8 @@ def describe_mixer(mixer):
   or [name, number to add]. A field: its value, and the range that the
   configuration takes.
   """
-  arrays = [
-    {'part': part, 'axes': axes}
-    for part, axes in zip(
-      calc.list_cache_parts(mixer), _axes(mixer), strict=True
-    )
-  ]
+  parts = zip(calc.list_cache_parts(mixer), _axes(mixer), strict=True)
+  arrays = [{'part': part, 'axes': axes} for part, axes in parts]
   _check(mixer, arrays)
   used = {x[0] for array in arrays for x in array['axes'] if type(x) is list}
   used |= {DIVIDES[name] for name in used if name in DIVIDES}
@@ -176,9 +166,7 @@ def _check(mixer, arrays):
   """The axes give the mixer's own shapes."""
   values = {name: getattr(mixer, name, None) for name in FIELDS}
   values |= {'context': 4099, 'batch': 5}
-  size = lambda axis: (
-    axis if isinstance(axis, int) else values[axis[0]] + axis[1]
-  )
+  size = lambda x: x if isinstance(x, int) else values[x[0]] + x[1]
   shapes = calc.infer_cache_shapes(mixer, values['context'], values['batch'])
   for array, x in zip(arrays, shapes, strict=True):
     if tuple(map(size, array['axes'])) != x.shape:

@@ -31,13 +31,8 @@ COLUMNS = """\
 """
 
 
-def main():
-  """The command."""
-  command.run_command(_main)
-
-
-def _main(taken):
-  del taken
+@command.as_main()
+def main(_):
   # shapes need no accelerator; set before jax is imported
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from deltanet_jax.config.files import write_text
@@ -67,10 +62,8 @@ def format_row(name: str) -> str:
   from deltanet_jax.lab.cost import calc, report
 
   cfg = config.load(name).model
-  parameters, active = (
-    calc.count_parameters(cfg),
-    calc.count_active_parameters(cfg),
-  )
+  parameters = calc.count_parameters(cfg)
+  active = calc.count_active_parameters(cfg)
   used = '' if active == parameters else f', a token {active:,}'
   size, more = (_bytes_without_positions(cfg, n) for n in (LONG, LONG + 1))
   constant = (size - LONG * (more - size)) / 2**20

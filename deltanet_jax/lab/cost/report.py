@@ -1,17 +1,17 @@
 """What `launch.calc` answers: records of models, as text, JSON and a plot."""
 
 import collections
-import json
 import math
+import pathlib
 from typing import NamedTuple
 
-from deltanet_jax.lab.cost import calc
+import jax.numpy as jnp
 
-TWINS = {
-  'all_attention': 'all attention',
-  'all_recurrent': 'all recurrent',
-}
-BITS = {'float32': 32, 'bfloat16': 16, 'float8_e4m3fn': 8}
+from deltanet_jax.config import files
+from deltanet_jax.lab.cost import calc
+from deltanet_jax.lab.pages import render_page
+
+TWINS = {'all_attention': 'all attention', 'all_recurrent': 'all recurrent'}
 
 
 class CostSettings(NamedTuple):
@@ -27,16 +27,15 @@ def measure_model(name, cfg, settings):
   A twin that is not defined (no attention, or no recurrent layer) is null, and
   so is what is compared with it.
   """
-  parameters, width = calc.count_parameters(cfg), BITS[settings.dtype] // 8
+  parameters = calc.count_parameters(cfg)
   record = {
     'name': name,
     'layers': count_kinds(cfg),
     'd_model': cfg.d_model,
     'parameters': parameters,
     'active_parameters': calc.count_active_parameters(cfg),
-    'weight_bytes': parameters * width,
-    'cache': measure_cache(cfg, settings),
-    'flops_per_token': measure_flops(cfg, settings),
+    'weight_bytes': parameters * jnp.dtype(settings.dtype).itemsize,
+    **measure_costs(cfg, settings),
     'all_attention': _twin(cfg, calc.make_attention_twin, settings),
     'all_recurrent': _twin(cfg, calc.make_recurrent_twin, settings),
     'saved': None,
@@ -44,13 +43,11 @@ def measure_model(name, cfg, settings):
     'break_even': None,
   }
   if record['all_attention']:
-    cache_settings = settings.batch, settings.dtype, settings.state_dtype
+    how = settings.batch, settings.dtype, settings.state_dtype
     record |= {
-      'saved': [
-        calc.compute_saving(cfg, n, *cache_settings) for n in settings.contexts
-      ],
-      'saved_in_the_limit': calc.compute_saving(cfg, None, *cache_settings),
-      'break_even': calc.find_break_even(cfg, *cache_settings),
+      'saved': [calc.compute_saving(cfg, n, *how) for n in settings.contexts],
+      'saved_in_the_limit': calc.compute_saving(cfg, None, *how),
+      'break_even': calc.find_break_even(cfg, *how),
     }
   return record
 
@@ -60,9 +57,17 @@ def _twin(cfg, make, settings):
     twin = make(cfg)
   except ValueError:
     return None
+  return measure_costs(twin, settings)
+
+
+def measure_costs(cfg, settings):
+  """The cache, and the operations of one token at every context."""
   return {
-    'cache': measure_cache(twin, settings),
-    'flops_per_token': measure_flops(twin, settings),
+    'cache': measure_cache(cfg, settings),
+    'flops_per_token': {
+      'forward': [calc.count_flops(cfg, n) for n in settings.contexts],
+      'decode': [calc.count_decoding_flops(cfg, n) for n in settings.contexts],
+    },
   }
 
 
@@ -72,17 +77,12 @@ def measure_cache(cfg, settings):
   context."""
   last = max(settings.contexts)
   places = (0, *settings.contexts, last, last + 1)
-  at = [
-    calc.count_cache_parts(cfg, n, settings.batch, settings.dtype,
-                     settings.state_dtype)
-    for n in places
-  ]  # fmt: skip
+  how = settings.batch, settings.dtype, settings.state_dtype
+  at = [calc.count_cache_parts(cfg, n, *how) for n in places]
 
   def row(of):
     constant, *sums, before, after = (of(sizes) for sizes in at)
-    return {
-      'per_token': after - before, 'constant': constant, 'at': sums
-    }  # fmt: skip
+    return {'per_token': after - before, 'constant': constant, 'at': sums}
 
   every = lambda sizes: sum(sum(parts.values()) for parts in sizes.values())
   return {
@@ -94,17 +94,8 @@ def measure_cache(cfg, settings):
   }
 
 
-def measure_flops(cfg, settings):
-  """Operations of one token at every context."""
-  return {
-    'forward': [calc.count_flops(cfg, n) for n in settings.contexts],
-    'decode': [calc.count_decoding_flops(cfg, n) for n in settings.contexts],
-  }
-
-
 def format_json(records, settings):
-  tree = {'settings': settings._asdict(), 'models': records}
-  return json.dumps(tree, indent=2, allow_nan=False) + '\n'
+  return files.format_json({'settings': settings._asdict(), 'models': records})
 
 
 def format_text(records, settings):
@@ -150,48 +141,20 @@ def describe_saving(record):
 
 
 def _model(record, settings):
-  contexts = settings.contexts
-  cells = lambda values: ''.join(f'{value:>11}' for value in values)
-  line = lambda label, a, b, rest: f'  {label:28}{a:>10}{b:>13}{cells(rest)}'
-  count = lambda n: f'{n:,}'
-  batch = '1 sequence' if settings.batch == 1 else f'{settings.batch} sequences'
-  active = ''
-  if record['active_parameters'] != record['parameters']:
-    active = f', {record["active_parameters"]:,} of them work on a token'
-  lines = [
-    f'{record["name"]}: {format_kinds(record["layers"])}',
-    f'  {record["parameters"]:,} parameters{active}',
-    f'  {format_size(record["weight_bytes"])} of weights in {settings.dtype}',
-    '',
-    f'  Cache of {batch} in {settings.dtype}, states in {settings.state_dtype}',
-    line('', 'B / token', 'constant', map(count, contexts)),
-  ]  # fmt: skip
-  row = lambda label, x: lines.append(
-    line(
-      label,
-      count(x['per_token']),
-      count(x['constant']),
-      map(format_size, x['at']),
-    )  # fmt: skip
-  )
-  for kind, parts in record['cache']['parts'].items():
-    for part, x in parts.items():
-      row(f'{kind}: {part}', x)
-  row('together', record['cache']['total'])
-  twins = TWINS if all(record[key] for key in TWINS) else {}
-  for key, label in twins.items():
-    row(label, record[key]['cache']['total'])
-  if twins:
-    share = [f'{x:.1%}' for x in record['saved']]
-    lines.append(line('saved', '', '', share))
-  lines += ['', f'  {describe_saving(record)}', '', '  GFLOP of a token']
-  for way, name in (('forward', 'prefill'), ('decode', 'decoding')):
-    for label, entry in (
-      ('', record), *((f', {x}', record[key]) for key, x in twins.items())
-    ):  # fmt: skip
-      values = (f'{x / 1e9:,.2f}' for x in entry['flops_per_token'][way])
-      lines.append(line(name + label, '', '', values))
-  return '\n'.join(x.rstrip() for x in lines)
+  known = all(record[key] for key in TWINS)
+  return render_page(
+    pathlib.Path(__file__).with_name('model.txt.jinja'),
+    record=record, settings=settings, line=_line, size=format_size,
+    count='{:,}'.format, giga=lambda n: f'{n / 1e9:,.2f}',
+    kinds=format_kinds(record['layers']), saving=describe_saving(record),
+    twins=[(label, record[key]) for key, label in TWINS.items() if known],
+  ).rstrip('\n')  # fmt: skip
+
+
+def _line(label, values, show, per_token='', constant=''):
+  """values: at every context, each of which `show` makes text"""
+  cells = ''.join(f'{show(value):>11}' for value in values)
+  return f'  {label:28}{per_token:>10}{constant:>13}{cells}'.rstrip()
 
 
 def _beside(records, settings):
@@ -231,24 +194,22 @@ def draw_cache(cfgs, settings, path):
   figure, panels = plots.make_figure(
     (1 + 5.2 * len(cfgs), 4.8), len(cfgs), share_y=True
   )
-  cache_settings = settings.batch, settings.dtype, settings.state_dtype
+  how = settings.batch, settings.dtype, settings.state_dtype
   top = max(2**20, *settings.contexts)
   steps = 4 * int(math.log2(top / 64))
   contexts = [round(64 * 2 ** (i / 4)) for i in range(steps + 1)]
   for axes, (name, cfg) in zip(panels, cfgs, strict=True):
-    for label, color, model in list_lines(cfg):
-      sizes = [
-        calc.count_total_bytes(model, n, *cache_settings) for n in contexts
-      ]
+    lines = list(list_lines(cfg))
+    for label, color, model in lines:
+      sizes = [calc.count_total_bytes(model, n, *how) for n in contexts]
       axes.plot(contexts, sizes, color=color, lw=2 if label == 'model' else 1.3)
       axes.annotate(
         label, (contexts[-1], sizes[-1]), (6, 0), textcoords='offset points',
         color=color, va='center', fontsize=9,
       )  # fmt: skip
-    both = all(calc.find_mixer(cfg, recurrent=x) for x in (True, False))
-    cross = calc.find_break_even(cfg, *cache_settings) if both else None
+    cross = len(lines) > 1 and calc.find_break_even(cfg, *how)
     if cross:
-      there = cross, calc.count_total_bytes(cfg, cross, *cache_settings)
+      there = cross, calc.count_total_bytes(cfg, cross, *how)
       axes.plot(*there, 'o', color='0.2', ms=5)
       axes.annotate(
         f'{cross:,} tokens', there, (8, -10), textcoords='offset points',
@@ -267,10 +228,9 @@ def draw_cache(cfgs, settings, path):
 
 def list_lines(cfg):
   """(label, color, ModelConfig) of the lines of a plot."""
-  attention = calc.find_mixer(cfg, recurrent=False)
-  recurrent = calc.find_mixer(cfg, recurrent=True)
-  if attention and recurrent:
+  hybrid = all(calc.find_mixer(cfg, recurrent=x) for x in (True, False))
+  if hybrid:
     yield 'all attention', '#b3541e', calc.make_attention_twin(cfg)
   yield 'model', '#1f6f78', cfg
-  if attention and recurrent:
+  if hybrid:
     yield 'all recurrent', '0.45', calc.make_recurrent_twin(cfg)

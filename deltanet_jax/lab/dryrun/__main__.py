@@ -67,12 +67,8 @@ ENVIRONMENT = {
 }
 
 
-def main():
-  """The command."""
-  command.run_command(_main, config.parse_argv)
-
-
-def _main(experiment):
+@command.as_main(config.parse_argv)
+def main(experiment):
   if TOPOLOGY.value is None:
     raise ConfigError(
       'no --topology given; name a chip and the sides of a slice, as'
@@ -80,8 +76,10 @@ def _main(experiment):
     )
   topology = chips.parse_topology(TOPOLOGY.value, SLICES.value)
   _check_flags()
-  experiment = _filled(experiment, topology)
-  chips.check_mesh(experiment.mesh, topology)
+  with command.bad_input():
+    mesh = experiment.mesh.fill(topology.devices)
+    experiment = dataclasses.replace(experiment, mesh=mesh)
+  chips.check_mesh(mesh, topology)
   path = command.check_output(JSON)
   _check_libtpu()
   os.environ.update(ENVIRONMENT)
@@ -89,26 +87,14 @@ def _main(experiment):
   from deltanet_jax.lab.dryrun import report, run
 
   record = run.run_dryrun(
-    experiment,
-    topology,
-    OF.value,
-    CONTEXT.value or experiment.data.seq_len,
-    BATCH.value or 1,
-    WEIGHTS.value,
+    experiment, topology, OF.value, CONTEXT.value or experiment.data.seq_len,
+    BATCH.value or 1, WEIGHTS.value,
     say=lambda line: print(line, file=sys.stderr, flush=True),
-  )
-  print(report.format_text(record, topology))
+  )  # fmt: skip
+  print(report.format_text(record, topology), end='')
   if path:
     write_text(path, format_json(record))
   return 0 if record['fits'] else 1
-
-
-def _filled(experiment, topology):
-  try:
-    mesh = experiment.mesh.fill(topology.devices)
-    return dataclasses.replace(experiment, mesh=mesh)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
 
 
 def _check_flags():

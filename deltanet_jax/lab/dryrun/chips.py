@@ -48,8 +48,6 @@ CHIPS = {
   ),
 }  # fmt: skip
 
-HOST = (2, 2)  # chips of one host: a slice is made of whole hosts
-
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
@@ -105,32 +103,27 @@ def parse_topology(text, slices=1):
   Raises:
     ConfigError: no such chip, or sides that no slice has.
   """
+  refusal = lambda why: ConfigError(f'--topology={text}: {why}')
   kind, _, sides = text.partition(':')
   if kind not in CHIPS or not re.fullmatch(r'\d+(x\d+)*', sides):
-    raise ConfigError(
-      f'--topology={text}: give a chip of {", ".join(CHIPS)} and the sides of'
-      ' a slice, as v5e:16x16 or v5p:4x4x8'
+    raise refusal(
+      f'give a chip of {", ".join(CHIPS)} and the sides of a slice, as'
+      ' v5e:16x16 or v5p:4x4x8'
     )
   topology = Topology(kind, tuple(map(int, sides.split('x'))), slices)
   pod = topology.chip.pod
   example = f'{kind}:{"x".join(["4"] * len(pod))}'
   if len(topology.sides) != len(pod):
-    raise ConfigError(
-      f'--topology={text}: a slice of {kind} has {len(pod)} sides, as {example}'
+    raise refusal(f'a slice of {kind} has {len(pod)} sides, as {example}')
+  if any(side % 2 for side in topology.sides[:2]):
+    raise refusal(
+      f'hosts have 2x2 chips; make the first two sides even, as in {example}'
     )
-  if any(
-    side % least for side, least in zip(topology.sides, HOST, strict=False)
-  ):
-    raise ConfigError(
-      f'--topology={text}: hosts have 2x2 chips; make the first two sides'
-      f' even, as in {example}'
-    )
-  if 0 in topology.sides or any(
-    a > b for a, b in zip(sorted(topology.sides), sorted(pod), strict=True)
-  ):
-    raise ConfigError(
-      f'--topology={text}: the largest slice of {kind} is'
-      f' {"x".join(map(str, pod))}; take several with --slices'
+  pairs = zip(sorted(topology.sides), sorted(pod), strict=True)
+  if 0 in topology.sides or any(side > most for side, most in pairs):
+    raise refusal(
+      f'the largest slice of {kind} is {"x".join(map(str, pod))}; take several'
+      ' with --slices'
     )
   return topology
 

@@ -13,14 +13,9 @@ import numpy as np
 from deltanet_jax.ops.routing import RARE
 
 KINDS = (
-  'all-gather',
-  'all-reduce',
-  'reduce-scatter',
-  'collective-permute',
-  'ragged-all-to-all',
-  'all-to-all',
-  'collective-broadcast',
-)
+  'all-gather', 'all-reduce', 'reduce-scatter', 'collective-permute',
+  'ragged-all-to-all', 'all-to-all', 'collective-broadcast',
+)  # fmt: skip
 BETWEEN = 'between slices'  # what a program sends to other slices
 
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$')
@@ -93,11 +88,9 @@ def _instruction(name, text, root):
   result, rest = text[:end], text[end:].lstrip()
   op, _, rest = rest.partition('(')
   end = _closing('(' + rest) - 1
-  literal = rest[:end]
+  literal, text = rest[:end], rest[end + 1 :]
   operands = tuple(re.findall(r'%([\w.\-]+)', literal))
-  return Instruction(
-    name, op, _arrays(result), operands, rest[end + 1 :], root, literal
-  )
+  return Instruction(name, op, _arrays(result), operands, text, root, literal)
 
 
 def _closing(text):
@@ -127,23 +120,22 @@ def list_steps(program):
 
 
 def _steps(program, name, home, times):
-  for instruction in program.computations[name].values():
-    yield Step(instruction, name, home, times)
-    if instruction.op == 'while':
-      runs = count_trips(program, instruction, program.computations[name])
-      times_body = times * (1 if runs is None else runs)
-    for link, target in list_called(instruction):
+  around = program.computations[name]
+  for x in around.values():
+    yield Step(x, name, home, times)
+    often = times
+    if x.op == 'while':
+      runs = count_trips(program, x, around)
+      often *= 1 if runs is None else runs
+    for link, target in list_called(x):
       if link == 'condition' or target not in program.computations:
         continue
-      if instruction.op == 'conditional' and _rare(
-        program.computations[target]
-      ):
+      if x.op == 'conditional' and _rare(program.computations[target]):
         continue
       # a reduction's function works on single elements
-      if link == 'to_apply' and instruction.op not in ('call', 'call-start'):
+      if link == 'to_apply' and x.op not in ('call', 'call-start'):
         continue
-      inner = home if instruction.op == 'fusion' else target
-      often = times_body if instruction.op == 'while' else times
+      inner = home if x.op == 'fusion' else target
       yield from _steps(program, target, inner, often)
 
 
@@ -170,16 +162,14 @@ def count_trips(program, loop, around):
   direction = re.search(r'direction=(\w+)', last.text)
   if last.op == 'compare' and direction:
     ends = [_constant(condition, x) for x in last.operands]
-    index = next(
-      (_index(condition, x) for x, end in zip(last.operands, ends, strict=True)
-       if end is None), None
-    )  # fmt: skip
+    sides = zip(last.operands, ends, strict=True)
+    moving = [x for x, end in sides if end is None]
     end = next((x for x in ends if x is not None), None)
-    if index is not None and end is not None:
+    index = _index(condition, moving[0]) if moving else None
+    more = {'LT': 0, 'LE': 1}.get(direction[1])
+    if None not in (index, end, more):
       first = _first(around, loop.operands[0], index)
-      count = {'LT': end - first, 'LE': end - first + 1}.get(direction[1])
-      if count is not None:
-        return max(0, count)
+      return max(0, end - first + more)
   return None
 
 
@@ -204,12 +194,18 @@ def _constant(computation, name):
 
 def _index(computation, name):
   """Which part of a loop's tuple a value of its condition is."""
-  instruction = computation[name]
-  while instruction.op in ('copy', 'bitcast'):
-    instruction = computation[instruction.operands[0]]
-  if instruction.op != 'get-tuple-element':
+  value = _origin(computation, name)
+  if value.op != 'get-tuple-element':
     return None
-  return int(re.search(r'index=(\d+)', instruction.text)[1])
+  return int(re.search(r'index=(\d+)', value.text)[1])
+
+
+def _origin(computation, name):
+  """The instruction that a value is of, copies looked through; or None."""
+  value = computation.get(name)
+  while value is not None and value.op in ('copy', 'bitcast'):
+    value = computation.get(value.operands[0])
+  return value
 
 
 def _first(around, name, index):
@@ -217,13 +213,8 @@ def _first(around, name, index):
   before = around.get(name)
   if before is None or before.op != 'tuple':
     return 0
-  part = around.get(before.operands[index])
-  while part is not None and part.op in ('copy', 'bitcast'):
-    part = around.get(part.operands[0])
-  return _constant(around, part.name) or 0 if part is not None else 0
-
-
-# ------------------------------------------------------------- collectives
+  part = _origin(around, before.operands[index])
+  return part and _constant(around, part.name) or 0
 
 
 def find_collectives(text):
@@ -252,19 +243,11 @@ def find_collectives(text):
       # room for all rows of all, while a device sends no more than it has
       arrays = (find_smaller(program.computations[step.computation], x),)
     if kind == 'all-reduce' and 'reduce-scatter' in step.computation:
-      kind, arrays = (
-        'reduce-scatter',
-        find_root(program.computations[step.computation]).arrays,
-      )
-    collectives.append(
-      Collective(
-        kind,
-        tuple(a.shape for a in arrays),
-        sum(a.bytes for a in arrays),
-        step.times,
-        parse_group(x.text),
-      )
-    )
+      kind = 'reduce-scatter'
+      arrays = find_root(program.computations[step.computation]).arrays
+    shapes = tuple(a.shape for a in arrays)
+    size, group = sum(a.bytes for a in arrays), parse_group(x.text)
+    collectives.append(Collective(kind, shapes, size, step.times, group))
   return collectives
 
 
@@ -303,19 +286,19 @@ def parse_group(text):
   if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', text):
     return tuple(map(int, listed[1].split(',')))
   numbers = lambda text: tuple(map(int, text.split(',')))
+  grid = lambda sizes: np.arange(math.prod(sizes)).reshape(sizes)
   iota = re.search(
     r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text
   )
   if iota:
-    places = np.arange(math.prod(numbers(iota[2]))).reshape(numbers(iota[2]))
+    places = grid(numbers(iota[2]))
     if iota[3]:
       places = places.transpose(numbers(iota[3]))
     return tuple(places.reshape(numbers(iota[1]))[0].tolist())
   mesh = re.search(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}', text)
   if mesh and ':' not in mesh[2]:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-    places = np.arange(math.prod(map(int, sizes.values())))
-    places = places.reshape([int(n) for n in sizes.values()])
+    places = grid([int(n) for n in sizes.values()])
     within = re.findall(r"'(\w+)'", mesh[2])
     first = tuple(slice(None) if a in within else 0 for a in sizes)
     return tuple(places[first].reshape(-1).tolist())

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax import flops
+from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MoEConfig
 from deltanet_jax.config.sampling import Sampling
@@ -34,44 +35,47 @@ _CACHE = {
 class Lowered(NamedTuple):
   """A program before it is compiled, and what it is for."""
 
-  what: str
   lowered: object
   flops: int  # of the program on all devices, what it repeats included
-  model_flops: float  # what the model needs, of the same
   tokens: int  # that it takes in
-  runs: int  # of it, for what the user asked
   filled: float  # of the room for experts' rows, when all are used alike
   held: dict  # bytes a device holds of each argument
+  what: str = ''
+  model_flops: float = 0  # what the model needs, of the same
+  runs: int = 1  # of it, for what the user asked
 
 
 def lower_training(experiment, mesh):
   """The training step, as `launch.train` runs it."""
   program = loop.make_program(experiment, mesh)
-  data = experiment.data
+  data, state = experiment.data, program.abstract
   tokens = data.batch * data.seq_len
   # not under the mesh: its devices are not there to hold even a key
   need = 3 * tokens * calc.count_flops(experiment.model, data.seq_len)
   filled = _filled(
     experiment.model, mesh, tokens // experiment.optim.accumulate
   )
+  arguments = {
+    'parameters': state.params,
+    'optimizer': state.opt_state,
+    'batch': program.batch,
+  }
+  lowered = _lower(
+    mesh, program.step, (state, program.batch), arguments, tokens, filled
+  )
+  what = f'training step of {data.batch} rows of {data.seq_len:,} tokens'
+  return lowered._replace(what=what, model_flops=need)
+
+
+def _lower(mesh, function, given, arguments, tokens, filled):
+  """arguments: those of `given` whose bytes count, by name"""
   with jax.set_mesh(mesh):
-    traced = program.step.trace(program.abstract, program.batch)
-    return Lowered(
-      f'training step of {data.batch} rows of {data.seq_len:,} tokens',
-      traced.lower(),
-      flops.count_in_jaxpr(traced.jaxpr.jaxpr, filled),
-      need,
-      tokens,
-      1,
-      filled,
-      {
-        'parameters': sharding.count_bytes_per_device(program.abstract.params),
-        'optimizer': sharding.count_bytes_per_device(
-          program.abstract.opt_state
-        ),
-        'batch': sharding.count_bytes_per_device(program.batch),
-      },
-    )
+    traced = function.trace(*given)
+    count = flops.count_in_jaxpr(traced.jaxpr.jaxpr, filled)
+    lowered = traced.lower()
+  size = sharding.count_bytes_per_device
+  held = {name: size(x) for name, x in arguments.items()}
+  return Lowered(lowered, count, tokens, filled, held)
 
 
 def lower_prefill(experiment, mesh, context, batch, weights):
@@ -120,47 +124,31 @@ def _advance(experiment, mesh, context, batch, weights, tokens):
       ' x data x fsdp x expert; make it a multiple or change the mesh'
     )
   model = HybridLM(cfg)
-  try:
+  with command.bad_input():
     places = sharding.make_param_shardings(model, mesh)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   params = jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, weights, sharding=place),
     sharding.make_abstract_params(model),
     places,
   )
-  place = lambda axes, shape: jax.sharding.NamedSharding(
-    mesh, sharding.make_spec(axes, shape, mesh)
-  )
-  ids = jax.ShapeDtypeStruct(
-    (batch, tokens),
-    jnp.int32,
-    sharding=place(('batch', None), (batch, tokens)),
-  )
 
-  def put(path, x):
+  def put(axes, x):
+    place = sharding.make_spec(axes, x.shape, mesh)
+    place = jax.sharding.NamedSharding(mesh, place)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+  def put_cache(path, x):
     axes = _CACHE.get(getattr(path[-1], 'name', None), ())
-    axes = (None,) * (x.ndim - len(axes)) + axes  # stacked over the repeats
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(axes, x.shape))
+    # stacked over the repeats
+    return put((None,) * (x.ndim - len(axes)) + axes, x)
 
+  ids = put(('batch', None), jax.ShapeDtypeStruct((batch, tokens), jnp.int32))
   cache = jax.tree_util.tree_map_with_path(
-    put, jax.eval_shape(lambda: init_cache(cfg, batch, context, dtype))
+    put_cache, jax.eval_shape(lambda: init_cache(cfg, batch, context, dtype))
   )
   key = jax.eval_shape(lambda: jax.random.key(0))
   advance = make_advance(cfg, dtype, Sampling(), cfg.vocab)
-  filled = _filled(cfg, mesh, batch * tokens)
-  with jax.set_mesh(mesh):
-    traced = advance.trace(params, cache, ids, key)
-    return Lowered(
-      '',
-      traced.lower(),
-      flops.count_in_jaxpr(traced.jaxpr.jaxpr, filled),
-      0,
-      batch * tokens,
-      1,
-      filled,
-      {
-        'parameters': sharding.count_bytes_per_device(params),
-        'cache': sharding.count_bytes_per_device(cache),
-      },
-    )
+  given, tokens = (params, cache, ids, key), batch * tokens
+  arguments = {'parameters': params, 'cache': cache}
+  filled = _filled(cfg, mesh, tokens)
+  return _lower(mesh, advance, given, arguments, tokens, filled)

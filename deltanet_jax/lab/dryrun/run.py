@@ -7,18 +7,16 @@ import time
 import jax
 from jax.experimental import topologies
 
-from deltanet_jax.config import ConfigError
+from deltanet_jax.cli import command
 from deltanet_jax.lab.dryrun import advice, bound, hlo, programs, traffic
 from deltanet_jax.parallel import sharding
-
-OF = 'train', 'prefill', 'decode'
 
 
 def run_dryrun(experiment, topology, of, context, batch, weights, say):
   """What `launch.dryrun` prints, as a dict for JSON.
 
-  of: one of OF   context, batch, weights: of prefill and decode
-  say: takes lines of progress
+  of: 'train', 'prefill' or 'decode'   context, batch, weights: of the latter
+  two   say: takes lines of progress
 
   Raises:
     ConfigError: the mesh does not fit the topology or the model.
@@ -26,19 +24,15 @@ def run_dryrun(experiment, topology, of, context, batch, weights, say):
   devices = topologies.get_topology_desc(
     platform='tpu', topology_name=topology.name, num_slices=topology.slices
   ).devices
-  try:
+  with command.bad_input():
     mesh = sharding.make_mesh(experiment.mesh, devices)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   clock = time.monotonic()
-  if of == 'train':
-    lowered = programs.lower_training(experiment, mesh)
-  else:
-    make = {
-      'prefill': programs.lower_prefill,
-      'decode': programs.lower_decoding,
-    }[of]
-    lowered = make(experiment, mesh, context, batch, weights)
+  how = experiment, mesh, context, batch, weights
+  lowered = {
+    'train': lambda: programs.lower_training(experiment, mesh),
+    'prefill': lambda: programs.lower_prefill(*how),
+    'decode': lambda: programs.lower_decoding(*how),
+  }[of]()
   lower = time.monotonic() - clock
   say(f'{lowered.what}: lowered in {lower:.1f} s, compiling for {topology}')
   clock = time.monotonic()
@@ -109,18 +103,15 @@ def _memory(compiled, refused, lowered, topology):
       'refused': refused.splitlines()[0],
     }
   m = compiled.memory_analysis()
-  return sizes | {
+  parts = {
     'arguments': m.argument_size_in_bytes,
     'outputs': m.output_size_in_bytes,
     'aliased': m.alias_size_in_bytes,
     'temporaries': m.temp_size_in_bytes,
     'program': m.generated_code_size_in_bytes,
-    'total': m.argument_size_in_bytes
-    + m.output_size_in_bytes
-    - m.alias_size_in_bytes
-    + m.temp_size_in_bytes
-    + m.generated_code_size_in_bytes,
   }
+  total = sum(parts.values()) - 2 * parts['aliased']
+  return sizes | parts | {'total': total}
 
 
 def _work(record, compiled, lowered, topology, mesh):
@@ -131,12 +122,14 @@ def _work(record, compiled, lowered, topology, mesh):
   moved = traffic.count_bytes(text, lowered.filled)
   least = bound.compute_bound(topology, lowered.flops, moved, networks)
   peak = topology.chips * topology.chip.flops
-  record['collectives'] = [vars(x) for x in networks]
-  record['flops'] = {'model': lowered.model_flops, 'program': lowered.flops}
-  record['hbm_bytes'] = moved
-  record['unknown_loops'] = hlo.find_unknown_loops(text)
-  record['runs'] = lowered.runs
-  record['tokens'] = lowered.tokens
-  record['bound'] = vars(least) | {'limit': least.limit}
-  record['step_seconds'] = least.seconds
-  record['mfu'] = lowered.model_flops / (peak * least.seconds)
+  record |= {
+    'collectives': [vars(x) for x in networks],
+    'flops': {'model': lowered.model_flops, 'program': lowered.flops},
+    'hbm_bytes': moved,
+    'unknown_loops': hlo.find_unknown_loops(text),
+    'runs': lowered.runs,
+    'tokens': lowered.tokens,
+    'bound': vars(least) | {'limit': least.limit},
+    'step_seconds': least.seconds,
+    'mfu': lowered.model_flops / (peak * least.seconds),
+  }

@@ -21,25 +21,17 @@ OUT = flags.DEFINE_string('out', 'runs/first_steps', 'Folder of the pictures.')
 STEPS = flags.DEFINE_integer(
   'steps', 300, 'Of training; 0: none.', lower_bound=0
 )
-SEED = flags.DEFINE_integer(
-  'seed',
-  0,
-  'Other pairs, other weights.',
-  lower_bound=SEEDS[0],
-  upper_bound=SEEDS[-2],  # the one after it is used too
-)
+SEED = flags.DEFINE_integer(  # the one after it is used too
+  'seed', 0, 'Other pairs, other weights.',
+  lower_bound=SEEDS[0], upper_bound=SEEDS[-2],
+)  # fmt: skip
 SHOWN = 4, 8, 16, 24, 32, 48
 WIDTHS = 16, 64  # of the trained layers' keys
 TIMES = 8  # values that one key gets
 
 
-def main():
-  """The command."""
-  command.run_command(_main)
-
-
-def _main(taken):
-  del taken
+@command.as_main()
+def main(_):
   if 0 < STEPS.value < 10:
     raise ConfigError(f'--steps={STEPS.value}: give 0, or 10 and more')
   out = pathlib.Path(OUT.value)
@@ -133,18 +125,12 @@ width of the keys is ours. {STEPS.value} steps each.
   for width in WIDTHS:
     for rule in first_steps.RULES:
       name = f'{rule}, keys of {width}'
-
-      def show(done, loss, name=name):
-        progress.show(
-          f'{name}: step {done}/{STEPS.value}, {loss:.2f} nats a token'
-        )
-
-      progress.show(f'{name}: compiling')
-      copiers.append(
-        first_steps.train_copier(
-          rule, width, task, steps=STEPS.value, seed=SEED.value, show=show
-        )
+      show = lambda done, loss, name=name: progress.show(
+        f'{name}: step {done}/{STEPS.value}, {loss:.2f} nats a token'
       )
+      progress.show(f'{name}: compiling')
+      how = {'steps': STEPS.value, 'seed': SEED.value, 'show': show}
+      copiers.append(first_steps.train_copier(rule, width, task, **how))
       progress.clear()
   sizes = task.sizes
   print(f'  {"copied rightly, n =":22}' + ''.join(f'{n:>6}' for n in sizes))
@@ -165,10 +151,8 @@ def _what_happened(copier, task):
   fits = [n for n, right in copier.by_size.items() if right >= 0.9]
   longest = max(task.sizes)
   quarter = longest // 4
-  old, new = (
-    float(x.mean())
-    for x in (copier.by_position[:quarter], copier.by_position[-quarter:])
-  )
+  old = copier.by_position[:quarter].mean()
+  new = copier.by_position[-quarter:].mean()
   upto = f'copies up to {max(fits)} tokens' if fits else 'copies no length'
   return (
     f'{copier.name}: {upto} with 90%; of {longest}, {old:.0%} of the first'

@@ -9,13 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deltanet_jax.config.experiment import (
-  Layer,
-  MeshConfig,
-  MLPConfig,
-  ModelConfig,
-)
-from deltanet_jax.config.mixers import DeltaNetConfig, LinearAttentionConfig
+from deltanet_jax.config import experiment, mixers
 from deltanet_jax.data.tasks.synthetic import Copy
 from deltanet_jax.model import HybridLM
 from deltanet_jax.ops import delta_rule, linear_attention
@@ -24,23 +18,17 @@ from deltanet_jax.parallel import sharding
 WIDTH = 16  # of the keys and values that are written by hand
 PAIRS = 48
 DRAWS = 100
+TASK = Copy(sizes=(4, 8, 16, 24, 32), symbols=16)
 
 
-# ------------------------------------------------------------ without training
-
-
-def _add(k, v, state):
-  """S + k v': linear attention writes without looking."""
-  return linear_attention.step(k, k, v, None, state)[1]
-
-
-def _correct(k, v, state):
-  """S + k (v - S'k)': the delta rule writes what is not yet there."""
-  beta = jnp.ones(k.shape[:2])
-  return delta_rule.step(k, k, v, beta, None, state)[1]
-
-
-RULES = {'delta': _correct, 'linear': _add}
+RULES = {
+  # S + k (v - S'k)': the delta rule writes what is not yet there
+  'delta': lambda k, v, state: delta_rule.step(
+    k, k, v, jnp.ones(k.shape[:2]), None, state
+  )[1],
+  # S + k v': linear attention writes without looking
+  'linear': lambda k, v, state: linear_attention.step(k, k, v, None, state)[1],
+}
 
 
 def write_one_by_one(rule, keys, values):
@@ -109,24 +97,21 @@ def measure_orthogonal_error(key):
   """{rule: largest error} with as many pairs as the keys are wide, their keys
   at right angles."""
   keys, values = make_pairs(key, DRAWS, WIDTH, WIDTH)
-  keys = jnp.linalg.qr(keys)[0]
-  return {
-    rule: float(write_one_by_one(rule, keys, values)[0][:, -1].max())
-    for rule in RULES
-  }
+  last = _measure_last_errors(jnp.linalg.qr(keys)[0], values)
+  return {rule: float(error.max()) for rule, error in last.items()}
 
 
 def measure_overwrite_error(key, times):
   """{rule: mean error} of a key's newest value, after `times` values of it."""
   keys, values = make_pairs(key, DRAWS, times, WIDTH)
   keys = jnp.broadcast_to(keys[:, :1], keys.shape)
-  return {
-    rule: float(write_one_by_one(rule, keys, values)[0][:, -1, -1].mean())
-    for rule in RULES
-  }
+  last = _measure_last_errors(keys, values)
+  return {rule: float(error[:, -1].mean()) for rule, error in last.items()}
 
 
-# -------------------------------------------------------------- a trained layer
+def _measure_last_errors(keys, values):
+  """{rule: [B,N]}, of every pair once all are written."""
+  return {r: write_one_by_one(r, keys, values)[0][:, -1] for r in RULES}
 
 
 class Copier(NamedTuple):
@@ -144,13 +129,14 @@ class Copier(NamedTuple):
 
 def make_model(rule, width, task, d_model):
   """The model: an embedding, one mixer with one head, an MLP, a head."""
-  kind = {'delta': DeltaNetConfig, 'linear': LinearAttentionConfig}[rule]
+  kind = {
+    'delta': mixers.DeltaNetConfig, 'linear': mixers.LinearAttentionConfig
+  }[rule]  # fmt: skip
   # both with a short convolution, by which a token knows the ones before it;
   # token by token, as the equation is written
   mixer = kind(1, width, d_model, conv=4, form='recurrent')
-  return ModelConfig(
-    task.vocab, d_model, (Layer(mixer, MLPConfig(2 * d_model)),), repeats=1
-  )
+  layer = experiment.Layer(mixer, experiment.MLPConfig(2 * d_model))
+  return experiment.ModelConfig(task.vocab, d_model, (layer,), repeats=1)
 
 
 def train_copier(
@@ -159,7 +145,8 @@ def train_copier(
   """A `Copier`.   show: takes (steps done, loss), about ten times."""
   model = HybridLM(make_model(rule, width, task, d_model))
   data, test, start = jax.random.split(jax.random.key(seed), 3)
-  params = sharding.init_params(model, start, sharding.make_mesh(MeshConfig()))
+  mesh = sharding.make_mesh(experiment.MeshConfig())
+  params = sharding.init_params(model, start, mesh)
   rate = optax.warmup_cosine_decay_schedule(0, lr, steps // 10, steps, lr / 20)
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
@@ -199,9 +186,6 @@ def _judge(model, params, task, key, rows=1024):
     {n: mean(size == n) for n in sizes},
     np.array([mean(last & (place == i)) for i in range(sizes[-1])]),
   )
-
-
-# ----------------------------------------------------------------------- plots
 
 
 def draw_state(overloads, path):
@@ -249,6 +233,3 @@ def draw_copiers(copiers, path):
   for axes in (left, right):
     plots.style_axes(axes)
   plots.save_figure(figure, path)
-
-
-TASK = Copy(sizes=(4, 8, 16, 24, 32), symbols=16)

@@ -23,13 +23,8 @@ JSON = flags.DEFINE_string('json', None, 'File for all the numbers.')
 PNG = flags.DEFINE_string('png', None, 'Plot of capacity and recency.')
 
 
-def main():
-  """The command."""
-  command.run_command(_main)
-
-
-def _main(taken):
-  del taken
+@command.as_main()
+def main(_):
   paths = {flag.name: command.check_output(flag) for flag in (JSON, PNG)}
   import jax
 

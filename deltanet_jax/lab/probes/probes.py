@@ -40,17 +40,17 @@ def run_probes(form='recurrent', tell=lambda name: None):
   """Every probe's findings. form: of `FORMS`; tell: called before each."""
   results = []
   memories = _memories(form)
-  for name, probe in {
-    'rebinding': lambda: probe_rebinding(memories),
-    'overload': lambda: probe_overload(memories),
-    'exact keys': lambda: probe_geometry(memories),
-    'parity': lambda: probe_parity(form),
-    'permutations': lambda: probe_permutations(form),
-    'special cases': lambda: probe_special_cases(form),
-    'cache': probe_cache,
-  }.items():
+  for name, probe, *given in (
+    ('rebinding', probe_rebinding, memories),
+    ('overload', probe_overload, memories),
+    ('exact keys', probe_geometry, memories),
+    ('parity', probe_parity, form),
+    ('permutations', probe_permutations, form),
+    ('special cases', probe_special_cases, form),
+    ('cache', probe_cache),
+  ):
     tell(name)
-    results += probe()
+    results += probe(*given)
   return results
 
 
@@ -221,15 +221,13 @@ def probe_parity(form='recurrent'):
   odd = (np.asarray(o)[..., 0] < 0).reshape(len(BETAS), rows, BITS)
   results = []
   for beta, guess in zip(BETAS, odd, strict=True):
-    right = guess == target
+    right, rule = guess == target, f'beta {beta:g}'
     for what, part in (
       ('first 64', right[:, :64]),
       ('last quarter', right[:, -BITS // 4 :]),
       ('accuracy', right),
     ):
-      results.append(
-        ProbeResult('parity', f'beta {beta:g}', BITS, what, part.mean())
-      )
+      results.append(ProbeResult('parity', rule, BITS, what, part.mean()))
   return results
 
 

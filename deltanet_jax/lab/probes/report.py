@@ -1,7 +1,8 @@
 """The findings of the probes, as a table, as JSON and as plots."""
 
 import json
-import math
+
+from deltanet_jax.config.files import replace_nonfinite
 
 
 def format_text(results):
@@ -34,13 +35,10 @@ def _distinct(values):
 def format_json(results, where):
   """One record a finding; `where`: the form, versions and device."""
   records = [
-    f._asdict() | {'at': int(f.at), 'value': _finite(f.value)} for f in results
+    f._asdict() | {'at': int(f.at), 'value': float(f.value)} for f in results
   ]
-  return json.dumps({**where, 'findings': records}, indent=1) + '\n'
-
-
-def _finite(value):
-  return float(value) if math.isfinite(value) else None
+  tree = replace_nonfinite({**where, 'findings': records})
+  return json.dumps(tree, indent=1) + '\n'
 
 
 def draw_results(results, path):

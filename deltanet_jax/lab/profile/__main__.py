@@ -25,6 +25,7 @@ stopped continues with the next context.
 
 import dataclasses
 import pathlib
+import sys
 
 from absl import flags
 
@@ -66,25 +67,23 @@ def take_experiment(argv):
   return None, argv
 
 
-def main():
-  """The command."""
-  command.run_command(_main, take_experiment)
-
-
-def _main(experiment):
+@command.as_main(take_experiment)
+def main(experiment):
   settings = _settings()
   given = model_flags.WORKDIR.value, model_flags.RELEASED.value
   if sum(map(bool, (experiment, *given))) > 1:
     raise ConfigError('give one of --config, --workdir and --released')
-  if not any((experiment, *given)):
-    names = _names()
-    models = {
-      name: (cfg, None)
-      for name, cfg in plan.make_models(plan.SIZES[SIZE.value], names).items()
-    }
-  else:
+  if any((experiment, *given)):
     models = _one(experiment, settings)
-  return _profile(settings, models)
+  else:
+    cfgs = plan.make_models(plan.SIZES[SIZE.value], _names())
+    models = {name: (cfg, None) for name, cfg in cfgs.items()}
+  from deltanet_jax.lab.profile import run
+
+  out = pathlib.Path(OUT.value)
+  print(run.run_profile(settings, models, out), end='')
+  print(f'\nFiles in {out}: results.jsonl, summary.md, summary.csv, plots')
+  return 0
 
 
 def _settings():
@@ -92,21 +91,11 @@ def _settings():
   changes = {'budget_gib': BUDGET.value, 'seconds': SECONDS.value}
   changes = {name: x for name, x in changes.items() if x is not None}
   if CONTEXTS.value is not None:
-    changes['contexts'] = _contexts(CONTEXTS.value)
+    changes['contexts'] = command.read_numbers(
+      CONTEXTS, plan.SHORTEST, sys.maxsize,
+      f'give numbers of tokens, from {plan.SHORTEST} on, as 1024,4096',
+    )  # fmt: skip
   return dataclasses.replace(settings, **changes)
-
-
-def _contexts(texts):
-  try:
-    contexts = tuple(sorted({int(text) for text in texts}))
-  except ValueError:
-    contexts = ()
-  if not contexts or contexts[0] < plan.SHORTEST:
-    raise ConfigError(
-      f'--contexts={",".join(texts)}: give numbers of tokens, from'
-      f' {plan.SHORTEST} on, as 1024,4096'
-    )
-  return contexts
 
 
 def _names():
@@ -140,15 +129,6 @@ def _one(experiment, settings):
     if twin.layers != cfg.layers:
       models = {'all attention': (twin, None), **models}
   return models
-
-
-def _profile(settings, models):
-  from deltanet_jax.lab.profile import run
-
-  out = pathlib.Path(OUT.value)
-  print(run.run_profile(settings, models, out), end='')
-  print(f'\nFiles in {out}: results.jsonl, summary.md, summary.csv, plots')
-  return 0
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltanet_jax.config.mixers import ATTENTION
 from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.infer import room
 from deltanet_jax.infer.generate import make_advance
@@ -71,13 +70,10 @@ class Subject:
   def largest_batch(self, context):
     """How many sequences' caches fit beside the parameters, and whether it is
     max_batch that limits them."""
-    of_one, of_two = (
-      calc.count_total_bytes(self.cfg, context, n, self.dtype) for n in (1, 2)
-    )
-    each = of_two - of_one
-    left = (
-      self.settings.budget_gib * 2**30 - self.parameter_bytes - of_one + each
-    )
+    size = lambda n: calc.count_total_bytes(self.cfg, context, n, self.dtype)
+    each = size(2) - size(1)
+    shared = self.parameter_bytes + size(1) - each
+    left = self.settings.budget_gib * 2**30 - shared
     fits = int(max(0, left // each))
     return min(fits, self.settings.max_batch), fits > self.settings.max_batch
 
@@ -130,9 +126,7 @@ class Measurement:
     self.batch, self.capped = 1, None
     if what == 'largest':
       self.batch, self.capped = subject.largest_batch(context)
-    self.program_bytes = None
-    self.cache_bytes = None
-    self.device_peak_bytes = None
+    self.program_bytes = self.cache_bytes = self.device_peak_bytes = None
     self.once = None  # seconds of a turn, with what is not timed
     self.rounds = 0
     self.seconds = []
@@ -162,9 +156,8 @@ class Measurement:
       )
     if self.what == 'restore':
       return
-    tokens = jnp.zeros((self.batch, 1), jnp.int32)
-    if self.what == 'prefill':
-      tokens = jnp.zeros((1, self.context), jnp.int32)
+    length = self.context if self.what == 'prefill' else 1
+    tokens = jnp.zeros((self.batch, length), jnp.int32)
     self._programs = [
       (part, self.subject.program(self.batch, part.shape[1], self.context))
       for part in room.split_prompt(tokens)
@@ -187,14 +180,8 @@ class Measurement:
     grows = self.context / before['context']
     seconds = statistics.median(before['seconds'])
     seconds *= self.batch / before['batch']
-    attention = any(
-      isinstance(x.mixer, ATTENTION) for x in self.subject.cfg.layers
-    )
-    if self.what == 'prefill':
-      seconds *= grows ** (2 if attention else 1)
-    else:
-      seconds *= grows if attention else 1
-    self._check(seconds)
+    attends = calc.find_mixer(self.subject.cfg, recurrent=False) is not None
+    self._check(seconds * grows ** (attends + (self.what == 'prefill')))
 
   def _check(self, seconds):
     """seconds: of one timing, as recorded."""
@@ -275,18 +262,11 @@ class Measurement:
 
   def record(self):
     """All of it, for JSON; seconds are of the prompt, token or copy."""
-    return {
-      'model': self.subject.name,
-      'what': self.what,
-      'context': self.context,
-      'batch': self.batch,
-      'capped': self.capped,
-      'skipped': self.skipped,
-      'seconds': self.seconds,
-      'cache_bytes': self.cache_bytes,
-      'program_bytes': self.program_bytes,
-      'device_peak_bytes': self.device_peak_bytes,
-    }
+    names = (
+      'what', 'context', 'batch', 'capped', 'skipped', 'seconds',
+      'cache_bytes', 'program_bytes', 'device_peak_bytes',
+    )  # fmt: skip
+    return {'model': self.subject.name, **{n: getattr(self, n) for n in names}}
 
 
 def _peak(program):

@@ -2,14 +2,8 @@
 
 import dataclasses
 
+from deltanet_jax.config import mixers
 from deltanet_jax.config.experiment import Layer, MLPConfig, ModelConfig
-from deltanet_jax.config.mixers import (
-  AttentionConfig,
-  DSAConfig,
-  GatedDeltaNetConfig,
-  KDAConfig,
-  MLAConfig,
-)
 
 STEPS = 64  # timed tokens of one decoding turn
 WARM = 2  # tokens before them
@@ -44,27 +38,21 @@ def _doubling(first, last):
   return tuple(1 << n for n in range(first.bit_length() - 1, last.bit_length()))
 
 
-def _mixers(d_model, heads):
+def _list_mixers(d_model, heads):
   """name -> (the mixer of three layers of four, of the fourth)."""
   width = d_model // heads
   latent = {
-    'heads': heads,
-    'latent': d_model // 2,
-    'key_dim': width,
-    'shared_dim': width // 2,
-    'value_dim': width,
-  }
-  full = AttentionConfig(heads, heads, width, rotary_dim=width // 2)
-  mla = MLAConfig(**latent)
-  dsa = DSAConfig(
-    **latent,
-    query_latent=d_model // 2,
-    index_heads=max(1, heads // 2),
-    index_dim=width,
-    top=4 * d_model,
-  )
-  gdn = GatedDeltaNetConfig(heads, heads, width, width)
-  kda = KDAConfig(heads, width, width)
+    'heads': heads, 'latent': d_model // 2, 'key_dim': width,
+    'shared_dim': width // 2, 'value_dim': width,
+  }  # fmt: skip
+  full = mixers.AttentionConfig(heads, heads, width, rotary_dim=width // 2)
+  mla = mixers.MLAConfig(**latent)
+  dsa = mixers.DSAConfig(
+    **latent, query_latent=d_model // 2, index_heads=max(1, heads // 2),
+    index_dim=width, top=4 * d_model,
+  )  # fmt: skip
+  gdn = mixers.GatedDeltaNetConfig(heads, heads, width, width)
+  kda = mixers.KDAConfig(heads, width, width)
   return {
     'full': (full, full),
     'mla': (mla, mla),
@@ -92,7 +80,7 @@ def make_models(size, names):
   ffn = MLPConfig(size.d_model * 11 // 4)
   out = {}
   for name in names:
-    most, fourth = _mixers(size.d_model, size.heads)[name]
+    most, fourth = _list_mixers(size.d_model, size.heads)[name]
     period = (Layer(most, ffn),) * 3 + (Layer(fourth, ffn),)
     if most == fourth:
       period = period[:1]

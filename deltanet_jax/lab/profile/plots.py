@@ -4,59 +4,55 @@ import math
 
 from matplotlib.ticker import LogLocator, NullLocator
 
-from deltanet_jax.lab.plots import (
-  PALETTE,
-  make_figure,
-  mark_places,
-  save_figure,
-  style_axes,
-)
-from deltanet_jax.lab.profile.report import MIB, Table, _seconds, _throughput
+from deltanet_jax.lab import plots
+from deltanet_jax.lab.profile import report
 
 PANELS = {
-  'ttft.png': ('Prefill to the first token, ms', 'prefill', _seconds),
-  'tpot.png': ('Decoding at batch 1, ms a token', 'decode', _seconds),
+  'ttft.png': (
+    'Prefill to the first token, ms', 'prefill', report.compute_milliseconds
+  ),
+  'tpot.png': (
+    'Decoding at batch 1, ms a token', 'decode', report.compute_milliseconds
+  ),
   'throughput.png': (
-    'Decoding at the largest batch, tokens a second', 'largest', _throughput,
+    'Decoding at the largest batch, tokens a second', 'largest',
+    report.compute_throughput,
   ),
   'cache.png': (
-    'Cache of one sequence, MiB', 'restore', lambda r: r['cache_bytes'] / MIB,
+    'Cache of one sequence, MiB', 'restore', report.compute_cache_mib
   ),
   'memory.png': (
-    'Peak of the decoding program, MiB', 'decode',
-    lambda r: r['program_bytes'] / MIB,
+    'Peak of the decoding program, MiB', 'decode', report.compute_program_mib
   ),
 }  # fmt: skip
 
 
 def draw_panels(settings, records, where, folder):
-  """Writes each of PANELS into the folder; returns their paths."""
-  table, paths = Table(records), []
+  """Writes each of PANELS into the folder."""
+  table = report.Table(records)
   for file, (title, what, value) in PANELS.items():
-    figure, (axes,) = make_figure((7.5, 4.8))
+    figure, (axes,) = plots.make_figure((7.5, 4.8))
     ends = {}
     for i, model in enumerate(table.models):
       rows = [table[model, what, n] for n in table.contexts]
       points = [(r['context'], value(r)) for r in rows if r]
       if points:
-        axes.plot(*zip(*points, strict=True), 'o-', color=PALETTE[i], ms=4)
-        ends[model] = (*points[-1], PALETTE[i])
+        color = plots.PALETTE[i]
+        axes.plot(*zip(*points, strict=True), 'o-', color=color, ms=4)
+        ends[model] = (*points[-1], color)
     axes.set(xscale='log', yscale='log', xlabel='context, tokens')
-    mark_places(axes, table.contexts, list(map(_short, table.contexts)))
+    plots.mark_places(axes, table.contexts, list(map(_short, table.contexts)))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda y, _: f'{y:,g}')
-    style_axes(axes)
+    plots.style_axes(axes)
     _label(axes, ends)
     axes.set_title(title, loc='left', fontsize=11)
     figure.text(
       1, 0, f'{where["machine"]}, {settings.dtype} ', ha='right', va='bottom',
       fontsize=7, color='0.4',
     )  # fmt: skip
-    path = folder / file
-    save_figure(figure, path)
-    paths.append(path)
-  return paths
+    plots.save_figure(figure, folder / file)
 
 
 def _short(n):

@@ -1,10 +1,13 @@
 """What was measured, as tables, CSV and plots."""
 
 import csv
+import functools
 import io
+import pathlib
 
 from deltanet_jax.config.mixers import ATTENTION
 from deltanet_jax.lab.cost import calc
+from deltanet_jax.lab.pages import render_page
 from deltanet_jax.lab.profile import fit
 from deltanet_jax.lab.profile.plan import STEPS
 
@@ -44,11 +47,8 @@ def find_pairs(cfgs):
     except ValueError:
       continue
     # a period of equal layers may be written with another number of repeats
-    same = [
-      n
-      for n, c in cfgs.items()
-      if n != name and (c.layers, c.d_model) == (twin.layers, twin.d_model)
-    ]
+    size = lambda cfg: (cfg.layers, cfg.d_model)
+    same = [n for n in cfgs if n != name and size(cfgs[n]) == size(twin)]
     pairs += [(name, same[0])] if same else []
   return pairs
 
@@ -56,89 +56,56 @@ def find_pairs(cfgs):
 def format_text(settings, cfgs, records, where):
   """The page to read, in Markdown."""
   t = Table(records)
-  first = t.models[0]
-  lines = [
-    '# Cost against context',
-    '',
-    f'{where["machine"]}, jax {where["jax"]}, {settings.dtype};'
-    f' {settings.rounds} rounds in turns, medians; intervals are of 95%.',
-  ]
-  if where['platform'] == 'cpu':
-    lines.append('On a CPU only ratios between models mean anything.')
-  over = f'; below it, over {first}'
-  sections = (
-    ('Prefill to the first token, ms' + over, 'prefill', _seconds, first),
-    (
-      f'Decoding, ms a token (the last {STEPS} of the context)' + over,
-      'decode', _seconds, first,
-    ),
-    (
-      f'Tokens a second with as many sequences as fit {settings.budget_gib:g}'
-      f' GiB with the parameters, at most {settings.max_batch}; below it, how'
-      ' many (+: more would fit)',
-      'largest', _throughput, None,
-    ),
-    (
-      'Cache of one sequence, MiB: measured, equal to the calculated' + over,
-      'restore', lambda r: r['cache_bytes'] / MIB, first,
-    ),
-    (
-      'Peak of the decoding program at batch 1, MiB, with parameters' + over,
-      'decode', lambda r: r['program_bytes'] / MIB, first,
-    ),
-    (
-      'Peak of the prefill program, MiB, with parameters' + over,
-      'prefill', lambda r: r['program_bytes'] / MIB, first,
-    ),
-    (
-      'A saved cache back to the device, ms; below it, over its prefill',
-      'restore', _seconds, None,
-    ),
+  return render_page(
+    pathlib.Path(__file__).with_name('summary.md.jinja'),
+    settings=settings, where=where, steps=STEPS, models=t.models,
+    contexts=[f'{n:,}' for n in t.contexts],
+    cells=functools.partial(_cells, t), below=functools.partial(_below, t),
+    fits=functools.partial(_fits, t),
+    hybrids=[_compare(t, cfgs, settings, *x) for x in find_pairs(cfgs)],
+    milliseconds=compute_milliseconds, throughput=compute_throughput,
+    cache_mib=compute_cache_mib, program_mib=compute_program_mib,
+    skipped=[r for r in records if r['skipped']],
   )  # fmt: skip
-  for title, what, value, base in sections:
-    lines += ['', f'## {title}', '', *_grid(t, what, value, base)]
-  lines += ['', '## Fits', '', *_fits(t), '', *_compared(t, cfgs, settings)]
-  skipped = _skipped(records)
-  if skipped:
-    lines += ['', '## Not run', '', *skipped]
-  return '\n'.join(lines) + '\n'
 
 
-def _seconds(record):
+# what of a record is told, in milliseconds, tokens a second and MiB
+
+
+def compute_milliseconds(record):
   return fit.estimate_median(record['seconds']).value * 1e3
 
 
-def _throughput(record):
+def compute_throughput(record):
   return record['batch'] / fit.estimate_median(record['seconds']).value
 
 
-def _grid(t, what, value, base):
-  """Models down, contexts across; a second line a model for what belongs to
-  it: the ratio over `base`, the batch, or the ratio over the prefill."""
-  head = '| tokens |' + ''.join(f' {n:,} |' for n in t.contexts)
-  lines = [head, '|---|' + '---:|' * len(t.contexts)]
-  for model in t.models:
-    cells, below = [], []
-    for n in t.contexts:
-      record = t[model, what, n]
-      cells.append(_number(value(record)) if record else '-')
-      below.append(_below(t, record, value, base))
-    lines.append(f'| {model} | ' + ' | '.join(cells) + ' |')
-    if model != base:
-      lines.append('| | ' + ' | '.join(below) + ' |')
-  return lines
+def compute_cache_mib(record):
+  return record['cache_bytes'] / MIB
 
 
-def _below(t, record, value, base):
-  if not record:
-    return ''
-  what, n = record['what'], record['context']
-  if what == 'largest':
-    return f'{record["batch"]}{"+" if record["capped"] else ""}'
-  other = t[record['model'], 'prefill', n] if base is None else t[base, what, n]
-  if not other:
-    return ''
-  return f'x{_number(value(record) / value(other))}'
+def compute_program_mib(record):
+  return record['program_bytes'] / MIB
+
+
+def _cells(t, model, what, value):
+  ran = (t[model, what, n] for n in t.contexts)
+  return [_number(value(r)) if r else '-' for r in ran]
+
+
+def _below(t, model, what, value, base):
+  """What belongs to each cell: of the largest batch the batch, else the ratio
+  over the model `base`, or over the prefill."""
+  texts = []
+  for n in t.contexts:
+    record, text = t[model, what, n], ''
+    other = t[base, what, n] if base else t[model, 'prefill', n]
+    if record and what == 'largest':
+      text = f'{record["batch"]}{"+" if record["capped"] else ""}'
+    elif record and other:
+      text = f'x{_number(value(record) / value(other))}'
+    texts.append(text)
+  return texts
 
 
 def _number(x):
@@ -147,100 +114,45 @@ def _number(x):
   return f'{x:.1f}' if x >= 10 else f'{x:.2g}' if x < 1 else f'{x:.2f}'
 
 
-def fit_lines(t):
-  """{model: fit.FittedLine} of decoding, with two contexts or more."""
-  series = {model: t.series(model, 'decode') for model in t.models}
-  return {m: fit.fit_line(*s) for m, s in series.items() if len(s[0]) > 1}
+def _fit_decoding(t, model):
+  """A fit.FittedLine, or None with fewer than two contexts."""
+  x, y = t.series(model, 'decode')
+  return fit.fit_line(x, y) if len(x) > 1 else None
 
 
-def _fits(t):
-  rows = [
-    '| | prefill ~ tokens^e: e | e, last two contexts | decoding: w, ms |'
-    ' a, ms / 1,000 tokens | off the line by |',
-    '|---|---|---|---|---|---|',
-  ]
-  decode = fit_lines(t)
-  for model in t.models:
-    x, y = t.series(model, 'prefill')
-    cells = ['-', '-']
-    if len(x) > 1:
-      cells = [
-        f.text() for f in (fit.fit_power(x, y), fit.fit_power(x[-2:], y[-2:]))
-      ]
-    if model in decode:
-      f = decode[model]
-      scaled = lambda e, by: fit.Estimate(*(v * by for v in e))
-      cells += [
-        scaled(f.w, 1e3).text('{:.3g}'),
-        scaled(f.a, 1e6).text('{:.3g}'),
-        f'{f.worst:.0%}',
-      ]
-    else:
-      cells += ['-'] * 3
-    rows.append(f'| {model} | ' + ' | '.join(cells) + ' |')
-  return [
-    *rows,
-    '',
-    'Decoding time is w + a x context: w reads the weights and the states, a'
-    ' the cache of a token. Time in milliseconds.',
-  ]
+def _fits(t, model):
+  """The cells of a model's row in the table of fits."""
+  (x, y), line = t.series(model, 'prefill'), _fit_decoding(t, model)
+  cells = ['-'] * 5
+  if len(x) > 1:
+    powers = fit.fit_power(x, y), fit.fit_power(x[-2:], y[-2:])
+    cells[:2] = [power.text() for power in powers]
+  if line:
+    scaled = lambda e, by: fit.Estimate(*(v * by for v in e)).text('{:.3g}')
+    cells[2:] = [scaled(line.w, 1e3), scaled(line.a, 1e6), f'{line.worst:.0%}']
+  return cells
 
 
-def _compared(t, cfgs, settings):
-  """What each hybrid saves beside the same model with attention alone."""
-  out, decode = [], fit_lines(t)
-  for name, twin in find_pairs(cfgs):
-    layers = cfgs[name].layers
-    attending = sum(isinstance(x.mixer, ATTENTION) for x in layers)
-    out += [
-      f'**{name} beside {twin}** ({attending} of {len(layers)} layers attend)'
-    ]
-    n = calc.find_break_even(cfgs[name], 1, settings.dtype)
-    where = f'from {n:,} tokens on' if n else 'at no context'
-    out.append(f'- The cache is smaller {where}.')
-    for what, label in (('decode', 'a token'), ('prefill', 'the first token')):
-      both = [n for n in t.contexts if t[name, what, n] and t[twin, what, n]]
-      if both:
-        speed = _seconds(t[twin, what, both[-1]])
-        speed /= _seconds(t[name, what, both[-1]])
-        out.append(
-          f'- At {both[-1]:,} tokens {label} comes {speed:.2f} times as fast.'
-        )
-    both = [
-      n for n in t.contexts if t[name, 'largest', n] and t[twin, 'largest', n]
-    ]
-    if both:
-      mine, other = t[name, 'largest', both[-1]], t[twin, 'largest', both[-1]]
-      out.append(
-        f'- At {both[-1]:,} tokens and the largest batches ({mine["batch"]} and'
-        f' {other["batch"]}) it makes'
-        f' {_throughput(mine) / _throughput(other):.2f} times the tokens.'
-      )
-    out.append(
-      _slopes(decode.get(twin), decode.get(name), len(layers) / attending)
-    )
-    out.append('')
-  return out
+def _compare(t, cfgs, settings, name, twin):
+  """What a hybrid saves beside the same model with attention alone."""
 
+  def last(what):
+    """Of the longest context that both ran, in a list that may be empty."""
+    both = [(n, t[name, what, n], t[twin, what, n]) for n in t.contexts]
+    return [(n, mine, full) for n, mine, full in both if mine and full][-1:]
 
-def _slopes(twin, hybrid, layers):
-  if twin is None or hybrid is None:
-    return '- Slopes of decoding: not resolved, with fewer than two contexts.'
-  slopes = fit.compare_slopes(twin, hybrid)
-  if slopes is None:
-    return '- Slopes of decoding: not resolved; one is within its error of 0.'
-  return (
-    f'- A token of context costs {slopes.text()} times less to decode; the'
-    f' ratio of the layers that attend is {layers:.2f}.'
-  )
-
-
-def _skipped(records):
-  return [
-    f'- {r["model"]} {r["what"]} at {r["context"]:,}: {r["skipped"]}'
-    for r in records
-    if r['skipped']
-  ]
+  layers = cfgs[name].layers
+  lines = [_fit_decoding(t, model) for model in (twin, name)]
+  return {
+    'name': name,
+    'twin': twin,
+    'layers': len(layers),
+    'attending': sum(isinstance(x.mixer, ATTENTION) for x in layers),
+    'break_even': calc.find_break_even(cfgs[name], 1, settings.dtype),
+    'last': {what: last(what) for what in ('decode', 'prefill', 'largest')},
+    'resolved': all(lines),
+    'slopes': fit.compare_slopes(*lines) if all(lines) else None,
+  }
 
 
 def format_csv(records):

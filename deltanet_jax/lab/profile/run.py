@@ -54,10 +54,8 @@ def _measure(settings, models, folder, records, done):
     if context in done:
       continue
     head, start = f'context {context:,} ({i + 1}/{len(contexts)})', time.time()
-
-    show = _sparsely(progress, head)
-
     before = [r for r in records if i and r['context'] == contexts[i - 1]]
+    show = _sparsely(progress, head)
     records += measure.measure_context(subjects, context, before, show)
     lines = ''.join(json.dumps(replace_nonfinite(r)) + '\n' for r in records)
     write_text(folder / 'results.jsonl', lines)

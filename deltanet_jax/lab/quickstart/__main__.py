@@ -24,12 +24,8 @@ flags.set_default(train.WORKDIR, 'runs/quickstart')
 flags.adopt_module_key_flags(train)
 
 
-def main():
-  """The command."""
-  command.run_command(_main, config.parse_argv)
-
-
-def _main(experiment):
+@command.as_main(config.parse_argv)
+def main(experiment):
   if train.RELEASED.value is not None:
     raise ConfigError('--released is a flag of launch.train')
   if process_flags.read_process_flags():
@@ -52,9 +48,9 @@ def _baselines(experiment, workdir):
   """Bits per byte of the order-2 and order-3 models, computed once."""
   path = workdir.path / 'baselines.json'
   # a run may have gone on with another text
-  corpus = workdir.corpus
-  old = corpus.is_file() and path.is_file()
-  if not path.is_file() or old and _time(path) < _time(corpus):
+  newer = lambda a, b: a.stat().st_mtime > b.stat().st_mtime
+  corpus, there = workdir.corpus, path.is_file()
+  if not there or corpus.is_file() and newer(corpus, path):
     from deltanet_jax.data.text import TextData
     from deltanet_jax.lab.quickstart import ngram
 
@@ -66,10 +62,6 @@ def _baselines(experiment, workdir):
       )
     write_text(path, format_json(bits))
   return read_json(path)
-
-
-def _time(path):
-  return path.stat().st_mtime
 
 
 def _show_bits(result, baselines):
@@ -101,11 +93,11 @@ def _show_text(experiment, workdir):
 def _show_cache(experiment):
   from deltanet_jax.lab.cost import calc
 
-  models = [('this model', experiment.model)]
-  models.append(('all attention', calc.make_attention_twin(experiment.model)))
+  own = experiment.model
+  twin = calc.make_attention_twin(own)
   print('\nCache of one sequence in bfloat16, MiB')
   print(f'  {"tokens":16}' + ''.join(f'{n:>12,}' for n in CONTEXTS))
-  for name, model in models:
+  for name, model in (('this model', own), ('all attention', twin)):
     sizes = [calc.count_total_bytes(model, n, 1, 'bfloat16') for n in CONTEXTS]
     print(f'  {name:16}' + ''.join(f'{s / 2**20:12.2f}' for s in sizes))
 

@@ -137,10 +137,7 @@ def _count(documents, order):
     batch.append(document)
     size += len(document)
     if size >= SLICE_BYTES or i + 1 == len(documents):
-      codes = _windows(batch, order)
-      codes.sort()
-      first = np.flatnonzero(np.diff(codes, prepend=-1))
-      tables.append((codes[first], np.diff(first, append=len(codes))))
+      tables.append(np.unique(_windows(batch, order), return_counts=True))
       batch, size = [], 0
   return _merge(tables)
 

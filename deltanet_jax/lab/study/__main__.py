@@ -42,20 +42,21 @@ MINUTES = flags.DEFINE_float(
 )  # fmt: skip
 
 
-def main():
-  """The command."""
-  command.run_command(_main, take_changes)
+def take_changes(argv):
+  path, changes, rest = config.split_argv(argv)
+  if path:
+    raise ConfigError('--config=FILE: the sizes are --size and --config.NAME')
+  return changes, rest
 
 
-def _main(changes):
+@command.as_main(take_changes)
+def main(changes):
   from deltanet_jax.lab.study import matrix, results
 
   size = SIZE.value
-  try:
+  with command.bad_input():
     cfg = config.override_fields(matrix.SIZES[size], changes)
     cells = matrix.list_cells(cfg, size, MODELS.value, TASKS.value)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
   folder = results.StudyFolder(WORKDIR.value)
   folder.check(cfg)
   # a cell is too small for two cores: XLA gets one, and each core a cell
@@ -86,13 +87,6 @@ def _study(cfg, cells, folder):
   summary = report.write_report(cfg, SIZE.value, cells, folder, rows)
   print(summary.text)
   return 1 if errors else summary.status
-
-
-def take_changes(argv):
-  path, changes, rest = config.split_argv(argv)
-  if path:
-    raise ConfigError('--config=FILE: the sizes are --size and --config.NAME')
-  return changes, rest
 
 
 if __name__ == '__main__':

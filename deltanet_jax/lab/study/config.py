@@ -7,18 +7,8 @@ import dataclasses
 import re
 from typing import Annotated, NamedTuple
 
-from deltanet_jax.config import ranges
+from deltanet_jax.config import mixers, ranges
 from deltanet_jax.config.experiment import Layer, MLPConfig, ModelConfig
-from deltanet_jax.config.mixers import (
-  AttentionConfig,
-  DeltaNetConfig,
-  DSAConfig,
-  GatedDeltaNetConfig,
-  KDAConfig,
-  LightningConfig,
-  LinearAttentionConfig,
-  MLAConfig,
-)
 from deltanet_jax.config.ranges import Count, NotNegative, Positive, Size, Whole
 
 # arms without attention, and those that keep something of every token
@@ -123,7 +113,7 @@ def parse_arm(name):
   return (match[1], int(match[2])) if match else (name, 0)
 
 
-def _mixers(cfg):
+def _list_mixers(cfg):
   """Every mixer by the name of its arm."""
   H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
   width = cfg.d_model // H
@@ -139,26 +129,26 @@ def _mixers(cfg):
   }  # fmt: skip
   rule = {'heads': H, 'key_dim': K, 'value_dim': V} | shared
   return {
-    'local': AttentionConfig(**turned, window=max(1, cfg.local)),
-    'full': AttentionConfig(**turned),
-    'full-nope': AttentionConfig(**attention),
-    'window': AttentionConfig(**turned, window=cfg.window),
-    'mla': MLAConfig(**latent),
-    'dsa': DSAConfig(
+    'local': mixers.AttentionConfig(**turned, window=max(1, cfg.local)),
+    'full': mixers.AttentionConfig(**turned),
+    'full-nope': mixers.AttentionConfig(**attention),
+    'window': mixers.AttentionConfig(**turned, window=cfg.window),
+    'mla': mixers.MLAConfig(**latent),
+    'dsa': mixers.DSAConfig(
       **latent, query_latent=cfg.d_model // 2, index_heads=H,
       index_dim=width, top=cfg.top,
     ),
-    'linear': LinearAttentionConfig(**rule),
+    'linear': mixers.LinearAttentionConfig(**rule),
     # one width for keys and values: that of a state of the same size
-    'lightning': LightningConfig(
+    'lightning': mixers.LightningConfig(
       heads=H, head_dim=round((K * V) ** 0.5), **shared
     ),
-    'delta': DeltaNetConfig(**rule),
-    'delta-neg': DeltaNetConfig(**rule, negative_eigenvalues=True),
-    'gdn': GatedDeltaNetConfig(
+    'delta': mixers.DeltaNetConfig(**rule),
+    'delta-neg': mixers.DeltaNetConfig(**rule, negative_eigenvalues=True),
+    'gdn': mixers.GatedDeltaNetConfig(
       key_heads=H, value_heads=H, key_dim=K, value_dim=V, **shared
     ),
-    'kda': KDAConfig(**rule, gate_rank=K),
+    'kda': mixers.KDAConfig(**rule, gate_rank=K),
   }  # fmt: skip
 
 
@@ -172,16 +162,16 @@ def make_model(cfg, arm, vocab, layers, hidden):
     ValueError: `layers` are no multiple of the pattern.
   """
   name, ratio = parse_arm(arm)
-  mixers, ffn = _mixers(cfg), MLPConfig(hidden)
-  period = (Layer(mixers[name], ffn),)
+  known, ffn = _list_mixers(cfg), MLPConfig(hidden)
+  period = (Layer(known[name], ffn),)
   if ratio:
-    period = period * ratio + (Layer(mixers['full-nope'], ffn),)
+    period = period * ratio + (Layer(known['full-nope'], ffn),)
   if layers % len(period):
     raise ValueError(
       f'{arm} repeats {len(period)} layers and the model has {layers}; give a'
       ' multiple'
     )
-  first = (Layer(mixers['local'], ffn),) if cfg.local else ()
+  first = (Layer(known['local'], ffn),) if cfg.local else ()
   return ModelConfig(
     vocab, cfg.d_model, period, layers // len(period), prefix=first
   )

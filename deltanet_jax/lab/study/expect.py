@@ -29,55 +29,38 @@ class Expectation(NamedTuple):
 
 
 class Finding(NamedTuple):
-  claim: str
-  kind: str
-  bound: float
+  expectation: Expectation
   estimate: stats.AccuracyEstimate
   verdict: str
-  gate: bool
-
-  @property
-  def failed(self):
-    """A gate whose value lies on the wrong side."""
-    value = self.estimate.value
-    good = {
-      'above': value > self.bound,
-      'below': value < self.bound,
-      'equal': abs(value) <= self.bound,
-    }[self.kind]
-    return self.gate and not good
+  failed: bool  # a gate whose value lies on the wrong side
 
 
 def judge_all(expectations, arrays, draws):
   """The Findings of those whose cells are in `arrays` {(task, arm): arrays}."""
-  findings = []
-  for expectation in expectations:
-    if any((t.task, t.arm) not in arrays for t in expectation.terms):
-      continue
-    parts = []
-    for term in expectation.terms:
-      data = arrays[term.task, term.arm]
-      chosen = stats.choose_questions(data, term.limits)
-      parts.append(stats.make_part(term.sign, term.task, data, chosen))
-    value = stats.estimate_sum(parts, draws)
-    if expectation.kind == 'equal':
-      verdict = value.within(expectation.bound)
-    elif expectation.kind == 'above':
-      verdict = value.above(expectation.bound)
-    else:
-      turned = stats.AccuracyEstimate(-value.value, -value.high, -value.low)
-      verdict = turned.above(-expectation.bound)
-    findings.append(
-      Finding(
-        expectation.claim,
-        expectation.kind,
-        expectation.bound,
-        value,
-        verdict,
-        expectation.gate,
-      )  # fmt: skip
-    )
-  return findings
+  return [
+    _judge(x, arrays, draws)
+    for x in expectations
+    if all((term.task, term.arm) in arrays for term in x.terms)
+  ]
+
+
+def _judge(expectation, arrays, draws):
+  bound = expectation.bound
+  estimate = stats.estimate_sum(
+    [
+      stats.make_part(sign, task, arrays[task, arm], limits)
+      for sign, task, arm, limits in expectation.terms
+    ],
+    draws,
+  )
+  value, low, high = estimate
+  turned = stats.AccuracyEstimate(-value, -high, -low)
+  verdict, good = {
+    'above': (estimate.above(bound), value > bound),
+    'below': (turned.above(-bound), value < bound),
+    'equal': (estimate.within(bound), abs(value) <= bound),
+  }[expectation.kind]
+  return Finding(expectation, estimate, verdict, expectation.gate and not good)
 
 
 def list_smoke_expectations(cfg):
@@ -105,10 +88,8 @@ def list_expectations(cfg, arms):
 
 
 def _pure(names):
-  return [
-    n for n in names
-    if n in ('linear', 'lightning', 'delta', 'gdn', 'kda')
-  ]  # fmt: skip
+  pure = 'linear', 'lightning', 'delta', 'gdn', 'kda'
+  return [n for n in names if n in pure]
 
 
 def _hybrids(names):
@@ -116,14 +97,13 @@ def _hybrids(names):
 
 
 def _less(claim, task, high, low, limits):
-  return Expectation(
-    claim, (Term(1, task, high, limits), Term(-1, task, low, limits))
-  )
+  terms = Term(1, task, high, limits), Term(-1, task, low, limits)
+  return Expectation(claim, terms)
 
 
-def _same(claim, task, a, b, limits, margin=MARGIN):
+def _same(claim, task, a, b, limits):
   terms = Term(1, task, a, limits), Term(-1, task, b, limits)
-  return Expectation(claim, terms, 'equal', margin)
+  return Expectation(claim, terms, 'equal', MARGIN)
 
 
 # the hardest questions of each task of recall: {slice: field of the sizes}
@@ -175,21 +155,16 @@ def _rebinding(cfg, arms):
   for name in ('delta', 'gdn', 'kda'):
     for other in ('linear', 'lightning'):
       if name in names and other in names:
-        yield _less(
-          f'{name} > {other} on keys bound anew',
-          'rebinding',
-          name,
-          other,
-          limit_to_hardest(cfg, 'rebinding'),
-        )
+        claim = f'{name} > {other} on keys bound anew'
+        limits = limit_to_hardest(cfg, 'rebinding')
+        yield _less(claim, 'rebinding', name, other, limits)
 
 
 def _tracking():
   for task in ('parity', 's5'):
     for other in ('delta', 'gdn', 'linear', 'lightning', 'full'):
-      yield _less(
-        f'beta up to 2 > {other} ({task})', task, 'delta-neg', other, {}
-      )
+      claim = f'beta up to 2 > {other} ({task})'
+      yield _less(claim, task, 'delta-neg', other, {})
 
 
 def _hops(arms):

@@ -1,13 +1,7 @@
 """What a study of each size trains: cells of arm and task."""
 
-from deltanet_jax.lab.study.config import (
-  DEEP,
-  TASKS,
-  Cell,
-  StudyConfig,
-  make_model,
-  parse_arm,
-)
+from deltanet_jax.lab.study import config
+from deltanet_jax.lab.study.config import DEEP, TASKS, StudyConfig, parse_arm
 
 SIZES = {
   # continuous integration: minutes
@@ -67,23 +61,19 @@ def list_cells(cfg, size, models, tasks):
     order = [(task, models) for task in names]
   elif tasks:
     arms = {task: row for task, row in reversed(order)}
+    others = arms[order[0][0]]  # of a task that has none of its own
     order = [x for x in order if x[0] in tasks]
-    order += [(t, arms[find_first_task(size)]) for t in tasks if t not in arms]
+    order += [(task, others) for task in tasks if task not in arms]
   cells = []
   for task, arms in order:
+    layers, steps = cfg.layers, cfg.steps
+    if task in DEEP:
+      layers, steps = cfg.deep, cfg.deep_steps
     for arm in arms:
-      deep = task in DEEP
-      layers = cfg.deep if deep else cfg.layers
-      steps = cfg.deep_steps if deep else cfg.steps
       # or it says what is odd
-      make_model(cfg, arm, cfg.symbols, layers, cfg.hidden)
-      cells.append(Cell(task, arm, layers, steps))
+      config.make_model(cfg, arm, cfg.symbols, layers, cfg.hidden)
+      cells.append(config.Cell(task, arm, layers, steps))
   return list(dict.fromkeys(cells))
-
-
-def find_first_task(size):
-  """The first task of a size: its arms go for a task that has none."""
-  return ORDER[size][0][0]
 
 
 def make_task(cfg, name):

@@ -8,14 +8,7 @@ import numpy as np
 from matplotlib import pyplot
 
 from deltanet_jax.config.files import write_text
-from deltanet_jax.lab.plots import (
-  PALETTE,
-  THEMES,
-  make_figure,
-  make_theme,
-  save_figure,
-  style_axes,
-)
+from deltanet_jax.lab import plots
 from deltanet_jax.lab.study import stats
 from deltanet_jax.lab.study.config import ARMS, parse_arm
 from deltanet_jax.lab.study.expect import limit_to_hardest
@@ -43,45 +36,41 @@ class View:
     """The Estimate over the questions in limits."""
     key = task, arm, tuple(sorted(limits.items()))
     if key not in self._found:
-      data = self.arrays[task, arm]
-      part = stats.make_part(
-        1, task, data, stats.choose_questions(data, limits)
-      )
+      part = stats.make_part(1, task, self.arrays[task, arm], limits)
       self._found[key] = stats.estimate_sum([part], self.cfg.draws)
     return self._found[key]
 
   def seeds(self, task, arm, limits):
     """The accuracy of each seed over the questions in limits."""
-    data = self.arrays[task, arm]
-    part = stats.make_part(1, task, data, stats.choose_questions(data, limits))
+    part = stats.make_part(1, task, self.arrays[task, arm], limits)
     return (part.right.sum(1) / part.questions.sum(1)).tolist()
 
   def levels(self, task, name):
     """Values of a slice that are asked of."""
-    arm = self.arms(task)[0]
-    data = self.arrays[task, arm]
-    return _known(data[f'slice.{name}'][data['weights'] > 0])
+    data = self.arrays[task, self.arms(task)[0]]
+    labels = data[f'slice.{name}'][data['weights'] > 0]
+    # -1: the slice is not about the question
+    return np.unique(labels[labels >= 0])
 
   def scaled(self):
     """{arm: {factor of the log-decay: accuracies of the seeds}}, of 'deep'."""
+    return self.group_accuracies('decay', 'scale')
+
+  def group_accuracies(self, phase, name):
+    """{arm: {value of `name`: accuracies of the seeds}} in a phase, of 'deep'
+    over all questions."""
     accuracies = {}
     for row in self.rows:
-      scored = row['phase'] == 'decay' and row['accuracy'] is not None
-      if scored and row['task'] == 'deep':
-        by_scale = accuracies.setdefault(row['model'], {})
-        by_scale.setdefault(row['scale'], []).append(row['accuracy'])
+      where = row['task'], row['phase'], row['slice']
+      if where == ('deep', phase, 'all') and row['accuracy'] is not None:
+        by_value = accuracies.setdefault(row['model'], {})
+        by_value.setdefault(row[name], []).append(row['accuracy'])
     return accuracies
 
-  def fact(self, task, arm, name):
-    return next(
-      row[name] for row in self.rows
-      if (row['task'], row['model']) == (task, arm)
-    )  # fmt: skip
-
-
-def _known(labels):
-  # -1: the slice is not about the question
-  return np.unique(labels[labels >= 0])
+  def facts(self, task, arm):
+    """A row of the cell: its sizes stand in every one."""
+    of_cell = lambda row: (row['task'], row['model']) == (task, arm)
+    return next(filter(of_cell, self.rows))
 
 
 def style_arm(arm):
@@ -89,7 +78,7 @@ def style_arm(arm):
   name, ratio = parse_arm(arm)
   names = [a for a in ARMS if not parse_arm(a)[1]]
   return {
-    'color': PALETTE[names.index(name)], 'linestyle': STYLES[ratio],
+    'color': plots.PALETTE[names.index(name)], 'linestyle': STYLES[ratio],
     'marker': MARKS[ratio], 'label': arm, 'markersize': 4, 'linewidth': 1.4,
   }  # fmt: skip
 
@@ -99,11 +88,10 @@ def _line(axes, view, task, arm, name, limits, scale=1.0):
   estimates = [view.accuracy(task, arm, limits | {name: (x, x)}) for x in xs]
   xs = xs * scale
   style = style_arm(arm)
-  axes.plot(xs, [e.value for e in estimates], **style)
-  low, high = [e.low for e in estimates], [e.high for e in estimates]
-  axes.fill_between(
-    xs, low, high, color=style['color'], alpha=0.12, linewidth=0
-  )
+  values, low, high = zip(*estimates, strict=True)
+  axes.plot(xs, values, **style)
+  color = style['color']
+  axes.fill_between(xs, low, high, color=color, alpha=0.12, linewidth=0)
 
 
 def draw_capacity(axes, view):
@@ -117,7 +105,7 @@ def draw_memory(axes, view):
   """Recall against what decoding keeps."""
   for arm in view.arms('mqar'):
     estimate = view.accuracy('mqar', arm, limit_to_hardest(view.cfg, 'mqar'))
-    x = view.fact('mqar', arm, 'cache_floats')
+    x = view.facts('mqar', arm)['cache_floats']
     bars = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
     axes.errorbar(x, estimate.value, yerr=bars, **style_arm(arm))
   axes.set(
@@ -145,13 +133,11 @@ def draw_ratios(axes, view):
       continue
     family = [a for a in names if parse_arm(a)[0] == pure]
     share = lambda a: 1 / (parse_arm(a)[1] + 1) if parse_arm(a)[1] else 0
-    points = [(share(a), view.accuracy('deep', a, limits)) for a in family]
-    points.append((1, view.accuracy('deep', 'full', limits)))
-    points.sort(key=lambda p: p[0])
-    xs = [x for x, _ in points]
-    values = np.array([(e.value, e.low, e.high) for _, e in points]).T
-    bars = [values[0] - values[1], values[2] - values[0]]
-    axes.errorbar(xs, values[0], yerr=bars, **style_arm(pure))
+    points = [(share(a), *view.accuracy('deep', a, limits)) for a in family]
+    points.append((1, *view.accuracy('deep', 'full', limits)))
+    xs, values, low, high = np.array(sorted(points)).T
+    bars = [values - low, high - values]
+    axes.errorbar(xs, values, yerr=bars, **style_arm(pure))
   axes.set(
     xlabel=f'share of attention in {view.cfg.deep} layers (0: none, 1: all)',
     ylabel=f'accuracy on MQAR, {view.cfg.pairs} pairs',
@@ -160,12 +146,7 @@ def draw_ratios(axes, view):
 
 def draw_budget(axes, view):
   """How far an arm is behind full attention while training goes on."""
-  curves = {}
-  for row in view.rows:
-    at = row['task'] == 'deep' and row['phase'] == 'fresh'
-    if at and row['slice'] == 'all' and row['accuracy'] is not None:
-      points = curves.setdefault(row['model'], {})
-      points.setdefault(row['step'], []).append(row['accuracy'])
+  curves = view.group_accuracies('fresh', 'step')
   for arm in view.arms('deep'):
     if arm == 'full':
       continue
@@ -228,7 +209,7 @@ def draw_plots(view, folder):
       continue
     images = {
       theme: _render(paint, view, theme, folder / f'{name}-{theme}.png')
-      for theme in THEMES
+      for theme in plots.THEMES
     }
     figures.append((name, title, images))
   return figures
@@ -236,13 +217,13 @@ def draw_plots(view, folder):
 
 def _render(paint, view, theme, path):
   """Writes the picture as PNG and SVG; returns the SVG."""
-  style = make_theme(theme) | {
+  style = plots.make_theme(theme) | {
     'svg.fonttype': 'none', 'font.size': 9, 'svg.hashsalt': 'study'
   }  # fmt: skip
   with pyplot.rc_context(style):
-    figure, (axes,) = make_figure((8.2, 4.2))
+    figure, (axes,) = plots.make_figure((8.2, 4.2))
     paint(axes, view)
-    style_axes(axes)
+    plots.style_axes(axes)
     if paint is not draw_budget:
       axes.set_ylim(-0.02, 1.02)
     if axes.get_legend_handles_labels()[0]:
@@ -250,7 +231,7 @@ def _render(paint, view, theme, path):
     text = io.StringIO()
     plain = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
     figure.savefig(text, format='svg', transparent=True, metadata=plain)
-    save_figure(figure, path, THEMES[theme]['back'])
+    plots.save_figure(figure, path, plots.THEMES[theme]['back'])
   svg = _inline(text.getvalue(), theme)
   write_text(path.with_suffix('.svg'), svg)
   return svg

@@ -89,7 +89,11 @@ def _make_loss(cfg, model_cfg):
   objective = weights.make(model_cfg, jnp.dtype(cfg.dtype))
 
   def loss(params, example):
-    total, _ = objective(params, _batch(example))
+    batch = {
+      'tokens': example.tokens, 'targets': example.targets,
+      'weights': example.weights, 'positions': None, 'segment_ids': None,
+    }  # fmt: skip
+    total, _ = objective(params, batch)
     return total / example.weights.sum()
 
   return loss
@@ -112,16 +116,6 @@ def _score(lm, params, example):
   )
   correct = logits.argmax(-1) == example.targets
   return Scores(correct, nats, example.weights, example.slices, example.tokens)
-
-
-def _batch(example):
-  return {
-    'tokens': example.tokens,
-    'targets': example.targets,
-    'weights': example.weights,
-    'positions': None,
-    'segment_ids': None,
-  }
 
 
 def scale_decay(params, scale):

@@ -1,15 +1,14 @@
 """What a study found: findings, a verdict in words, summary.md, report.html."""
 
-import dataclasses
+import bisect
 import pathlib
 from typing import NamedTuple
 
-import jinja2
-
 from deltanet_jax.config.files import write_text
-from deltanet_jax.lab.cost import calc
+from deltanet_jax.lab.pages import render_page
 from deltanet_jax.lab.study import expect, plots, stats
-from deltanet_jax.lab.study.config import ARMS, parse_arm
+from deltanet_jax.lab.study.config import ARMS, make_model, parse_arm
+from deltanet_jax.lab.study.training import count_cache_floats
 
 LONG = 131_072  # tokens at which memory is compared too
 
@@ -23,6 +22,7 @@ def write_report(cfg, size, cells, folder, rows):
   """Draws, judges and writes everything; the cells that `folder` lacks are
   named as missing."""
   done = [cell for cell in cells if folder.done(cell)]
+  missing = [cell.name for cell in cells if cell not in done]
   arrays = {(c.task, c.arm): folder.arrays(c) for c in done}
   failed = [f'{t} {a}' for (t, a), scores in arrays.items() if not scores]
   arrays = {key: scores for key, scores in arrays.items() if scores}
@@ -34,27 +34,35 @@ def write_report(cfg, size, cells, folder, rows):
     else expect.list_expectations(cfg, arms)
   )
   findings = expect.judge_all(expectations, arrays, cfg.draws)
-  verdict = describe_hybrids(cfg, view)
-  missing = [cell.name for cell in cells if cell not in done]
+  verdict, counts = describe_hybrids(cfg, view), _counts(findings)
   remarks = describe_unlearned(view)
   if failed:
     remarks.append(f'Not finite at any learning rate: {", ".join(failed)}.')
   if missing:
     remarks.append(f'Not trained yet: {", ".join(missing)}.')
-  text = format_markdown(cfg, view, findings, [*verdict, *remarks])
-  write_text(folder.text, text)
-  images = plots.draw_plots(view, folder.plots)
-  sentences = [*verdict, *_counts(findings)]
-  page = _page(cfg, size, view, findings, sentences, remarks, images)
-  write_text(folder.report, page)
-  gates = [f for f in findings if f.failed]
-  lines = [*verdict, *remarks, *_counts(findings)]
-  lines += [f'FAILED: {f.claim}: {format_estimate(f.estimate)}' for f in gates]
+  values = {
+    'cfg': cfg, 'size': size, 'margin': f'{expect.MARGIN:g}',
+    'sentences': verdict, 'remarks': remarks, 'counts': counts,
+    'findings': findings, 'show': format_estimate, 'head': HEAD,
+    'tables': {task: _table(cfg, view, task) for task in arms},
+    'figures': plots.draw_plots(view, folder.plots),
+    'sizes': ', '.join(f'{k} {v}' for k, v in vars(cfg).items()),
+  }  # fmt: skip
+  here = pathlib.Path(__file__)
+  for path in folder.text, folder.report:
+    template = here.with_name(f'{path.name}.jinja')
+    write_text(path, render_page(template, **values))
+  lines = [*verdict, *remarks, *counts]
+  lines += [
+    f'FAILED: {f.expectation.claim}: {format_estimate(f.estimate)}'
+    for f in findings
+    if f.failed
+  ]
   lost = size == 'smoke' and len(findings) < len(expectations) and not missing
   if lost:
     lines.append('FAILED: a model of the gates was not finite')
-  lines.append(str(folder.report))
-  return Report('\n'.join(lines), int(bool(gates) or lost))
+  status = int(lost or any(f.failed for f in findings))
+  return Report('\n'.join([*lines, str(folder.report)]), status)
 
 
 def format_estimate(e):
@@ -107,46 +115,40 @@ def _base(view, task):
 
 
 def _sentence(cfg, view, arm, tasks):
-  lost, equal, gained, open_ = [], [], [], []
+  clauses = {'gave up': [], 'gained': []}
+  equal, open_ = f'was equal within {expect.MARGIN:g} on', 'is not resolved on'
+  clauses |= {equal: [], open_: []}
   for task in tasks:
     limits = expect.limit_to_hardest(cfg, task)
-    parts = []
-    for sign, name in ((1, arm), (-1, _base(view, task))):
-      data = view.arrays[task, name]
-      chosen = stats.choose_questions(data, limits)
-      parts.append(stats.make_part(sign, task, data, chosen))
-    e = stats.estimate_sum(parts, cfg.draws)
-    base = parts[1].right.sum() / parts[1].questions.sum()
-    clause = f'{task} {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]'
-    clause += f' of {base:.2f}'
+    mine, base = (
+      stats.make_part(sign, task, view.arrays[task, name], limits)
+      for sign, name in ((1, arm), (-1, _base(view, task)))
+    )
+    e = stats.estimate_sum([mine, base], cfg.draws)
+    kind = {stats.HOLDS: 'gained', stats.VIOLATED: 'gave up'}.get(
+      e.above(0), open_
+    )
     if e.within(expect.MARGIN) == stats.HOLDS:
-      equal.append(clause)
-    elif e.above(0) == stats.HOLDS:
-      gained.append(clause)
-    elif e.above(0) == stats.VIOLATED:
-      lost.append(clause)
-    else:
-      open_.append(clause)
-  kinds = (
-    ('gave up', lost), ('gained', gained),
-    (f'was equal within {expect.MARGIN:g} on', equal),
-    ('is not resolved on', open_),
-  )  # fmt: skip
-  clauses = '; '.join(f'{k} {", ".join(x)}' for k, x in kinds if x)
+      kind = equal
+    clauses[kind].append(
+      f'{task} {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}] of'
+      f' {base.right.sum() / base.questions.sum():.2f}'
+    )
+  said = '; '.join(f'{k} {", ".join(x)}' for k, x in clauses.items() if x)
   saved = _saved(cfg, view, arm, tasks[0])
-  return f'Against full attention, {arm} {clauses}. {saved}'
+  return f'Against full attention, {arm} {said}. {saved}'
 
 
 def _saved(cfg, view, arm, task):
   """What decoding keeps, at the length trained on and at LONG tokens."""
-  cell = next(
-    {'layers': r['layers'], 'vocab': r['vocab'], 'length': r['length']}
-    for r in view.rows
-    if (r['task'], r['model']) == (task, arm)
-  )
-  floats = lambda name, n: count_cache_floats(cfg, name, cell, n)
+  facts = view.facts(task, arm)
+
+  def floats(arm, context):
+    model = make_model(cfg, arm, facts['vocab'], facts['layers'], cfg.hidden)
+    return count_cache_floats(model, context)
+
   clauses = []
-  for n in (cell['length'], LONG):
+  for n in (facts['length'], LONG):
     mine, full = floats(arm, n), floats('full', n)
     less = f'{mine / full - 1:+.0%}'
     clauses.append(f'{mine:,} numbers of {n:,} tokens, full {full:,} ({less})')
@@ -155,40 +157,14 @@ def _saved(cfg, view, arm, task):
   return f'It keeps {"; ".join(clauses)}.{least}'
 
 
-def count_cache_floats(cfg, arm, cell, context):
-  """Numbers that decoding keeps of `context` tokens."""
-  from deltanet_jax.lab.study import config
-
-  built = config.make_model(cfg, arm, cell['vocab'], cell['layers'], cfg.hidden)
-  return sum(calc.count_cache_bytes(built, context, 1, 'float32').values()) // 4
-
-
 def find_break_even(difference, most=1 << 20):
-  """The least context at which difference(context) <= 0; None above most."""
-  low, high = 0, 1
-  while difference(high) > 0:
-    low, high = high, high * 2
-    if high > most:
-      return None
-  while high - low > 1:
-    middle = (low + high) // 2
-    low, high = (middle, high) if difference(middle) > 0 else (low, middle)
-  return high
+  """The least context at which difference(context) <= 0; None above most.
 
-
-def list_results(cfg, view, task):
-  """[(model, parameters, numbers kept, Estimate all, Estimate hardest, its
-  accuracy by seed)]."""
-  limits = expect.limit_to_hardest(cfg, task)
-  return [
-    (
-      arm, view.fact(task, arm, 'parameters'),
-      view.fact(task, arm, 'cache_floats'),
-      view.accuracy(task, arm, {}), view.accuracy(task, arm, limits),
-      view.seeds(task, arm, limits),
-    )
-    for arm in view.arms(task)
-  ]  # fmt: skip
+  difference: never grows with the context
+  """
+  saves = lambda n: difference(n) <= 0
+  context = bisect.bisect_left(range(1, most + 1), True, key=saves) + 1
+  return context if context <= most else None
 
 
 HEAD = (
@@ -196,50 +172,13 @@ HEAD = (
 )  # fmt: skip
 
 
-def _cells(row):
-  by_seed = ' '.join(f'{x:.2f}' for x in row[5])
-  estimates = format_estimate(row[3]), format_estimate(row[4]), by_seed
-  return row[0], f'{row[1]:,}', f'{row[2]:,}', *estimates
-
-
-def _tables(cfg, view):
-  """{task: rows of HEAD's cells}"""
-  tasks = dict.fromkeys(task for task, _ in view.arrays)
-  return {
-    task: [_cells(row) for row in list_results(cfg, view, task)]
-    for task in tasks
-  }
-
-
-def format_markdown(cfg, view, findings, sentences):
-  """summary.md."""
-  lines = ['# Recall against memory', '']
-  lines += [f'{s}\n' for s in sentences] + _counts(findings)
-  lines += ['', '| expectation | value [95 %] | verdict |', '|---|---|---|']
-  lines += [
-    f'| {f.claim} | {format_estimate(f.estimate)} | {f.verdict} |'
-    for f in findings
-  ]
-  for task, rows in _tables(cfg, view).items():
-    lines += ['', f'## {task}', '']
-    lines += [f'| {" | ".join(HEAD)} |', '|---' * len(HEAD) + '|']
-    lines += [f'| {" | ".join(cells)} |' for cells in rows]
-  return '\n'.join(lines) + '\n'
-
-
-def _page(cfg, size, view, findings, sentences, remarks, figures):
-  """report.html, from the template beside this file."""
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True, undefined=jinja2.StrictUndefined,
-    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-  )  # fmt: skip
-  environment.filters['show'] = format_estimate
-  sizes = ', '.join(
-    f'{f.name} {getattr(cfg, f.name)}' for f in dataclasses.fields(cfg)
-  )
-  return environment.get_template('report.html.jinja').render(
-    cfg=cfg, size=size, sentences=sentences, remarks=remarks,
-    findings=findings, figures=figures, head=HEAD, tables=_tables(cfg, view),
-    sizes=sizes, margin=f'{expect.MARGIN:g}',
-  )  # fmt: skip
+def _table(cfg, view, task):
+  """The cells of HEAD of every arm of a task."""
+  limits, rows = expect.limit_to_hardest(cfg, task), []
+  for arm in view.arms(task):
+    facts = view.facts(task, arm)
+    sizes = (f'{facts[x]:,}' for x in ('parameters', 'cache_floats'))
+    estimates = (view.accuracy(task, arm, x) for x in ({}, limits))
+    by_seed = ' '.join(f'{x:.2f}' for x in view.seeds(task, arm, limits))
+    rows.append((arm, *sizes, *map(format_estimate, estimates), by_seed))
+  return rows

@@ -109,20 +109,15 @@ def summarize_rows(rows):
       groups.setdefault(key, []).append(row)
   out = []
   for group in groups.values():
+    total = lambda name, group=group: sum(row[name] for row in group)
     summary = {name: group[0].get(name) for name in COLUMNS}
+    summary |= {'seeds': len(group), 'targets': total('targets')}
     accuracy = [row['accuracy'] for row in group]
-    summary |= {
-      'seeds': len(group),
-      'targets': sum(r['targets'] for r in group),
-    }
-    if None in accuracy:
-      summary |= dict.fromkeys(
-        ('accuracy', 'lowest', 'highest', 'exact', 'nats')
-      )
-    else:
-      mean = lambda name, g=group: sum(row[name] for row in g) / len(g)
-      summary |= {name: mean(name) for name in ('accuracy', 'exact', 'nats')}
-      summary |= {'lowest': min(accuracy), 'highest': max(accuracy)}
+    finite = None not in accuracy
+    for name in ('accuracy', 'exact', 'nats'):
+      summary[name] = total(name) / len(group) if finite else None
+    summary['lowest'] = min(accuracy) if finite else None
+    summary['highest'] = max(accuracy) if finite else None
     out.append(summary)
   return out
 
@@ -132,11 +127,9 @@ def format_csv(summary):
   text = io.StringIO()
   writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
   writer.writeheader()
+  rounded = lambda name, value: (
+    round(value, 6) if isinstance(value, float) and name != 'lr' else value
+  )
   for line in summary:
-    writer.writerow(
-      {
-        k: round(v, 6) if isinstance(v, float) and k != 'lr' else v
-        for k, v in line.items()
-      }
-    )
+    writer.writerow({name: rounded(name, x) for name, x in line.items()})
   return text.getvalue()

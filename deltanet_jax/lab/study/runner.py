@@ -103,8 +103,8 @@ def run_cells(cfg, cells, folder, jobs, limit=0.0):
 def _told(rows):
   last = [
     row['accuracy'] for row in rows
-    if row['phase'] == 'fresh' and row['slice'] == 'all'
-    and row['step'] == row['steps']
+    if (row['phase'], row['slice'], row['step'])
+    == ('fresh', 'all', row['steps'])
   ]  # fmt: skip
   if not last or None in last:
     return 'NOT FINITE'

@@ -40,8 +40,9 @@ class AccuracyEstimate(NamedTuple):
     return VIOLATED if self.low > margin or self.high < -margin else OPEN
 
 
-def make_part(sign, group, arrays, chosen):
-  """The Part of a cell's arrays over the questions `chosen` [S,I,T] bool."""
+def make_part(sign, group, arrays, limits):
+  """The Part of a cell's arrays over the questions in limits."""
+  chosen = choose_questions(arrays, limits)
   questions = arrays['weights'].astype(np.float64) * chosen
   right = (questions * arrays['correct']).sum(-1)
   return Part(sign, group, right, questions.sum(-1))

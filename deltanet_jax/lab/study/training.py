@@ -1,8 +1,6 @@
 """One cell of a study: one arm on one task, from the choice of the learning
 rate to the scores of the fresh seeds."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +23,10 @@ class Stopped(Exception):
 def match_parameters(cfg, cell, vocab):
   """(ModelConfig, parameters) of the cell's arm, its MLP as wide as makes the
   parameters those of `full`."""
-  build = functools.partial(
-    config.make_model, cfg, vocab=vocab, layers=cell.layers
+  build = lambda arm, hidden: config.make_model(
+    cfg, arm, vocab, cell.layers, hidden
   )
-  count = lambda arm, hidden: calc.count_parameters(
-    build(arm=arm, hidden=hidden)
-  )
+  count = lambda *arm: calc.count_parameters(build(*arm))
   goal = count('full', cfg.hidden)
   low, high = count(cell.arm, 1), count(cell.arm, 2)
   hidden = 1 + round((goal - low) / (high - low))  # an affine function
@@ -39,7 +35,7 @@ def match_parameters(cfg, cell, vocab):
       f'{cell.arm} without an MLP has {low} parameters and full has {goal};'
       ' raise hidden'
     )
-  return build(arm=cell.arm, hidden=hidden), low + (hidden - 1) * (high - low)
+  return build(cell.arm, hidden), low + (hidden - 1) * (high - low)
 
 
 def run_cell(cfg, cell, task, tell=lambda done: None):
@@ -56,14 +52,10 @@ def run_cell(cfg, cell, task, tell=lambda done: None):
     'cache_floats': count_cache_floats(model_cfg, task.length),
     'vocab': task.vocab, 'length': task.length,
   }  # fmt: skip
-  trainer = _Trainer(
-    cfg, cell, program.make_program(cfg, model_cfg, task, cell.steps)
-  )
-  phases = 2.0
-  grid = list(cfg.lrs) + [cfg.lrs[-1]] * (trainer.members - len(cfg.lrs))
-  rows, best = [], None
-  report = lambda share: tell(share / phases)
-  for _, step, scores in trainer.train(grid, [VALIDATION], report):
+  compiled = program.make_program(cfg, model_cfg, task, cell.steps)
+  trainer, rows = _Trainer(cfg, cell, compiled), []
+  report = lambda share: tell(share / 2)
+  for _, step, scores in trainer.train(cfg.lrs, [VALIDATION], report):
     scored = [score_all(scores, i) for i in range(len(cfg.lrs))]
     for lr, score in zip(cfg.lrs, scored, strict=True):
       rows.append(facts | _at('grid', lr, VALIDATION, step, cell) | score)
@@ -71,17 +63,16 @@ def run_cell(cfg, cell, task, tell=lambda done: None):
   if lr is None:
     return rows, {}
   seeds = list(range(FRESH, FRESH + cfg.seeds))
-  report = lambda share: tell((1 + share) / phases)
+  report = lambda share: tell((1 + share) / 2)
   for state, step, scores in trainer.train([lr], seeds, report):
-    best = state
+    trained = state
     full = step in [round(part * cell.steps) for part in BUDGETS]
+    levels = task.levels if full else {}
     for i, seed in enumerate(seeds):
       head = facts | _at('fresh', lr, seed, step, cell)
-      rows += [
-        head | x for x in score_slices(scores, i, task.levels if full else {})
-      ]
+      rows += [head | x for x in score_slices(scores, i, levels)]
   arrays = select_scores(scores, cfg.seeds)
-  rows += _decays(trainer, best, lr, seeds, facts, cell, model_cfg)
+  rows += _decays(trainer, trained, lr, seeds, facts, cell, model_cfg)
   return rows, arrays
 
 
@@ -101,8 +92,8 @@ class _Trainer:
     self.advance = None
 
   def call(self, state, rates, seeds, start, stop):
-    args = (state, *self._lanes(rates, seeds), jnp.int32(start))
-    args = (*args, jnp.int32(stop))
+    steps = jnp.int32(start), jnp.int32(stop)
+    args = (state, *self._lanes(rates, seeds), *steps)
     if self.advance is None:
       self.advance = self.program.advance.lower(*args).compile()
     state, scores = self.advance(*args)
@@ -157,18 +148,17 @@ def score_all(scores, member, chosen=None):
   if chosen is not None:
     weights = weights * chosen
   nats = np.asarray(scores.nats[member], np.float64)
-  count = weights.sum()
-  rows = weights.sum(1) > 0
-  wrong = (weights * ~scores.correct[member]).sum(1)
-  mean = (weights * nats).sum() / count if count else np.nan
-  finite = bool(np.isfinite(nats).all())
-  return {
-    'accuracy': float(1 - wrong.sum() / count) if finite and count else None,
-    'exact': float((wrong[rows] == 0).mean()) if finite and count else None,
-    'nats': float(mean) if finite and count else None,
-    'targets': int(count),
-    'finite': finite,
-  }
+  count, finite = weights.sum(), bool(np.isfinite(nats).all())
+  score = {'accuracy': None, 'exact': None, 'nats': None}
+  if finite and count:
+    wrong = (weights * ~scores.correct[member]).sum(1)
+    exact = wrong[weights.sum(1) > 0] == 0
+    score = {
+      'accuracy': float(1 - wrong.sum() / count),
+      'exact': float(exact.mean()),
+      'nats': float((weights * nats).sum() / count),
+    }
+  return score | {'targets': int(count), 'finite': finite}
 
 
 def score_slices(scores, member, levels):
