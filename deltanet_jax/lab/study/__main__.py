@@ -23,6 +23,7 @@ from absl import flags
 from deltanet_jax import config
 from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.extras import require_extra
 
 SIZE = flags.DEFINE_enum(
   'size', 'study', ['smoke', 'study', 'gpu'], 'Which study.'
@@ -58,6 +59,7 @@ def _main(changes):
     raise ConfigError(str(error)) from error
   folder = results.StudyFolder(WORKDIR.value)
   folder.check(cfg)
+  require_extra('matplotlib', 'study')
   # a cell is too small for two cores: XLA gets one, and each core a cell
   old = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{old} --xla_cpu_multi_thread_eigen=false'
