@@ -58,8 +58,9 @@ def main() -> int:
     if not report.is_file():
       return status
     counts = count_tests(report.read_text())
+  tests = [word for word in chosen if not word.startswith('-n')]
   today = datetime.date.today().isoformat()
-  row = [*versions.split(), today, ' '.join(chosen) or 'all', *counts]
+  row = [*versions.split(), today, ' '.join(tests) or 'all', *counts]
   text = TABLE.read_text() if TABLE.is_file() else HEAD
   TABLE.write_text(insert_row(text, row))
   return status
