@@ -14,7 +14,8 @@ make_env() { # ROOT MODULES...: what the active environment must have
   if [ -z "$base" ] && [ -n "${VIRTUAL_ENV:-}" ] &&
     [ ! "$VIRTUAL_ENV" -ef "$root/.venv" ]; then
     python=$VIRTUAL_ENV/bin/python
-    missing=$(_missing "$@") || missing="$python"
+    missing=bin/python
+    [ -x "$python" ] && missing=$(_missing "$@")
     if [ -n "$missing" ]; then
       echo "error: the active environment $VIRTUAL_ENV has no $missing;" \
         "pip install -r requirements.txt there, or leave it with deactivate" >&2

@@ -305,3 +305,48 @@ def test_a_path_of_the_clone_given_elsewhere_is_answered_by_its_name(
   ):
     with pytest.raises(ConfigError, match=f'did you mean {name}?'):
       preset_names.locate_preset(path)
+
+
+# the environment of the scripts
+
+
+def make_env(root, *modules, **env):
+  return subprocess.run(
+    ['bash', '-c', 'source launch/env.sh; make_env "$@"; echo "$python"',
+     'bash', root, *modules],
+    cwd=ROOT, env=env, text=True, capture_output=True,
+    executable='/bin/bash',
+  )  # fmt: skip
+
+
+def test_the_active_environment_is_taken(tmp_path):
+  done = make_env(tmp_path, 'jax', 'pytest', VIRTUAL_ENV=sys.prefix)
+  assert done.stdout == f'{sys.prefix}/bin/python\n', done.stderr
+  assert done.stderr == '' and not list(tmp_path.iterdir())
+
+
+def test_what_the_active_environment_lacks_is_named(tmp_path):
+  for env, lacking in (sys.prefix, 'no_such_module'), ('/none', 'bin/python'):
+    done = make_env(tmp_path, 'jax', 'no_such_module', VIRTUAL_ENV=env)
+    refusal = f'error: the active environment {env} has no {lacking};'
+    assert done.stderr.startswith(refusal) and done.stderr.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interpreter_that_is_named_comes_first_and_then_the_newest(tmp_path):
+  calls = tmp_path / 'calls'
+  for name in ('mine', 'python3', 'python3.11', 'python3.13'):
+    path = tmp_path / name
+    path.write_text(f'#!/bin/sh\necho "{name} $*" >>{calls}\n')
+    path.chmod(0o755)
+  root = tmp_path / 'root'
+  root.mkdir()
+  (root / 'requirements.txt').touch()
+  env = {'PATH': f'{tmp_path}:/usr/bin:/bin'}
+  for more, name in (
+    ({}, 'python3.13'),
+    ({'DELTANET_PYTHON': 'mine', 'VIRTUAL_ENV': sys.prefix}, 'mine'),
+  ):
+    make_env(root, 'jax', **env, **more)
+    last = calls.read_text().splitlines()[-1]
+    assert last == f'{name} -m venv --clear {root}/.venv'
