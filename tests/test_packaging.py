@@ -263,9 +263,13 @@ def test_it_works_from_another_folder(built, way, tmp_path):
     assert package == str(site)
     assert presets == str(site / 'deltanet_jax/configs')
     assert installed == {'deltanet_jax'}
-  if way == 'wheel':
-    page = run(scripts / 'deltanet', 'calc', '--preset=quickstart')
-    assert '830,348' in page
+  # a preset by name reads the text that it is told
+  done = subprocess.run(
+    [scripts / 'deltanet', 'train', '--config=quickstart', '--workdir=run',
+     '--config.data.path=none*'],
+    cwd=empty, env=env, text=True, capture_output=True,
+  )  # fmt: skip
+  assert done.returncode == 2 and "'none*'" in done.stderr, done.stderr
   names = run(scripts / 'deltanet', '--help')
   assert 'deltanet NAME' in names and '  train ' in names
 
