@@ -136,7 +136,7 @@ def _spell_path(path, name):
 def _suggest(name: str) -> str:
   """What there is instead of the missing `name`."""
   path, former = pathlib.Path(name), list_former()
-  if not path.parent.is_dir():  # a path of the clone, given elsewhere
+  if not os.path.isdir(path.parent):  # a path of the clone, given elsewhere
     name = path.name.replace('.py', '')
     path = pathlib.Path(name)
   if path.suffix == '.py' or path.name != name:
