@@ -1,15 +1,31 @@
-# Sourced by the scripts: .venv with requirements.txt installed, as $python.
-# DELTANET_PYTHON names another interpreter to make it with.
+# Sourced by the scripts: $python, an interpreter with what they need.
+#
+# The active environment ($VIRTUAL_ENV), if there is one. Without one, or with
+# DELTANET_PYTHON, the interpreter to make it with, .venv with requirements.txt.
 
 # huge pages for the large temporaries of a training step: without them a CPU
 # spends a third of its time on page faults (glibc 2.35 and newer; ignored else)
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
-make_env() {
-  local root=$1 base version stamp
+make_env() { # ROOT MODULES...: what the active environment must have
+  local root=$1 base version stamp missing
+  shift
   base=${DELTANET_PYTHON:-}
+  if [ -z "$base" ] && [ -n "${VIRTUAL_ENV:-}" ] &&
+    [ ! "$VIRTUAL_ENV" -ef "$root/.venv" ]; then
+    python=$VIRTUAL_ENV/bin/python
+    missing=bin/python
+    [ -x "$python" ] && missing=$(_missing "$@")
+    if [ -n "$missing" ]; then
+      echo "error: the active environment $VIRTUAL_ENV has no $missing;" \
+        "pip install -r requirements.txt there, or leave it with deactivate" >&2
+      return 2
+    fi
+    return
+  fi
   if [ -z "$base" ]; then
-    for base in python3 python3.13 python3.12 python3.11 none; do
+    # the newest first
+    for base in python3.13 python3.12 python3.11 python3 none; do
       _new_enough "$base" && break
     done
   fi
@@ -31,6 +47,12 @@ make_env() {
   "$python" -m pip install --quiet --disable-pip-version-check \
     -r "$root/requirements.txt"
   echo "$stamp" >"$root/.venv/stamp"
+}
+
+_missing() { # MODULES...: the first that $python does not find
+  "$python" -c 'import importlib.util, sys
+found = importlib.util.find_spec
+print(next((name for name in sys.argv[1:] if not found(name)), ""))' "$@"
 }
 
 _new_enough() {

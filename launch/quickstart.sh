@@ -5,5 +5,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/env.sh
-make_env "$PWD"
+make_env "$PWD" jax grain
 exec "$python" -m launch.quickstart --config=configs/quickstart.py "$@"

@@ -14,6 +14,7 @@ from typing import NoReturn, TypeVar
 from absl import app, flags, logging
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.extras import require_extra
 
 T = TypeVar('T')
 Take = Callable[[list[str]], tuple[T, list[str]]]
@@ -141,7 +142,7 @@ def check_output(
   suffix: of the file; the flag's own name unless given
 
   Raises:
-    ConfigError: another suffix, or no such folder.
+    ConfigError: another suffix, no such folder, or nothing to draw with.
   """
   if flag.value is None:
     return None
@@ -151,4 +152,6 @@ def check_output(
     raise ConfigError(
       f'--{flag.name}={path}: give a {suffix} file in an existing folder'
     )
+  if suffix == '.png':
+    require_extra('matplotlib', f'--{flag.name}')
   return path

@@ -1,5 +1,5 @@
-"""`python -m deltanet_jax NAME ...`: every command by its name, the same as
-launch.NAME."""
+"""`deltanet NAME ...`, or `python -m deltanet_jax NAME ...`: every command by
+its name, the same as launch.NAME."""
 
 import difflib
 import importlib
@@ -31,7 +31,7 @@ def main() -> None:
   """The command that the first argument names, with the others."""
   name, *rest = sys.argv[1:] or ['--help']
   if name in ('--help', '-h', 'help'):
-    print('python -m deltanet_jax NAME [--help] [--FLAG=VALUE ...]\n')
+    print('deltanet NAME [--help] [--FLAG=VALUE ...]\n')
     for command_name, (_, about) in COMMANDS.items():
       print(f'  {command_name:12}{about}')
     return

@@ -27,8 +27,11 @@ class PresetFile(typing.TypedDict, total=False):
 
 
 def find_folder() -> pathlib.Path:
-  """The folder of the presets."""
-  return pathlib.Path(__file__).parents[2] / 'configs'
+  """The folder of the presets: the package's own where it is installed, that
+  of the clone elsewhere."""
+  package = pathlib.Path(__file__).parents[1]
+  installed = package / 'configs'
+  return installed if installed.is_dir() else package.parent / 'configs'
 
 
 def list_families() -> list[str]:
@@ -133,6 +136,9 @@ def _spell_path(path, name):
 def _suggest(name: str) -> str:
   """What there is instead of the missing `name`."""
   path, former = pathlib.Path(name), list_former()
+  if not os.path.isdir(path.parent):  # a path of the clone, given elsewhere
+    name = path.name.replace('.py', '')
+    path = pathlib.Path(name)
   if path.suffix == '.py' or path.name != name:
     names = sorted(glob.glob('*.py', root_dir=path.parent))
     files = {name: str(path.with_name(name)) for name in names}

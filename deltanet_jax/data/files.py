@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.extras import require_extra
 
 COMPRESSED = ('.gz', '.bz2', '.xz', '.zst', '.zip')
 
@@ -203,6 +204,7 @@ def _read_jsonl(path, field):
 
 
 def _read_parquet(path, field):
+  require_extra('pyarrow', path)
   import pyarrow as pa
   import pyarrow.parquet as pq
 

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import TextIO
 
+from deltanet_jax.config.extras import describe_extra, is_installed
 from deltanet_jax.config.files import replace_nonfinite, write_text
 from deltanet_jax.progress import Line, format_span
 from deltanet_jax.runs.folder import Workdir
@@ -76,7 +77,13 @@ class Log:
   def __init__(self, workdir: Workdir, step: int):
     self._metrics = JsonLines(workdir.metrics, step)
     self._timing = JsonLines(workdir.timing, step)
-    self._board = Board(workdir.tensorboard, step)
+    self._board = None
+    if is_installed('tensorboardX'):
+      self._board = Board(workdir.tensorboard, step)
+    else:
+      _say_missing('TensorBoard events', 'tensorboardX')
+    if not is_installed('matplotlib'):
+      _say_missing(workdir.plot.name, 'matplotlib')
 
   def metrics(self, record: Record) -> None:
     self._metrics.write(record)
@@ -87,19 +94,26 @@ class Log:
     self._to_board(record)
 
   def _to_board(self, record):
-    self._board.write(record)
+    if self._board is not None:
+      self._board.write(record)
 
   def sync(self) -> None:
     """Returns when all is on disk: before a checkpoint that counts on it."""
     self._metrics.sync()
     self._timing.sync()
-    self._board.flush()
+    if self._board is not None:
+      self._board.flush()
 
   def close(self) -> None:
     # all, though one of them fails
     with contextlib.ExitStack() as stack:
       for file in (self._metrics, self._timing, self._board):
-        stack.callback(file.close)
+        if file is not None:
+          stack.callback(file.close)
+
+
+def _say_missing(file, library):
+  print(f'no {file}: {describe_extra(library)}', file=sys.stderr)
 
 
 class Board:
@@ -212,7 +226,9 @@ class Steps:
 
 
 def draw_losses(workdir: Workdir) -> None:
-  """Draws `loss.png` from `metrics.jsonl`."""
+  """Draws `loss.png` from `metrics.jsonl`, where matplotlib is installed."""
+  if not is_installed('matplotlib'):
+    return
   import matplotlib
 
   matplotlib.use('Agg')

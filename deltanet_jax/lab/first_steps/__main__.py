@@ -15,6 +15,7 @@ from absl import flags
 
 from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.extras import require_extra
 from deltanet_jax.config.sampling import SEEDS
 
 OUT = flags.DEFINE_string('out', 'runs/first_steps', 'Folder of the pictures.')
@@ -34,6 +35,7 @@ TIMES = 8  # values that one key gets
 def main(_):
   if 0 < STEPS.value < 10:
     raise ConfigError(f'--steps={STEPS.value}: give 0, or 10 and more')
+  require_extra('matplotlib', 'first_steps')
   out = pathlib.Path(OUT.value)
   try:
     out.mkdir(parents=True, exist_ok=True)

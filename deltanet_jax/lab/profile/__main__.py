@@ -32,6 +32,7 @@ from absl import flags
 from deltanet_jax import config
 from deltanet_jax.cli import command, model_flags
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.extras import require_extra
 from deltanet_jax.lab.profile import plan
 
 SIZE = flags.DEFINE_enum(
@@ -73,6 +74,7 @@ def main(experiment):
   given = model_flags.WORKDIR.value, model_flags.RELEASED.value
   if sum(map(bool, (experiment, *given))) > 1:
     raise ConfigError('give one of --config, --workdir and --released')
+  require_extra('matplotlib', 'profile')
   if any((experiment, *given)):
     models = _one(experiment, settings)
   else:

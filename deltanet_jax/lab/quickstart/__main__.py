@@ -39,8 +39,10 @@ def main(experiment):
   _show_cache(experiment)
   print(f'\nFiles in {workdir.path}')
   for path in (workdir.plot, workdir.metrics, workdir.checkpoints):
-    print(f'  {path}')
-  print(f'  {workdir.tensorboard} (tensorboard --logdir)')
+    if path.exists():  # a plot only where matplotlib is installed
+      print(f'  {path}')
+  if workdir.tensorboard.exists():
+    print(f'  {workdir.tensorboard} (tensorboard --logdir)')
   return 0
 
 

@@ -23,6 +23,7 @@ from absl import flags
 from deltanet_jax import config
 from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError
+from deltanet_jax.config.extras import require_extra
 
 SIZE = flags.DEFINE_enum(
   'size', 'study', ['smoke', 'study', 'gpu'], 'Which study.'
@@ -59,6 +60,7 @@ def main(changes):
     cells = matrix.list_cells(cfg, size, MODELS.value, TASKS.value)
   folder = results.StudyFolder(WORKDIR.value)
   folder.check(cfg)
+  require_extra('matplotlib', 'study')
   # a cell is too small for two cores: XLA gets one, and each core a cell
   old = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{old} --xla_cpu_multi_thread_eigen=false'
