@@ -19,6 +19,7 @@ from deltanet_jax.config import ConfigError, extras, preset_names
 from deltanet_jax.data import files
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.train import log
+from tests import versions
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'deltanet_jax'
@@ -354,3 +355,28 @@ def test_an_interpreter_that_is_named_comes_first_and_then_the_newest(tmp_path):
     make_env(root, 'jax', **env, **more)
     last = calls.read_text().splitlines()[-1]
     assert last == f'{name} -m venv --clear {root}/.venv'
+
+
+# what was tried
+
+
+REPORT = """<testsuites><testsuite errors="1" failures="2" skipped="3"
+tests="10" time="90.0" /></testsuites>"""
+
+
+def test_a_run_under_other_versions_is_a_row_in_the_place_of_the_last():
+  counts = versions.count_tests(REPORT)
+  assert counts == ['4', '3', '3', '2']
+  row = lambda python, jax, passed: [python, jax, 'f', 'd', 'all', passed, '0']
+  table = versions.HEAD
+  for values in (
+    ('3.13.0', '1', '5'),
+    ('3.12.1', '1', '6'),
+    ('3.13.0', '1', '7'),
+  ):
+    table = versions.insert_row(table, row(*values))
+  assert table == (
+    versions.HEAD
+    + '| 3.12.1 | 1 | f | d | all | 6 | 0 |\n'
+    + '| 3.13.0 | 1 | f | d | all | 7 | 0 |\n'
+  )
