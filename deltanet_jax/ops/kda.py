@@ -58,7 +58,7 @@ def step(
   return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
 
 
-def recurrent(
+def run(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
@@ -66,71 +66,18 @@ def recurrent(
   g: jax.Array,
   *,
   erase: jax.Array | None = None,
-  state: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-  """Token by token: the definition."""
-  state = _start(q, k, v, beta, g, erase, state, segment_ids)
-  return scan.token_scan(step, (q, k, v, beta, g, erase), state, segment_ids)
-
-
-def associative(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  beta: jax.Array,
-  g: jax.Array,
-  *,
-  erase: jax.Array | None = None,
-  state: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
-  chunk: int = 64,
-) -> tuple[jax.Array, jax.Array]:
-  """Chunks as affine maps of the state, composed by lax.associative_scan."""
-  state = _start(q, k, v, beta, g, erase, state, segment_ids)
-  o, state = scan.all_chunks(
-    _forward_associative,
-    (q, k, v, beta, scan.log_decay(g), erase),
-    state,
-    segment_ids,
-    chunk,
-  )
-  return o.astype(v.dtype), state
-
-
-def chunked(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  beta: jax.Array,
-  g: jax.Array,
-  *,
-  erase: jax.Array | None = None,
+  form: str,
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   chunk: int = 64,
   group: int = 4,
-) -> tuple[jax.Array, jax.Array]:
-  """lax.scan over chunks, all else in parallel over `group` chunks at once."""
-  state = _start(q, k, v, beta, g, erase, state, segment_ids)
-  o, state = scan.chunked(
-    scan.ChunkRule(_forward, _backward),
-    (q, k, v, beta, scan.log_decay(g), erase),
-    state,
-    segment_ids,
-    chunk,
-    group,
-  )
-  return o.astype(v.dtype), state
-
-
-def _start(q, k, v, beta, g, erase, state, segment_ids):
-  """The entry state; ValueError where the arguments do not fit."""
-  inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g, 'erase': erase}
-  state = scan.initial_state(DESCRIPTION, state, segment_ids, **inputs)
+) -> scan.Result:
+  """The rule by one of its `FORMS`."""
   if erase is None:
     check_shapes(v=(v, 'BTHV'), **{'beta without erase': (beta, 'BTH')})
-  return state
+  inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g, 'erase': erase}
+  size = scan.Size(chunk, group)
+  return scan.run(RULE, DESCRIPTION, form, inputs, state, segment_ids, size)
 
 
 def _gates(k, v, beta, erase):
@@ -340,12 +287,6 @@ def _backward(inputs, masks, state, d_o, d_state):
   return pull(d_c)[0], d_state
 
 
-FORMS = {
-  'recurrent': recurrent,
-  'associative': associative,
-  'chunked': chunked,
-}
-
 DESCRIPTION = Description(
   carry='matrix',
   inputs={
@@ -357,3 +298,6 @@ DESCRIPTION = Description(
   },
   gates={'erase': Input('BTHK', 'gate')},
 )
+RULE = scan.Rule(step, _forward_associative, _forward, _backward)
+FORMS = scan.forms_of(run)
+recurrent, associative, chunked = FORMS.values()
