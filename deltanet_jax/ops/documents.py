@@ -110,7 +110,7 @@ def each(
   # blocks that are left over hold nothing of the last document
   document = jnp.minimum(jnp.searchsorted(ends, index, side='right'), N - 1)
   start = block * (index - (ends - counts)[document])
-  place = start[:, None] + jnp.arange(block)
+  place = start[:, None] + jnp.arange(block)[None]
   token = jnp.where(
     place < lengths[document][:, None],
     cu_seqlens[document][:, None] + place,
