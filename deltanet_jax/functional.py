@@ -5,11 +5,11 @@ name of a rule and holds its forms. So that no name means both, the functions
 are under `deltanet_jax` itself and not under `deltanet_jax.ops`.
 
 Called by itself a function is compiled once for each set of shapes; under
-`jax.jit`, `grad`, `vmap`, `checkpoint` or `shard_map` it is part of what is
-around it. Every form has first and second derivatives. Forward mode (`jax.jvp`)
-has the form 'recurrent', and 'associative' without segment_ids, both without
-cu_seqlens; for the others JAX answers that it cannot apply jvp to a custom_vjp
-function.
+`jax.jit`, `grad`, `vmap`, `checkpoint` or `shard_map` (with check_vma=False) it
+is part of what is around it. Every form has first and second derivatives.
+Forward mode (`jax.jvp`) has the form 'recurrent', and 'associative' without
+segment_ids, both without cu_seqlens; for the others JAX answers that it cannot
+apply jvp to a custom_vjp function.
 """
 
 import functools

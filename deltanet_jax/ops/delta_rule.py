@@ -4,20 +4,12 @@
     S_t = S' + beta_t k_t (v_t - S'^T k_t)^T
     o_t = S_t^T q_t
 
-arXiv:2406.06484 eq. 2 (g = 0), arXiv:2412.06464 eq. 10. All forms take
+arXiv:2406.06484 eq. 2 (g = 0), arXiv:2412.06464 eq. 10.
 
   q, k [B,T,J,K]   v [B,T,H,V]   beta [B,T,H]   g [B,T,H] or None (no decay)
 
-with H a multiple of J (value head h reads key head h // (H/J)), g <= 0 and
-beta in [0, 2] for |k| <= 1, and keyword-only
-
-  state [B,H,K,V]: before the first token, zeros if None
-  segment_ids [B,T] int: the state is zero again wherever they change
-  chunk: tokens of a chunk, 16 * 2^n (associative and chunked)
-
-and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalized here. ValueError where shapes, heads or chunk do not fit.
-Decay, inverse and state are float32; matmul operands have q's type.
+All else is said of `deltanet_jax.gated_delta_rule`. Decay, inverse and state
+are float32; matmul operands have q's type.
 """
 
 from typing import NamedTuple
@@ -67,8 +59,8 @@ def run(
 ) -> scan.Result:
   """The rule by one of its `FORMS`."""
   inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g}
-  size = scan.Size(chunk, group)
-  return scan.run(RULE, DESCRIPTION, form, inputs, state, segment_ids, size)
+  how = state, segment_ids, chunk, group
+  return scan.run(RULE, DESCRIPTION, form, inputs, *how)
 
 
 class _Chunk(NamedTuple):

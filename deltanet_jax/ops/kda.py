@@ -5,22 +5,14 @@
     o_t = S_t^T q_t
 
 arXiv:2510.26692 eq. 1 with erase and write gates b = w = beta; apart, they
-make Gated DeltaNet-2 (arXiv:2605.22791). All forms take
+make Gated DeltaNet-2 (arXiv:2605.22791).
 
   q, k [B,T,J,K]   v [B,T,H,V]   beta [B,T,H] or [B,T,H,V]: w above
   g [B,T,H,K], g <= 0, any size
-
-with H a multiple of J (value head h reads key head h // (H/J)), and
-keyword-only
-
   erase [B,T,H,K]: b above; None: beta, which then is [B,T,H]
-  state [B,H,K,V]: before the first token, zeros if None
-  segment_ids [B,T] int: the state is zero again wherever they change
-  chunk: tokens of a chunk, 16 * 2^n (associative and chunked)
 
-and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalized here. ValueError where heads, chunk, gates or state do
-not fit. Decay, inverse and state are float32; matmul operands have q's type.
+All else is said of `deltanet_jax.gated_delta_rule`. Decay, inverse and state
+are float32; matmul operands have q's type.
 """
 
 from typing import NamedTuple
@@ -76,8 +68,8 @@ def run(
   if erase is None:
     check_shapes(v=(v, 'BTHV'), **{'beta without erase': (beta, 'BTH')})
   inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g, 'erase': erase}
-  size = scan.Size(chunk, group)
-  return scan.run(RULE, DESCRIPTION, form, inputs, state, segment_ids, size)
+  how = state, segment_ids, chunk, group
+  return scan.run(RULE, DESCRIPTION, form, inputs, *how)
 
 
 def _gates(k, v, beta, erase):

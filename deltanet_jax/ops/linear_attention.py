@@ -4,20 +4,12 @@
 
 arXiv:2006.16236 eq. 18-20 without the normalizer (g = None), Lightning
 attention of arXiv:2501.08313 (g [H], the same for every token), and the
-scalar-gated form (g [B,T,H]). All forms take
+scalar-gated form (g [B,T,H]).
 
   q, k [B,T,J,K]   v [B,T,H,V]   g None, [H] or [B,T,H], g <= 0
 
-with H a multiple of J (value head h reads key head h // (H/J)), and
-keyword-only
-
-  state [B,H,K,V]: before the first token, zeros if None
-  segment_ids [B,T] int: the state is zero again wherever they change
-  chunk: tokens of a chunk (associative and chunked)
-
-and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalized here. ValueError where shapes or heads do not fit. Decay
-and state are float32; matmul operands have q's type.
+All else is said of `deltanet_jax.gated_delta_rule`; a chunk may have any number
+of tokens. Decay and state are float32; matmul operands have q's type.
 """
 
 from collections.abc import Callable
@@ -65,8 +57,8 @@ def run(
 ) -> scan.Result:
   """The rule by one of its `FORMS`."""
   inputs = {'q': q, 'k': k, 'v': v, 'g': g}
-  size = scan.Size(chunk, group)
-  return scan.run(RULE, DESCRIPTION, form, inputs, state, segment_ids, size)
+  how = state, segment_ids, chunk, group
+  return scan.run(RULE, DESCRIPTION, form, inputs, *how)
 
 
 def normalized(

@@ -171,13 +171,6 @@ class Rule(NamedTuple):
   backward: Backward | None = None
 
 
-class Size(NamedTuple):
-  """Tokens of a chunk, and how many chunks `chunked` takes at once."""
-
-  chunk: int
-  group: int
-
-
 def forms_of(run: Callable[..., Result]) -> dict[str, Callable[..., Result]]:
   """The forms of a rule by name, all with the arguments of its `run`."""
   names = 'recurrent', 'associative', 'chunked'
@@ -191,7 +184,8 @@ def run(
   inputs: dict[str, jax.Array | None],
   state: jax.Array | None,
   segment_ids: jax.Array | None,
-  size: Size,
+  chunk: int,
+  group: int,
 ) -> Result:
   """`rule` in one of three forms, which agree:
 
@@ -220,20 +214,19 @@ def run(
     for name, x in zip(inputs, arrays, strict=True)
   )
   if form == 'associative':
-    o, state = _all_chunks(rule, arrays, state, segment_ids, size.chunk)
+    o, state = _all_chunks(rule, arrays, state, segment_ids, chunk)
   else:
-    o, state = _chunked(rule, arrays, state, segment_ids, size)
+    o, state = _chunked(rule, arrays, state, segment_ids, chunk, group)
   return o.astype(v.dtype), state
 
 
-def _chunked(rule, inputs, state, segment_ids, size):
+def _chunked(rule, inputs, state, segment_ids, chunk, group):
   """Runs `rule` over time; keeps the inputs and each group's entry state.
 
   The T tokens are padded with zeros to groups of chunks; a zero key changes no
   state. Backward recomputes one group at a time, so temporaries do not grow
   with T. Returns o [B,T,H,V] (float32) and the last state.
   """
-  chunk, group = size
   _require_positive(chunk)
   T = inputs[0].shape[1]
   group = min(group, -(-T // chunk))
