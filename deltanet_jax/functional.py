@@ -22,7 +22,7 @@ from deltanet_jax import kernels
 from deltanet_jax.ops import documents
 from deltanet_jax.ops.attention import Place, attend
 from deltanet_jax.ops.description import STATE
-from deltanet_jax.ops.scan import Result
+from deltanet_jax.ops.scan import Result, require_positive
 from deltanet_jax.ops.shapes import check_shapes
 
 
@@ -60,8 +60,8 @@ def gated_delta_rule(
     state and the one returned are [N,H,K,V]. Tokens after the last document
     have output 0
   form: 'chunked' for training, 'associative' for parallel time, 'recurrent':
-    token by token, the definition. They agree. Both others run a document's
-    chunks one after the other where there are cu_seqlens
+    token by token, the definition. They agree. With cu_seqlens all run one
+    after the other over blocks of 1 to 4 chunks
   chunk: tokens of a chunk, 16 * 2^n; the form 'recurrent' has none
 
   Returns o [B,T,H,V] in v's type and the last state in float32. Gates, decay,
@@ -298,6 +298,7 @@ def _run(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
   forms = kernels.forms(module)
   if form not in forms:
     raise ValueError(f'form is {form!r}; give one of {", ".join(forms)}')
+  require_positive(chunk)
   run = functools.partial(forms[form], chunk=chunk)
   if cu_seqlens is None:
     return run(*inputs, state=state, segment_ids=segment_ids, **gates)
@@ -319,11 +320,13 @@ def _run(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
   state, v = state.astype(jnp.float32), names['v']
   if not v.size or not shape[0]:
     return jnp.zeros_like(v), state
+  # several chunks at once where documents are long enough to fill them
+  count = min(4, max(1, sizes['T'] // (4 * shape[0] * chunk)))
   whole = lambda x: x if x.ndim > 1 else jnp.broadcast_to(x, v.shape[:3])
   return documents.each(
     lambda arrays, state: run(*arrays[0], state=state, **arrays[1]),
     jax.tree.map(whole, (inputs, gates)),
     state,
     cu_seqlens,
-    1 if form == 'recurrent' else chunk,
+    1 if form == 'recurrent' else count * chunk,
   )

@@ -227,7 +227,7 @@ def _chunked(rule, inputs, state, segment_ids, chunk, group):
   state. Backward recomputes one group at a time, so temporaries do not grow
   with T. Returns o [B,T,H,V] (float32) and the last state.
   """
-  _require_positive(chunk)
+  require_positive(chunk)
   T = inputs[0].shape[1]
   group = min(group, -(-T // chunk))
 
@@ -242,7 +242,7 @@ def _chunked(rule, inputs, state, segment_ids, chunk, group):
 
 def _all_chunks(rule, inputs, state, segment_ids, chunk):
   """All chunks as one group."""
-  _require_positive(chunk)
+  require_positive(chunk)
 
   def run(inputs, state, segment_ids):
     T = inputs[0].shape[1]
@@ -255,7 +255,8 @@ def _all_chunks(rule, inputs, state, segment_ids, chunk):
   return _over_documents(run, inputs, state, segment_ids)
 
 
-def _require_positive(chunk):
+def require_positive(chunk: int) -> None:
+  """ValueError for a chunk without tokens."""
   if chunk < 1:
     raise ValueError(f'chunk is {chunk}; give 1 token or more')
 

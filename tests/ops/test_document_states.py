@@ -175,6 +175,16 @@ def test_what_is_not_finite_stays_in_its_document(form):
   assert np.isnan(got['o'][0, 1]).all() and np.isnan(got['last'][3]).all()
 
 
+@pytest.mark.parametrize('form', ['associative', 'chunked'])
+def test_long_documents_take_several_chunks_at_once(form):
+  inputs, state, d_o, d_state = draw('gated_delta_rule')
+  long = lambda x: np.tile(x, (1, 10, *[1] * (x.ndim - 2)))  # 600 tokens
+  inputs, d_o = {n: long(x) for n, x in inputs.items()}, long(d_o)
+  case = inputs, state[:2], d_o, d_state[:2], np.array([0, 331, 600])
+  got = outcome('gated_delta_rule', form, *case)
+  assert_near(got, outcome('gated_delta_rule', 'recurrent', *case), 5e-5)
+
+
 def test_tokens_after_the_last_document_are_none_of_them():
   cu_seqlens = np.cumsum([0, 17, 0, 1, 16, 3, 0])
   case = draw('gated_delta_rule')
@@ -213,6 +223,8 @@ def test_no_tokens_leave_the_states_and_no_documents_none():
     (1, {'segment_ids': np.zeros((1, T), int)}, 'with 1 rows and segment_ids'),
     (1, {'state': np.zeros((1, H, K, V))}, r'\[N,H,K,V\] = \(6, 4, 8, 6\)'),
     (1, {'cu_seqlens': np.zeros((1, 7), int)}, r'of shape \(1, 7\) with 1'),
+    (1, {'chunk': 0}, 'chunk is 0; give 1 token or more'),
+    (1, {'chunk': 48}, 'chunk is 48; give 16, 32, 64'),
   ],
 )
 def test_what_does_not_fit_is_one_line(rows, change, message):
