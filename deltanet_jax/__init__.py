@@ -77,14 +77,16 @@ _NAMES = {
 _MODULES = {name: m for m, names in _NAMES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> object:
-  if name in ('config', 'fla'):
-    return importlib.import_module(f'{__name__}.{name}')
-  if name not in _MODULES:
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  module = importlib.import_module(f'{__name__}.{_MODULES[name]}')
-  globals()[name] = getattr(module, name)
-  return globals()[name]
+if not TYPE_CHECKING:  # which then knows the names above, and no others
+
+  def __getattr__(name: str) -> object:
+    if name in ('config', 'fla'):
+      return importlib.import_module(f'{__name__}.{name}')
+    if name not in _MODULES:
+      raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    module = importlib.import_module(f'{__name__}.{_MODULES[name]}')
+    globals()[name] = getattr(module, name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

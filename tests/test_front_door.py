@@ -55,7 +55,7 @@ assert 'jax' in sys.modules and 'flax' not in sys.modules
 
 def _typed_names():
   """The names that editors and type checkers are told of."""
-  (block,) = (x for x in ast.parse(SOURCE).body if isinstance(x, ast.If))
+  block = next(x for x in ast.parse(SOURCE).body if isinstance(x, ast.If))
   return [alias.asname for node in block.body for alias in node.names]
 
 
