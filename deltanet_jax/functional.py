@@ -60,8 +60,8 @@ def gated_delta_rule(
     state and the one returned are [N,H,K,V]. Tokens after the last document
     have output 0
   form: 'chunked' for training, 'associative' for parallel time, 'recurrent':
-    token by token, the definition. They agree. With cu_seqlens all run one
-    after the other over blocks of 1 to 4 chunks
+    token by token, the definition. They agree. With cu_seqlens the first two
+    take blocks of 1 to 4 chunks of one document, one after the other
   chunk: tokens of a chunk, 16 * 2^n; the form 'recurrent' has none
 
   Returns o [B,T,H,V] in v's type and the last state in float32. Gates, decay,

@@ -195,6 +195,30 @@ def test_second_derivatives(form, how):
   np.testing.assert_allclose(exact, change, rtol=2e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['kda', 'linear', 'attention'])
+def test_second_derivatives_of_the_others(name):
+  (q, k, v), gates = jax.tree.map(lambda x: x[:1], draw())
+  beta, g = gates['beta'], gates['g']
+  wide = np.repeat(g[..., None], K, -1)
+
+  def loss(x):
+    more = 1 + x
+    o = {
+      'kda': lambda: dn.kda(q, k, more * v, beta=more * beta, g=more * wide)[0],
+      'linear': lambda: dn.gated_linear_attention(q, more * k, v, g=more * g)[
+        0
+      ],
+      'attention': lambda: dn.attention(more * q, more * k, more * v),
+    }[name]()
+    return (o * o).sum()
+
+  slope = jax.jit(jax.grad(loss))
+  got = jax.jit(jax.grad(jax.grad(loss)))(0.0)
+  want = (slope(1e-2) - slope(-1e-2)) / 2e-2
+  np.testing.assert_allclose(got, want, rtol=1e-3)
+
+
 @pytest.mark.parametrize('form', ['recurrent', 'associative'])
 def test_forward_mode_equals_reverse_mode(form):
   qkv, gates = draw()
