@@ -13,7 +13,7 @@ from deltanet_jax.layers.mlp import MLP
 from deltanet_jax.layers.moe import MoE
 from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.layers.proj import Proj, name_axes, scaled_normal
-from deltanet_jax.mixers.base import Context, count_tokens
+from deltanet_jax.mixers.base import Context, count_positions, count_tokens
 from deltanet_jax.ops.routing import Load
 from deltanet_jax.parallel.sharding import Params, constrain, gather_weight
 
@@ -177,7 +177,8 @@ class Backbone(nn.Module):
   ) -> tuple[jax.Array, ModelCache | None, Reports]:
     c = self.cfg
     if positions is None:
-      positions = _positions(tokens, segment_ids, cache)
+      length = None if cache is None else cache.length
+      positions = count_positions(tokens.shape, segment_ids, length)
     ctx = Context(positions, segment_ids, lengths=lengths, mode=mode)
     table = self.param(
       'embed',
@@ -269,24 +270,6 @@ class MTP(nn.Module):
     return norm('norm')(x), cache, report
 
 
-def _positions(tokens, segment_ids, cache):
-  """Counted from each segment's first token, or on from each row's length in
-  the cache."""
-  index = jnp.broadcast_to(
-    jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape
-  )
-  if cache is not None:
-    return index + cache.length[:, None]
-  if segment_ids is None:
-    return index
-  first = jnp.pad(
-    segment_ids[:, 1:] != segment_ids[:, :-1],
-    ((0, 0), (1, 0)),
-    constant_values=True,
-  )
-  return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
-
-
 def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
   """The embeddings [B,T,D] of tokens."""
   # gathered over fsdp before the lookup: from a table split both ways XLA
@@ -354,6 +337,11 @@ class HybridLM(nn.Module):
   cfg: ModelConfig
   dtype: DTypeLike = jnp.float32
 
+  @nn.nowrap
+  def init_cache(self, batch: int, max_len: int) -> ModelCache:
+    """A fresh cache in `dtype` for `max_len` tokens, prompt included."""
+    return init_cache(self.cfg, batch, max_len, self.dtype)
+
   @nn.compact
   def __call__(
     self,
@@ -372,7 +360,7 @@ class HybridLM(nn.Module):
     if c.mtp is not None and self.is_initializing():
       # no logits depend on it; its callers apply MTP to params['mtp']
       MTP(c, self.dtype, name='mtp')(
-        hidden, hidden, _positions(tokens, segment_ids, cache)
+        hidden, hidden, count_positions(tokens.shape, segment_ids, None)
       )
     if not c.tied:
       Head(c, name='head')()

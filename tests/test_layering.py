@@ -22,7 +22,8 @@ FLOORS = (
   ('objectives', 'hf'),
   ('runs',),
   ('train', 'infer'),
-  ('evals',),
+  ('evals', 'functional'),
+  ('fla',),
   ('cli',),
   ('lab', '__main__'),
 )

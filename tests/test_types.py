@@ -147,9 +147,10 @@ def _renamed(source, modules):
     if isinstance(node, ast.Import | ast.ImportFrom):
       prefix = f'{node.module}.' if isinstance(node, ast.ImportFrom) else ''
       for alias in node.names:
+        # the package is dn; `x as x` tells a type checker that x is offered
         if (
-          alias.asname
-          and alias.name != '__main__'
+          alias.asname not in (None, alias.name)
+          and alias.name not in ('__main__', 'deltanet_jax')
           and f'{prefix}{alias.name}' in modules
         ):
           yield f'{prefix}{alias.name} as {alias.asname}'

@@ -69,9 +69,13 @@ class Attention(base.Mixer):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, ctx: base.Context, cache: KVCache | None = None
+    self,
+    x: jax.Array,
+    ctx: base.Context = base.WHOLE_ROWS,
+    cache: KVCache | None = None,
   ) -> tuple[jax.Array, KVCache | None, None]:
     base.check_mode(ctx, cache, base.MODES[: 1 if self.cfg.window else 2])
+    ctx = base.add_positions(ctx, x, cache and cache.length)
     c = self.cfg
     H, J, K = c.heads, c.kv_heads, c.head_dim
     q = self.project(x, 'q', (H, K), ('heads', 'head_k'))

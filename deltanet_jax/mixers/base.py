@@ -60,6 +60,9 @@ class Context:
     return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
 
+WHOLE_ROWS = Context()
+
+
 class TokenCache(Protocol):
   """A cache with slots for tokens: a NamedTuple with these fields at least."""
 
@@ -100,8 +103,10 @@ class RecurrentCache(NamedTuple):
 
 
 class Mixer(nn.Module):
-  """module(x [B,T,D], ctx, cache=None) -> (y [B,T,D], cache, report).
+  """module(x [B,T,D], ctx=WHOLE_ROWS, cache=None) -> (y, cache, report).
 
+  Without ctx there is one document a row. Positions that it does not give count
+  from each document's first token, or on from the tokens in the cache.
   Without a cache (training) none comes back. With one: the tokens continue
   what it holds, row by row, and padding (`ctx.lengths`) leaves it as it is; a
   single token takes the rule's step. A cache with segment_ids is a ValueError.
@@ -195,6 +200,37 @@ def index_tokens(count: int, cache: TokenCache | None) -> jax.Array:
   that each row of a cache has [B,T]."""
   index = jnp.arange(count, dtype=jnp.int32)
   return index if cache is None else cache.length[:, None] + index[None]
+
+
+def count_positions(
+  shape: tuple[int, ...],
+  segment_ids: jax.Array | None,
+  length: jax.Array | None,
+) -> jax.Array:
+  """Positions [B,T] of tokens: from each segment's first one, or on from each
+  row's length [B] in a cache."""
+  index = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+  if length is not None:
+    return index + length[:, None]
+  if segment_ids is None:
+    return index
+  first = jnp.pad(
+    segment_ids[:, 1:] != segment_ids[:, :-1],
+    ((0, 0), (1, 0)),
+    constant_values=True,
+  )
+  return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+
+
+def add_positions(
+  ctx: Context, x: jax.Array, length: jax.Array | None
+) -> Context:
+  """ctx, the positions of tokens x [B,T,D] counted where it gives none; length
+  as for `count_positions`."""
+  if ctx.positions is not None:
+    return ctx
+  positions = count_positions(x.shape[:2], ctx.segment_ids, length)
+  return ctx.replace(positions=positions)
 
 
 def place_tokens(ctx: Context, index: jax.Array) -> tuple[Place, Place | None]:

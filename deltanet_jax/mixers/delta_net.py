@@ -24,7 +24,7 @@ class DeltaNet(base.Mixer):
   def __call__(
     self,
     x: jax.Array,
-    ctx: base.Context,
+    ctx: base.Context = base.WHOLE_ROWS,
     cache: base.RecurrentCache | None = None,
   ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
     c = self.cfg

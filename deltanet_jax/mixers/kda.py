@@ -29,7 +29,7 @@ class KDA(base.Mixer):
   def __call__(
     self,
     x: jax.Array,
-    ctx: base.Context,
+    ctx: base.Context = base.WHOLE_ROWS,
     cache: base.RecurrentCache | None = None,
   ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
     c = self.cfg

@@ -23,7 +23,7 @@ class LinearAttention(base.Mixer):
   def __call__(
     self,
     x: jax.Array,
-    ctx: base.Context,
+    ctx: base.Context = base.WHOLE_ROWS,
     cache: base.RecurrentCache | None = None,
   ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
     c = self.cfg
@@ -65,7 +65,7 @@ class Lightning(base.Mixer):
   def __call__(
     self,
     x: jax.Array,
-    ctx: base.Context,
+    ctx: base.Context = base.WHOLE_ROWS,
     cache: base.RecurrentCache | None = None,
   ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
     c = self.cfg

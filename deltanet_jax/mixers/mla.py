@@ -55,9 +55,13 @@ class MLA(base.Mixer):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, ctx: base.Context, cache: LatentCache | None = None
+    self,
+    x: jax.Array,
+    ctx: base.Context = base.WHOLE_ROWS,
+    cache: LatentCache | None = None,
   ) -> tuple[jax.Array, LatentCache | None, jax.Array | None]:
     base.check_mode(ctx, cache, base.MODES)
+    ctx = base.add_positions(ctx, x, cache and cache.length)
     c = self.cfg
     o, cache, report = self._attend(self._inputs(x, ctx), ctx, cache)
     if c.gate == 'channel':

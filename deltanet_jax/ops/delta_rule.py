@@ -4,20 +4,12 @@
     S_t = S' + beta_t k_t (v_t - S'^T k_t)^T
     o_t = S_t^T q_t
 
-arXiv:2406.06484 eq. 2 (g = 0), arXiv:2412.06464 eq. 10. All forms take
+arXiv:2406.06484 eq. 2 (g = 0), arXiv:2412.06464 eq. 10.
 
   q, k [B,T,J,K]   v [B,T,H,V]   beta [B,T,H]   g [B,T,H] or None (no decay)
 
-with H a multiple of J (value head h reads key head h // (H/J)), g <= 0 and
-beta in [0, 2] for |k| <= 1, and keyword-only
-
-  state [B,H,K,V]: before the first token, zeros if None
-  segment_ids [B,T] int: the state is zero again wherever they change
-  chunk: tokens of a chunk, 16 * 2^n (associative and chunked)
-
-and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalized here. ValueError where shapes, heads or chunk do not fit.
-Decay, inverse and state are float32; matmul operands have q's type.
+All else is said of `deltanet_jax.gated_delta_rule`. Decay, inverse and state
+are float32; matmul operands have q's type.
 """
 
 from typing import NamedTuple
@@ -52,72 +44,23 @@ def step(
   return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
 
 
-def recurrent(
+def run(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
   beta: jax.Array,
   g: jax.Array | None,
   *,
-  state: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-  """Token by token: the definition."""
-  state = _start(q, k, v, beta, g, state, segment_ids)
-  return scan.token_scan(step, (q, k, v, beta, g), state, segment_ids)
-
-
-def associative(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  beta: jax.Array,
-  g: jax.Array | None,
-  *,
-  state: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
-  chunk: int = 64,
-) -> tuple[jax.Array, jax.Array]:
-  """Chunks as affine maps of the state, composed by lax.associative_scan."""
-  o, state = scan.all_chunks(
-    _forward_associative,
-    (q, k, v, beta, scan.log_decay(g)),
-    _start(q, k, v, beta, g, state, segment_ids),
-    segment_ids,
-    chunk,
-  )
-  return o.astype(v.dtype), state
-
-
-def chunked(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  beta: jax.Array,
-  g: jax.Array | None,
-  *,
+  form: str,
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   chunk: int = 64,
   group: int = 4,
-) -> tuple[jax.Array, jax.Array]:
-  """lax.scan over chunks, all else in parallel over `group` chunks at once."""
-  o, state = scan.chunked(
-    scan.ChunkRule(_forward, _backward),
-    (q, k, v, beta, scan.log_decay(g)),
-    _start(q, k, v, beta, g, state, segment_ids),
-    segment_ids,
-    chunk,
-    group,
-  )
-  return o.astype(v.dtype), state
-
-
-def _start(q, k, v, beta, g, state, segment_ids):
-  """The entry state; ValueError where the arguments do not fit."""
-  return scan.initial_state(
-    DESCRIPTION, state, segment_ids, q=q, k=k, v=v, beta=beta, g=g
-  )
+) -> scan.Result:
+  """The rule by one of its `FORMS`."""
+  inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g}
+  how = state, segment_ids, chunk, group
+  return scan.run(RULE, DESCRIPTION, form, inputs, *how)
 
 
 class _Chunk(NamedTuple):
@@ -338,12 +281,6 @@ def _decay_gradient(c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit):
   )
 
 
-FORMS = {
-  'recurrent': recurrent,
-  'associative': associative,
-  'chunked': chunked,
-}
-
 DESCRIPTION = Description(
   carry='matrix',
   inputs={
@@ -354,3 +291,6 @@ DESCRIPTION = Description(
     'g': Input('BTH', 'decay'),
   },
 )
+RULE = scan.Rule(step, _forward_associative, _forward, _backward)
+FORMS = scan.forms_of(run)
+recurrent, associative, chunked = FORMS.values()

@@ -1,11 +1,13 @@
-"""Documents packed into a row: which token belongs to which, and that none
-reaches another, whatever it holds."""
+"""Documents packed into a row: which token belongs to which, that none reaches
+another, whatever it holds, and a state for each."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
+Arrays = TypeVar('Arrays')  # a tree of them
 # of a rule: the first, q, is an array; others may be None
 Inputs = tuple[jax.Array, *tuple[jax.Array | None, ...]]
 
@@ -79,6 +81,79 @@ def apart(
   call = jax.custom_vjp(lambda *args: forward(*args)[0])
   call.defvjp(forward, backward)
   return call(inputs, state, segment_ids)
+
+
+def each(
+  rule: Callable[[Arrays, jax.Array], tuple[jax.Array, jax.Array]],
+  inputs: Arrays,
+  states: jax.Array,
+  cu_seqlens: jax.Array,
+  block: int,
+) -> tuple[jax.Array, jax.Array]:
+  """`rule(inputs, state) -> (o, state)` of every document of a row, each from
+  its own state.
+
+  inputs: arrays [1,T,...]; states [N,H,K,V]; document n has the tokens from
+  cu_seqlens[n] to cu_seqlens[n+1], perhaps none. Returns o [1,T,H,V], zero
+  where a token is in no document, and the last states; one without tokens is
+  as it was.
+
+  Every document has blocks of `block` tokens of its own, the last filled up
+  with zeros, which change no state: `rule` sees one document alone, and nothing
+  is masked. They run one after the other, T / block + N of them at most.
+  """
+  T, N = jax.tree.leaves(inputs)[0].shape[1], states.shape[0]
+  lengths = jnp.diff(cu_seqlens)
+  counts = -(-lengths // block)
+  ends = jnp.cumsum(counts)
+  index = jnp.arange((T + N * (block - 1)) // block)
+  # blocks that are left over hold nothing of the last document
+  document = jnp.minimum(jnp.searchsorted(ends, index, side='right'), N - 1)
+  start = block * (index - (ends - counts)[document])
+  place = start[:, None] + jnp.arange(block)[None]
+  token = jnp.where(
+    place < lengths[document][:, None],
+    cu_seqlens[document][:, None] + place,
+    T,  # none
+  )
+  cut = lambda x: x[0].at[token].get(mode='fill', fill_value=0)[:, None]
+  o, states = _walk(rule, jax.tree.map(cut, inputs), states, document)
+  out = jnp.zeros((T, *o.shape[3:]), o.dtype)
+  return out.at[token].set(o[:, 0], mode='drop')[None], states
+
+
+def _walk(rule, blocks, states, document):
+  """`rule` block by block, block i from and to states[document[i]]."""
+
+  def forward(blocks, states, document):
+    def body(states, xs):
+      block, n = xs
+      entry = states[n][None]
+      o, last = rule(block, entry)
+      return states.at[n].set(last[0]), (o, entry)
+
+    states, (o, entries) = jax.lax.scan(body, states, (blocks, document))
+    return (o, states), (blocks, entries, document)
+
+  def backward(residuals, cotangents):
+    blocks, entries, document = residuals
+    d_o, d_states = cotangents
+
+    def body(d_states, xs):
+      block, entry, n, d_o = xs
+      _, pull = jax.vjp(rule, block, entry)
+      d_block, d_entry = pull((d_o, d_states[n][None]))
+      # JAX's own gradient would touch all N states in every block
+      return d_states.at[n].set(d_entry[0]), d_block
+
+    d_states, d_blocks = jax.lax.scan(
+      body, d_states, (blocks, entries, document, d_o), reverse=True
+    )
+    return d_blocks, d_states, None
+
+  call = jax.custom_vjp(lambda *args: forward(*args)[0])
+  call.defvjp(forward, backward)
+  return call(blocks, states, document)
 
 
 def _bad(arrays, lead):

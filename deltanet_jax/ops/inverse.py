@@ -15,7 +15,7 @@ def check_chunk(C: int) -> None:
     raise ValueError(f'chunk is {C}; give 16, 32, 64, 128 or another 16 * 2^n')
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def unit_lower_inverse(a: jax.Array) -> jax.Array:
   """(I + a)^-1 for strictly lower triangular a [...,C,C], C = 16 * 2^n.
 
@@ -64,20 +64,10 @@ def _substitute(a):
   return jax.lax.fori_loop(0, BLOCK - 1, take_off, eye)
 
 
-def _inverse_forward(a):
-  inverse = unit_lower_inverse(a)
-  return inverse, inverse
-
-
-def _inverse_backward(inverse, d_inverse):
+@unit_lower_inverse.defjvp
+def _inverse_jvp(primals, tangents):
   # d(X^-1) = -X^-1 dX X^-1: the loops above are never differentiated
-  transposed = jnp.swapaxes(inverse, -1, -2)
-  d_a = matmul(
-    '...ij,...jk->...ik',
-    matmul('...ij,...jk->...ik', transposed, d_inverse),
-    transposed,
-  )
-  return (-jnp.tril(d_a, -1),)
-
-
-unit_lower_inverse.defvjp(_inverse_forward, _inverse_backward)
+  (a,), (d_a,) = primals, tangents
+  inverse = unit_lower_inverse(a)
+  product = lambda x, y: matmul('...ij,...jk->...ik', x, y)
+  return inverse, -product(inverse, product(jnp.tril(d_a, -1), inverse))

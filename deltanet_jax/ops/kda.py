@@ -5,22 +5,14 @@
     o_t = S_t^T q_t
 
 arXiv:2510.26692 eq. 1 with erase and write gates b = w = beta; apart, they
-make Gated DeltaNet-2 (arXiv:2605.22791). All forms take
+make Gated DeltaNet-2 (arXiv:2605.22791).
 
   q, k [B,T,J,K]   v [B,T,H,V]   beta [B,T,H] or [B,T,H,V]: w above
   g [B,T,H,K], g <= 0, any size
-
-with H a multiple of J (value head h reads key head h // (H/J)), and
-keyword-only
-
   erase [B,T,H,K]: b above; None: beta, which then is [B,T,H]
-  state [B,H,K,V]: before the first token, zeros if None
-  segment_ids [B,T] int: the state is zero again wherever they change
-  chunk: tokens of a chunk, 16 * 2^n (associative and chunked)
 
-and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalized here. ValueError where heads, chunk, gates or state do
-not fit. Decay, inverse and state are float32; matmul operands have q's type.
+All else is said of `deltanet_jax.gated_delta_rule`. Decay, inverse and state
+are float32; matmul operands have q's type.
 """
 
 from typing import NamedTuple
@@ -58,7 +50,7 @@ def step(
   return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
 
 
-def recurrent(
+def run(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
@@ -66,71 +58,18 @@ def recurrent(
   g: jax.Array,
   *,
   erase: jax.Array | None = None,
-  state: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-  """Token by token: the definition."""
-  state = _start(q, k, v, beta, g, erase, state, segment_ids)
-  return scan.token_scan(step, (q, k, v, beta, g, erase), state, segment_ids)
-
-
-def associative(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  beta: jax.Array,
-  g: jax.Array,
-  *,
-  erase: jax.Array | None = None,
-  state: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
-  chunk: int = 64,
-) -> tuple[jax.Array, jax.Array]:
-  """Chunks as affine maps of the state, composed by lax.associative_scan."""
-  state = _start(q, k, v, beta, g, erase, state, segment_ids)
-  o, state = scan.all_chunks(
-    _forward_associative,
-    (q, k, v, beta, scan.log_decay(g), erase),
-    state,
-    segment_ids,
-    chunk,
-  )
-  return o.astype(v.dtype), state
-
-
-def chunked(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  beta: jax.Array,
-  g: jax.Array,
-  *,
-  erase: jax.Array | None = None,
+  form: str,
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   chunk: int = 64,
   group: int = 4,
-) -> tuple[jax.Array, jax.Array]:
-  """lax.scan over chunks, all else in parallel over `group` chunks at once."""
-  state = _start(q, k, v, beta, g, erase, state, segment_ids)
-  o, state = scan.chunked(
-    scan.ChunkRule(_forward, _backward),
-    (q, k, v, beta, scan.log_decay(g), erase),
-    state,
-    segment_ids,
-    chunk,
-    group,
-  )
-  return o.astype(v.dtype), state
-
-
-def _start(q, k, v, beta, g, erase, state, segment_ids):
-  """The entry state; ValueError where the arguments do not fit."""
-  inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g, 'erase': erase}
-  state = scan.initial_state(DESCRIPTION, state, segment_ids, **inputs)
+) -> scan.Result:
+  """The rule by one of its `FORMS`."""
   if erase is None:
     check_shapes(v=(v, 'BTHV'), **{'beta without erase': (beta, 'BTH')})
-  return state
+  inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g, 'erase': erase}
+  how = state, segment_ids, chunk, group
+  return scan.run(RULE, DESCRIPTION, form, inputs, *how)
 
 
 def _gates(k, v, beta, erase):
@@ -340,12 +279,6 @@ def _backward(inputs, masks, state, d_o, d_state):
   return pull(d_c)[0], d_state
 
 
-FORMS = {
-  'recurrent': recurrent,
-  'associative': associative,
-  'chunked': chunked,
-}
-
 DESCRIPTION = Description(
   carry='matrix',
   inputs={
@@ -357,3 +290,6 @@ DESCRIPTION = Description(
   },
   gates={'erase': Input('BTHK', 'gate')},
 )
+RULE = scan.Rule(step, _forward_associative, _forward, _backward)
+FORMS = scan.forms_of(run)
+recurrent, associative, chunked = FORMS.values()

@@ -4,20 +4,12 @@
 
 arXiv:2006.16236 eq. 18-20 without the normalizer (g = None), Lightning
 attention of arXiv:2501.08313 (g [H], the same for every token), and the
-scalar-gated form (g [B,T,H]). All forms take
+scalar-gated form (g [B,T,H]).
 
   q, k [B,T,J,K]   v [B,T,H,V]   g None, [H] or [B,T,H], g <= 0
 
-with H a multiple of J (value head h reads key head h // (H/J)), and
-keyword-only
-
-  state [B,H,K,V]: before the first token, zeros if None
-  segment_ids [B,T] int: the state is zero again wherever they change
-  chunk: tokens of a chunk (associative and chunked)
-
-and return o [B,T,H,V] in v's type and the last state in float32. Nothing is
-scaled or normalized here. ValueError where shapes or heads do not fit. Decay
-and state are float32; matmul operands have q's type.
+All else is said of `deltanet_jax.gated_delta_rule`; a chunk may have any number
+of tokens. Decay and state are float32; matmul operands have q's type.
 """
 
 from collections.abc import Callable
@@ -51,64 +43,22 @@ def step(
   return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
 
 
-def recurrent(
+def run(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
   g: jax.Array | None,
   *,
-  state: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-  """Token by token: the definition."""
-  state = _start(q, k, v, g, state, segment_ids)
-  return scan.token_scan(step, (q, k, v, _per_token(g, v)), state, segment_ids)
-
-
-def associative(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  g: jax.Array | None,
-  *,
-  state: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
-  chunk: int = 64,
-) -> tuple[jax.Array, jax.Array]:
-  """Chunks as affine maps of the state, composed by lax.associative_scan."""
-  state = _start(q, k, v, g, state, segment_ids)
-  o, state = scan.all_chunks(
-    _forward_associative,
-    (q, k, v, scan.log_decay(_per_token(g, v))),
-    state,
-    segment_ids,
-    chunk,
-  )
-  return o.astype(v.dtype), state
-
-
-def chunked(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  g: jax.Array | None,
-  *,
+  form: str,
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   chunk: int = 64,
   group: int = 4,
-) -> tuple[jax.Array, jax.Array]:
-  """lax.scan over chunks, all else in parallel over `group` chunks at once."""
-  state = _start(q, k, v, g, state, segment_ids)
-  o, state = scan.chunked(
-    scan.ChunkRule(_forward),
-    (q, k, v, scan.log_decay(_per_token(g, v))),
-    state,
-    segment_ids,
-    chunk,
-    group,
-  )
-  return o.astype(v.dtype), state
+) -> scan.Result:
+  """The rule by one of its `FORMS`."""
+  inputs = {'q': q, 'k': k, 'v': v, 'g': g}
+  how = state, segment_ids, chunk, group
+  return scan.run(RULE, DESCRIPTION, form, inputs, *how)
 
 
 def normalized(
@@ -140,18 +90,6 @@ def normalized(
     **settings,
   )
   return (o[..., :-1] / o[..., -1:]).astype(v.dtype), last
-
-
-def _start(q, k, v, g, state, segment_ids):
-  """The entry state; ValueError where the arguments do not fit."""
-  return scan.initial_state(DESCRIPTION, state, segment_ids, q=q, k=k, v=v, g=g)
-
-
-def _per_token(g, v):
-  """g as [B,T,H]; so that padding and chunking treat every g alike."""
-  if g is None or g.ndim == 3:
-    return g
-  return jnp.broadcast_to(g, v.shape[:3])
 
 
 def _within(q, k, v, g, masks):
@@ -186,12 +124,6 @@ def _forward(inputs, masks, state):
   return o + within, last
 
 
-FORMS = {
-  'recurrent': recurrent,
-  'associative': associative,
-  'chunked': chunked,
-}
-
 DESCRIPTION = Description(
   carry='scalar',
   inputs={
@@ -201,3 +133,6 @@ DESCRIPTION = Description(
     'g': Input('BTH|H', 'decay'),
   },
 )
+RULE = scan.Rule(step, _forward_associative, _forward)
+FORMS = scan.forms_of(run)
+recurrent, associative, chunked = FORMS.values()

@@ -62,7 +62,7 @@ def token_scan(
   return jnp.moveaxis(o, 0, 1), state
 
 
-def log_decay(g: jax.Array | None) -> jax.Array | None:
+def _log_decay(g):
   """g, or -1e4 where it is less, -inf included: a hard reset.
 
   e^-1e4 is zero in float32, and so is whatever it multiplies; but sums of g
@@ -156,34 +156,78 @@ Backward = Callable[
 ]
 
 
-class ChunkRule(NamedTuple):
-  """A recurrence over a group of M chunks.
+class Rule(NamedTuple):
+  """A recurrence, as its forms need it.
 
-  forward(inputs, masks, state) -> (o, state): inputs [M,B,heads,C,...] as the
-  op's arguments, o [M,B,H,C,V]. backward(inputs, masks, state, d_o, d_state)
-  -> (d_inputs, d_state); None: by differentiating `forward`.
+  step: as in `token_scan`. associative, forward(inputs, masks, state) ->
+  (o, state), M chunks at once: inputs [M,B,heads,C,...] as the op's arguments,
+  o [M,B,H,C,V]. backward(inputs, masks, state, d_o, d_state) -> (d_inputs,
+  d_state) of `forward`; None: by differentiating it.
   """
 
+  step: Callable[..., Result]
+  associative: Forward
   forward: Forward
   backward: Backward | None = None
 
 
-def chunked(
-  rule: ChunkRule,
-  inputs: Inputs,
-  state: jax.Array,
+def forms_of(run: Callable[..., Result]) -> dict[str, Callable[..., Result]]:
+  """The forms of a rule by name, all with the arguments of its `run`."""
+  names = 'recurrent', 'associative', 'chunked'
+  return {name: functools.partial(run, form=name) for name in names}
+
+
+def run(
+  rule: Rule,
+  description: Description,
+  form: str,
+  inputs: dict[str, jax.Array | None],
+  state: jax.Array | None,
   segment_ids: jax.Array | None,
   chunk: int,
   group: int,
 ) -> Result:
+  """`rule` in one of three forms, which agree:
+
+  recurrent: token by token, the definition
+  associative: chunks as affine maps of the state, composed by
+    lax.associative_scan, all in float32
+  chunked: lax.scan over chunks, all else in parallel over a group of chunks
+
+  inputs: arrays [B,T,...] or None by name, q first and v third; one without B
+  and T is the same for all tokens. Returns o [B,T,H,V] in v's type and the
+  last state in float32. ValueError where the arguments do not fit.
+  """
+  v: jax.Array = inputs['v']  # type: ignore[assignment]
+  state = initial_state(description, state, segment_ids, **inputs)
+  arrays: Inputs = tuple(  # type: ignore[assignment]
+    x
+    if x is None or x.ndim > 2
+    else jnp.broadcast_to(x, (*v.shape[:2], *x.shape))
+    for x in inputs.values()
+  )
+  if form == 'recurrent':
+    return token_scan(rule.step, arrays, state, segment_ids)
+  described = description.inputs | description.gates
+  arrays = tuple(  # type: ignore[assignment]
+    _log_decay(x) if described[name].kind == 'decay' else x
+    for name, x in zip(inputs, arrays, strict=True)
+  )
+  if form == 'associative':
+    o, state = _all_chunks(rule, arrays, state, segment_ids, chunk)
+  else:
+    o, state = _chunked(rule, arrays, state, segment_ids, chunk, group)
+  return o.astype(v.dtype), state
+
+
+def _chunked(rule, inputs, state, segment_ids, chunk, group):
   """Runs `rule` over time; keeps the inputs and each group's entry state.
 
-  inputs: arrays [B,T,heads,...] or None. The T tokens are padded with zeros
-  to groups of `group` chunks of `chunk` tokens; a zero key changes no state.
-  Backward recomputes one group at a time, so temporaries do not grow with T.
-  Returns o [B,T,H,V] (float32) and the last state.
+  The T tokens are padded with zeros to groups of chunks; a zero key changes no
+  state. Backward recomputes one group at a time, so temporaries do not grow
+  with T. Returns o [B,T,H,V] (float32) and the last state.
   """
-  _require_positive(chunk)
+  require_positive(chunk)
   T = inputs[0].shape[1]
   group = min(group, -(-T // chunk))
 
@@ -196,28 +240,23 @@ def chunked(
   return _over_documents(run, inputs, state, segment_ids)
 
 
-def all_chunks(
-  forward: Forward,
-  inputs: Inputs,
-  state: jax.Array,
-  segment_ids: jax.Array | None,
-  chunk: int,
-) -> Result:
-  """`forward(inputs, masks, state)` over all chunks as one group."""
-  _require_positive(chunk)
+def _all_chunks(rule, inputs, state, segment_ids, chunk):
+  """All chunks as one group."""
+  require_positive(chunk)
 
   def run(inputs, state, segment_ids):
     T = inputs[0].shape[1]
     inputs, run = _pad(inputs, segment_ids, chunk)
     runs = None if run is None else (run, run[:, 0])
     inputs = jax.tree.map(lambda x: _to_chunks(x, chunk), inputs)
-    o, state = forward(inputs, _masks(runs, chunk), state)
+    o, state = rule.associative(inputs, _masks(runs, chunk), state)
     return _from_chunks(o)[:, :T], state
 
   return _over_documents(run, inputs, state, segment_ids)
 
 
-def _require_positive(chunk):
+def require_positive(chunk: int) -> None:
+  """ValueError for a chunk without tokens."""
   if chunk < 1:
     raise ValueError(f'chunk is {chunk}; give 1 token or more')
 

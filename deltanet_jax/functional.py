@@ -1,0 +1,332 @@
+"""The recurrences and attention as functions: `deltanet_jax.kda` and so on.
+
+A function has the name of its equation. A module of `deltanet_jax.ops` has the
+name of a rule and holds its forms. So that no name means both, the functions
+are under `deltanet_jax` itself and not under `deltanet_jax.ops`.
+
+Called by itself a function is compiled once for each set of shapes; under
+`jax.jit`, `grad`, `vmap`, `checkpoint` or `shard_map` (with check_vma=False) it
+is part of what is around it. Every form has first and second derivatives.
+Forward mode (`jax.jvp`) has the form 'recurrent', and 'associative' without
+segment_ids, both without cu_seqlens; for the others JAX answers that it cannot
+apply jvp to a custom_vjp function.
+"""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax import kernels
+from deltanet_jax.ops import documents
+from deltanet_jax.ops.attention import Place, attend
+from deltanet_jax.ops.description import STATE
+from deltanet_jax.ops.scan import Result, require_positive
+from deltanet_jax.ops.shapes import check_shapes
+
+
+def gated_delta_rule(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  beta: jax.Array,
+  g: jax.Array,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  cu_seqlens: jax.Array | None = None,
+  form: str = 'chunked',
+  chunk: int = 64,
+) -> Result:
+  """The gated delta rule (arXiv:2412.06464 eq. 10).
+
+    S'  = e^{g_t} S_{t-1}
+    S_t = S' + beta_t k_t (v_t - S'^T k_t)^T
+    o_t = S_t^T q_t
+
+  q, k [B,T,J,K]   v [B,T,H,V]   H a multiple of J: value head h reads key head
+  h // (H/J). Nothing is scaled or normalized: give keys of norm 1.
+  beta [B,T,H]: how much of what a key recalls is replaced, 0 to 2
+  g [B,T,H]: the logarithm of the decay, <= 0; -inf forgets everything
+
+  What all recurrences take besides:
+
+  state [B,H,K,V]: before the first token; None: zeros
+  segment_ids [B,T] int: the state is zero again wherever they change; `state`
+    belongs to the first document of a row
+  cu_seqlens [N+1] int, B = 1: instead, document n has the tokens from
+    cu_seqlens[n] to cu_seqlens[n+1], perhaps none, and a state of its own:
+    state and the one returned are [N,H,K,V]. Tokens after the last document
+    have output 0
+  form: 'chunked' for training, 'associative' for parallel time, 'recurrent':
+    token by token, the definition. They agree. With cu_seqlens the first two
+    take blocks of 1 to 4 chunks of one document, one after the other
+  chunk: tokens of a chunk, 16 * 2^n; the form 'recurrent' has none
+
+  Returns o [B,T,H,V] in v's type and the last state in float32. Gates, decay,
+  state and sums are float32; products take operands of q's type.
+
+  Raises:
+    ValueError: shapes, heads, form or chunk do not fit; one line says which.
+
+  A second write under one key, after half of the first has decayed:
+
+  >>> import deltanet_jax as dn, jax.numpy as jnp
+  >>> k = jnp.ones((1, 2, 1, 1))
+  >>> v = jnp.array([4.0, 6.0]).reshape(1, 2, 1, 1)
+  >>> beta, g = jnp.full((1, 2, 1), 0.5), jnp.full((1, 2, 1), jnp.log(0.5))
+  >>> o, state = dn.gated_delta_rule(k, k, v, beta=beta, g=g)
+  >>> o.ravel().round(4).tolist(), state.shape
+  ([2.0, 3.5], (1, 1, 1, 1))
+  """
+  how = state, segment_ids, cu_seqlens, form, chunk
+  return _run('delta_rule', (q, k, v, beta, g), {}, *how)
+
+
+def delta_rule(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  beta: jax.Array,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  cu_seqlens: jax.Array | None = None,
+  form: str = 'chunked',
+  chunk: int = 64,
+) -> Result:
+  """The delta rule, without decay (arXiv:2406.06484 eq. 2).
+
+    S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T
+    o_t = S_t^T q_t
+
+  q, k [B,T,J,K]   v [B,T,H,V]   beta [B,T,H]
+
+  All else as in `gated_delta_rule`. A second write under one key takes the
+  place of the first:
+
+  >>> import deltanet_jax as dn, jax.numpy as jnp
+  >>> k = jnp.ones((1, 2, 1, 1))
+  >>> v = jnp.array([4.0, 6.0]).reshape(1, 2, 1, 1)
+  >>> o, state = dn.delta_rule(k, k, v, beta=jnp.ones((1, 2, 1)))
+  >>> o.ravel().tolist(), state.ravel().tolist()
+  ([4.0, 6.0], [6.0])
+  """
+  how = state, segment_ids, cu_seqlens, form, chunk
+  return _run('delta_rule', (q, k, v, beta, None), {}, *how)
+
+
+def kda(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  beta: jax.Array,
+  g: jax.Array,
+  erase: jax.Array | None = None,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  cu_seqlens: jax.Array | None = None,
+  form: str = 'chunked',
+  chunk: int = 64,
+) -> Result:
+  """Kimi Delta Attention, a decay for every key channel (arXiv:2510.26692
+  eq. 1).
+
+    S'  = diag(e^{g_t}) S_{t-1}
+    S_t = S' + k_t (w_t * v_t - S'^T (b_t * k_t))^T
+    o_t = S_t^T q_t
+
+  q, k [B,T,J,K]   v [B,T,H,V]   g [B,T,H,K], <= 0, any size
+  beta [B,T,H]: w = b = beta. With erase [B,T,H,K], which is b, beta is w and
+  may be [B,T,H,V]: Gated DeltaNet-2 (arXiv:2605.22791)
+
+  All else as in `gated_delta_rule`. A channel that keeps and one that forgets:
+
+  >>> import deltanet_jax as dn, jax.numpy as jnp
+  >>> k = jnp.array([[1.0, 0], [0, 1], [0, 0]]).reshape(1, 3, 1, 2)
+  >>> v = jnp.array([4.0, 6, 0]).reshape(1, 3, 1, 1)
+  >>> g = jnp.broadcast_to(jnp.array([0.0, -jnp.inf]), (1, 3, 1, 2))
+  >>> o, state = dn.kda(k, k, v, beta=jnp.ones((1, 3, 1)), g=g)
+  >>> state.ravel().tolist()
+  [4.0, 0.0]
+  """
+  how = state, segment_ids, cu_seqlens, form, chunk
+  return _run('kda', (q, k, v, beta, g), {'erase': erase}, *how)
+
+
+def linear_attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  cu_seqlens: jax.Array | None = None,
+  form: str = 'chunked',
+  chunk: int = 64,
+) -> Result:
+  """Linear attention without a normalizer (arXiv:2006.16236 eq. 18-20).
+
+    S_t = S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
+
+  q, k [B,T,J,K], after their feature map   v [B,T,H,V]
+
+  All else as in `gated_delta_rule`; chunk may be any number. Values under one
+  key add up:
+
+  >>> import deltanet_jax as dn, jax.numpy as jnp
+  >>> k = jnp.ones((1, 2, 1, 1))
+  >>> v = jnp.array([4.0, 6.0]).reshape(1, 2, 1, 1)
+  >>> o, state = dn.linear_attention(k, k, v)
+  >>> o.ravel().tolist()
+  [4.0, 10.0]
+  """
+  how = state, segment_ids, cu_seqlens, form, chunk
+  return _run('linear_attention', (q, k, v, None), {}, *how)
+
+
+def gated_linear_attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  g: jax.Array,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  cu_seqlens: jax.Array | None = None,
+  form: str = 'chunked',
+  chunk: int = 64,
+) -> Result:
+  """Linear attention with a decay for every token and head, as in Mamba-2
+  (arXiv:2405.21060 sec. 3); that of arXiv:2312.06635 has one for every channel.
+
+    S_t = e^{g_t} S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
+
+  q, k [B,T,J,K]   v [B,T,H,V]   g [B,T,H], <= 0
+
+  All else as in `linear_attention`.
+
+  >>> import deltanet_jax as dn, jax.numpy as jnp
+  >>> k = jnp.ones((1, 2, 1, 1))
+  >>> v = jnp.array([4.0, 6.0]).reshape(1, 2, 1, 1)
+  >>> o, _ = dn.gated_linear_attention(k, k, v, g=jnp.full((1, 2, 1), -jnp.inf))
+  >>> o.ravel().tolist()
+  [4.0, 6.0]
+  """
+  check_shapes(v=(v, 'BTHV'), g=(g, 'BTH'))
+  how = state, segment_ids, cu_seqlens, form, chunk
+  return _run('linear_attention', (q, k, v, g), {}, *how)
+
+
+def lightning_attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  g: jax.Array,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  cu_seqlens: jax.Array | None = None,
+  form: str = 'chunked',
+  chunk: int = 64,
+) -> Result:
+  """Lightning attention: a constant decay for every head (arXiv:2501.08313).
+
+    S_t = e^g S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
+
+  q, k [B,T,J,K]   v [B,T,H,V]   g [H], <= 0: minus the slope of a head
+
+  All else as in `linear_attention`.
+
+  >>> import deltanet_jax as dn, jax.numpy as jnp
+  >>> k = jnp.ones((1, 2, 1, 1))
+  >>> v = jnp.array([4.0, 6.0]).reshape(1, 2, 1, 1)
+  >>> o, _ = dn.lightning_attention(k, k, v, g=jnp.log(jnp.array([0.5])))
+  >>> o.ravel().round(4).tolist()
+  [4.0, 8.0]
+  """
+  check_shapes(v=(v, 'BTHV'), g=(g, 'H'))
+  how = state, segment_ids, cu_seqlens, form, chunk
+  return _run('linear_attention', (q, k, v, g), {}, *how)
+
+
+@functools.partial(jax.jit, static_argnames=('scale', 'window'))
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  scale: float | None = None,
+  window: int | None = None,
+  segment_ids: jax.Array | None = None,
+) -> jax.Array:
+  """Causal softmax attention, in blocks (online softmax, arXiv:2205.14135).
+
+    o_t = sum_{s <= t} softmax_s(scale q_t^T k_s) v_s
+
+  q [B,T,H,K]   k [B,T,J,K]   v [B,T,J,V]   H a multiple of J: query head h
+  reads key head h // (H/J)
+  scale: None: K^-1/2   window: of how many keys the last are seen, the token's
+  own included; None: of all   segment_ids [B,T] int: a token sees keys of its
+  own document, a run of equal ids
+
+  Returns o [B,T,H,V] in v's type. Products take q's, k's and v's type, the
+  softmax and sums are float32; the memory grows with T, not with T^2.
+
+  Raises:
+    ValueError: shapes or heads do not fit.
+
+  >>> import deltanet_jax as dn, jax.numpy as jnp
+  >>> q = jnp.zeros((1, 2, 1, 1))  # all keys are alike
+  >>> v = jnp.array([4.0, 6.0]).reshape(1, 2, 1, 1)
+  >>> dn.attention(q, q, v).ravel().tolist()
+  [4.0, 5.0]
+  """
+  check_shapes(q=(q, 'BTHK'), k=(k, 'BTJK'), segment_ids=(segment_ids, 'BT'))
+  index = jnp.arange(q.shape[1], dtype=jnp.int32)
+  place = Place(index, documents.runs_of(segment_ids))
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  return attend(q, k, v, place, place, scale=scale, window=window, ahead=0)
+
+
+@functools.partial(jax.jit, static_argnames=('rule', 'form', 'chunk'))
+def _run(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
+  """A rule by one of its forms, those of `kernels` included."""
+  module = importlib.import_module(f'deltanet_jax.ops.{rule}')
+  forms = kernels.forms(module)
+  if form not in forms:
+    raise ValueError(f'form is {form!r}; give one of {", ".join(forms)}')
+  require_positive(chunk)
+  run = functools.partial(forms[form], chunk=chunk)
+  if cu_seqlens is None:
+    return run(*inputs, state=state, segment_ids=segment_ids, **gates)
+  names = dict(zip(module.DESCRIPTION.inputs, inputs, strict=True)) | gates
+  sizes = module.DESCRIPTION.check(**names)
+  if segment_ids is not None or sizes['B'] != 1 or cu_seqlens.ndim != 1:
+    raise ValueError(
+      f'cu_seqlens of shape {cu_seqlens.shape} with {sizes["B"]} rows'
+      f'{" and segment_ids" * (segment_ids is not None)}; give [N+1] with one'
+      ' row that holds the N documents, and no segment_ids'
+    )
+  shape = (len(cu_seqlens) - 1, *(sizes[letter] for letter in STATE[1:]))
+  if state is None:
+    state = jnp.zeros(shape, jnp.float32)
+  if state.shape != shape:
+    raise ValueError(
+      f'state has shape {state.shape}; expected [N,H,K,V] = {shape}'
+    )
+  state, v = state.astype(jnp.float32), names['v']
+  if not v.size or not shape[0]:
+    return jnp.zeros_like(v), state
+  # several chunks at once where documents are long enough to fill them
+  count = min(4, max(1, sizes['T'] // (4 * shape[0] * chunk)))
+  whole = lambda x: x if x.ndim > 1 else jnp.broadcast_to(x, v.shape[:3])
+  return documents.each(
+    lambda arrays, state: run(*arrays[0], state=state, **arrays[1]),
+    jax.tree.map(whole, (inputs, gates)),
+    state,
+    cu_seqlens,
+    1 if form == 'recurrent' else count * chunk,
+  )
