@@ -41,6 +41,11 @@ the same command and the same files, --workdir on a disk that all share:
 or with --distributed under SLURM, Open MPI, GKE or on TPU VMs. A run may go on
 with another number of processes.
 
+What was compiled is kept in ~/.cache/deltanet_jax/compiled (XDG_CACHE_HOME in
+the place of ~/.cache), and the next start needs seconds for it. The folder may
+be removed at any time. JAX_COMPILATION_CACHE_DIR=DIR names another one; set to
+nothing, none is kept.
+
 JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:
   JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8
 """
@@ -178,8 +183,10 @@ def _read(experiment, tokenizer):
 def _train(experiment, workdir, data, source, tokenizer):
   from deltanet_jax.runs import start
   from deltanet_jax.runs.checkpoint import CheckpointError
-  from deltanet_jax.train import loop
+  from deltanet_jax.train import compiled, loop
 
+  if note := compiled.keep_programs():
+    print(f'warning: {note}', file=sys.stderr)
   texts = start.make_texts(source, tokenizer)
   try:
     return loop.train(

@@ -24,7 +24,7 @@ from deltanet_jax.runs import processes
 from deltanet_jax.runs.checkpoint import Checkpoints
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.runs.source import Source
-from deltanet_jax.train import log
+from deltanet_jax.train import compiled, log
 from deltanet_jax.train.program import make_program
 from deltanet_jax.train.state import State
 from deltanet_jax.train.step import MAX_STREAK
@@ -133,6 +133,7 @@ class _Run:
     self._clock = log.Clock(size.batch * size.seq_len, cfg.steps)
     self._bytes = size.tokenizer == 'bytes'
     self._log = None
+    self._scored = False  # whether the program that scores is compiled
 
   def close(self):
     if self._log is not None:
@@ -212,6 +213,7 @@ class _Run:
 
   def _compile(self):
     """Before the first step, which finds the program compiled."""
+    self._progress.say(f'compiling the step ({compiled.describe_kept()})')
     start = time.monotonic()
     step = self._program.step.lower(self._state, self._program.batch).compile()
     size = step.memory_analysis().temp_size_in_bytes / 2**20
@@ -249,6 +251,9 @@ class _Run:
 
   def _score(self, least=None):
     """Of the held-out text, or of its first `least` rows and a few more."""
+    if not self._scored:
+      self._progress.say('compiling the held-out loss (less than the step)')
+      self._scored = True
     experiment, params = self._experiment, self._state.params
     rows = experiment.data.batch // experiment.optim.accumulate
     share = self._program.share(rows)
