@@ -24,11 +24,18 @@ model only remat, form, chunk and stage may be set. The run keeps what it needs:
 once it has a checkpoint, the folder may go.
 
 Started again with the same --workdir, the run continues from its newest
-checkpoint; --workdir alone is enough. There only train.log_every, eval_every,
-eval_rows, save_every, keep and the mesh may change. SIGTERM and Ctrl-C save
-after the current step. A run whose text has changed is refused; --new_text
+checkpoint; --workdir alone is enough. There only the mesh and train.log_every,
+eval_every, eval_rows, save_every, keep and steps may change. SIGTERM and Ctrl-C
+save after the current step. A run whose text has changed is refused; --new_text
 goes on with the new one, which --config.data.path may name, from its first row
 on in an order of its own.
+
+  python -m launch.train --workdir=runs/mine --config.train.steps=300
+
+makes a run longer, also one that has finished: the learning rate then follows
+the schedule of 300 steps from the last checkpoint on, config.json says 300, and
+result.json is written anew at the end. With any other change begin a new run
+with its weights: --released=runs/mine --workdir=runs/new.
 
 Exit status: 0 done; 1 the run failed; 2 bad input, before any device is
 touched; 128 + n stopped and saved after signal n.
@@ -143,11 +150,11 @@ def train_run(
   processes only the first has results, the others None."""
   workdir.check(experiment, NEW_TEXT.value)
   result = workdir.read_result()
-  if result is not None:
+  if result is not None and result['step'] == experiment.train.steps:
     if NEW_TEXT.value:
       raise ConfigError(
         f'--new_text: the run in {workdir.path} is finished and goes on with no'
-        ' text; give another --workdir'
+        ' text; give more --config.train.steps, or another --workdir'
       )
     print(f'finished before: {workdir.path}', file=sys.stderr)
     return result

@@ -62,6 +62,8 @@ def train(
   checkpoints, and the others return None in the place of results.
   Continues from the newest whole checkpoint: what follows it is, to the bit,
   what an unbroken run on the same mesh would have written to `metrics.jsonl`.
+  With another `train.steps` than before, see `Workdir.check`, the lines up to
+  the checkpoint stay as they are.
 
   Raises:
     ConfigError: the mesh needs more devices, or does not divide the model;
@@ -82,7 +84,7 @@ def train(
   processes.require_devices(mesh)
   program = make_program(experiment, mesh)
   # only now: a configuration that cannot run shall not own the folder
-  _claim(stored, workdir, data, source, texts, new_text)
+  note = _claim(stored, workdir, data, source, texts, new_text)
   keep = experiment.train.keep
   with (
     jax.set_mesh(mesh),
@@ -90,7 +92,7 @@ def train(
   ):
     run = _Run(experiment, workdir, data, program, checkpoints, stream)
     with contextlib.closing(run):
-      run.begin(source, mesh, new_text)
+      run.begin(source, mesh, new_text, note)
       with _signals() as caught:
         stop = run.train(caught)
       # all is saved: from here a signal may end the process as usual
@@ -98,7 +100,8 @@ def train(
 
 
 def _claim(experiment, workdir, data, source, texts, new_text):
-  """Process 0 claims the folder, once all are known to do the same."""
+  """Process 0 claims the folder, once all are known to do the same; what it
+  has to say of that."""
   text = data.fingerprint()
   processes.require_same_start(
     {
@@ -113,10 +116,12 @@ def _claim(experiment, workdir, data, source, texts, new_text):
   def claim():
     if first:
       workdir.check_text(text, new_text)
-      workdir.claim(experiment, texts)
+      return workdir.claim(experiment, texts)
+    return None
 
-  processes.call_together(claim)
+  note = processes.call_together(claim)
   processes.call_together(lambda: workdir.require_seen(experiment))
+  return note
 
 
 class _Run:
@@ -139,9 +144,11 @@ class _Run:
     if self._log is not None:
       self._log.close()
 
-  def begin(self, source, mesh, new_text):
+  def begin(self, source, mesh, new_text, note):
     """Takes up the newest checkpoint; without one, `source`'s weights or fresh
-    ones, the former scored as they are."""
+    ones, the former scored as they are.   note: to say before, or None"""
+    if note:
+      self._progress.say(f'{self._workdir.path}: {note}')
     size = lambda tree: (
       f'{sharding.count_bytes_per_device(tree) / 2**20:,.1f} MiB'
     )

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -192,20 +193,32 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
   workdir.claim(experiment)
   same = dataclasses.replace(
     experiment,
-    train=dataclasses.replace(experiment.train, save_every=7, keep=5),
+    train=dataclasses.replace(experiment.train, save_every=7, keep=5, steps=99),
     mesh=MeshConfig(data=2),
   )
   workdir.check(same)
   for part, change in (
     ('optim', {'lr': 0.5}),
-    ('train', {'steps': 99}),
+    ('train', {'seed': 99}),
     ('data', {'seed': 7}),
   ):
     changed = dataclasses.replace(getattr(experiment, part), **change)
     other = dataclasses.replace(experiment, **{part: changed})
     name, value = next(iter(change.items()))
-    with pytest.raises(ConfigError, match=rf'{part}\.{name}: .* != {value}'):
+    with pytest.raises(ConfigError) as error:
       workdir.check(other)
+    message = str(error.value)
+    assert re.search(rf'{part}\.{name}: .* != {value}', message)
+    # what may change, and no weights that another run could begin with
+    assert 'mesh and train.steps, log_every' in message
+    assert '--released' not in message
+  (tmp_path / 'checkpoints' / '3').mkdir(parents=True)
+  with pytest.raises(ConfigError, match=rf'--released={tmp_path} it begins'):
+    workdir.check(other)
+  model = dataclasses.replace(experiment.model, repeats=2)
+  with pytest.raises(ConfigError) as error:
+    workdir.check(dataclasses.replace(experiment, model=model))
+  assert '--released' not in str(error.value)  # it would be another model
 
 
 def test_two_processes_do_not_share_a_folder(texts, tmp_path):
