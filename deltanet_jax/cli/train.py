@@ -58,6 +58,7 @@ JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:
 """
 
 import dataclasses
+import difflib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -69,6 +70,7 @@ from deltanet_jax.cli import command, process_flags
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.config.files import JsonObject, format_json
+from deltanet_jax.config.overrides import suggest_field
 from deltanet_jax.runs.folder import Workdir
 
 if TYPE_CHECKING:
@@ -93,7 +95,31 @@ def split_flags(
 ) -> tuple[tuple[str | None, Changes], list[str]]:
   """((file or None, changes), the other arguments) of a command line."""
   path, changes, rest = config.split_argv(argv)
+  _refuse_fields(rest)
   return (path, changes), rest
+
+
+def parse_flags(argv: list[str]) -> tuple[Experiment, list[str]]:
+  """(Experiment, the other arguments) of a command line."""
+  (path, changes), rest = split_flags(argv)
+  return config.read_experiment(path, changes), rest
+
+
+def _refuse_fields(argv):
+  """Refuses --steps=5, which sets no field, with the flag that does."""
+  known = list(flags.FLAGS)
+  for argument in argv[1:]:
+    if argument == '--':
+      break
+    name, equals, value = argument.removeprefix('--').partition('=')
+    if name == argument or name in known or name.removeprefix('no') in known:
+      continue
+    if difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+      continue  # absl says which
+    if field := suggest_field(Experiment, name):
+      raise ConfigError(
+        f'no flag --{name}; did you mean --config.{field}{equals}{value}?'
+      )
 
 
 @command.as_main(split_flags)

@@ -1,4 +1,4 @@
-"""Compiled programs that the next start finds again: JAX's own cache on disk."""
+"""Compiled programs that the next start finds again: JAX's cache on disk."""
 
 import os
 import pathlib

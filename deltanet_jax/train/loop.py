@@ -257,7 +257,8 @@ class _Run:
     self._progress.step(step, metrics['loss'], bits, self._clock)
 
   def _score(self, least=None):
-    """Of the held-out text, or of its first `least` rows and a few more."""
+    """(Score, a text that says of what) of the held-out text, or of its first
+    `least` rows, rounded up to whole batches."""
     if not self._scored:
       self._progress.say('compiling the held-out loss (less than the step)')
       self._scored = True
@@ -265,14 +266,18 @@ class _Run:
     rows = experiment.data.batch // experiment.optim.accumulate
     share = self._program.share(rows)
     batches = self._data.make_heldout_batches(rows, share.rows)
-    batches = itertools.islice(batches, least and math.ceil(least / rows))
+    total = self._data.heldout_row_count
+    count = math.ceil(min(least or total, total) / rows)
+    batches = itertools.islice(batches, count)
     eod = self._data.tokenizer.eod
-    return score_batches(self._program.loss, params, batches, share.place, eod)
+    score = score_batches(self._program.loss, params, batches, share.place, eod)
+    every = 'all ' if count * rows >= total else ''
+    return score, f'held-out loss of {every}{min(count * rows, total):,} rows'
 
   def _evaluate_some(self):
-    score = self._score(self._experiment.train.eval_rows)
+    score, what = self._score(self._experiment.train.eval_rows)
     record = {'step': self._step, 'heldout_loss': score.loss}
-    line = f'step {self._step}: held-out loss {score.loss:.4f}'
+    line = f'step {self._step}: {what} {score.loss:.4f}'
     if self._bytes:
       # of a byte text every target but the eod is a byte
       bits = score.bits_per_byte(score.tokens - score.ends)
@@ -292,7 +297,11 @@ class _Run:
     """Scores the whole held-out text; the first process writes and returns
     `result.json`."""
     self._progress.say('scoring the whole held-out text')
-    score, skipped = self._score(), int(self._state.skipped)
+    (score, what), skipped = self._score(), int(self._state.skipped)
+    bits = score.bits_per_byte(self._data.heldout_bytes)
+    self._progress.say(
+      f'step {self._step}: {what} {score.loss:.4f}, {bits:.3f} bits/byte'
+    )
     if not self._first:
       return None
     size = self._experiment.data
@@ -308,7 +317,7 @@ class _Run:
       'heldout_loss': score.loss,
       'heldout_perplexity': score.perplexity,
       'heldout_bytes': self._data.heldout_bytes,
-      'heldout_bits_per_byte': score.bits_per_byte(self._data.heldout_bytes),
+      'heldout_bits_per_byte': bits,
     }
     log.draw_losses(self._workdir)
     write_text(self._workdir.result, format_json(result))
