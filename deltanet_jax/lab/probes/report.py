@@ -15,7 +15,7 @@ NOTES = {
   ),
   ('overload', 'accuracy'): (
     'Columns: pairs written into a state 16 wide, each once; cells: the share'
-    ' read back right, 1 is best. No state holds more pairs than it is wide;'
+    ' read back right, 1 is best. Beyond its width every state loses pairs;'
     ' softmax attention keeps them all, in a cache that grows.'
   ),
   ('overload', 'first quarter'): (
@@ -43,8 +43,8 @@ NOTES = {
     ' sign and keeps the size, still knows the parity.'
   ),
   ('parity', 'accuracy'): (
-    'The same of all bits: a beta below 1 cannot turn the sign, and one between'
-    ' 1 and 2 does until the state has shrunk to 0.'
+    'The same of all bits: a beta up to 1 cannot turn the sign, and one between'
+    ' 1 and 2 turns it until the state has shrunk to 0.'
   ),
   ('swaps', 'last quarter'): (
     'The share of the last quarter of 2,000 swaps of 5 objects after which all'
