@@ -42,7 +42,7 @@ def keep_programs() -> str | None:
 
 def describe_kept() -> str:
   """How long compiling takes: what is found from an earlier run, seconds."""
-  folder = jax.config.jax_compilation_cache_dir
-  if not folder or not jax.config.jax_enable_compilation_cache:
+  folder = jax.config.values['jax_compilation_cache_dir']
+  if not folder or not jax.config.values['jax_enable_compilation_cache']:
     return 'up to a minute or two'
   return f'up to a minute or two; a few seconds if it is in {folder}'

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from absl import flags
 
-from deltanet_jax.cli import train as cli_train
+from deltanet_jax.cli.train import train_run
 from deltanet_jax.config import ConfigError
 from deltanet_jax.data.text import TextData
 from deltanet_jax.objectives.score import Score
@@ -388,12 +388,12 @@ def test_a_finished_run_is_made_longer(texts, finished, tmp_path, capsys):
   assert '12 steps in the place of 9' in said[0] and 'cosine' in said[0]
 
   flags.FLAGS.mark_as_parsed()
-  result = cli_train.train_run(workdir.read(), workdir)
+  result = train_run(workdir.read(), workdir)
   workdir.release()
   told = capsys.readouterr().err
   assert 'continuing after step 9' in told and 'in the place of' not in told
   assert result['step'] == 12 and result == workdir.read_result()
-  assert cli_train.train_run(workdir.read(), workdir) == result
+  assert train_run(workdir.read(), workdir) == result
   assert 'finished before' in capsys.readouterr().err
 
   lines = (finished / 'metrics.jsonl').read_bytes()
@@ -407,7 +407,7 @@ def test_a_finished_run_is_made_longer(texts, finished, tmp_path, capsys):
       rate, experiment.optim.lr * factor(step - 1), rtol=1e-5
     )
   # to the bit what it is without the crash
-  cli_train.train_run(experiment, Workdir(again))
+  train_run(experiment, Workdir(again))
   assert (again / 'metrics.jsonl').read_bytes() == lines
 
 
