@@ -49,8 +49,8 @@ or with --distributed under SLURM, Open MPI, GKE or on TPU VMs. A run may go on
 with another number of processes.
 
 What was compiled is kept in ~/.cache/deltanet_jax/compiled (XDG_CACHE_HOME in
-the place of ~/.cache), and the next start needs seconds for it. The folder may
-be removed at any time. JAX_COMPILATION_CACHE_DIR=DIR names another one; set to
+the place of ~/.cache) and found there by the next start. The folder may be
+removed at any time. JAX_COMPILATION_CACHE_DIR=DIR names another one; set to
 nothing, none is kept.
 
 JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:

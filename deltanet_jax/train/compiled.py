@@ -41,8 +41,8 @@ def keep_programs() -> str | None:
 
 
 def describe_kept() -> str:
-  """How long compiling takes: what is found from an earlier run, seconds."""
+  """How long compiling takes, and where what is kept of it lies."""
   folder = jax.config.values['jax_compilation_cache_dir']
   if not folder or not jax.config.values['jax_enable_compilation_cache']:
     return 'up to a minute or two'
-  return f'up to a minute or two; a few seconds if it is in {folder}'
+  return f'up to a minute or two; less if {folder} has it'
