@@ -40,7 +40,7 @@ def get_config():
   others = ('site-packages', 'dist-packages', 'test', 'tests')
   return Experiment(
     model=ModelConfig(
-      vocab=264,
+      vocab=264,  # 256 bytes and the end of a document, to a multiple of 8
       d_model=128,
       period=(Layer(delta, ffn),) * 3 + (Layer(attention, ffn),),
       repeats=1,

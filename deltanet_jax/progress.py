@@ -76,13 +76,16 @@ class Progress:
     self._line.say(self._text())
 
   def _text(self) -> str:
+    done, total = (f'{x / self._size:,.0f}' for x in (self._done, self._total))
+    text = f'{self._what} {done}/{total} {self._unit}'
+    if self._done == self._skipped:
+      return text  # nothing was done yet that a rate could be taken from
     seconds = max(time.monotonic() - self._start, 1e-9)
     rate = (self._done - self._skipped) / seconds
-    left = (self._total - self._done) / rate if rate else 0
-    done, total = (f'{x / self._size:,.0f}' for x in (self._done, self._total))
+    left = (self._total - self._done) / rate
     return (
-      f'{self._what} {done}/{total} {self._unit}'
-      f'  {rate / self._size:,.0f} {self._unit}/s  {format_span(left)} left'
+      f'{text}  {rate / self._size:,.0f} {self._unit}/s'
+      f'  {format_span(left)} left'
     )
 
 

@@ -5,6 +5,8 @@ import os
 import warnings
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# the commands under test keep nothing in anyone's home
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', '')
 _FLAG = '--xla_force_host_platform_device_count=8'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'
 

@@ -33,6 +33,15 @@ def test_rate_and_time_left_count_what_this_call_did(clock, stream):
   assert stream.getvalue().endswith('4,000/4,000 MB  100 MB/s  0m00s left\n')
 
 
+def test_no_time_is_left_of_what_has_not_begun(clock):
+  stream = io.StringIO()
+  job = progress.Progress('tokenized', 100, 'MB', stream=stream)
+  job.skip(20)
+  clock[0] = 60.0
+  job.add(0)
+  assert stream.getvalue() == 'tokenized 20/100 MB\n'
+
+
 def test_a_line_is_written_over_on_a_terminal_alone():
   terminal, file = Terminal(), io.StringIO()
   for stream in terminal, file:

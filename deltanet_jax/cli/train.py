@@ -24,11 +24,18 @@ model only remat, form, chunk and stage may be set. The run keeps what it needs:
 once it has a checkpoint, the folder may go.
 
 Started again with the same --workdir, the run continues from its newest
-checkpoint; --workdir alone is enough. There only train.log_every, eval_every,
-eval_rows, save_every, keep and the mesh may change. SIGTERM and Ctrl-C save
-after the current step. A run whose text has changed is refused; --new_text
+checkpoint; --workdir alone is enough. There only the mesh and train.log_every,
+eval_every, eval_rows, save_every, keep and steps may change. SIGTERM and Ctrl-C
+save after the current step. A run whose text has changed is refused; --new_text
 goes on with the new one, which --config.data.path may name, from its first row
 on in an order of its own.
+
+  python -m launch.train --workdir=runs/mine --config.train.steps=300
+
+makes a run longer, also one that has finished: the learning rate then follows
+the schedule of 300 steps from the last checkpoint on, config.json says 300, and
+result.json is written anew at the end. With any other change begin a new run
+with its weights: --released=runs/mine --workdir=runs/new.
 
 Exit status: 0 done; 1 the run failed; 2 bad input, before any device is
 touched; 128 + n stopped and saved after signal n.
@@ -41,11 +48,17 @@ the same command and the same files, --workdir on a disk that all share:
 or with --distributed under SLURM, Open MPI, GKE or on TPU VMs. A run may go on
 with another number of processes.
 
+What was compiled is kept in ~/.cache/deltanet_jax/compiled (XDG_CACHE_HOME in
+the place of ~/.cache) and found there by the next start. The folder may be
+removed at any time. JAX_COMPILATION_CACHE_DIR=DIR names another one; set to
+nothing, none is kept.
+
 JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:
   JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8
 """
 
 import dataclasses
+import difflib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -57,6 +70,7 @@ from deltanet_jax.cli import command, process_flags
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.config.files import JsonObject, format_json
+from deltanet_jax.config.overrides import suggest_field
 from deltanet_jax.runs.folder import Workdir
 
 if TYPE_CHECKING:
@@ -81,7 +95,31 @@ def split_flags(
 ) -> tuple[tuple[str | None, Changes], list[str]]:
   """((file or None, changes), the other arguments) of a command line."""
   path, changes, rest = config.split_argv(argv)
+  _refuse_fields(rest)
   return (path, changes), rest
+
+
+def parse_flags(argv: list[str]) -> tuple[Experiment, list[str]]:
+  """(Experiment, the other arguments) of a command line."""
+  (path, changes), rest = split_flags(argv)
+  return config.read_experiment(path, changes), rest
+
+
+def _refuse_fields(argv):
+  """Refuses --steps=5, which sets no field, with the flag that does."""
+  known = list(flags.FLAGS)
+  for argument in argv[1:]:
+    if argument == '--':
+      break
+    name, equals, value = argument.removeprefix('--').partition('=')
+    if name == argument or name in known or name.removeprefix('no') in known:
+      continue
+    if difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+      continue  # absl says which
+    if field := suggest_field(Experiment, name):
+      raise ConfigError(
+        f'no flag --{name}; did you mean --config.{field}{equals}{value}?'
+      )
 
 
 @command.as_main(split_flags)
@@ -138,11 +176,11 @@ def train_run(
   processes only the first has results, the others None."""
   workdir.check(experiment, NEW_TEXT.value)
   result = workdir.read_result()
-  if result is not None:
+  if result is not None and result['step'] == experiment.train.steps:
     if NEW_TEXT.value:
       raise ConfigError(
         f'--new_text: the run in {workdir.path} is finished and goes on with no'
-        ' text; give another --workdir'
+        ' text; give more --config.train.steps, or another --workdir'
       )
     print(f'finished before: {workdir.path}', file=sys.stderr)
     return result
@@ -178,8 +216,10 @@ def _read(experiment, tokenizer):
 def _train(experiment, workdir, data, source, tokenizer):
   from deltanet_jax.runs import start
   from deltanet_jax.runs.checkpoint import CheckpointError
-  from deltanet_jax.train import loop
+  from deltanet_jax.train import compiled, loop
 
+  if note := compiled.keep_programs():
+    print(f'warning: {note}', file=sys.stderr)
   texts = start.make_texts(source, tokenizer)
   try:
     return loop.train(

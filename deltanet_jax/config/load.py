@@ -123,8 +123,14 @@ def read_experiment(
   """
   if not path:
     files = sorted(map(str, pathlib.Path('configs').glob('*.py')))
-    there = ', '.join(files or preset_names.list_families())
-    raise ConfigError(f'no --config=FILE given; there is {there}')
+    names = files or preset_names.list_families()
+    # one trains as it is, another not without a release
+    rank = {'quickstart': 0, 'finetune': 2}
+    names.sort(key=lambda name: rank.get(pathlib.Path(name).stem, 1))
+    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+    raise ConfigError(
+      f'no --config=FILE given; there is {", ".join(names[:5])}{more}'
+    )
   return override_fields(load(path), changes)
 
 

@@ -43,6 +43,30 @@ def override_fields(cfg: C, changes: Iterable[tuple[str, str]]) -> C:
   return _rebuild(cfg, tree)
 
 
+def suggest_field(cls: type, name: str) -> str | None:
+  """The field of a configuration class that `name` was meant for, as
+  'train.steps' for 'steps' or 'step', or None.
+
+  Fields inside tuples and of choices, as a mixer's, are not looked at.
+  """
+  fields = _list_fields(cls)
+  ends = {field.rpartition('.')[2]: field for field in reversed(fields)}
+  options = {field: field for field in fields} | ends
+  close = difflib.get_close_matches(name, options, n=1)
+  return options[close[0]] if close else None
+
+
+def _list_fields(cls):
+  """Dotted names of what can be set, of every class that an annotation is."""
+  names = []
+  for name, hint in typing.get_type_hints(cls).items():
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+      names += [f'{name}.{below}' for below in _list_fields(hint)]
+    else:
+      names.append(name)
+  return names
+
+
 def check_types(cfg: Configuration, path: tuple[str, ...] = ()) -> None:
   """Refuses a field, `path` before its name, that does not hold what its
   annotation says."""

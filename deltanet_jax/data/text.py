@@ -1,6 +1,7 @@
 """Which batch does step s train on, and which text is held out?"""
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -101,6 +102,11 @@ class TextData:
     return [document.content for document in self._train]
 
   @property
+  def heldout_row_count(self) -> int:
+    """Rows of the held-out text."""
+    return len(self._heldout_rows)
+
+  @property
   def heldout_documents(self) -> list[bytes]:
     """What the held-out documents hold."""
     return [document.content for document in self._heldout]
@@ -152,9 +158,30 @@ def _batches(rows, cfg, only, seed):
 
 
 def _is_heldout(content, cfg):
+  return _draw(content, cfg) < cfg.heldout * 2**64
+
+
+def _draw(content, cfg):
+  """A number from 0 to 2^64 that a document and the seed decide."""
   digest = hashlib.blake2b(f'{cfg.seed}:'.encode(), digest_size=8)
   digest.update(content)
-  return int.from_bytes(digest.digest(), 'big') < cfg.heldout * 2**64
+  return int.from_bytes(digest.digest(), 'big')
+
+
+def _suggest_heldout(documents, cfg):
+  """The shortest data.heldout, from what was given on, with documents on both
+  sides, or None."""
+  draws = [_draw(document.content, cfg) / 2**64 for document in documents]
+  least, most = min(draws), max(draws)
+  for digits in range(1, 10):
+    # just above the lowest, or just below the highest
+    unit = 10.0**-digits
+    up = round((math.floor(least / unit) + 1) * unit, digits)
+    down = round(math.floor(most / unit) * unit, digits)
+    value = up if cfg.heldout <= least else down
+    if least < value <= most:
+      return value
+  return None
 
 
 def _require_both(train, heldout, cfg):
@@ -163,9 +190,11 @@ def _require_both(train, heldout, cfg):
     (heldout, 'held-out', 'larger'),
   ):
     if not side:
+      value = _suggest_heldout(train + heldout, cfg)
+      advice = '' if value is None else f' ({value} would do)'
       raise ConfigError(
         f'data.path={cfg.path!r} gives {len(train) + len(heldout)} documents,'
         f' none of them {name} at data.heldout={cfg.heldout}; give more'
         ' documents (a text file is one, a line of jsonl or a row of parquet is'
-        f' one), a {change} data.heldout or another data.seed'
+        f' one), a {change} data.heldout{advice} or another data.seed'
       )

@@ -22,9 +22,12 @@ from deltanet_jax.config.files import (
   write_text,
 )
 
-# what a run may change when it is taken up again: nothing that a step computes
-CADENCE = ('log_every', 'eval_every', 'eval_rows', 'save_every', 'keep')
-FREE = re.compile(rf'mesh\..*|train\.({"|".join(CADENCE)})')
+# what a run may change when it is taken up again: nothing that the steps done
+# so far have computed
+CHANGEABLE = (
+  'steps', 'log_every', 'eval_every', 'eval_rows', 'save_every', 'keep'
+)  # fmt: skip
+FREE = re.compile(rf'mesh\..*|train\.({"|".join(CHANGEABLE)})')
 # and where its text lies, if it is told to go on with another
 TEXT = re.compile(r'data\.(path|field)')
 
@@ -91,12 +94,13 @@ class Workdir:
   def check(self, experiment: Experiment, new_text: bool = False) -> None:
     """Refuses a folder that another configuration owns.
 
-    The mesh and the fields of CADENCE may differ: they change no step beyond
-    the order of a sum. `train.steps` may not, as the schedule depends on it.
-    With `new_text` those of TEXT may differ too.
+    The mesh and the fields of CHANGEABLE may differ: they change no step that
+    was made, beyond the order of a sum. `train.steps` may be any number that is
+    not below the steps done; from the checkpoint on the schedule is that of so
+    many steps. With `new_text` the fields of TEXT may differ too.
 
     Raises:
-      ConfigError: with the fields that differ.
+      ConfigError: with the fields that differ, or the steps that are done.
     """
     require_folder(self.path)
     if not self.config.is_file():
@@ -106,8 +110,40 @@ class Workdir:
       name = line.split(':')[0]
       if not FREE.fullmatch(name) and not (new_text and TEXT.fullmatch(name)):
         lines.append(line)
-    what, advice = 'a run of another configuration', _or_new_text(lines)
+    what, advice = 'a run of another configuration', self._advise(lines)
     require_same(self.path, lines, what, advice)
+    self._require_steps_left(stored, experiment)
+
+  def _advise(self, lines):
+    """What else to do about such differences."""
+    advice = _or_new_text(lines)
+    if self._find_last_step() and not any(x.startswith('model') for x in lines):
+      advice += f' (with --released={self.path} it begins with these weights)'
+    return (
+      f'{advice}; of a run that has begun only mesh and train.'
+      f'{", ".join(CHANGEABLE)} may change'
+    )
+
+  def _find_last_step(self):
+    """The step of the newest checkpoint, 0 if there is none."""
+    names = [path.name for path in self.checkpoints.glob('*')]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+  def _require_steps_left(self, stored, experiment):
+    steps, done = experiment.train.steps, self._find_last_step()
+    if steps == stored.train.steps:
+      return
+    if steps < done:
+      raise ConfigError(
+        f'--config.train.steps={steps}: the run in {self.path} has done {done}'
+        f' steps; give {done} or more, or another --workdir'
+      )
+    result = self.read_result()
+    if result is not None and not done:
+      raise ConfigError(
+        f'{self.path} holds the results of {result["step"]} steps and no'
+        ' checkpoint to go on from; give another --workdir'
+      )
 
   def find_tokenizer(self, experiment: Experiment) -> str:
     """What `data.tokenizer` names, or the folder's own copy of it."""
@@ -116,10 +152,16 @@ class Workdir:
 
   def claim(
     self, experiment: Experiment, texts: Mapping[str, str] | None = None
-  ) -> None:
+  ) -> str | None:
     """Makes the folder this run's own, until `release` or the process's end.
 
     texts: {relative path: text} of the files that a new run is to have.
+    `config.json` is from here on what the run goes on with. Where that is
+    another number of steps, the results of the former number are removed first:
+    killed at any moment, the folder is that of a run with steps to do, or with
+    its results to write.
+
+    Returns what to say of another number of steps, else None.
 
     Raises:
       ConfigError: it cannot be written, or another process trains in it.
@@ -142,9 +184,25 @@ class Workdir:
           path = self.path / name
           path.parent.mkdir(exist_ok=True)
           write_text(path, text)
+      note = self._change_steps(experiment)
       write_text(self.config, config.to_json(experiment) + '\n')
     except OSError as error:
       raise ConfigError(f'--workdir={self.path}: {error.strerror}') from error
+    return note
+
+  def _change_steps(self, experiment):
+    if not self.config.is_file():
+      return None
+    stored = self.read(config.find_own_classes(experiment))
+    before, now = stored.train.steps, experiment.train.steps
+    if before == now:
+      return None
+    self.result.unlink(missing_ok=True)
+    return (
+      f'{now} steps in the place of {before}; from the last checkpoint on the'
+      f' learning rate follows the {experiment.optim.schedule} schedule of'
+      f' {now} steps'
+    )
 
   def check_text(self, text: Fingerprint, new_text: bool = False) -> None:
     """Refuses another text than the run was trained on so far.

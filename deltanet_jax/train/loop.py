@@ -24,7 +24,7 @@ from deltanet_jax.runs import processes
 from deltanet_jax.runs.checkpoint import Checkpoints
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.runs.source import Source
-from deltanet_jax.train import log
+from deltanet_jax.train import compiled, log
 from deltanet_jax.train.program import make_program
 from deltanet_jax.train.state import State
 from deltanet_jax.train.step import MAX_STREAK
@@ -62,6 +62,8 @@ def train(
   checkpoints, and the others return None in the place of results.
   Continues from the newest whole checkpoint: what follows it is, to the bit,
   what an unbroken run on the same mesh would have written to `metrics.jsonl`.
+  With another `train.steps` than before, see `Workdir.check`, the lines up to
+  the checkpoint stay as they are.
 
   Raises:
     ConfigError: the mesh needs more devices, or does not divide the model;
@@ -82,7 +84,7 @@ def train(
   processes.require_devices(mesh)
   program = make_program(experiment, mesh)
   # only now: a configuration that cannot run shall not own the folder
-  _claim(stored, workdir, data, source, texts, new_text)
+  note = _claim(stored, workdir, data, source, texts, new_text)
   keep = experiment.train.keep
   with (
     jax.set_mesh(mesh),
@@ -90,7 +92,7 @@ def train(
   ):
     run = _Run(experiment, workdir, data, program, checkpoints, stream)
     with contextlib.closing(run):
-      run.begin(source, mesh, new_text)
+      run.begin(source, mesh, new_text, note)
       with _signals() as caught:
         stop = run.train(caught)
       # all is saved: from here a signal may end the process as usual
@@ -98,7 +100,8 @@ def train(
 
 
 def _claim(experiment, workdir, data, source, texts, new_text):
-  """Process 0 claims the folder, once all are known to do the same."""
+  """Process 0 claims the folder, once all are known to do the same; what it
+  has to say of that."""
   text = data.fingerprint()
   processes.require_same_start(
     {
@@ -113,10 +116,12 @@ def _claim(experiment, workdir, data, source, texts, new_text):
   def claim():
     if first:
       workdir.check_text(text, new_text)
-      workdir.claim(experiment, texts)
+      return workdir.claim(experiment, texts)
+    return None
 
-  processes.call_together(claim)
+  note = processes.call_together(claim)
   processes.call_together(lambda: workdir.require_seen(experiment))
+  return note
 
 
 class _Run:
@@ -133,14 +138,17 @@ class _Run:
     self._clock = log.Clock(size.batch * size.seq_len, cfg.steps)
     self._bytes = size.tokenizer == 'bytes'
     self._log = None
+    self._scored = False  # whether the program that scores is compiled
 
   def close(self):
     if self._log is not None:
       self._log.close()
 
-  def begin(self, source, mesh, new_text):
+  def begin(self, source, mesh, new_text, note):
     """Takes up the newest checkpoint; without one, `source`'s weights or fresh
-    ones, the former scored as they are."""
+    ones, the former scored as they are.   note: to say before, or None"""
+    if note:
+      self._progress.say(f'{self._workdir.path}: {note}')
     size = lambda tree: (
       f'{sharding.count_bytes_per_device(tree) / 2**20:,.1f} MiB'
     )
@@ -212,6 +220,7 @@ class _Run:
 
   def _compile(self):
     """Before the first step, which finds the program compiled."""
+    self._progress.say(f'compiling the step ({compiled.describe_kept()})')
     start = time.monotonic()
     step = self._program.step.lower(self._state, self._program.batch).compile()
     size = step.memory_analysis().temp_size_in_bytes / 2**20
@@ -248,19 +257,27 @@ class _Run:
     self._progress.step(step, metrics['loss'], bits, self._clock)
 
   def _score(self, least=None):
-    """Of the held-out text, or of its first `least` rows and a few more."""
+    """(Score, a text that says of what) of the held-out text, or of its first
+    `least` rows, rounded up to whole batches."""
+    if not self._scored:
+      self._progress.say('compiling the held-out loss (less than the step)')
+      self._scored = True
     experiment, params = self._experiment, self._state.params
     rows = experiment.data.batch // experiment.optim.accumulate
     share = self._program.share(rows)
     batches = self._data.make_heldout_batches(rows, share.rows)
-    batches = itertools.islice(batches, least and math.ceil(least / rows))
+    total = self._data.heldout_row_count
+    count = math.ceil(min(least or total, total) / rows)
+    batches = itertools.islice(batches, count)
     eod = self._data.tokenizer.eod
-    return score_batches(self._program.loss, params, batches, share.place, eod)
+    score = score_batches(self._program.loss, params, batches, share.place, eod)
+    every = 'all ' if count * rows >= total else ''
+    return score, f'held-out loss of {every}{min(count * rows, total):,} rows'
 
   def _evaluate_some(self):
-    score = self._score(self._experiment.train.eval_rows)
+    score, what = self._score(self._experiment.train.eval_rows)
     record = {'step': self._step, 'heldout_loss': score.loss}
-    line = f'step {self._step}: held-out loss {score.loss:.4f}'
+    line = f'step {self._step}: {what} {score.loss:.4f}'
     if self._bytes:
       # of a byte text every target but the eod is a byte
       bits = score.bits_per_byte(score.tokens - score.ends)
@@ -280,7 +297,11 @@ class _Run:
     """Scores the whole held-out text; the first process writes and returns
     `result.json`."""
     self._progress.say('scoring the whole held-out text')
-    score, skipped = self._score(), int(self._state.skipped)
+    (score, what), skipped = self._score(), int(self._state.skipped)
+    bits = score.bits_per_byte(self._data.heldout_bytes)
+    self._progress.say(
+      f'step {self._step}: {what} {score.loss:.4f}, {bits:.3f} bits/byte'
+    )
     if not self._first:
       return None
     size = self._experiment.data
@@ -296,7 +317,7 @@ class _Run:
       'heldout_loss': score.loss,
       'heldout_perplexity': score.perplexity,
       'heldout_bytes': self._data.heldout_bytes,
-      'heldout_bits_per_byte': score.bits_per_byte(self._data.heldout_bytes),
+      'heldout_bits_per_byte': bits,
     }
     log.draw_losses(self._workdir)
     write_text(self._workdir.result, format_json(result))

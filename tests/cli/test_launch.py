@@ -76,10 +76,13 @@ def _assert_refused(done, *words):
 @pytest.mark.parametrize(
   'flags, words',
   [
-    ([], ['--config=FILE', 'quickstart.py']),
+    ([], ['--config=FILE', 'there is configs/quickstart.py,', ' and 6 more']),
     (['--config=configs/quikstart.py'], ['did you mean configs/quickstart']),
     ([CONFIG], ['--workdir']),
     ([CONFIG, '--wrkdir=x'], ['wrkdir', 'workdir']),
+    ([CONFIG, '--steps=5'], ['--steps;', 'mean --config.train.steps=5?']),
+    ([CONFIG, '--train.step=5'], ['mean --config.train.steps=5?']),
+    ([CONFIG, '--batch_size', '3'], ['mean --config.data.batch?']),
     ([CONFIG, '--workdir=x', 'more'], ["'more'"]),
     ([CONFIG, '--config.optim.lrr=1'], ["'lrr'", "mean 'lr'"]),
     ([CONFIG, '--config.train.steps=many'], ['many', 'whole number']),

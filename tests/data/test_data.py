@@ -6,6 +6,7 @@ import itertools
 import json
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
@@ -334,6 +335,19 @@ def test_the_seed_decides_the_split(folder):
   assert set(a.heldout_documents) != set(b.heldout_documents)
 
 
+@pytest.mark.parametrize('heldout, side', [(1e-6, 'held-out'), (0.9999, 'tr')])
+def test_a_split_with_an_empty_side_is_answered_by_one_that_will_do(
+  folder, heldout, side
+):
+  message = refusal(lambda: make(folder, heldout=heldout))
+  assert f'none of them {side}' in message
+  value = float(re.search(r'\(([0-9.e-]+) would do\)', message)[1])
+  data = make(folder, heldout=value, batch=1)
+  assert len(list(data.heldout_documents)) and len(list(data.train_documents))
+  # no longer than it must be, and on the side of what was asked for
+  assert len(str(value)) < 6 and (value < 0.5) == (heldout < 0.5)
+
+
 def test_too_little_text_is_refused(folder):
   one = f'{folder}/1/1.txt'
   sides = {
@@ -342,6 +356,7 @@ def test_too_little_text_is_refused(folder):
   }
   assert len(sides) == 2
   assert all('gives 1 documents, none of them' in message for message in sides)
+  assert not any('would do' in message for message in sides)
   message = refusal(lambda: make(folder, batch=1000))
   assert 'less than one batch of 1000 rows x 16' in message
 

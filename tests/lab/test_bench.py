@@ -224,7 +224,10 @@ def _assert_refused(done, *words):
 @pytest.mark.parametrize(
   'flags, words',
   [
-    (['--op=deltarule'], ['deltarule', 'delta_rule']),
+    (['--op=deltarule'], ['did you mean delta_rule?']),
+    (['--op=gdn'], ['--op=gdn: did you mean delta_rule (with g)?']),
+    (['--op=gated_delta_rule'], ['did you mean delta_rule (with g)?']),
+    (['--op=softmax'], ['there is linear_attention, delta_rule, kda']),
     (['--dtype=float16'], ['float16', 'bfloat16']),
     (['--heads=6', '--key_heads=4'], ['6 heads', '4 key heads']),
     (['--chunk=48'], ['48', '16 * 2^n']),

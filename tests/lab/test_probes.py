@@ -93,6 +93,15 @@ def test_only_the_caches_of_attention_grow():
       assert short == middle == long > 0
 
 
+def test_every_table_says_what_it_shows():
+  tables = {(f.probe, f.what) for f in found()}
+  assert tables == report.NOTES.keys()
+  text = report.format_text(found())
+  assert max(map(len, text.splitlines())) <= 79
+  for note in report.NOTES.values():
+    assert note in ' '.join(text.split())
+
+
 def test_every_permutation_takes_four_swaps_at_most():
   table = probes._reflections(4)
   for p, keys in enumerate(table):

@@ -13,12 +13,14 @@ import orbax.checkpoint as ocp
 import pytest
 from absl import flags
 
+from deltanet_jax.cli.train import train_run
 from deltanet_jax.config import ConfigError
 from deltanet_jax.data.text import TextData
 from deltanet_jax.objectives.score import Score
 from deltanet_jax.runs import folder
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.train import log, loop
+from deltanet_jax.train.optimizer import make_schedule
 from tests.tiny_run import (
   Crash,
   Spoiled,
@@ -353,3 +355,83 @@ def test_results_of_no_run_are_refused_by_name(tmp_path):
   (tmp_path / 'result.json').write_text('{}')
   with pytest.raises(ConfigError, match='result.json: no results of a run'):
     workdir.read_result()
+
+
+def _of_steps(texts, steps):
+  experiment = make_experiment(texts)
+  longer = dataclasses.replace(experiment.train, steps=steps)
+  return dataclasses.replace(experiment, train=longer)
+
+
+@pytest.fixture
+def finished(unbroken, tmp_path):
+  folder = tmp_path / 'finished'
+  shutil.copytree(unbroken[0], folder)
+  return folder
+
+
+def test_a_finished_run_is_made_longer(texts, finished, tmp_path, capsys):
+  again = tmp_path / 'again'
+  shutil.copytree(finished, again)
+  before = (finished / 'metrics.jsonl').read_bytes()
+  experiment, workdir = _of_steps(texts, 12), Workdir(finished)
+  workdir.check(experiment)
+  stream, data = io.StringIO(), Spoiled(experiment.data, 11, crash)
+  with pytest.raises(Crash):
+    loop.train(experiment, workdir, data, stream)
+  workdir.release()
+  # killed on the way, it is a run of 12 steps that has not finished
+  assert workdir.read() == experiment and workdir.read_result() is None
+  assert (finished / 'metrics.jsonl').read_bytes().startswith(before)
+  said = [x for x in stream.getvalue().splitlines() if 'in the place of' in x]
+  assert len(said) == 1
+  assert '12 steps in the place of 9' in said[0] and 'cosine' in said[0]
+
+  flags.FLAGS.mark_as_parsed()
+  result = train_run(workdir.read(), workdir)
+  workdir.release()
+  told = capsys.readouterr().err
+  assert 'continuing after step 9' in told and 'in the place of' not in told
+  assert result['step'] == 12 and result == workdir.read_result()
+  assert train_run(workdir.read(), workdir) == result
+  assert 'finished before' in capsys.readouterr().err
+
+  lines = (finished / 'metrics.jsonl').read_bytes()
+  assert lines.startswith(before)
+  records = log.read_records(finished / 'metrics.jsonl')
+  rates = {r['step']: r['lr'] for r in records if 'lr' in r}
+  assert list(rates) == [2, 4, 6, 8, 9, 10, 12]
+  for step, rate in rates.items():
+    factor = make_schedule(experiment.optim, 12 if step > 9 else 9)
+    np.testing.assert_allclose(
+      rate, experiment.optim.lr * factor(step - 1), rtol=1e-5
+    )
+  # to the bit what it is without the crash
+  train_run(experiment, Workdir(again))
+  assert (again / 'metrics.jsonl').read_bytes() == lines
+
+
+def test_a_run_killed_while_it_is_made_longer_has_its_results_to_write(
+  texts, finished, unbroken, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    patch.setattr(folder, 'write_text', _full)
+    workdir = Workdir(finished)
+    with pytest.raises(ConfigError, match='No space left'):
+      workdir.claim(_of_steps(texts, 12))
+    workdir.release()
+  assert workdir.read_result() is None
+  train(make_experiment(texts), finished)
+  assert_same_run(finished, unbroken)
+
+
+def test_steps_that_are_done_cannot_be_taken_back(texts, finished, begun):
+  for path, steps, done in ((finished, 8, 9), (begun, 5, 6)):
+    with pytest.raises(ConfigError) as error:
+      Workdir(path).check(_of_steps(texts, steps))
+    assert f'has done {done} steps; give {done} or more' in str(error.value)
+  Workdir(begun).check(_of_steps(texts, 7))  # it has never done more
+  shutil.rmtree(finished / 'checkpoints')
+  with pytest.raises(ConfigError, match='results of 9 steps and no checkpoint'):
+    Workdir(finished).check(_of_steps(texts, 12))
+  Workdir(finished).check(make_experiment(texts))

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.data.text import TextData
+from deltanet_jax.objectives.score import Score
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.train import log, loop
 from tests.tiny_run import (
@@ -67,6 +69,27 @@ def _events(folder):
       for value in event.summary.value:
         found[value.tag, event.step] = value.simple_value
   return found
+
+
+def test_a_held_out_loss_is_said_to_be_of_so_many_rows(
+  texts, tmp_path, monkeypatch
+):
+  experiment, asked = make_experiment(texts), []
+  train_ = dataclasses.replace(experiment.train, eval_rows=9)
+  score = lambda loss, params, batches, place, eod: (
+    asked.append(len(list(batches))) or Score(1.0, 1, 0)
+  )
+  monkeypatch.setattr(loop, 'score_batches', score)
+  stream, data = io.StringIO(), TextData(experiment.data)
+  experiment = dataclasses.replace(experiment, train=train_)
+  loop.train(experiment, Workdir(tmp_path), data, stream)
+  # batches of 8 rows
+  every = data.heldout_row_count
+  assert asked[:-1] == [2, 2, 2] and asked[-1] == -(-every // 8) > 2
+  assert stream.getvalue().count(': held-out loss of 16 rows 1.0000, ') == 3
+  assert f'step 9: held-out loss of all {every:,} rows 1.0000, ' in (
+    stream.getvalue()
+  )
 
 
 def test_tensorboard_has_the_numbers_of_the_lines(unbroken):
@@ -192,20 +215,32 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
   workdir.claim(experiment)
   same = dataclasses.replace(
     experiment,
-    train=dataclasses.replace(experiment.train, save_every=7, keep=5),
+    train=dataclasses.replace(experiment.train, save_every=7, keep=5, steps=99),
     mesh=MeshConfig(data=2),
   )
   workdir.check(same)
   for part, change in (
     ('optim', {'lr': 0.5}),
-    ('train', {'steps': 99}),
+    ('train', {'seed': 99}),
     ('data', {'seed': 7}),
   ):
     changed = dataclasses.replace(getattr(experiment, part), **change)
     other = dataclasses.replace(experiment, **{part: changed})
     name, value = next(iter(change.items()))
-    with pytest.raises(ConfigError, match=rf'{part}\.{name}: .* != {value}'):
+    with pytest.raises(ConfigError) as error:
       workdir.check(other)
+    message = str(error.value)
+    assert re.search(rf'{part}\.{name}: .* != {value}', message)
+    # what may change, and no weights that another run could begin with
+    assert 'mesh and train.steps, log_every' in message
+    assert '--released' not in message
+  (tmp_path / 'checkpoints' / '3').mkdir(parents=True)
+  with pytest.raises(ConfigError, match=rf'--released={tmp_path} it begins'):
+    workdir.check(other)
+  model = dataclasses.replace(experiment.model, repeats=2)
+  with pytest.raises(ConfigError) as error:
+    workdir.check(dataclasses.replace(experiment, model=model))
+  assert '--released' not in str(error.value)  # it would be another model
 
 
 def test_two_processes_do_not_share_a_folder(texts, tmp_path):
@@ -243,6 +278,9 @@ def test_bits_per_byte_of_training_count_bytes_as_those_of_held_out_text(
   loop.train(experiment, Workdir(tmp_path / 'run'), data, stream)
   lines = stream.getvalue().splitlines()
   found = {x.split()[1][:-2]: x for x in lines if 'bits/byte  ' in x}
+  # 200 documents of three targets in rows of 32: a fifth is held out
+  rows = data.heldout_row_count
+  assert f': held-out loss of all {rows} rows ' in stream.getvalue()
   records = log.read_records(tmp_path / 'run' / 'metrics.jsonl')
   losses = {str(r['step']): r['loss'] for r in records if 'loss' in r}
   assert found.keys() == losses.keys() - {'9'} or found.keys() == losses.keys()

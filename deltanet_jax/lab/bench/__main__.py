@@ -17,6 +17,7 @@ Several lengths (--length=4096,8192,16384) show how time and temporary bytes
 grow; --plot draws it.
 """
 
+import difflib
 import pathlib
 import sys
 
@@ -25,7 +26,9 @@ from absl import flags
 from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError, forms
 
-OP = flags.DEFINE_enum('op', 'delta_rule', list(forms.FORMS), 'The rule.')
+OP = flags.DEFINE_string(
+  'op', 'delta_rule', f'The rule: {", ".join(forms.FORMS)}.'
+)
 FORMS = flags.DEFINE_list(
   'forms', ['chunked', 'associative', 'recurrent'],
   'Its forms; ratios are over the first.',
@@ -55,6 +58,18 @@ MEMORY_LIMIT = flags.DEFINE_float(
 )  # fmt: skip
 JSON = flags.DEFINE_string('json', None, 'File for everything measured.')
 PLOT = flags.DEFINE_string('plot', None, 'PNG of time and memory by length.')
+
+# what papers and flash-linear-attention call a rule
+OTHER_NAMES = {
+  'gdn': 'delta_rule (with g)',
+  'gated_delta_rule': 'delta_rule (with g)',
+  'gated_deltanet': 'delta_rule (with g)',
+  'gated_delta_net': 'delta_rule (with g)',
+  'deltanet': 'delta_rule',
+  'kimi_delta_attention': 'kda',
+  'simple_gla': 'linear_attention (with g)',
+  'lightning_attention': 'linear_attention (with g)',
+}
 
 
 @command.as_main()
@@ -93,6 +108,12 @@ def main(_):
 
 
 def _check_flags():
+  op = OP.value
+  if op not in forms.FORMS:
+    names = {name: name for name in forms.FORMS} | OTHER_NAMES
+    close = difflib.get_close_matches(op.lower(), names, n=1)
+    meant = f'did you mean {names[close[0]]}? ' if close else ''
+    raise ConfigError(f'--op={op}: {meant}there is {", ".join(forms.FORMS)}')
   if KEY_HEADS.value and HEADS.value % KEY_HEADS.value:
     raise ConfigError(
       f'{HEADS.value} heads are no multiple of {KEY_HEADS.value} key heads'

@@ -22,11 +22,11 @@ TASK = Copy(sizes=(4, 8, 16, 24, 32), symbols=16)
 
 
 RULES = {
-  # S + k (v - S'k)': the delta rule writes what is not yet there
+  # S + k (v - S^T k)^T: the delta rule writes what is not yet there
   'delta': lambda k, v, state: delta_rule.step(
     k, k, v, jnp.ones(k.shape[:2]), None, state
   )[1],
-  # S + k v': linear attention writes without looking
+  # S + k v^T: linear attention writes without looking
   'linear': lambda k, v, state: linear_attention.step(k, k, v, None, state)[1],
 }
 
@@ -37,8 +37,8 @@ def write_one_by_one(rule, keys, values):
   rule: of RULES   keys [B,N,K], values [B,N,V]: B draws of N pairs
 
   Returns (error, right), [B,N,N] each, by (writes done - 1, pair): the error
-  |S'k - v| / |v|, and whether v is the value nearest to S'k of those written
-  so far. Pairs not yet written are nan.
+  |S^T k - v| / |v|, and whether v is the value nearest to S^T k of those
+  written so far. Pairs not yet written are nan.
   """
   B, N, K = keys.shape
 
@@ -203,7 +203,7 @@ def draw_state(overloads, path):
     panel.set(title=rule, xlabel='pairs written')
   axes[0].set(ylabel='pair, in the order of writing')
   figure.colorbar(
-    image, ax=axes, label="error of what is read, |S'k - v| / |v|"
+    image, ax=axes, label='error of what is read, |S^T k - v| / |v|'
   )
   plots.save_figure(figure, path)
 

@@ -24,7 +24,7 @@ flags.set_default(train.WORKDIR, 'runs/quickstart')
 flags.adopt_module_key_flags(train)
 
 
-@command.as_main(config.parse_argv)
+@command.as_main(train.parse_flags)
 def main(experiment):
   if train.RELEASED.value is not None:
     raise ConfigError('--released is a flag of launch.train')

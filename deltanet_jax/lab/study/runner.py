@@ -12,7 +12,7 @@ from deltanet_jax.progress import Line, format_span
 
 class Cells:
   """A line whenever a cell is done, and at least every half minute: what is
-  done, cells a minute, the time left."""
+  done, and once a cell is, cells a minute and the time left."""
 
   def __init__(self, costs, stream=None, clock=time.monotonic):
     self._costs, self._shares = costs, dict.fromkeys(costs, 0.0)
@@ -40,12 +40,13 @@ class Cells:
     work = cost(lambda n: self._shares[n])
     left = cost(lambda n: 1 - self._shares[n])
     finished = sum(x == 1 for x in self._shares.values())
-    rest = f', {format_span(spent / work * left)} left' if work else ''
-    rate = f'{60 * finished / spent:.1f} cells a minute' if spent else ''
-    self._line.say(
-      f'{finished}/{len(self._shares)} {what} ({format_span(spent)} gone,'
-      f' {rate}{rest})'
-    )
+    about = f'{format_span(spent)} gone'
+    if finished and spent:  # the first cell compiles most of the time
+      about += (
+        f', {60 * finished / spent:.1f} cells a minute,'
+        f' {format_span(spent / work * left)} left'
+      )
+    self._line.say(f'{finished}/{len(self._shares)} {what} ({about})')
 
 
 def run_cells(cfg, cells, folder, jobs, limit=0.0):
