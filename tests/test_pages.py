@@ -12,6 +12,7 @@ import pytest
 
 from deltanet_jax import config
 from deltanet_jax.cli.deltanet import COMMANDS
+from tests import released
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = 'configs', 'deltanet_jax', 'docs', 'launch', 'tests'
@@ -82,3 +83,19 @@ def test_files_and_links_exist(page):
   for path in paths:
     if 'foo' not in path:  # the name of a file to be added
       assert (ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('quick_compile')
+@pytest.mark.parametrize('page', ['README.md', 'docs/library.md'])
+def test_the_python_of_the_pages_runs(page, tmp_path, monkeypatch):
+  """A page's blocks in order; a fixture stands for the released weights."""
+  released.make('qwen3_next', tmp_path / 'Qwen3-Next-80B-A3B-Instruct')
+  monkeypatch.chdir(tmp_path)
+  text, names = (ROOT / page).read_text(), {}
+  blocks = re.findall(r'^```python\n(.*?)^```', text, re.M | re.S)
+  assert len(blocks) >= 3
+  for block in blocks:
+    exec(compile(block, page, 'exec'), names)
+  assert names['y'].shape == names['x'].shape
+  assert names['logits'].ndim == 3
