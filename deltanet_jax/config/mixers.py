@@ -9,7 +9,7 @@ width per head, W taps of the short convolution (0: none).
 import dataclasses
 import importlib
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self
 
 from deltanet_jax.config import ranges
 from deltanet_jax.config.forms import FORMS
@@ -28,6 +28,17 @@ if TYPE_CHECKING:
   import flax.linen as nn
   import jax
   from jax.typing import DTypeLike
+
+
+class FormOf(NamedTuple):
+  """The name of one of a rule's forms."""
+
+  rule: str
+
+  def advise(self, value: object) -> str | None:
+    """What to give instead of `value`, or None where it will do."""
+    return OneOf(FORMS[self.rule]).advise(value)
+
 
 Chunk = Annotated[int, Doubled(16)]  # as the inverse in it is merged
 
@@ -265,7 +276,7 @@ class LinearAttentionConfig(MixerConfig):
   key_dim: Count
   value_dim: Count
   conv: Size = 0
-  form: Annotated[str, OneOf(FORMS['linear_attention'])] = 'chunked'
+  form: Annotated[str, FormOf('linear_attention')] = 'chunked'
   chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.linear_attention:LinearAttention'
@@ -283,7 +294,7 @@ class LightningConfig(MixerConfig):
   head_dim: Count
   conv: Size = 0
   norm_eps: NotNegative = 1e-6
-  form: Annotated[str, OneOf(FORMS['linear_attention'])] = 'chunked'
+  form: Annotated[str, FormOf('linear_attention')] = 'chunked'
   chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.linear_attention:Lightning'
@@ -303,7 +314,7 @@ class DeltaNetConfig(MixerConfig):
   conv: Size = 4
   negative_eigenvalues: bool = False  # beta in (0, 2) instead of (0, 1)
   norm_eps: NotNegative = 1e-6
-  form: Annotated[str, OneOf(FORMS['delta_rule'])] = 'chunked'
+  form: Annotated[str, FormOf('delta_rule')] = 'chunked'
   chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.delta_net:DeltaNet'
@@ -324,7 +335,7 @@ class GatedDeltaNetConfig(MixerConfig):
   conv: Size = 4
   negative_eigenvalues: bool = False
   norm_eps: NotNegative = 1e-6
-  form: Annotated[str, OneOf(FORMS['delta_rule'])] = 'chunked'
+  form: Annotated[str, FormOf('delta_rule')] = 'chunked'
   chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.gated_deltanet:GatedDeltaNet'
@@ -355,7 +366,7 @@ class KDAConfig(MixerConfig):
   lower_bound: Negative | None = None
   separate_gates: bool = False  # erase and write gates (Gated DeltaNet-2)
   norm_eps: NotNegative = 1e-5
-  form: Annotated[str, OneOf(FORMS['kda'])] = 'chunked'
+  form: Annotated[str, FormOf('kda')] = 'chunked'
   chunk: Chunk = 64  # tokens; the recurrent form has none
 
   module = 'deltanet_jax.mixers.kda:KDA'

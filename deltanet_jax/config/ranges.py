@@ -23,6 +23,13 @@ class Configuration(Protocol):
   __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
 
+class Range(Protocol):
+  """What an annotation holds."""
+
+  def advise(self, value: object) -> str | None:
+    """What to give instead of `value`, or None where it will do."""
+
+
 class Whole(NamedTuple):
   """A whole number in a range; or `other`."""
 
@@ -130,7 +137,7 @@ def check_ranges(cfg: Configuration, name: str | None = None) -> None:
 
 
 class _Kind(NamedTuple):
-  range: Whole | Doubled | Real | OneOf
+  range: Range
   optional: bool
 
 
