@@ -90,4 +90,5 @@ if not TYPE_CHECKING:  # which then knows the names above, and no others
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *_MODULES, 'config', 'fla'})
+  own = (name for name in globals() if name.startswith('__'))
+  return sorted({*own, *_MODULES, 'config', 'fla'})

@@ -17,6 +17,7 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deltanet_jax import kernels
 from deltanet_jax.ops import documents
@@ -68,7 +69,8 @@ def gated_delta_rule(
   state and sums are float32; products take operands of q's type.
 
   Raises:
-    ValueError: shapes, heads, form or chunk do not fit; one line says which.
+    ValueError: shapes, heads, form, chunk or a cu_seqlens that is not on a
+      device do not fit; one line says which.
 
   A second write under one key, after half of the first has decayed:
 
@@ -291,8 +293,23 @@ def attention(
   return attend(q, k, v, place, place, scale=scale, window=window, ahead=0)
 
 
-@functools.partial(jax.jit, static_argnames=('rule', 'form', 'chunk'))
 def _run(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
+  # one on a device is not waited for
+  if cu_seqlens is not None and not isinstance(cu_seqlens, jax.Array):
+    cu_seqlens, T = np.asarray(cu_seqlens), inputs[0].shape[1]
+    ends = np.concatenate([[0], cu_seqlens.ravel(), [T]])
+    if (np.diff(ends) < 0).any() or not (cu_seqlens.ravel()[:1] == 0).all():
+      raise ValueError(
+        f'cu_seqlens is {cu_seqlens.tolist()}; give 0, then the ends of the'
+        f' documents, ascending to {T} at most'
+      )
+  return _compiled(
+    rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('rule', 'form', 'chunk'))
+def _compiled(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
   """A rule by one of its forms, those of `kernels` included."""
   module = importlib.import_module(f'deltanet_jax.ops.{rule}')
   forms = kernels.forms(module)

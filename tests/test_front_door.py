@@ -107,12 +107,12 @@ def test_a_function_is_compiled_once_for_its_shapes():
   qkv, gates = draw()
   run = functools.partial(dn.gated_delta_rule, chunk=32)
   run(*qkv, **gates)
-  count = functional._run._cache_size()
+  count = functional._compiled._cache_size()
   qkv, gates = draw(seed=1)
   run(*qkv, **gates)
-  assert functional._run._cache_size() == count
+  assert functional._compiled._cache_size() == count
   run(*(x[:, :9] for x in qkv), **{n: x[:, :9] for n, x in gates.items()})
-  assert functional._run._cache_size() == count + 1
+  assert functional._compiled._cache_size() == count + 1
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,15 @@ def test_an_unknown_form_and_a_wrong_gate_are_one_line():
     dn.gated_linear_attention(*qkv, g=gates['g'][0, 0])
   with pytest.raises(TypeError, match='positional'):
     dn.gated_delta_rule(*qkv, gates['g'], gates['beta'])
+
+
+@pytest.mark.parametrize('ends', [[0, 9, 7, 20], [0, 9, 21], [1, 20]])
+def test_documents_that_are_none_are_one_line(ends):
+  qkv, gates = (jax.tree.map(lambda x: x[:1], tree) for tree in draw())
+  with pytest.raises(ValueError, match=r'^cu_seqlens is \[.*ascending to 20'):
+    dn.gated_delta_rule(*qkv, **gates, cu_seqlens=ends)
+  _, states = dn.gated_delta_rule(*qkv, **gates, cu_seqlens=[0, 9, 9])
+  assert states.shape == (2, H, K, V)
 
 
 CU = {'cu_seqlens': np.array([0, 7, 7, 20])}
