@@ -174,6 +174,7 @@ def run(main, *args, shell='exec "$@"', **env):
   )  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_commands_output_may_be_cut_or_of_few_letters(folder):
   given = f'--released={folder}', '--prompt=A\u00e9'
   cut = run('generate', *given, '--max_tokens=5000', shell='"$@" | head -c 3')

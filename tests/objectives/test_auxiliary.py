@@ -248,6 +248,7 @@ def _moved(state):
   }
 
 
+@pytest.mark.long
 def test_every_part_of_the_objective_moves_its_own_weights():
   everything = NextTokenConfig(
     further=0.3, balance=0.01, indexer=1.0, bias_rate=0.001
@@ -306,7 +307,7 @@ def test_a_negative_weight_is_refused():
 @pytest.mark.parametrize(
   'weights',
   [
-    NextTokenConfig(),
+    pytest.param(NextTokenConfig(), marks=pytest.mark.long),
     NextTokenConfig(further=0.5, indexer=1.0),
     NextTokenConfig(next=0.0, indexer=1.0),
   ],

@@ -33,7 +33,7 @@ LONG = [pytest.mark.slow, pytest.mark.long]
 SIZES = [
   (64, 64, 32, 64),
   (256, 16, 64, 16),
-  (4096, 1, 32, 64),
+  pytest.param(4096, 1, 32, 64, marks=LONG),
   pytest.param(16, 512, 32, 64, marks=LONG),
   pytest.param(256, 64, 32, 64, marks=LONG),
   pytest.param(32, 128, 128, 128, marks=LONG),
@@ -157,7 +157,14 @@ def _params(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('B', [64, pytest.param(256, marks=LONG)])
-@pytest.mark.parametrize('mixer', MIXERS)
+@pytest.mark.parametrize(
+  'mixer',
+  [
+    'linear',
+    'kda',
+    *(pytest.param(x, marks=LONG) for x in ('lightning', 'delta', 'gated')),
+  ],
+)
 def test_logits_and_gradients_of_scanned_layers(mixer, B):
   tokens = jax.random.randint(jax.random.key(1), (B, 64), 0, 64)
   params = _params(_model(mixer))

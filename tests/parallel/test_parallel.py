@@ -147,6 +147,7 @@ def test_only_states_travel_and_as_many_however_long_the_row():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_64k_tokens_on_eight_devices_take_nearly_an_eighth_of_the_memory():
   jax.config.update('jax_disable_most_optimizations', False)  # as users compile
   T = 1 << 16

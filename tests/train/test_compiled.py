@@ -60,6 +60,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(cache):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_second_start_finds_the_programs_and_gives_the_same_run(tmp_path):
   texts = tmp_path / 'texts'
   texts.mkdir()
