@@ -292,9 +292,9 @@ def test_a_mixer_over_split_time_equals_the_whole_row(cfg):
   params = nn.unbox(mixer.init(jax.random.key(1), x, ctx))
 
   def loss(params, x):
-    y, _, told = mixer.apply(params, x, ctx)
-    told = 0.0 if told is None else told
-    return jnp.sum(jnp.sin(y) * jnp.arange(16)) + told, y
+    y, aux = mixer.apply(params, x, ctx)
+    report = 0.0 if aux.report is None else aux.report
+    return jnp.sum(jnp.sin(y) * jnp.arange(16)) + report, y
 
   f = jax.value_and_grad(loss, (0, 1), has_aux=True)
   got = _on(MeshConfig(seq=4, tensor=2), f, params, x)
