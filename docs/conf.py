@@ -24,7 +24,6 @@ extensions = [
   'sphinx.ext.autodoc',
   'sphinx.ext.mathjax',
   'sphinx.ext.viewcode',
-  'sphinx-mathjax-offline',
 ]
 exclude_patterns = ['README.md', '_build', '**.ipynb_checkpoints']
 # pages and notebooks as on a code host: $...$, ```math, [](#a-heading)
@@ -41,9 +40,11 @@ autodoc_member_order = 'bysource'
 add_module_names = False
 python_maximum_signature_line_length = 70
 
+pygments_dark_style = 'monokai'
 html_theme = 'furo'
 html_title = f'deltanet_jax {version}'
-html_static_path = ['site.css']
+html_static_path = ['site.css', f'_made/{made.MATHJAX}']
+mathjax_path = made.MATHJAX
 html_css_files = ['site.css']
 html_copy_source = False
 html_show_sphinx = False

@@ -3,10 +3,12 @@ reference, from docstrings, sources and `--help`. They go to `docs/_made`."""
 
 import ast
 import concurrent.futures
+import importlib.util
 import inspect
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,6 +18,7 @@ from deltanet_jax.cli.deltanet import COMMANDS
 
 ROOT = pathlib.Path(__file__).parents[1]
 MADE = 'docs/_made'
+MATHJAX = 'tex-svg.js'  # glyphs and all in one file
 
 # what a link of a page names, on a code host, and the site's page of it
 PAGES = {
@@ -53,6 +56,9 @@ def write_pages():
     if source.endswith('.md') and page.startswith(MADE):
       _write(page, relink((ROOT / source).read_text(), source, page))
   _write(f'{MADE}/api.rst', _make_api())
+  offline = importlib.util.find_spec('sphinx-mathjax-offline')
+  folder = pathlib.Path(offline.origin).parent / 'static' / 'mathjax'
+  shutil.copy(folder / MATHJAX, ROOT / MADE)
   _write(f'{MADE}/commands.md', _make_commands())
   _write(f'{MADE}/configuration.md', _make_configuration())
 
