@@ -54,7 +54,8 @@ def read_version():
 def write_pages():
   for source, page in PAGES.items():
     if source.endswith('.md') and page.startswith(MADE):
-      _write(page, relink((ROOT / source).read_text(), source, page))
+      text = relink((ROOT / source).read_text(), source, page)
+      _write(page, set_equations(text) if 'ops' in source else text)
   _write(f'{MADE}/api.rst', _make_api())
   offline = importlib.util.find_spec('sphinx-mathjax-offline')
   folder = pathlib.Path(offline.origin).parent / 'static' / 'mathjax'
@@ -103,7 +104,9 @@ def _make_commands():
       [sys.executable, '-m', 'deltanet_jax', name, '--help'],
       cwd=ROOT, text=True, capture_output=True, check=True,
     )  # fmt: skip
-    return re.sub(r'^deltanet_jax\..*:$', 'Flags:', done.stdout.strip(), flags=re.M)
+    return re.sub(
+      r'^deltanet_jax\..*:$', 'Flags:', done.stdout.strip(), flags=re.M
+    )
 
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     helps = list(pool.map(show_help, COMMANDS))
@@ -177,7 +180,9 @@ def _list_names(module):
   if module == 'hf':
     return ['deltanet_jax.load_model', 'deltanet_jax.save_model']
   path = ROOT / f'deltanet_jax/{module.replace(".", "/")}.py'
-  defined = [x.name for x in ast.parse(path.read_text()).body if hasattr(x, 'name')]
+  defined = [
+    x.name for x in ast.parse(path.read_text()).body if hasattr(x, 'name')
+  ]
   if module == 'fla':
     return [f'deltanet_jax.fla.{name}' for name in defined if name[0] != '_']
   offered = deltanet_jax._NAMES[module].split()
@@ -191,15 +196,90 @@ def _find(name):
   return found
 
 
+# equations
+
+
+NAMES = 'diag|log|softmax|sigmoid|scale|gram|known|scores|lower|mid'
+TEX = {
+  r'\bbeta\b|\bbeta(?=_)': r'\\beta ',
+  r'\b(sum)(?=_|\b)': r'\\sum ',
+  rf'\b({NAMES})(?=_)': r'\\mathrm{\1}',
+  rf'(?<!mathrm\{{)\b({NAMES})\b': r'\\mathrm{\1}\\,',
+  r'\b([A-Z])~': r'\\tilde \1',
+  r'\bd(?= ?[A-Zgehk(\\])': r'\\mathrm{d}',
+  r'_([a-z]{2,3})\b': r'_{\1}',
+  r'\^T\b': r'^\\top ',
+  r'\^-1\b': '^{-1}',
+  r'<([A-Z]), ([A-Z])>': r'\\langle \1, \2 \\rangle ',
+  r'<=': r'\\le ',
+  r'>=': r'\\ge ',
+  r'\.\.+|…': r'\\ldots ',
+  r' \* ': r' \\odot ',
+  r'(?<!\\), ': r',\\; ',
+}
+
+
+def make_tex(block):
+  """The equations of a block of plain text as TeX, or None for other text.
+  Three spaces or more stand before a remark, or another equation."""
+  rows = []
+  for line in block:
+    pieces = re.split(r' {3,}', line.strip())
+    tex = [_translate(piece) for piece in pieces]
+    if tex[0] is None and not (rows and len(pieces) == 1):
+      return None
+    if tex[0] is None:
+      rows.append(rf'&&& {_remark(pieces[0])}')
+      continue
+    head, equals, rest = tex[0].partition('=')
+    row = f'{head} &= {rest}' if equals else rf'& \quad {head}'
+    for piece, more in zip(pieces[1:], tex[1:], strict=True):
+      row += f' && {_remark(piece)}' if more is None else rf' \qquad {more}'
+    rows.append(row)
+  if not any('=' in row for row in rows):
+    return None
+  inner = ' \\\\\n'.join(rows)
+  return f'\\begin{{aligned}}\n{inner}\n\\end{{aligned}}'
+
+
+def _remark(text):
+  return rf'\text{{{text.replace("->", "→")}}}'
+
+
+def _translate(text):
+  """An equation as TeX, None for words."""
+  tex = text
+  for pattern, to in TEX.items():
+    tex = re.sub(pattern, to, tex)
+  words = re.sub(r'\\[a-z]+(\{[a-z]+\})?', '', tex)
+  if re.search(r'[A-Za-z]{2,}(?![A-Za-z}])|[`"]', words):
+    return None
+  return tex
+
+
+def set_equations(text):
+  """Markdown whose indented equations are maths."""
+
+  def change(match):
+    block = match[0].strip('\n').split('\n')
+    tex = make_tex([line for line in block if line.strip()])
+    return match[0] if tex is None else f'\n```{{math}}\n{tex}\n```\n'
+
+  return re.sub(r'(?<=\n)\n(?:(?: {4}.*)?\n)+', change, text)
+
+
 def lay_out(app, what, name, obj, options, lines):
   """A docstring, which is plain text, as reStructuredText: what is laid out
   by hand stays so."""
   parts, out = re.split(r'\n\s*\n', '\n'.join(lines).rstrip()), []
   for part in parts:
     rows = part.split('\n')
+    tex = rows[0].startswith(' ') and make_tex(rows)
     by_hand = re.search(r'^ |\S   ?\S|^\S+ \[[A-Z]|: ', part, re.M)
     if rows[0].startswith('>>> '):
       out += [*rows, '']
+    elif tex:
+      out += ['.. math::', '', *(f'   {row}' for row in tex.split('\n')), '']
     elif by_hand and part:
       out += ['.. code-block:: text', '', *(f'   {row}' for row in rows), '']
     else:

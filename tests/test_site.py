@@ -1,6 +1,6 @@
-"""The site of docs/: its Python runs, its notebooks have their outputs, and what
-is made for it is whole. `.ci/run docs` builds it, runs the notebooks, and has
-the tests of the built pages look at $SITE."""
+"""The site of docs/: its Python runs, its notebooks have their outputs, and
+what is made for it is whole. `.ci/run docs` builds it, runs the notebooks, and
+has the tests of the built pages look at $SITE."""
 
 import importlib.util
 import json
@@ -85,7 +85,8 @@ def mine(tmp_path):
   code = f'from ema_config import EMAConfig\n{rest[0]}'
   (tmp_path / 'trial.py').write_text(code)
   path = f'{tmp_path}:{ROOT}'
-  return tmp_path, {**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': ''}
+  quick = {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  return tmp_path, {**os.environ, 'PYTHONPATH': path, **quick}
 
 
 def run(*argv, cwd, env):
@@ -157,7 +158,9 @@ def test_every_name_of_the_front_door_is_in_the_reference(made):
 
 def test_links_lead_to_the_pages_of_the_site(made):
   move = lambda text: made.relink(text, 'docs/study/README.md', 'docs/x.md')
-  assert move('[a](../../launch/README.md#gke)') == '[a](_made/launching.md#gke)'
+  assert (
+    move('[a](../../launch/README.md#gke)') == '[a](_made/launching.md#gke)'
+  )
   assert move('[a](summary.md), [b](#c)') == '[a](study/summary.md), [b](#c)'
   assert move('[a](https://b.c)') == '[a](https://b.c)'
   for source in made.PAGES:
