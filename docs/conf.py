@@ -34,6 +34,7 @@ myst_heading_anchors = 3
 nb_execution_mode = 'off'
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_merge_streams = True
 
 autodoc_typehints = 'none'  # the docstrings have shapes and types
 autodoc_member_order = 'bysource'
