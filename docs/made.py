@@ -141,7 +141,9 @@ def _make_configuration():
     lines.append(f'## {title}')
     text = (ROOT / f'deltanet_jax/config/{module}.py').read_text()
     for node in ast.parse(text).body:
-      if isinstance(node, ast.ClassDef) and node.decorator_list:
+      if not isinstance(node, ast.ClassDef):
+        continue
+      if node.decorator_list or node.name in deltanet_jax._MODULES:
         lines += [f'### {node.name}', _show_fields(text, node)]
   return '\n\n'.join(lines) + '\n'
 
@@ -226,7 +228,8 @@ def make_tex(block):
   for line in block:
     pieces = re.split(r' {3,}', line.strip())
     tex = [_translate(piece) for piece in pieces]
-    if tex[0] is None and not (rows and len(pieces) == 1):
+    alone = rows and len(pieces) == 1 and line.startswith(' ' * 20)
+    if tex[0] is None and not alone:
       return None
     if tex[0] is None:
       rows.append(rf'&&& {_remark(pieces[0])}')
@@ -261,11 +264,10 @@ def set_equations(text):
   """Markdown whose indented equations are maths."""
 
   def change(match):
-    block = match[0].strip('\n').split('\n')
-    tex = make_tex([line for line in block if line.strip()])
-    return match[0] if tex is None else f'\n```{{math}}\n{tex}\n```\n'
+    tex = make_tex(match[0].rstrip('\n').split('\n'))
+    return match[0] if tex is None else f'```{{math}}\n{tex}\n```\n'
 
-  return re.sub(r'(?<=\n)\n(?:(?: {4}.*)?\n)+', change, text)
+  return re.sub(r'(?<=\n\n)(?: {4}.*\n)+', change, text)
 
 
 def lay_out(app, what, name, obj, options, lines):

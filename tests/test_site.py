@@ -168,12 +168,27 @@ def test_links_lead_to_the_pages_of_the_site(made):
 
 
 def test_a_docstring_keeps_what_is_laid_out_by_hand(made):
-  lines = ['Does `x` to y*.', '', '  y = x', '', 'x [B,T]: an array', '']
+  lines = ['Does `x` to y*.', '', '  f(x, name=1)', '', 'x [B,T]: an array']
   made.lay_out(None, 'function', 'f', None, None, lines)
   assert lines == [
     r'Does ``x`` to y\*.', '',
-    '.. code-block:: text', '', '     y = x', '',
+    '.. code-block:: text', '', '     f(x, name=1)', '',
     '.. code-block:: text', '', '   x [B,T]: an array', '',
+  ]  # fmt: skip
+
+
+def test_equations_of_plain_text_are_maths(made):
+  text = """
+    S' = e^{g_t} S_{t-1} + k_t v_t^T   (write)
+    gram_ij = sum_{j<i} k_i^T k_j
+
+    x = the sum of all rows
+"""
+  assert made.set_equations(f'\n{text}').split('\n') == [
+    '', '', '```{math}', r'\begin{aligned}',
+    r"S'  &=  e^{g_t} S_{t-1} + k_t v_t^\top  && \text{(write)} \\",
+    r'\mathrm{gram}_{ij}  &=  \sum _{j<i} k_i^\top  k_j',
+    r'\end{aligned}', '```', '', '    x = the sum of all rows', '',
   ]  # fmt: skip
 
 
