@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.description import STATE, VALUE
-from deltanet_jax.ops.documents import Inputs, starts
+from deltanet_jax.ops.documents import Inputs, segment_starts
 from deltanet_jax.ops.products import matmul
 from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.sharding import Axes
@@ -201,7 +201,7 @@ def _joined(segment_ids):
   None, None: there is one in every row."""
   if segment_ids is None:
     return None, None
-  one = ~starts(segment_ids).any(1)
+  one = ~segment_starts(segment_ids).any(1)
   edges = jnp.stack([segment_ids[:, 0], segment_ids[:, -1], one])
   first, last, one = jnp.moveaxis(jax.lax.all_gather(edges, AXIS), 1, 0)
   # the first span goes on with nothing
