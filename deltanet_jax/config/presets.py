@@ -1,4 +1,4 @@
-"""What the runs of several presets share."""
+"""Parts that several presets share."""
 
 import sysconfig
 
@@ -13,10 +13,9 @@ from deltanet_jax.config.experiment import (
 
 
 def train_released(model: ModelConfig) -> Experiment:
-  """A released model on text of yours, over eight devices.
+  """An Experiment that trains a released model on your text on eight devices.
 
-  Its tokenizer.json is the one released with it; --released=DIR starts from
-  the weights.
+  tokenizer.json is the model's; --released=DIR starts from its weights.
   """
   return Experiment(
     model=model,
@@ -34,9 +33,9 @@ def train_released(model: ModelConfig) -> Experiment:
 
 
 def python_sources(*skipped: str) -> str:
-  """The path of the Python library's sources, text that every machine has.
+  """The `data.path` of the Python standard library, text on every machine.
 
-  skipped: folders, beside what is installed there
+  skipped: folders to leave out, besides those of installed packages
   """
   folders = ('site-packages', 'dist-packages', *skipped)
   library = f'{sysconfig.get_path("stdlib")}/**/*.py'
