@@ -96,28 +96,27 @@ class Block(nn.Module):
       out_scale=out_scale,
       name='mixer',
     )
-    attend = lambda h: mixer(h, ctx, cache)
-    x, cache, report = self._join(x, attend, 'mixer_norm')
+    x, aux = self._join(x, lambda h: mixer(h, ctx, cache), 'mixer_norm')
     if isinstance(ffn, MoEConfig):
       branch: Branch = MoE(ffn, self.dtype, out_scale, name='ffn')
     else:
       mlp = MLP(ffn.hidden, self.dtype, out_scale, name='ffn')
       branch = lambda h: (mlp(h), None)
     x, load = self._join(x, branch, 'ffn_norm')
-    return x, cache, LayerReport(report, load)
+    return x, aux.cache, LayerReport(aux.report, load)
 
   def _join(self, x, branch, name):
-    """x joined with what `branch` makes, then what else it returns."""
+    """x joined with what `branch` makes, and what else it returns."""
     c, r = self.cfg, self.layer.residual
     norm = RMSNorm(c.norm_eps, c.zero_centered, name=name)
     if r.form == 'post':
-      y, *rest = branch(x)
+      y, other = branch(x)
       x = x + norm(y)
     else:
       h = norm(x)
-      y, *rest = branch(h)
+      y, other = branch(h)
       x = x + y if r.form == 'pre' else r.alpha * h + r.beta * y
-    return constrain(x, 'batch', 'time', 'act_embed'), *rest
+    return constrain(x, 'batch', 'time', 'act_embed'), other
 
 
 class Stack(nn.Module):

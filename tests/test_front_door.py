@@ -312,26 +312,26 @@ def test_a_mixer_alone_and_in_a_users_model(name):
   class Model(nn.Module):
     @nn.compact
     def __call__(self, x):
-      y, *_ = cfg.make(d_model=D, name='mix')(x)
+      y, _ = cfg.make(d_model=D, name='mix')(x)
       return x + y
 
   params = jax.jit(Model().init)(jax.random.key(0), x)
   y = jax.jit(Model().apply)(params, x)
   alone = jax.jit(cfg.make(d_model=D).apply)
   own = {'params': params['params']['mix']}
-  z, cache, *_ = alone(own, x)
-  assert cache is None
+  z, aux = alone(own, x)
+  assert aux.cache is None
   np.testing.assert_allclose(x + z, y, atol=1e-6)
   # in two parts, from a cache: positions go on
   cache = cfg.init_cache(B, T, jnp.float32)
-  first, cache, *_ = alone(own, x[:, :10], cache=cache)
-  second, *_ = alone(own, x[:, 10:], cache=cache)
+  first, aux = alone(own, x[:, :10], cache=cache)
+  second, _ = alone(own, x[:, 10:], cache=aux.cache)
   np.testing.assert_allclose(jnp.concatenate([first, second], 1), z, atol=1e-5)
   # and begin again in a second document
   ids = jnp.repeat(jnp.array([[3, 4]]), 10, 1).repeat(B, 0)
-  packed, *_ = alone(own, x, dn.Context(segment_ids=ids))
+  packed, _ = alone(own, x, dn.Context(segment_ids=ids))
   index = jnp.broadcast_to(jnp.arange(T) % 10, (B, T))
-  given, *_ = alone(own, x, dn.Context(index, ids))
+  given, _ = alone(own, x, dn.Context(index, ids))
   np.testing.assert_array_equal(packed, given)
   np.testing.assert_allclose(packed[:, :10], first, atol=1e-5)
 
@@ -347,7 +347,7 @@ def test_a_mixer_in_flax_nnx():
       self.mix = nnx.bridge.ToNNX(mixer, rngs=rngs)
 
     def __call__(self, x):
-      y, *_ = self.mix(x)
+      y, _ = self.mix(x)
       return x + y
 
   # the names of a weight's axes are ours, not those of a mesh
@@ -374,7 +374,7 @@ def test_a_mixer_in_equinox():
       self.params = nn.unbox(mixer.init(key, jnp.zeros((1, 1, D))))
 
     def __call__(self, x):
-      y, *_ = mixer.apply(self.params, x)
+      y, _ = mixer.apply(self.params, x)
       return x + y
 
   x = jnp.asarray(np.random.default_rng(0).standard_normal((B, T, D)))

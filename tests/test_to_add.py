@@ -28,8 +28,8 @@ from deltanet_jax.mixers.gated_deltanet import GatedDeltaNet
 
 class Halved(GatedDeltaNet):
   def __call__(self, x, ctx, cache=None):
-    y, cache, report = super().__call__(x, ctx, cache)
-    return y / 2, cache, report
+    y, aux = super().__call__(x, ctx, cache)
+    return y / 2, aux
 '''
 OBJECTIVE_CONFIG = '''
 

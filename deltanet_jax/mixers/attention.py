@@ -73,7 +73,7 @@ class Attention(base.Mixer):
     x: jax.Array,
     ctx: base.Context = base.WHOLE_ROWS,
     cache: KVCache | None = None,
-  ) -> tuple[jax.Array, KVCache | None, None]:
+  ) -> tuple[jax.Array, base.Aux]:
     base.check_mode(ctx, cache, base.MODES[: 1 if self.cfg.window else 2])
     ctx = base.add_positions(ctx, x, cache and cache.length)
     c = self.cfg
@@ -89,7 +89,7 @@ class Attention(base.Mixer):
     o, cache = self._attend(q, k, v, ctx, cache)
     if c.gate:
       o *= jax.nn.sigmoid(self.project_values(x, 'gate', H, K))
-    return self.heads_out(o), cache, None
+    return self.heads_out(o), base.Aux(cache)
 
   def _normalize(self, x, name):
     norm = RMSNorm(self.cfg.norm_eps, self.zero_centered, name=name)

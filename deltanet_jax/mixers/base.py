@@ -102,15 +102,22 @@ class RecurrentCache(NamedTuple):
     return {'state': 'state', **dict.fromkeys('qkv', 'convolution')}
 
 
+class Aux(NamedTuple):
+  """What a mixer returns beside its output."""
+
+  cache: tuple[jax.Array | None, ...] | None = None  # the next; None after None
+  report: jax.Array | None = None  # what the module says of its tokens
+
+
 class Mixer(nn.Module):
-  """module(x [B,T,D], ctx=WHOLE_ROWS, cache=None) -> (y, cache, report).
+  """y [B,T,D], aux = module(x [B,T,D], ctx=WHOLE_ROWS, cache=None); aux: `Aux`.
 
   Without ctx there is one document a row. Positions that it does not give count
   from each document's first token, or on from the tokens in the cache.
-  Without a cache (training) none comes back. With one: the tokens continue
-  what it holds, row by row, and padding (`ctx.lengths`) leaves it as it is; a
-  single token takes the rule's step. A cache with segment_ids is a ValueError.
-  report: None, or what the module says of its tokens.
+  Without a cache (training) none comes back. With one (`cfg.init_cache`) the
+  tokens continue what it holds, row by row, and padding (`ctx.lengths`) leaves
+  it as it is; a single token takes the rule's step. A cache with segment_ids is
+  a ValueError.
   """
 
   cfg: MixerConfig
@@ -368,13 +375,13 @@ def run_rule(
   )
 
 
-def make_next_cache(
+def make_aux(
   cache: RecurrentCache | None, state: jax.Array | None, past: Past
-) -> RecurrentCache | None:
-  """The RecurrentCache after `cache`; None after None."""
+) -> Aux:
+  """With the RecurrentCache after `cache`; None after None."""
   if cache is None or state is None:
-    return None
-  return RecurrentCache(state, *past)
+    return Aux()
+  return Aux(RecurrentCache(state, *past))
 
 
 def log_uniform_dt(

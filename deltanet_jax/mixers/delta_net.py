@@ -26,7 +26,7 @@ class DeltaNet(base.Mixer):
     x: jax.Array,
     ctx: base.Context = base.WHOLE_ROWS,
     cache: base.RecurrentCache | None = None,
-  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
+  ) -> tuple[jax.Array, base.Aux]:
     c = self.cfg
     H, K, V = c.heads, c.key_dim, c.value_dim
     q, k = (self.project_keys(x, name, H, K) for name in 'qk')
@@ -38,7 +38,7 @@ class DeltaNet(base.Mixer):
     beta *= 2 if c.negative_eigenvalues else 1
     o, state = base.run_rule(delta_rule, c, (q, k, v, beta, None), ctx, cache)
     o = RMSNorm(c.norm_eps, name='norm')(o)
-    return self.heads_out(o), base.make_next_cache(cache, state, past), None
+    return self.heads_out(o), base.make_aux(cache, state, past)
 
   @staticmethod
   def init_cache(

@@ -30,7 +30,7 @@ class GatedDeltaNet(base.Mixer):
     x: jax.Array,
     ctx: base.Context = base.WHOLE_ROWS,
     cache: base.RecurrentCache | None = None,
-  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
+  ) -> tuple[jax.Array, base.Aux]:
     c = self.cfg
     J, H, K, V = c.key_heads, c.value_heads, c.key_dim, c.value_dim
     q, k = (self.project_keys(x, name, J, K) for name in 'qk')
@@ -56,7 +56,7 @@ class GatedDeltaNet(base.Mixer):
     o, state = base.run_rule(delta_rule, c, (q, k, v, beta, g), ctx, cache)
     z = self.project_values(x, 'gate', H, V)
     o = GatedRMSNorm(c.norm_eps, 'silu', name='norm')(o, z)
-    return self.heads_out(o), base.make_next_cache(cache, state, past), None
+    return self.heads_out(o), base.make_aux(cache, state, past)
 
   @staticmethod
   def init_cache(

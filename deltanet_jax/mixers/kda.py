@@ -31,7 +31,7 @@ class KDA(base.Mixer):
     x: jax.Array,
     ctx: base.Context = base.WHOLE_ROWS,
     cache: base.RecurrentCache | None = None,
-  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
+  ) -> tuple[jax.Array, base.Aux]:
     c = self.cfg
     H, K, V = c.heads, c.key_dim, c.value_dim
     q, k = (self.project_keys(x, name, H, K) for name in 'qk')
@@ -45,7 +45,7 @@ class KDA(base.Mixer):
     )
     z = self._low_rank(x, 'gate', 'head_v', V)
     o = GatedRMSNorm(c.norm_eps, 'sigmoid', name='norm')(o, z)
-    return self.heads_out(o), base.make_next_cache(cache, state, past), None
+    return self.heads_out(o), base.make_aux(cache, state, past)
 
   def _low_rank(self, x, name, axis, width):
     """(x name_a) name_b [B,T,H,width], float32."""

@@ -25,7 +25,7 @@ class LinearAttention(base.Mixer):
     x: jax.Array,
     ctx: base.Context = base.WHOLE_ROWS,
     cache: base.RecurrentCache | None = None,
-  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
+  ) -> tuple[jax.Array, base.Aux]:
     c = self.cfg
     H, K, V = c.heads, c.key_dim, c.value_dim
     q, k = (self.project_keys(x, name, H, K) for name in 'qk')
@@ -38,7 +38,7 @@ class LinearAttention(base.Mixer):
       linear_attention, c, (q, k, v, g), ctx, cache
     )
     o, state = linear_attention.normalized(rule, q, k, v)
-    return self.heads_out(o), base.make_next_cache(cache, state, past), None
+    return self.heads_out(o), base.make_aux(cache, state, past)
 
   @staticmethod
   def init_cache(
@@ -67,7 +67,7 @@ class Lightning(base.Mixer):
     x: jax.Array,
     ctx: base.Context = base.WHOLE_ROWS,
     cache: base.RecurrentCache | None = None,
-  ) -> tuple[jax.Array, base.RecurrentCache | None, None]:
+  ) -> tuple[jax.Array, base.Aux]:
     c = self.cfg
     H, V = c.heads, c.head_dim
     B, T, _ = x.shape
@@ -81,11 +81,8 @@ class Lightning(base.Mixer):
     z = self.project_values(x, 'gate', H, V)
     norm = GatedRMSNorm(c.norm_eps, 'sigmoid', name='norm')
     o = norm(o.reshape(B, T, H * V), z.reshape(B, T, H * V))
-    return (
-      self.heads_out(o.reshape(B, T, H, V)),
-      base.make_next_cache(cache, state, past),
-      None,
-    )
+    y = self.heads_out(o.reshape(B, T, H, V))
+    return y, base.make_aux(cache, state, past)
 
   @staticmethod
   def init_cache(

@@ -59,7 +59,7 @@ class MLA(base.Mixer):
     x: jax.Array,
     ctx: base.Context = base.WHOLE_ROWS,
     cache: LatentCache | None = None,
-  ) -> tuple[jax.Array, LatentCache | None, jax.Array | None]:
+  ) -> tuple[jax.Array, base.Aux]:
     base.check_mode(ctx, cache, base.MODES)
     ctx = base.add_positions(ctx, x, cache and cache.length)
     c = self.cfg
@@ -70,7 +70,7 @@ class MLA(base.Mixer):
     elif c.gate == 'head':
       gate = self.project(x, 'gate', (c.heads,), ('heads',))
       o *= jax.nn.sigmoid(gate)[..., None]
-    return self.heads_out(o), cache, report
+    return self.heads_out(o), base.Aux(cache, report)
 
   def _inputs(self, x, ctx):
     c = self.cfg

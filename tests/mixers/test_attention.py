@@ -56,7 +56,7 @@ def test_queries_and_keys_are_normed_per_head_or_over_all_heads(joint):
   p /= p.sum(-1, keepdims=True)
   o = np.einsum('BHTS,BSHK->BTHK', p, v)
   want = np.einsum('BTHK,HKD->BTD', o, params['o']['w'])
-  got, *_ = module.apply({'params': params}, x, ctx)
+  got, _ = module.apply({'params': params}, x, ctx)
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 

@@ -168,7 +168,9 @@ def _model(cfg):
 @pytest.mark.parametrize('stage', ['sparse', 'dense'])
 def test_indexer_learns_from_its_loss_alone_and_nothing_else_does(stage):
   params, x, run = _model(dataclasses.replace(DSAConfig.tiny(), stage=stage))
-  to_weights, to_x = jax.grad(lambda p, x: run(p, x)[2], (0, 1))(params, x)
+  to_weights, to_x = jax.grad(lambda p, x: run(p, x)[1].report, (0, 1))(
+    params, x
+  )
   for name, weight in to_weights.items():
     moved = max(np.abs(leaf).max() for leaf in jax.tree.leaves(weight)) > 0
     assert moved == name.startswith('index_'), name
@@ -177,7 +179,7 @@ def test_indexer_learns_from_its_loss_alone_and_nothing_else_does(stage):
 
 def test_descending_the_loss_brings_indexer_and_attention_together():
   params, x, run = _model(dataclasses.replace(DSAConfig.tiny(), stage='dense'))
-  step = jax.jit(jax.value_and_grad(lambda p: run(p, x)[2]))
+  step = jax.jit(jax.value_and_grad(lambda p: run(p, x)[1].report))
   first, _ = step(params)
   for _ in range(40):
     loss, slope = step(params)

@@ -77,8 +77,8 @@ def _call(cfg, params, x, segment_ids=None, cache=None, start=0, lengths=None):
     positions -= (run[:, None] == run[:, :, None]).argmax(-1)
   ctx = Context(positions, segment_ids, jnp.float32(0.5), lengths)
   module = cfg.make(d_model=D, dtype=x.dtype)
-  y, cache, _ = module.apply({'params': params}, x, ctx, cache)
-  return y, cache
+  y, aux = module.apply({'params': params}, x, ctx, cache)
+  return y, aux.cache
 
 
 @functools.cache

@@ -203,7 +203,7 @@ def test_mixer_computes_its_equations(cfg, equations):
     lambda leaf: 0.5 * rng.standard_normal(leaf.shape), shapes
   )
   low = jax.tree.map(jnp.float32, params)
-  got, *_ = jax.jit(module.apply)({'params': low}, jnp.float32(x), ctx)
+  got, _ = jax.jit(module.apply)({'params': low}, jnp.float32(x), ctx)
   for row in range(2):
     want = equations(cfg, params, x[row])
     np.testing.assert_allclose(

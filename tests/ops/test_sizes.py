@@ -161,8 +161,8 @@ def _params(model):
   'mixer',
   [
     'linear',
-    'kda',
-    *(pytest.param(x, marks=LONG) for x in ('lightning', 'delta', 'gated')),
+    'gated',
+    *(pytest.param(x, marks=LONG) for x in ('lightning', 'delta', 'kda')),
   ],
 )
 def test_logits_and_gradients_of_scanned_layers(mixer, B):

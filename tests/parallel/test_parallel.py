@@ -259,6 +259,8 @@ def test_experts_on_other_devices_do_the_same(way, bias, axes, monkeypatch):
   assert (most > 1.4) == (bias is not EVEN)
 
 
+SLOW = [pytest.mark.slow]
+LONG = [pytest.mark.slow, pytest.mark.long]
 MIXERS = (
   mixers.AttentionConfig(  # one key head for two devices
     heads=4, kv_heads=1, head_dim=8, window=20, rotary_dim=8
@@ -277,8 +279,10 @@ MIXERS = (
 @pytest.mark.parametrize(
   'cfg',
   [
-    pytest.param(cfg, marks=[pytest.mark.slow] if i else [])
-    for i, cfg in enumerate(MIXERS)
+    # the rest are rules, which are held to it above by themselves
+    *(pytest.param(x, marks=SLOW) for x in MIXERS[1:4] + MIXERS[-1:]),
+    *(pytest.param(x, marks=LONG) for x in MIXERS[4:-1]),
+    MIXERS[0],
   ],
   ids=lambda cfg: type(cfg).__name__,
 )
@@ -292,9 +296,9 @@ def test_a_mixer_over_split_time_equals_the_whole_row(cfg):
   params = nn.unbox(mixer.init(jax.random.key(1), x, ctx))
 
   def loss(params, x):
-    y, _, told = mixer.apply(params, x, ctx)
-    told = 0.0 if told is None else told
-    return jnp.sum(jnp.sin(y) * jnp.arange(16)) + told, y
+    y, aux = mixer.apply(params, x, ctx)
+    report = 0.0 if aux.report is None else aux.report
+    return jnp.sum(jnp.sin(y) * jnp.arange(16)) + report, y
 
   f = jax.value_and_grad(loss, (0, 1), has_aux=True)
   got = _on(MeshConfig(seq=4, tensor=2), f, params, x)
