@@ -1,4 +1,4 @@
-"""Operations against counts by hand."""
+"""Counted operations against formulas."""
 
 import jax
 import jax.numpy as jnp

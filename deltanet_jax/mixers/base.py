@@ -23,8 +23,8 @@ from deltanet_jax.parallel import sequence
 
 MODES = 'causal', 'bidirectional'
 
-# `describe_parts` of a cache gives each field's kind: 'tokens' (a slot for each),
-# 'positions' (and the number of tokens), 'state', 'convolution' (of fixed size)
+# `describe_parts` of a cache gives each field's kind: 'tokens' (a slot each),
+# 'positions' (and their number), 'state' and 'convolution' (of fixed size)
 COUNTED = dict.fromkeys(('positions', 'length'), 'positions')
 
 # position of an unwritten slot: after every query, so that none sees it

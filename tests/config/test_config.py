@@ -1,4 +1,4 @@
-"""Configurations: what is read, what is refused, and in what words."""
+"""Configurations: what is read, what is refused, and the messages."""
 
 import dataclasses
 import math
@@ -266,7 +266,7 @@ def test_reading_a_command_line_imports_nothing_heavy(file):
 
 
 def _every_kind():
-  """A working configuration of every class that has numbers."""
+  """A valid configuration of every class that has numbers."""
   layer = experiment.Layer(AttentionConfig.tiny(), experiment.MLPConfig(8))
   examples = [
     experiment.MLPConfig(8),
@@ -305,7 +305,7 @@ def _numbers(kind):
       yield field.name, number, several
 
 
-# values of fields that look impossible and are not, and why
+# values of fields that look invalid and are valid, and why
 MINUS = {
   **dict.fromkeys(('Residual.alpha', 'Residual.beta'), 'a factor of a sum'),
   **dict.fromkeys(
@@ -349,7 +349,7 @@ BOUNDED = 'OptimConfig.b1', 'OptimConfig.b2', 'DataConfig.heldout'
 
 
 def _possible(name, number, value):
-  """Why a field takes the value, or None."""
+  """Why a field accepts the value, or None."""
   field = name.split('.')[1]
   if value == -1:
     return MINUS.get(name)

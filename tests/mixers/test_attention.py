@@ -1,5 +1,5 @@
-"""Softmax attention against numpy: norms per head or over all, then scores; in
-blocks against float64."""
+"""Softmax attention against numpy, with norms per head or over all heads;
+attention in blocks against float64."""
 
 import dataclasses
 
@@ -135,9 +135,9 @@ def _pull(f, q, k, v, d_o, dtype):
 
 
 def _errors(got, inputs, ids, window):
-  """Distance to float64 by name, as part of the largest value that inputs of
-  this size could give: where one score outdoes all others the gradients of q
-  and k vanish, as differences of such values."""
+  """Distance to float64 by name, relative to the largest value that inputs of
+  this size can give: where one score exceeds all others the gradients of q and
+  k vanish, as differences of such values."""
   q, k, v, d_o = inputs
   T = d_o.shape[1]
   place = Place(np.arange(T), ids)
@@ -157,7 +157,7 @@ def _errors(got, inputs, ids, window):
   'T, ends, window',
   [
     (1, None, None),
-    (BLOCK - 1, 1, None),  # every token sees itself alone
+    (BLOCK - 1, 1, None),  # every token sees only itself
     (BLOCK, None, 1),
     (BLOCK + 1, None, None),
     (3 * BLOCK + 3, None, None),
@@ -226,7 +226,8 @@ def test_keys_of_a_cache_lie_in_any_order():
   _, k, v, _ = _row(S)
   q = _row(T)[0]
   order = np.random.default_rng(0).permutation(S)
-  written = np.where(order < S - 4, order, NO_KEY)  # the last four never were
+  # the last four slots are unwritten
+  written = np.where(order < S - 4, order, NO_KEY)
   at, seen = Place(jnp.arange(T) + 15, None), Place(jnp.asarray(written), None)
   for window in (None, 9):
     mask = causal_mask(at, seen, window)

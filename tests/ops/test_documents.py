@@ -1,5 +1,5 @@
-"""What a row's documents are, and what lies at the edge of what a rule takes:
-values that are not finite, hard resets, nothing at all, other defaults."""
+"""Documents in a row, and extreme inputs of the rules: non-finite values, g =
+-inf, empty arrays, other JAX defaults."""
 
 import functools
 import inspect
@@ -58,8 +58,6 @@ def test_runs_are_counted_and_not_told_by_their_ids():
   chex.assert_shape(number_segments(ids[:, :0]), (2, 0))
 
 
-# ------------------------------------------------------------- not finite
-
 # documents of 17, 9 and 14 tokens: their edges lie inside chunks of 16; and one
 # that ends at a chunk's edge
 ENDS = np.array([[0, 17, 26, 40], [0, 10, 32, 40]])
@@ -98,7 +96,7 @@ def test_what_is_not_finite_stays_in_its_document(variant, form):
       check(got)
       after = seen if name != 'q' else np.arange(T) == AT[:, None]
       assert not np.isfinite(got['o'][after]).any((-1, -2)).any(), name
-  # a gradient that is not finite, of o and of the last state
+  # a non-finite gradient of o, and of the last state
   bad = np.array(d_o)
   bad[rows, AT] = np.nan
   got = run(inputs, state, bad, d_state, IDS)
@@ -128,9 +126,6 @@ def test_an_entry_state_that_is_not_finite_stays_in_the_first_document(
   np.testing.assert_array_equal(got['last'], want['last'])
 
 
-# ------------------------------------------------------------- hard resets
-
-
 @pytest.mark.parametrize(
   'variant',
   [
@@ -143,15 +138,12 @@ def test_an_entry_state_that_is_not_finite_stays_in_the_first_document(
 def test_a_gate_of_minus_infinity_is_a_reset(variant):
   rule, inputs, *rest = draw(variant, 40)
   reset = np.random.default_rng(1).random(inputs['g'].shape) < 0.05
-  if variant == 'lightning':  # one slope a head
+  if variant == 'lightning':  # one decay per head
     reset = np.arange(H) == 1
   inputs['g'] = np.where(reset, -np.inf, inputs['g'])
   want = reference(rule, inputs, *rest)
   for form, op in RULES[rule].FORMS.items():
     assert_near(outcome(op, inputs, *rest, sizes=sizes(form)), want)
-
-
-# ------------------------------------------------------------- nothing at all
 
 
 @every_form
@@ -212,9 +204,6 @@ def test_a_model_takes_no_rows_and_no_tokens(mixer, rows, tokens):
   assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(
     lambda x: x.shape, cache
   )
-
-
-# ------------------------------------------------------------- other defaults
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One step: of micro-batches, of what is not finite."""
+"""One training step: micro-batches, and values that are not finite."""
 
 import chex
 import jax
@@ -36,7 +36,7 @@ def _line(rows=8):
   batch = {
     'tokens': jax.random.normal(keys[0], (rows, 5, 3)),
     'targets': jax.random.normal(keys[1], (rows, 5)),
-    # uneven: a mean of the micro-batches' means would be another number
+    # uneven: a mean of the micro-batches' means would differ
     'weights': jax.random.bernoulli(keys[2], 0.5, (rows, 5)).astype(float),
   }
   return {'w': jax.random.normal(keys[3], (3,))}, batch
@@ -97,7 +97,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(what):
   scale = {'nan': jnp.nan, 'overflow': 3e38}[what]
   optimizer = _optimizer(
     optax.adam(0.1),
-    # of finite gradients: what b2 = 1 or a rate of 1e38 make of them
+    # finite gradients, but parameters that are not: b2 = 1, a rate of 1e38
     optax.stateless(lambda g, p: jax.tree.map(lambda x: x * scale * 100, g)),
   )
   step = jax.jit(
