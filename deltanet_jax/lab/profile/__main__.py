@@ -53,7 +53,8 @@ BUDGET = flags.DEFINE_float(
   lower_bound=0.0,
 )
 SECONDS = flags.DEFINE_float(
-  'seconds', None, 'Most time for all rounds of one model, context and quantity.',
+  'seconds', None,
+  'Most seconds for all rounds of one model, context and quantity.',
   lower_bound=0.0,
 )  # fmt: skip
 flags.adopt_module_key_flags(model_flags)
