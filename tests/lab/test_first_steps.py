@@ -62,7 +62,7 @@ def test_what_is_told_is_what_was_found():
   assert 'up to 4 tokens' in told and '0% of the first' in told
   assert '100% of the last' in told
   worse = copier._replace(by_size={4: 0.5, 8: 0.5})
-  assert 'copies no length' in command._what_happened(worse, task)
+  assert 'no length at' in command._what_happened(worse, task)
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ import pytest
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Layer, MLPConfig, ModelConfig
 from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
-from deltanet_jax.infer.room import grow_cache
+from deltanet_jax.infer.cache_growth import grow_cache
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.lab.profile import fit, measure, plan, report, run
 from deltanet_jax.mixers.base import UNWRITTEN

@@ -74,7 +74,7 @@ def train(begun, asked, folder, wrap=lambda data: data):
       asked, workdir, wrap(data), io.StringIO(), source=begun, texts=kept
     )
   finally:
-    workdir.release()
+    workdir.unlock()
 
 
 def records(folder):
@@ -276,9 +276,9 @@ def test_a_run_goes_on_to_the_bit_when_its_folder_is_gone(
 def test_another_start_is_refused(tuned, tmp_path):
   workdir, begun = Workdir(tuned[1]), tuned[2]
   start.require_same_source(workdir, begun, begun.name)
-  with pytest.raises(ConfigError, match='began with'):
+  with pytest.raises(ConfigError, match='started from'):
     start.require_same_source(workdir, begun, str(tmp_path))
-  with pytest.raises(ConfigError, match='did not begin with released weights'):
+  with pytest.raises(ConfigError, match='did not start from released weights'):
     start.require_same_source(workdir, None, begun.name)
 
 
@@ -308,8 +308,8 @@ def test_a_run_is_released_inside_its_target_alone(file, texts, tmp_path):
   begun = open_model(str(released.make('qwen3', tmp_path / 'qwen3')))
   begun.released['tensors']['model.norm.weight'][0] = file
   workdir, asked = Workdir(tmp_path / 'run'), experiment(begun, texts)
-  workdir.claim(asked, start.make_texts(begun, 'bytes'))
-  workdir.release()
+  workdir.lock(asked, start.make_texts(begun, 'bytes'))
+  workdir.unlock()
   target = tmp_path / 'a' / 'b'
   with pytest.raises(
     ConfigError, match='start.json: model.norm.weight'

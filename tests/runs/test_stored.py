@@ -59,7 +59,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(folder):
   cfg, workdir = Workdir('run').read(), Workdir('run')
   workdir.check(cfg)
   loop.train(cfg, workdir, TextData(cfg.data), io.StringIO())
-  workdir.release()
+  workdir.unlock()
   lines = [
     [json.loads(line) for line in pathlib.Path(name).read_text().splitlines()]
     for name in ('run/metrics.jsonl', 'unbroken.jsonl')

@@ -11,7 +11,7 @@ from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MoEConfig
 from deltanet_jax.config.sampling import Sampling
-from deltanet_jax.infer import room
+from deltanet_jax.infer import cache_growth
 from deltanet_jax.infer.generate import make_advance
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.model import HybridLM, init_cache
@@ -81,7 +81,7 @@ def _lower(mesh, function, given, arguments, tokens, filled):
 def lower_prefill(experiment, mesh, context, batch, weights):
   """The last piece of a prompt of `context` tokens, as in `launch.generate`.
   The prompt has `runs` pieces; earlier ones attend to less."""
-  piece = min(context, room.PIECE)
+  piece = min(context, cache_growth.PIECE)
   program = _advance(experiment, mesh, context, batch, weights, piece)
   runs = -(-context // piece)
   need = batch * context * calc.count_flops(experiment.model, context)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltanet_jax.config.sampling import Sampling
-from deltanet_jax.infer import room
+from deltanet_jax.infer import cache_growth
 from deltanet_jax.infer.generate import make_advance
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.lab.profile.plan import STEPS, WARM
@@ -159,7 +159,7 @@ class Measurement:
     tokens = jnp.zeros((self.batch, length), jnp.int32)
     self._programs = [
       (part, self.subject.program(self.batch, part.shape[1], self.context))
-      for part in room.split_prompt(tokens)
+      for part in cache_growth.split_prompt(tokens)
     ]
     self.program_bytes = max(_peak(p) for _, p in self._programs)
     limit = find_memory_limit()
