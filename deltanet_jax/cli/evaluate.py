@@ -8,8 +8,8 @@ r"""Measures how well a trained or released model predicts a text.
 Prints bits per byte, perplexity and loss (nats per token) over the whole text,
 as JSON. Documents are packed into rows as in training: a token is predicted
 from the tokens before it in the same document and row, the first token of a
-document from the document before it. Bits per byte is the loss summed over all
-tokens, end-of-document tokens included, divided by the bytes of the documents.
+document from an end-of-document token. Bits per byte is the loss summed over
+all tokens, end-of-document tokens included, per byte of the documents.
 
 Some tokenizers alter a text (unknown characters, capital letters, white space).
 Bits per byte does not count what is lost; a line on stderr and

@@ -387,7 +387,7 @@ def test_a_finished_run_is_made_longer(texts, finished, tmp_path, capsys):
   assert (finished / 'metrics.jsonl').read_bytes().startswith(before)
   said = [x for x in stream.getvalue().splitlines() if 'steps instead of' in x]
   assert len(said) == 1
-  assert '12 steps in the place of 9' in said[0] and 'cosine' in said[0]
+  assert '12 steps instead of 9' in said[0] and 'cosine' in said[0]
 
   flags.FLAGS.mark_as_parsed()
   result = train_run(workdir.read(), workdir)

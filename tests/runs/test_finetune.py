@@ -204,7 +204,7 @@ def test_bad_input_is_one_line_before_jax(tmp_path, texts):
   refused(ask(run, '--config=configs/finetune.py', *data), '--released=DIR')
   refused(ask(given, *data), '--workdir')
   released.tokenizer('<end>').save(str(folder / 'tokenizer.json'))
-  refused(ask(run, given, *data), 'end-of-text', 'eos_token')
+  refused(ask(run, given, *data), 'end-of-document', 'eos_token')
   (folder / 'tokenizer.json').unlink()
   refused(ask(run, given, *data), 'tokenizer.json: no such file')
   refused(ask(run, given, *data, '--config.data.tokenizer=bytes'), '257', '64')
