@@ -59,8 +59,8 @@ def find_files(patterns: str) -> list[str]:
   files = sorted(filter(os.path.isfile, names))
   if not files:
     raise ConfigError(
-      f'data.path={patterns!r}: all {len(wanted)} matches are excluded; exclude'
-      ' fewer'
+      f'data.path={patterns!r}: no file matches ({len(wanted)} excluded); give'
+      ' a glob that also matches files that are not excluded'
     )
   return files
 

@@ -192,9 +192,9 @@ def test_every_suffix_gives_its_documents(tmp_path):
     ),
     ('a.jsonl', b'["text"]\n', "a.jsonl:1: no field 'text'"),
     ('a.jsonl', b'{"text": 3}\n', 'holds int, not text'),
-    ('a.jsonl', b'{"text": "\\ud800"}\n', 'a.jsonl:1: no valid text'),
+    ('a.jsonl', b'{"text": "\\ud800"}\n', 'a.jsonl:1: not valid text'),
     ('a.parquet', b'nonsense', 'not a parquet file'),
-    ('a.txt.gz', b'x', '.gz files are not read'),
+    ('a.txt.gz', b'x', '.gz files are not supported'),
   ],
 )
 def test_unreadable_files_are_refused_by_place(tmp_path, name, content, words):
@@ -357,7 +357,7 @@ def test_too_little_text_is_refused(folder):
     for s in range(8)
   }
   assert len(sides) == 2
-  assert all('gives 1 documents, none of them' in message for message in sides)
+  assert all('has 1 documents, none of them' in message for message in sides)
   assert not any('would do' in message for message in sides)
   message = refusal(lambda: make(folder, batch=1000))
   assert 'less than one batch of 1000 rows x 16' in message

@@ -138,7 +138,7 @@ def test_a_run_told_so_goes_on_with_another_text_from_its_first_row(
   with pytest.raises(Crash):
     loop.train(other, workdir, crashing, stream, new_text=True)
   workdir.unlock()
-  assert 'another text from here on (files: 40 before, 41 now' in (
+  assert 'new text from here on (files: 40 before, 41 now' in (
     stream.getvalue()
   )
   # killed before the next checkpoint, it begins at the same row again; the
@@ -355,7 +355,9 @@ def test_files_of_a_run_that_are_no_json_are_refused_by_name(
 def test_results_of_no_run_are_refused_by_name(tmp_path):
   workdir = Workdir(tmp_path)
   (tmp_path / 'result.json').write_text('{}')
-  with pytest.raises(ConfigError, match='result.json: no results of a run'):
+  with pytest.raises(
+    ConfigError, match='result.json: not the results of a run'
+  ):
     workdir.read_result()
 
 

@@ -242,7 +242,7 @@ def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   mesh = lambda n: types.SimpleNamespace(devices=np.array(devices[:n]))
   processes.require_devices(mesh(5))
-  with pytest.raises(ConfigError, match='4 of 8 devices, those of 1 of 2'):
+  with pytest.raises(ConfigError, match='4 of 8 devices, of 1 of 2'):
     processes.require_devices(mesh(4))
 
 

@@ -152,7 +152,7 @@ def test_how_the_weights_are_computed_with_can_be_set(tmp_path):
 def test_a_preset_of_the_same_model_will_do_and_of_another_not(tmp_path):
   begun = open_model(str(released.make('qwen3', tmp_path)))
   file = ROOT / 'configs' / 'qwen3.py:8b'
-  with pytest.raises(ConfigError, match='qwen3.py:8b asks for another model'):
+  with pytest.raises(ConfigError, match='qwen3.py:8b is another model'):
     start.make_experiment(begun, file, [])
   big = Source(
     '/released', families_model(file), '/released/tokenizer.json', None
@@ -413,7 +413,7 @@ def test_a_user_trains_goes_on_and_converts(trained, tmp_path):
     assert (again.returncode, again.stdout) == (0, printed), again.stderr
   other = released.make('qwen3', tmp_path / 'other')
   again = launch('train', run, f'--released={other}', *flags, imports=['jax'])
-  refused(again, 'began with', str(folder), str(other))
+  refused(again, 'started from', str(folder), str(other))
   begun = open_model(str(converted(tmp_path)))
   assert begun.released['family'] == 'kimi_linear'
 
