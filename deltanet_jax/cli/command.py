@@ -81,7 +81,9 @@ def _run(main, take):
     try:
       rest = FLAGS(argv)
     except flags.Error as error:
-      refuse_input(' '.join(str(error).split()))
+      text = ' '.join(str(error).split())
+      missing = re.fullmatch(r'flag --(\w+)=None: .* other than None\.', text)
+      refuse_input(f'no --{missing[1]} given' if missing else text)
     if FLAGS['verbosity'].using_default_value:
       logging.set_verbosity(logging.WARNING)  # the libraries log much
     if rest[1:]:

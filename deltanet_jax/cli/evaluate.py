@@ -17,8 +17,8 @@ altered_documents and altered_bytes in the JSON say how much text is affected.
 
 --data holds globs separated by commas; '!' before one excludes. Files may be
 plain text, .jsonl or .parquet. --released is a released folder, the output of
-launch.convert, or ORG/NAME on the Hugging Face hub. --devices=N shards weights
-and rows over N devices.
+launch.convert, or ORG/NAME on the Hugging Face hub. With --devices=N weights
+and rows are sharded over N devices.
 
 --repeats=4,16 also prints the loss of tokens that complete a repetition: the
 last 4 (or 16) tokens stood in the same document before. A table on stderr and

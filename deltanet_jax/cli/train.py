@@ -99,12 +99,6 @@ def split_flags(
   return (path, changes), rest
 
 
-def parse_flags(argv: list[str]) -> tuple[Experiment, list[str]]:
-  """(Experiment, other arguments) of a command line."""
-  (path, changes), rest = split_flags(argv)
-  return config.read_experiment(path, changes), rest
-
-
 def _refuse_fields(argv):
   """Refuses --steps=5 and names --config.train.steps=5."""
   known = list(flags.FLAGS)

@@ -15,9 +15,9 @@ model, beside the same model with attention in every layer:
 For each context: time to the first token and time per token (the last 64 of the
 context) of one sequence; throughput of decoding with as many sequences as fit
 --budget_gib beside the parameters; time to copy a saved cache to the device;
-bytes of the cache, checked against launch.calc; and peak memory of each program
-as XLA plans it. Compilation is not timed. What would take longer than --seconds
-or exceed the memory is listed and not run.
+bytes of the cache, checked against launch.calc; peak memory of each program as
+XLA plans it. Compilation is not timed. What would take longer than --seconds or
+exceed the memory is listed and not run.
 
 --out gets results.jsonl, summary.md, summary.csv and plots. A profile that was
 stopped continues with the next context.

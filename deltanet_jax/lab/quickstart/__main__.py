@@ -26,7 +26,12 @@ flags.set_default(train.WORKDIR, 'runs/quickstart')
 flags.adopt_module_key_flags(train)
 
 
-@command.as_main(train.parse_flags)
+def _parse_flags(argv):
+  (path, changes), rest = train.split_flags(argv)
+  return config.read_experiment(path or 'quickstart', changes), rest
+
+
+@command.as_main(_parse_flags)
 def main(experiment):
   if train.RELEASED.value is not None:
     raise ConfigError('--released is not for the quickstart; use launch.train')
