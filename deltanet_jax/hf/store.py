@@ -157,9 +157,11 @@ def fill_params(
   waiting = Counter(slot.path for entry in entries for slot in entry.slots)
   arrays: dict[Path, jax.Array] = {}
   buffers: dict[Path, np.ndarray] = {}
-  places: dict[Path, Any] = {}
+  shardings: dict[Path, Any] = {}
   if mesh is not None:
-    places = dict(plan.list_leaves(sharding.make_param_shardings(model, mesh)))
+    shardings = dict(
+      plan.list_leaves(sharding.make_param_shardings(model, mesh))
+    )
   for entry in entries:
     parts = entry.split(source.read(entry.name))
     for slot, part in zip(entry.slots, parts, strict=True):
@@ -174,7 +176,7 @@ def fill_params(
       waiting[slot.path] -= 1
       if not waiting[slot.path]:
         array = buffers.pop(slot.path)
-        arrays[slot.path] = _put(array, places.get(slot.path))
+        arrays[slot.path] = _put(array, shardings.get(slot.path))
   return unflatten_dict(arrays)
 
 

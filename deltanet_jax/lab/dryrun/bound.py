@@ -19,20 +19,20 @@ class Network:
   seconds: float
 
 
-def time_networks(collectives, topology, places):
+def time_networks(collectives, topology, coordinates):
   """[Network], the longest first.
 
-  places: coordinates of the devices of a slice in mesh order
+  coordinates: coordinates of the devices of a slice in mesh order
   """
   sums = collections.defaultdict(lambda: [0, 0, 0.0, 0.0])
   for x in collectives:
     between = x.kind.startswith(hlo.BETWEEN)
-    n = topology.slices if between else len(x.group) or len(places)
+    n = topology.slices if between else len(x.group) or len(coordinates)
     sent = _sent(x.kind, x.bytes, n)
     if between:
       rate = topology.chip.dcn_rate / topology.chip.devices
     else:
-      rate = topology.ici_rate(_axes(x.group, places))
+      rate = topology.ici_rate(_axes(x.group, coordinates))
     row = sums[x.kind, n]
     for i, value in enumerate((1, x.bytes, sent, sent / rate)):
       row[i] += x.times * value
@@ -53,9 +53,9 @@ def _sent(kind, size, n):
   return size
 
 
-def _axes(group, places):
+def _axes(group, coordinates):
   """The axes of the slice that a group of devices spans."""
-  corners = [places[i] for i in group] if group else places
+  corners = [coordinates[i] for i in group] if group else coordinates
   return tuple(
     axis
     for axis in range(len(corners[0]))

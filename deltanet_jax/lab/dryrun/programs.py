@@ -124,17 +124,17 @@ def _advance(experiment, mesh, context, batch, weights, tokens):
     )
   model = HybridLM(cfg)
   with command.bad_input():
-    places = sharding.make_param_shardings(model, mesh)
+    shardings = sharding.make_param_shardings(model, mesh)
   params = jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, weights, sharding=place),
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, weights, sharding=s),
     sharding.make_abstract_params(model),
-    places,
+    shardings,
   )
 
   def put(axes, x):
-    place = sharding.make_spec(axes, x.shape, mesh)
-    place = jax.sharding.NamedSharding(mesh, place)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    spec = sharding.make_spec(axes, x.shape, mesh)
+    named = jax.sharding.NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=named)
 
   def put_cache(path, x):
     axes = _CACHE.get(getattr(path[-1], 'name', None), ())

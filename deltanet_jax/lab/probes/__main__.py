@@ -32,12 +32,12 @@ def main(_):
 
   start = time.monotonic()
 
-  def tell(name):
+  def show(name):
     spent = time.monotonic() - start
     print(f'{spent:5.1f} s  {name}', file=sys.stderr, flush=True)
 
-  results = probes.run_probes(FORM.value, tell)
-  tell('done')
+  results = probes.run_probes(FORM.value, show)
+  show('done')
   print(report.format_text(results))
   if paths['json']:
     where = {

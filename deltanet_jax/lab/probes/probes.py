@@ -35,8 +35,8 @@ class ProbeResult(NamedTuple):
   value: float
 
 
-def run_probes(form='recurrent', tell=lambda name: None):
-  """Results of all probes.   form: of `FORMS`   tell: called with each name"""
+def run_probes(form='recurrent', show=lambda name: None):
+  """Results of all probes.   form: of `FORMS`   show: called with each name"""
   results = []
   memories = _memories(form)
   for name, probe, *given in (
@@ -48,7 +48,7 @@ def run_probes(form='recurrent', tell=lambda name: None):
     ('special cases', probe_special_cases, form),
     ('cache', probe_cache),
   ):
-    tell(name)
+    show(name)
     results += probe(*given)
   return results
 

@@ -38,12 +38,12 @@ def match_parameters(cfg, job, vocab):
   return build(job.variant, hidden), low + (hidden - 1) * (high - low)
 
 
-def run_job(cfg, job, task, tell=lambda done: None):
+def run_job(cfg, job, task, progress=lambda done: None):
   """(rows, arrays) of the job.
 
   rows: dicts of results.jsonl   arrays: final scores of the fresh seeds, for
-  the bootstrap; empty if no learning rate stayed finite   tell: called with the
-  share of the work that is done; may raise Stopped
+  the bootstrap; empty if no learning rate stayed finite   progress: called with
+  the share of the work that is done; may raise Stopped
   """
   model_cfg, parameters = match_parameters(cfg, job, task.vocab)
   facts = {
@@ -54,7 +54,7 @@ def run_job(cfg, job, task, tell=lambda done: None):
   }  # fmt: skip
   compiled = program.make_program(cfg, model_cfg, task, job.steps)
   trainer, rows = _Trainer(cfg, job, compiled), []
-  report = lambda share: tell(share / 2)
+  report = lambda share: progress(share / 2)
   for _, step, scores in trainer.train(cfg.lrs, [VALIDATION], report):
     scored = [score_all(scores, i) for i in range(len(cfg.lrs))]
     for lr, score in zip(cfg.lrs, scored, strict=True):
@@ -63,7 +63,7 @@ def run_job(cfg, job, task, tell=lambda done: None):
   if lr is None:
     return rows, {}
   seeds = list(range(FRESH, FRESH + cfg.seeds))
-  report = lambda share: tell((1 + share) / 2)
+  report = lambda share: progress((1 + share) / 2)
   for state, step, scores in trainer.train([lr], seeds, report):
     trained = state
     full = step in [round(part * job.steps) for part in BUDGETS]
@@ -104,13 +104,13 @@ class _Trainer:
     fill = lambda x: list(x) + [x[-1]] * (self.members - len(x))
     return jnp.float32(fill(rates)), jnp.int32(fill(seeds))
 
-  def train(self, rates, seeds, tell):
+  def train(self, rates, seeds, progress):
     """Yields (state, step, scores) after each dispatch."""
     state = self.program.init(self._lanes(rates, seeds)[1])
     for start in range(0, self.job.steps, self.cfg.chunk):
       stop = start + self.cfg.chunk
       state, scores = self.call(state, rates, seeds, start, stop)
-      tell(stop / self.job.steps)
+      progress(stop / self.job.steps)
       yield state, stop, scores
 
 
