@@ -51,7 +51,7 @@ def write_report(cfg, size, jobs, folder, rows):
     'sentences': verdict, 'remarks': remarks, 'counts': counts,
     'findings': findings, 'show': format_estimate, 'head': HEAD,
     'tables': {task: _table(cfg, view, task) for task in variants},
-    'overview': _overview(cfg, view, variants), 'about': TASKS,
+    'overview': _overview(cfg, view, variants, untrained), 'about': TASKS,
     'legend': VARIANT_LEGEND,
     'figures': plots.draw_plots(view, folder.plots),
     'sizes': ', '.join(f'{k} {v}' for k, v in vars(cfg).items()),
@@ -189,16 +189,20 @@ HEAD = (
 )  # fmt: skip
 
 
-def _overview(cfg, view, variants):
-  """Rows of accuracies at the largest size: a variant, then all tasks."""
+def _overview(cfg, view, variants, untrained):
+  """Rows of accuracies at the largest size: a variant, then all tasks; * marks
+  the untrained."""
   rows = [('model', *variants)]
+
+  def cell(task, variant):
+    if variant not in variants[task]:
+      return ''
+    limits = expect.limit_to_largest(cfg, task)
+    mark = '*' if (task, variant) in untrained else ''
+    return f'{view.accuracy(task, variant, limits).value:.2f}{mark}'
+
   for variant in VARIANTS:
-    cells = [
-      f'{view.accuracy(x, variant, expect.limit_to_largest(cfg, x)).value:.2f}'
-      if variant in names
-      else ''
-      for x, names in variants.items()
-    ]
+    cells = [cell(task, variant) for task in variants]
     if any(cells):
       rows.append((variant, *cells))
   return rows
