@@ -221,14 +221,13 @@ def measure_programs(settings, functions, progress):
   }
   once = _warm_up(next(iter(functions)), runnable, inputs, progress)
   left = settings.rounds * sum(once)
-  for i in range(settings.rounds):
-    for program, seconds in zip(runnable, once, strict=True):
-      progress.show(
-        f'round {i + 1}/{settings.rounds}: {program}, about'
-        f' {format_span(left)} left'
-      )
+  for i in range(settings.rounds if runnable else 0):
+    progress.show(
+      f'round {i + 1}/{settings.rounds}, about {format_span(left)} left'
+    )
+    for program in runnable:
       program.seconds.append(_time(program, inputs)[0])
-      left -= seconds
+    left -= sum(once)
   progress.clear()
   return programs
 
