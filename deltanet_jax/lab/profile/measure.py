@@ -294,25 +294,25 @@ def measure_context(subjects, context, before, show):
   before: the records of the context before, or []
   show: called with a progress line and the seconds left here, or None
   """
-  cells = [Measurement(s, what, context) for what in WHATS for s in subjects]
+  runs = [Measurement(s, what, context) for what in WHATS for s in subjects]
   before = {(r['model'], r['what']): r for r in before}
-  for i, cell in enumerate(cells):
-    show(f'compiling {i + 1}/{len(cells)}: {cell}', None)
-    past = before.get((cell.subject.name, cell.what))
-    cell.attempt(functools.partial(cell.expect, past))
-    cell.attempt(cell.compile)
-  for i, cell in enumerate(cells):
-    show(f'first run {i + 1}/{len(cells)}: {cell}', None)
-    cell.attempt(cell.warm_up)
+  for i, run in enumerate(runs):
+    show(f'compiling {i + 1}/{len(runs)}: {run}', None)
+    past = before.get((run.subject.name, run.what))
+    run.attempt(functools.partial(run.expect, past))
+    run.attempt(run.compile)
+  for i, run in enumerate(runs):
+    show(f'first run {i + 1}/{len(runs)}: {run}', None)
+    run.attempt(run.warm_up)
   turns = [
-    (i, cell)
+    (i, run)
     for i in range(subjects[0].settings.rounds)
-    for cell in cells
-    if not cell.skipped and len(cell.seconds) + i < cell.rounds
+    for run in runs
+    if not run.skipped and len(run.seconds) + i < run.rounds
   ]
-  left = sum(cell.once for _, cell in turns)
-  for i, cell in turns:
-    show(f'round {i + 1}: {cell}', left)
-    cell.attempt(cell.run)
-    left -= cell.once
-  return [cell.record() for cell in cells]
+  left = sum(run.once for _, run in turns)
+  for i, run in turns:
+    show(f'round {i + 1}: {run}', left)
+    run.attempt(run.run)
+    left -= run.once
+  return [run.record() for run in runs]
