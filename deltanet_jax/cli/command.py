@@ -69,7 +69,7 @@ def _run(main, take):
     module = sys.modules[main.__module__]
     print(spell_command(module.__doc__ or ''))
     name = sys.argv[0] if module.__name__ == '__main__' else module.__name__
-    print(FLAGS.module_help(name))
+    print(FLAGS.module_help(name).replace(f'{name}:', 'Flags:', 1))
     return 0
 
   try:

@@ -1,6 +1,6 @@
 """Trains a model, or continues a run from its newest checkpoint.
 
-  python -m launch.train --config=configs/quickstart.py --workdir=runs/first
+  python -m launch.train --config=quickstart --workdir=runs/first
 
 launch.presets lists the presets. --config=qwen3:8b names one from any folder,
 --config=configs/qwen3.py:8b by its file, --config=mine.py is a file of yours.
@@ -9,7 +9,8 @@ Flags set any field of the configuration; tuples take an index:
 
   --config.train.steps=100 --config.model.period.0.mixer.chunk=32
 
-deltanet_jax/config/experiment.py and mixers.py document the fields.
+(model.period is the block of layers that repeats model.repeats times.) The
+fields are documented in deltanet_jax/config/experiment.py and mixers.py.
 
 To fine-tune released weights:
 
@@ -18,9 +19,9 @@ To fine-tune released weights:
 
 --released is a folder with its tokenizer.json, the output of launch.convert,
 ORG/NAME[@REVISION] on the Hugging Face hub, or the --workdir of another run. It
-gives model and tokenizer; --config gives everything else (default:
-configs/finetune.py). Of the model only remat, form, chunk and stage may be set.
-Once the run has a checkpoint it no longer needs the folder.
+gives model and tokenizer; --config gives everything else (default: finetune).
+Of the model only remat, form, chunk and stage may be set. Once the run has a
+checkpoint it no longer needs the folder.
 
 Started again with the same --workdir, a run continues from its newest
 checkpoint; --config may be left out. Only the mesh and train.log_every,

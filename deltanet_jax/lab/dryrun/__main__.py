@@ -1,6 +1,6 @@
 """Compiles a program for a TPU topology on a machine without a TPU.
 
-  python -m launch.dryrun --config=configs/gdn.py:hybrid_1p3b \\
+  python -m launch.dryrun --config=gdn:hybrid_1p3b \\
     --topology=v5p:2x2x2
 
 prints the memory that the training step needs on a device, its collectives with
@@ -9,7 +9,7 @@ bandwidth, network). It needs libtpu (requirements-tpu.txt), best in an
 environment of its own. --topology is a chip (v5e, v5p, v6e, tpu7x) and the
 sides of a slice; the mesh of the configuration must fill it:
 
-  python -m launch.dryrun --config=configs/gdn.py:hybrid_1p3b \\
+  python -m launch.dryrun --config=gdn:hybrid_1p3b \\
     --topology=v5e:16x16 --slices=2 --config.mesh.replica=2 \\
     --config.mesh.fsdp=256 --config.data.batch=512 --config.optim.accumulate=1
 

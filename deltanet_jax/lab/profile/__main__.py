@@ -8,9 +8,9 @@ layers per attention layer (gdn3, kda3) and recurrent models (gdn, kda).
 --size=smoke takes seconds, --size=gpu goes to 1,048,576 tokens. To measure one
 model, beside the same model with attention in every layer:
 
-  python -m launch.profile --config=configs/small.py:hybrid_gdn   random weights
-  python -m launch.profile --workdir=runs/quickstart              a training run
-  python -m launch.profile --released=Qwen3-0.6B                  a release
+  python -m launch.profile --config=small:hybrid_gdn     random weights
+  python -m launch.profile --workdir=runs/quickstart     a training run
+  python -m launch.profile --released=Qwen3-0.6B         a release
 
 For each context: time to the first token and time per token (the last 64 of the
 context) of one sequence; throughput of decoding with as many sequences as fit
