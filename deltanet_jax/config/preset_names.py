@@ -30,8 +30,12 @@ def find_folder() -> pathlib.Path:
   """The folder of the presets: the package's own where it is installed, that
   of the clone elsewhere."""
   package = pathlib.Path(__file__).parents[1]
-  installed = package / 'configs'
-  return installed if installed.is_dir() else package.parent / 'configs'
+  return (package if is_installed() else package.parent) / 'configs'
+
+
+def is_installed() -> bool:
+  """Whether the presets are those of an installed package, not of a clone."""
+  return (pathlib.Path(__file__).parents[1] / 'configs').is_dir()
 
 
 def list_families() -> list[str]:

@@ -56,7 +56,7 @@ def train(
 
   experiment: Experiment   workdir: Workdir, checked   data: TextData of it
   source: the `Source` whose weights take the place of fresh ones, or None
-  texts: see `Workdir.claim`   new_text: see `Workdir.check_text`
+  texts: see `Workdir.lock`   new_text: see `Workdir.check_text`
   Returns the results, also in `result.json`, or the signal that stopped it.
   Of several processes all call this; the first alone writes but for the
   checkpoints, and the others return None in the place of results.
@@ -116,7 +116,7 @@ def _claim(experiment, workdir, data, source, texts, new_text):
   def claim():
     if first:
       workdir.check_text(text, new_text)
-      return workdir.claim(experiment, texts)
+      return workdir.lock(experiment, texts)
     return None
 
   note = processes.call_together(claim)
