@@ -288,7 +288,7 @@ def attention(
   """
   check_shapes(q=(q, 'BTHK'), k=(k, 'BTJK'), segment_ids=(segment_ids, 'BT'))
   index = jnp.arange(q.shape[1], dtype=jnp.int32)
-  place = Place(index, documents.runs_of(segment_ids))
+  place = Place(index, documents.number_segments(segment_ids))
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   return attend(q, k, v, place, place, scale=scale, window=window, ahead=0)
 
@@ -340,7 +340,7 @@ def _compiled(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
   # several chunks at once where documents are long enough to fill them
   count = min(4, max(1, sizes['T'] // (4 * shape[0] * chunk)))
   whole = lambda x: x if x.ndim > 1 else jnp.broadcast_to(x, v.shape[:3])
-  return documents.each(
+  return documents.run_per_document(
     lambda arrays, state: run(*arrays[0], state=state, **arrays[1]),
     jax.tree.map(whole, (inputs, gates)),
     state,

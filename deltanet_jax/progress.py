@@ -42,7 +42,8 @@ class Line:
 class Progress:
   """Shows how much of a job is done, the rate and the time left.
 
-  what: a word such as 'converted'   total: counted in units of `size`
+  what: a verb, as 'converted'   total: of the job
+  unit: the name of `size`, as 'GB' of 10^9: counts are shown divided by it
   """
 
   def __init__(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from deltanet_jax.layers.proj import name_axes
-from deltanet_jax.ops.documents import runs_of
+from deltanet_jax.ops.documents import number_segments
 from deltanet_jax.parallel import sequence
 
 
@@ -54,7 +54,7 @@ class ShortConv(nn.Module):
       (W, *channels),
       jnp.float32,
     )
-    run = runs_of(segment_ids)
+    run = number_segments(segment_ids)
     if state is None and sequence.is_split(T, least=W - 1):
       y = sequence.run_with_past(
         convolve, w, (None, *self.axes), x, self.axes, run, W - 1

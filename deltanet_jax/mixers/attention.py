@@ -12,7 +12,7 @@ from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import rope
 from deltanet_jax.ops.attention import Place
-from deltanet_jax.ops.compiler import put
+from deltanet_jax.ops.compiler import write_slots
 from deltanet_jax.parallel import softmax
 
 
@@ -53,7 +53,7 @@ def _rotate_in(cache, ctx, k, v, now):
     jnp.concatenate([old, x], axis=1)
     for old, x in zip(whole, (k, v, new), strict=True)
   )
-  written = map(put, whole, (k, v, now), (slots,) * 3)
+  written = map(write_slots, whole, (k, v, now), (slots,) * 3)
   return keys, values, positions, KVCache(*written, length)
 
 

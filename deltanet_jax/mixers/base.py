@@ -17,8 +17,8 @@ from deltanet_jax.config.mixers import MixerConfig
 from deltanet_jax.layers import conv
 from deltanet_jax.layers.proj import Init, Proj
 from deltanet_jax.ops.attention import Place
-from deltanet_jax.ops.compiler import put
-from deltanet_jax.ops.documents import Inputs, runs_of
+from deltanet_jax.ops.compiler import write_slots
+from deltanet_jax.ops.documents import Inputs, number_segments
 from deltanet_jax.parallel import sequence
 
 MODES = 'causal', 'bidirectional'
@@ -243,7 +243,7 @@ def add_positions(
 def place_tokens(ctx: Context, index: jax.Array) -> tuple[Place, Place | None]:
   """The Places of tokens as queries and as keys, None for the same; index:
   `index_tokens`. Who sees all stands where the last token does."""
-  run = runs_of(ctx.segment_ids)
+  run = number_segments(ctx.segment_ids)
   if ctx.mode == 'causal':
     return Place(index, run), None
   last = jnp.full_like(index, index.shape[-1] - 1)
@@ -289,7 +289,10 @@ def append_tokens(
   new = {'positions': now, **new}
   return cache._replace(
     length=length,
-    **{name: put(getattr(cache, name), x, slots) for name, x in new.items()},
+    **{
+      name: write_slots(getattr(cache, name), x, slots)
+      for name, x in new.items()
+    },
   )
 
 

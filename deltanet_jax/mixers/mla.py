@@ -12,7 +12,7 @@ from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.layers.proj import name_axes, scaled_normal
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import latent_attention, rope
-from deltanet_jax.ops.attention import Place, between
+from deltanet_jax.ops.attention import Place, causal_mask
 from deltanet_jax.parallel import softmax
 
 
@@ -114,7 +114,7 @@ class MLA(base.Mixer):
       seen = Place(cache.positions, None)
     up, scale = self._up(), self.cfg.scale
     if cache is not None and q.shape[1] == 1:
-      mask = between(at, seen)
+      mask = causal_mask(at, seen)
       return (
         latent_attention.absorbed(q, latent, key, *up, mask, scale=scale),
         cache,

@@ -104,10 +104,10 @@ def _further(params, hidden, batch):
   return out
 
 
-def test_further_loss_scores_the_token_after_next_inside_a_document():
+def test_mtp_loss_scores_the_token_after_next_inside_a_document():
   params, batch, (hidden, _) = _params(), _batch(), _hidden_and_reports()
   batch['weights'][1, 3] = 0
-  got = auxiliary.compute_further_loss(params, CFG, jnp.float32, hidden, batch)
+  got = auxiliary.compute_mtp_loss(params, CFG, jnp.float32, hidden, batch)
   out = _further(params, hidden, batch)
   log_p = jax.nn.log_softmax(out @ get_head_weight(params, CFG))
   # row 0 holds two documents; in row 1 the target of token 3 has no weight

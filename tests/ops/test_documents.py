@@ -21,7 +21,7 @@ from deltanet_jax.config.experiment import (
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.ops import attention
-from deltanet_jax.ops.documents import runs_of
+from deltanet_jax.ops.documents import number_segments
 from tests.ops.test_ops_contract import (
   RULES,
   B,
@@ -53,9 +53,9 @@ CONFIGS = [
 def test_runs_are_counted_and_not_told_by_their_ids():
   ids = jnp.asarray([[1, 1, 2, 1, 1], [-7, 2**31 - 1, 0, 0, -7]], jnp.int32)
   np.testing.assert_array_equal(
-    runs_of(ids), [[0, 0, 1, 2, 2], [0, 1, 2, 2, 3]]
+    number_segments(ids), [[0, 0, 1, 2, 2], [0, 1, 2, 2, 3]]
   )
-  chex.assert_shape(runs_of(ids[:, :0]), (2, 0))
+  chex.assert_shape(number_segments(ids[:, :0]), (2, 0))
 
 
 # ------------------------------------------------------------- not finite

@@ -42,8 +42,8 @@ def _params(seed=0):
   }
 
 
-def _update(cfg, params, grads, moved=None):
-  optimizer = make_optimizer(cfg, 100, AXES, moved)
+def _update(cfg, params, grads, trainable=None):
+  optimizer = make_optimizer(cfg, 100, AXES, trainable)
   updates, _, _ = optimizer.update(grads, optimizer.init(params), params)
   return updates
 
@@ -149,11 +149,11 @@ def test_what_is_not_moved_neither_decays_nor_has_moments(name):
   params = _params()
   grads = jax.tree.map(jnp.ones_like, params)
   cfg = OptimConfig(name=name, weight_decay=0.5, warmup=0)
-  moved = {key: key not in ('q', 'embed') for key in AXES}
-  updates = _update(cfg, params, grads, moved)
+  trainable = {key: key not in ('q', 'embed') for key in AXES}
+  updates = _update(cfg, params, grads, trainable)
   changed = {key for key, update in updates.items() if np.any(update)}
-  assert changed == {key for key in moved if moved[key]}
-  state = make_optimizer(cfg, 100, AXES, moved).init(params)
+  assert changed == {key for key in trainable if trainable[key]}
+  state = make_optimizer(cfg, 100, AXES, trainable).init(params)
   shapes = [x.shape for x in jax.tree.leaves(state)]
   assert params['q'].shape not in shapes
   assert params['embed'].shape not in shapes

@@ -80,11 +80,14 @@ def test_a_batch_without_finite_loss_changes_nothing_and_is_counted():
   third, metrics_bad = step(second, bad)
   assert not np.isfinite(metrics['loss'])
   chex.assert_trees_all_equal(first[:2], third[:2])  # params, opt_state
-  counters = [int(third.step), int(third.skipped), int(third.streak)]
+  counters = [int(third.step), int(third.skipped), int(third.skipped_in_a_row)]
   assert counters == [3, 2, 2]
-  assert int(metrics_bad['streak']) == 2 and float(metrics_bad['lr']) == 1.0
+  assert (
+    int(metrics_bad['skipped_in_a_row']) == 2
+    and float(metrics_bad['lr']) == 1.0
+  )
   fourth, _ = step(third, batch)
-  assert [int(fourth.skipped), int(fourth.streak)] == [2, 0]
+  assert [int(fourth.skipped), int(fourth.skipped_in_a_row)] == [2, 0]
   assert not np.array_equal(fourth.params['w'], third.params['w'])
 
 
@@ -107,4 +110,8 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(what):
   second, metrics = step(first, batch)
   assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
   chex.assert_trees_all_equal(first[:2], second[:2])  # params, opt_state
-  assert [int(second.step), int(second.skipped), int(second.streak)] == [1] * 3
+  assert [
+    int(second.step),
+    int(second.skipped),
+    int(second.skipped_in_a_row),
+  ] == [1] * 3

@@ -135,8 +135,8 @@ def test_sigterm_saves_after_the_step_and_the_run_goes_on(
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_good_checkpoint(
   texts, tmp_path, monkeypatch
 ):
-  assert loop.MAX_STREAK == 10
-  monkeypatch.setattr(loop, 'MAX_STREAK', 3)
+  assert loop.MAX_SKIPPED_IN_A_ROW == 10
+  monkeypatch.setattr(loop, 'MAX_SKIPPED_IN_A_ROW', 3)
   experiment = make_experiment(texts)
 
   def poison(batch):
