@@ -62,7 +62,7 @@ def token_scan(
   return jnp.moveaxis(o, 0, 1), state
 
 
-def _log_decay(g):
+def log_decay(g):
   """g, or -1e4 where it is less, -inf included: a hard reset.
 
   e^-1e4 is zero in float32, and so is whatever it multiplies; but sums of g
@@ -210,7 +210,7 @@ def run(
     return token_scan(rule.step, arrays, state, segment_ids)
   described = description.inputs | description.gates
   arrays = tuple(  # type: ignore[assignment]
-    _log_decay(x) if described[name].kind == 'decay' else x
+    log_decay(x) if described[name].kind == 'decay' else x
     for name, x in zip(inputs, arrays, strict=True)
   )
   if form == 'associative':
