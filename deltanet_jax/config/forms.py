@@ -8,5 +8,5 @@ OWN = ('recurrent', 'associative', 'chunked')
 FORMS = {
   'linear_attention': OWN,
   'delta_rule': (*OWN, 'kernel'),
-  'kda': OWN,
+  'kda': (*OWN, 'kernel'),
 }

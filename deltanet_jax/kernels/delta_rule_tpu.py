@@ -204,10 +204,10 @@ def _run_forward(z, q, k, v, beta, g, state, keep):
   outputs.append((shape(state.shape, F32), states))
   if keep:
     of_chunks = z.B, z.N, z.J * z.G
-    outputs.append(
-      (shape((*of_chunks, z.K, z.V), F32), blocks.chunks(z.K, z.V))
-    )
-    outputs.append((shape((*of_chunks, C, C), F32), blocks.chunks(C, C)))
+    for matrix in ((z.K, z.V), (C, C)):
+      outputs.append(
+        (shape((*of_chunks, *matrix), F32), blocks.chunks(*matrix))
+      )
   o, last, *kept = tpu.call(
     functools.partial(_forward_kernel, z=z),
     z,
@@ -394,7 +394,9 @@ def _run_backward(z, q, k, v, beta, g, kept, d_o, d_last):
     (z.K, z.V),
   )
   d_g, d_beta = (tpu.from_rows(x, z) for x in jnp.split(d_gates, 2, axis=3))
-  shaped = (d.reshape(x.shape) for d, x in zip((d_q, d_k, d_v), (q, k, v)))
+  shaped = (
+    d.reshape(x.shape) for d, x in zip((d_q, d_k, d_v), (q, k, v), strict=True)
+  )
   return *shaped, d_beta.astype(beta.dtype), d_g, d_first
 
 
