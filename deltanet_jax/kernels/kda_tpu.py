@@ -358,34 +358,32 @@ def _level_gradients(c, d_link, d_score, written, d_o, d_rest, z):
   heads = range(z.heads)
   row, column = iota((C, C), 0), iota((C, C), 1)
   low = lambda x: x.astype(z.low)
-  # the same transposed: [dA^T | dP^T]
-  turned = [
-    dot_parts(written[h], cat([low(-d_rest[h]), d_o[h]], 0), z.low, (1, 1))
-    for h in heads
-  ]
   out = _Gradients([], [], [[] for _ in heads])
+  # by rows for rows: [dA; dP], of dP two parts, which dq is a sum of
+  by_row, by_key = [], []
   for h in heads:
     j = h // z.G
     own = jnp.where(row == column, d_score[h], 0.0)
     both = dot_parts(own, low(cat([c.k[j], c.q[j]], 1)), z.low)
     out.q.append(both[:, : z.K])
     out.k.append(both[:, z.K :])
+    high = low(d_score[h]).astype(F32)
+    by_row.append([d_link[h], high, d_score[h] - high])
+    # and transposed for keys: [dA^T, dP^T]
+    both = cat([low(-d_rest[h]), d_o[h]], 0)
+    turned = dot(low(written[h]), both, (1, 1))
+    by_key.append([turned[:, :C], turned[:, C:]])
   for level in range(LEVELS):
     meet, back = _meet(level, row, column), _meet(level, column, row)
     for h in heads:
       j = h // z.G
       decay, keys, queries = c.decayed(h, level, z)
-      of_rows = cat([jnp.where(meet, x[h], 0.0) for x in (d_link, d_score)], 0)
-      of_keys = cat(
-        [
-          jnp.where(back, turned[h][:, :C], 0.0),
-          jnp.where(back, turned[h][:, C:], 0.0),
-        ],
-        1,
-      )
-      rows = dot_parts(of_rows, keys, z.low)
-      onto_keys = dot_parts(of_keys, cat([keys, queries], 0), z.low)
-      d_k, d_q = (rows[:C] + onto_keys) * decay, rows[C:] * decay
+      onto = [low(jnp.where(meet, x, 0.0)) for x in by_row[h]]
+      rows = dot(cat(onto, 0), keys)
+      onto = [low(jnp.where(back, x, 0.0)) for x in by_key[h]]
+      from_rows = dot(cat(onto, 1), cat([keys, queries], 0))
+      d_k = (rows[:C] + from_rows) * decay
+      d_q = (rows[C : 2 * C] + rows[2 * C :]) * decay
       out.k[h] += d_k
       out.q[h] += d_q
       out.sums[h].append(d_k * c.k[j] + d_q * c.q[j])
@@ -405,7 +403,7 @@ def _state_key_gradients(c, out, entry, written, d_o, d_rest, d_state, z):
     out.sums[h].append(
       d_q * c.q[j] + d_k * c.k[j] + jnp.where(is_last, carry, 0.0)
     )
-    d_write = dot_parts(written[h], low(d_state[h]), z.low) * c.write[h]
+    d_write = dot(low(written[h]), low(d_state[h])) * c.write[h]
     out.sums[h].append(d_write * c.k[j])
     out.q[h] += d_q
     out.k[h] += d_k + d_write

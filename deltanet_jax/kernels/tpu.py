@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 from deltanet_jax.ops import documents, scan
 from deltanet_jax.ops.compiler import spread
@@ -231,15 +231,14 @@ def call(
   [heads, *state], and stays from chunk to chunk."""
   arrays, in_specs = zip(*inputs, strict=True)
   shapes, out_specs = zip(*outputs, strict=True)
-  if not z.interpret:
-    arrays = _for_tpu.bind(arrays[0]), *arrays[1:]
+  arrays = _for_kernel.bind(*arrays, interpret=z.interpret)
   with interpret(z.interpret):
     return pl.pallas_call(
       kernel,
       grid=z.grid,
       in_specs=in_specs,
       out_specs=out_specs,
-      out_shape=[_vary_as(x, arrays) for x in shapes],
+      out_shape=shapes,
       scratch_shapes=[pltpu.VMEM((z.heads, *state), F32)],
       compiler_params=pltpu.CompilerParams(
         dimension_semantics=('parallel', 'parallel', 'arbitrary'),
@@ -249,24 +248,33 @@ def call(
     )(*arrays)
 
 
-def _vary_as(shape, arrays):
-  return shape
+# its arguments, if a kernel can be made of a program with them
+_for_kernel: Any = Primitive('for_kernel')
+_for_kernel.multiple_results = True
+_for_kernel.def_abstract_eval(lambda *arrays, interpret: arrays)
 
 
-def _refuse(context, x):
+def _lower_for_tpu(context, *arrays, interpret):
+  platforms = context.module_context.platforms
+  if not interpret and tuple(platforms) != ('tpu',):
+    raise ValueError(
+      f"form 'kernel' is for TPUs, and this program for {', '.join(platforms)};"
+      " take form='chunked'"
+    )
+  return arrays
+
+
+def _refuse_derivative(*args, **how):
   raise ValueError(
-    "form 'kernel' is for TPUs, and this program is compiled for"
-    f' {"/".join(context.module_context.platforms)}; take form="chunked"'
+    "form 'kernel' has first derivatives alone; take form='chunked'"
   )
 
 
-_for_tpu: Any = Primitive('for_tpu')  # its argument, in programs for TPUs
-_for_tpu.def_abstract_eval(lambda x: x)
-mlir.register_lowering(_for_tpu, _refuse)
-mlir.register_lowering(_for_tpu, lambda context, x: [x], platform='tpu')
-batching.primitive_batchers[_for_tpu] = lambda args, axes: (
-  _for_tpu.bind(*args),
-  axes[0],
+mlir.register_lowering(_for_kernel, _lower_for_tpu)
+ad.primitive_jvps[_for_kernel] = _refuse_derivative
+batching.primitive_batchers[_for_kernel] = lambda arrays, axes, **how: (
+  _for_kernel.bind(*arrays, **how),
+  axes,
 )
 
 
