@@ -75,7 +75,7 @@ def run(
 ) -> scan.Result:
   """`ops.delta_rule.run` by the kernel.
 
-  q, k, v in bfloat16 or all in float32, 256 channels at most; chunk is of the
+  q, k, v in bfloat16 or all in float32, K to 256, V to 768; chunk is of the
   other forms, the kernel's is 128. First derivatives alone.
   """
   del chunk
@@ -194,6 +194,7 @@ def _forward_kernel(q, k, v, gates, first, o, last, *rest, z):
     last[0] = state[...]
 
 
+@functools.partial(jax.jit, static_argnames=('z', 'keep'))
 def _run_forward(z, q, k, v, beta, g, state, keep):
   blocks = tpu.Blocks(z)
   gates = cat([tpu.to_rows(g, z), tpu.to_rows(beta, z)], 3)
@@ -210,6 +211,7 @@ def _run_forward(z, q, k, v, beta, g, state, keep):
       )
   o, last, *kept = tpu.call(
     functools.partial(_forward_kernel, z=z),
+    'delta_rule_forward',
     z,
     [
       (tpu.flat(q), keys),
@@ -363,6 +365,7 @@ def _state_gradients(c, gate_ref, d_o, d_rest, d_state, z):
     d_state[h] = c.read[h][C - 1 :] * d_state[h] + dot(onto, both)
 
 
+@functools.partial(jax.jit, static_argnames='z')
 def _run_backward(z, q, k, v, beta, g, kept, d_o, d_last):
   blocks = tpu.Blocks(z, reverse=True)
   gates = cat([tpu.to_rows(g, z), tpu.to_rows(beta, z)], 3)
@@ -373,6 +376,7 @@ def _run_backward(z, q, k, v, beta, g, kept, d_o, d_last):
   q_flat, k_flat, v_flat = (tpu.flat(x) for x in (q, k, v))
   d_q, d_k, d_v, d_gates, d_first = tpu.call(
     functools.partial(_backward_kernel, z=z),
+    'delta_rule_backward',
     z,
     [
       (q_flat, keys),

@@ -77,7 +77,7 @@ def run(
 ) -> scan.Result:
   """`ops.kda.run` by the kernel, for beta [B,T,H] and no erase gate.
 
-  q, k, v in bfloat16 or all in float32, 256 channels at most; chunk is of the
+  q, k, v in bfloat16 or all in float32, K to 256, V to 768; chunk is of the
   other forms, the kernel's is 128. First derivatives alone.
   """
   del chunk
@@ -230,6 +230,7 @@ def _forward_kernel(q, k, v, g, beta, spans, first, o, last, *rest, z):
     last[0] = state[...]
 
 
+@functools.partial(jax.jit, static_argnames=('z', 'keep'))
 def _run_forward(z, q, k, v, beta, g, state, keep):
   blocks = tpu.Blocks(z)
   keys, values = (blocks.tokens(n) for n in (z.keys * z.K, z.heads * z.V))
@@ -247,6 +248,7 @@ def _run_forward(z, q, k, v, beta, g, state, keep):
     outputs.append((shape((*of_chunks, C, C), F32), blocks.chunks(C, C)))
   o, last, *kept = tpu.call(
     functools.partial(_forward_kernel, z=z),
+    'kda_forward',
     z,
     [
       (tpu.flat(q), keys),
@@ -409,6 +411,7 @@ def _state_key_gradients(c, out, entry, written, d_o, d_rest, d_state, z):
     out.k[h] += d_k + d_write
 
 
+@functools.partial(jax.jit, static_argnames='z')
 def _run_backward(z, q, k, v, beta, g, kept, d_o, d_last):
   blocks = tpu.Blocks(z, reverse=True)
   keys, values = (blocks.tokens(n) for n in (z.keys * z.K, z.heads * z.V))
@@ -423,6 +426,7 @@ def _run_backward(z, q, k, v, beta, g, kept, d_o, d_last):
   beta_rows = tpu.to_rows(beta, z)
   d_q, d_k, d_v, d_g, d_beta, d_first = tpu.call(
     functools.partial(_backward_kernel, z=z),
+    'kda_backward',
     z,
     [
       (q_flat, keys),

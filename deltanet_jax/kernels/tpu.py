@@ -28,8 +28,11 @@ from deltanet_jax.ops.scan import F32
 
 BF16 = jnp.bfloat16
 C = 128  # tokens of a chunk: the lanes of a register
-WIDEST = 256  # key and value channels; fewer are filled up to 128 or to this
-# value heads that a program takes; 16 are 5% faster and compile twice as long
+# key and value channels, filled up to 128, 256, ..; values of 512 and, for time
+# split over devices, 256 of keys beside them
+WIDEST = {'key': 256, 'value': 768}
+# value heads of 128 that a program takes; more fill the latency of products
+# better, 16 by 6%, and take twice as long to compile
 HEADS = 8
 # the gate of a document's first token: e^RESET is zero in float32, and sums of
 # gates that do not contain it are as they were
@@ -190,12 +193,15 @@ def make_layout(q: jax.Array, v: jax.Array) -> Layout:
   """The layout of q [B,T,J,K] and v [B,T,H,V], filled up."""
   B, T, J, K = q.shape
   H, V = v.shape[2:]
-  wide = K > C or V > C or q.dtype == F32
-  most = max(1, (HEADS // 2 if wide else HEADS) // (H // J))
+  G = H // J
+  most = count_heads(K, V, q.dtype) // G
   keys = max(n for n in range(1, most + 1) if J % n == 0)
-  return Layout(
-    B, T // C, J, H // J, K, V, keys, q.dtype, bool(interpret.value)
-  )
+  return Layout(B, T // C, J, G, K, V, keys, q.dtype, bool(interpret.value))
+
+
+def count_heads(K: int, V: int, dtype: jnp.dtype) -> int:
+  """How many value heads a program takes at most: as VMEM has room for."""
+  return max(1, HEADS * C // max(K, V) // (1 if dtype == BF16 else 2))
 
 
 def to_rows(x: jax.Array, z: Layout) -> jax.Array:
@@ -222,6 +228,7 @@ Placed = tuple[jax.Array | jax.ShapeDtypeStruct, pl.BlockSpec]
 
 def call(
   kernel: Callable[..., None],
+  name: str,
   z: Layout,
   inputs: Sequence[Placed],
   outputs: Sequence[Placed],
@@ -245,6 +252,7 @@ def call(
         vmem_limit_bytes=VMEM_LIMIT,
       ),
       interpret=z.interpret,
+      name=name,
     )(*arrays)
 
 
@@ -297,16 +305,18 @@ def run(
   check(inputs)
   q, k, v, beta, g = inputs.values()
   if not v.size:
-    return v, state
+    return jnp.zeros_like(v), state
 
   def call_rule(arrays, state, segment_ids):
     q, k, v, beta, g = arrays
     if segment_ids is not None:
       first = documents.starts(segment_ids)
       g = jnp.where(first.reshape(first.shape + (1,) * (g.ndim - 2)), RESET, g)
-    q, k = (repeat_keys(x, v.shape[2]) for x in (q, k))
     arrays, padded = fill((q, k, v, beta, g), state)
-    o, last = rule(make_layout(*arrays[::2][:2]), arrays, padded)
+    q_wide, k_wide, v_wide, *gates = arrays
+    q_wide, k_wide = (repeat_keys(x, v_wide) for x in (q_wide, k_wide))
+    arrays = q_wide, k_wide, v_wide, *gates
+    o, last = rule(make_layout(q_wide, v_wide), arrays, padded)
     T, K, V = v.shape[1], q.shape[3], v.shape[3]
     return o[:, :T, :, :V], last[:, :, :K, :V]
 
@@ -326,21 +336,19 @@ def check(inputs: dict[str, jax.Array | None]) -> None:
       " three in bfloat16 or in float32, or take form='chunked'"
     )
   for name, x in (('key', k), ('value', v)):
-    if x.shape[3] > WIDEST:
+    if x.shape[3] > WIDEST[name]:
       raise ValueError(
-        f"form 'kernel' with {x.shape[3]} {name} channels; give {WIDEST} at"
-        " most, or take form='chunked'"
+        f"form 'kernel' with {x.shape[3]} {name} channels; give {WIDEST[name]}"
+        " at most, or take form='chunked'"
       )
 
 
-def repeat_keys(x: jax.Array, H: int) -> jax.Array:
-  """Key heads [B,T,J,K], repeated where one is read by more value heads than a
+def repeat_keys(x: jax.Array, v: jax.Array) -> jax.Array:
+  """Key heads [B,T,J,K], repeated where more value heads read one than a
   program takes."""
-  J = x.shape[2]
-  G = H // J
-  times = next(
-    n for n in range(1, G + 1) if G % n == 0 and G // n <= HEADS // 2
-  )
+  G = v.shape[2] // x.shape[2]
+  most = count_heads(x.shape[3], v.shape[3], x.dtype)
+  times = next(n for n in range(1, G + 1) if G % n == 0 and G // n <= most)
   return x if times == 1 else jnp.repeat(x, times, 2)
 
 
