@@ -1,7 +1,7 @@
 """The forms of a rule, those of other backends among them.
 
-`ops/<rule>.py` has the rule's own forms. A module `kernels/<rule>.py`, where
-there is one, has more in a `FORMS` of the same kind: same arguments, same
+`ops/<rule>.py` has the rule's own forms. A module `kernels/<rule>_tpu.py`,
+where there is one, has more in a `FORMS` of the same kind: same arguments, same
 results. `ops` knows nothing of these. Their names are in `config.forms`.
 """
 
@@ -13,7 +13,7 @@ from types import ModuleType
 
 def forms(rule: ModuleType) -> dict[str, Callable]:
   """The forms of a module of `ops` by name: its own, then the kernels'."""
-  name = f'{__name__}.{rule.__name__.rpartition(".")[2]}'
+  name = f'{__name__}.{rule.__name__.rpartition(".")[2]}_tpu'
   if importlib.util.find_spec(name) is None:
     return rule.FORMS
   return rule.FORMS | importlib.import_module(name).FORMS
