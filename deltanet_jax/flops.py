@@ -40,6 +40,9 @@ def _equation(eqn, filled):
     return 2 * eqn.outvars[0].aval.size * _sizes(eqn.invars[0], contract)
   if name == 'ragged_dot_general':
     return round(filled * _ragged(eqn))
+  if name == 'pallas_call':
+    inner, times = [eqn.params['jaxpr']], eqn.params['grid_mapping'].grid
+    return math.prod(times) * count_in_jaxpr(inner[0], filled)
   if name in ('while', 'conv_general_dilated') or 'pallas' in name:
     raise NotImplementedError(
       f'the operations of {name!r} cannot be counted; count a form without it'

@@ -1,4 +1,4 @@
-"""Progress of long jobs on the terminal. Standard library only."""
+"""Progress lines of a long job. Standard library only."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ TERMINAL_PAUSE, FILE_PAUSE = 1.0, 10.0  # seconds between two lines
 
 
 class Line:
-  """A line that is overwritten on a terminal, elsewhere a new one each time."""
+  """A line that is overwritten on a terminal; in a file, one line a text."""
 
   def __init__(self, stream: TextIO | None = None):
     self._stream = stream or sys.stderr
@@ -16,7 +16,7 @@ class Line:
     self._width = 0
 
   def show(self, text: str) -> None:
-    """Shows `text` in place of the last one."""
+    """Shows `text` in place of the text before it."""
     if self.live:
       self._write('\r' + text.ljust(self._width))
       self._width = len(text)
@@ -24,12 +24,12 @@ class Line:
       self._write(text + '\n')
 
   def say(self, text: str) -> None:
-    """Writes a line that stays."""
+    """Prints a line that stays."""
     self.clear()
     self._write(text + '\n')
 
   def clear(self) -> None:
-    """Removes the shown text from the terminal."""
+    """Clears the line on the terminal."""
     if self._width:
       self._write('\r' + ' ' * self._width + '\r')
       self._width = 0
@@ -40,7 +40,7 @@ class Line:
 
 
 class Progress:
-  """Shows the done part of a job, its rate and the time left.
+  """Shows how much of a job is done, the rate and the time left.
 
   what: a verb, as 'converted'   total: of the job
   unit: the name of `size`, as 'GB' of 10^9: counts are shown divided by it
@@ -60,12 +60,12 @@ class Progress:
     self._start = self._shown = time.monotonic()
 
   def skip(self, count: int) -> None:
-    """Adds what was done before this start; it does not count for the rate."""
+    """Counts what an earlier start has done, which gives no rate."""
     self._skipped += count
     self._done += count
 
   def add(self, count: int) -> None:
-    """Adds what was just done."""
+    """Counts `count` more as done."""
     self._done += count
     pause = TERMINAL_PAUSE if self._line.live else FILE_PAUSE
     if time.monotonic() > self._shown + pause:
@@ -73,7 +73,7 @@ class Progress:
       self._line.show(self._text())
 
   def end(self) -> None:
-    """Writes the last line."""
+    """Prints the final line."""
     self._line.say(self._text())
 
   def _text(self) -> str:

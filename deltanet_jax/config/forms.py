@@ -5,4 +5,8 @@
 
 OWN = ('recurrent', 'associative', 'chunked')
 # a kernel adds its name to the row of its rule
-FORMS = {'linear_attention': OWN, 'delta_rule': OWN, 'kda': OWN}
+FORMS = {
+  'linear_attention': OWN,
+  'delta_rule': (*OWN, 'kernel'),
+  'kda': (*OWN, 'kernel'),
+}

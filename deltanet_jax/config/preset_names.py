@@ -30,8 +30,12 @@ def find_folder() -> pathlib.Path:
   """The folder of the presets: inside the installed package, or configs/ of a
   clone."""
   package = pathlib.Path(__file__).parents[1]
-  installed = package / 'configs'
-  return installed if installed.is_dir() else package.parent / 'configs'
+  return (package if is_installed() else package.parent) / 'configs'
+
+
+def is_installed() -> bool:
+  """Whether the presets are those of an installed package, not of a clone."""
+  return (pathlib.Path(__file__).parents[1] / 'configs').is_dir()
 
 
 def list_families() -> list[str]:

@@ -13,9 +13,10 @@ from deltanet_jax.config.experiment import (
 
 
 def train_released(model: ModelConfig) -> Experiment:
-  """An Experiment that trains a released model on your text on eight devices.
+  """A run of a released architecture on your text, over eight devices.
 
-  tokenizer.json is the model's; --released=DIR starts from its weights.
+  Bring the tokenizer.json of the release; --released=DIR starts from its
+  weights.
   """
   return Experiment(
     model=model,
@@ -33,9 +34,9 @@ def train_released(model: ModelConfig) -> Experiment:
 
 
 def python_sources(*skipped: str) -> str:
-  """The `data.path` of the Python standard library, text on every machine.
+  """data.path of the sources of Python's library, which every machine has.
 
-  skipped: folders to leave out, besides those of installed packages
+  skipped: folders to leave out, beside installed packages
   """
   folders = ('site-packages', 'dist-packages', *skipped)
   library = f'{sysconfig.get_path("stdlib")}/**/*.py'

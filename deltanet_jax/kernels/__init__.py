@@ -1,8 +1,7 @@
 """The forms of a rule, with those written for one backend.
 
-`ops/<rule>.py` has the rule's own forms; a module `kernels/<rule>.py`, if there
-is one, adds a `FORMS` of functions with the same arguments and results. `ops`
-does not import it. `config.forms` has the names.
+  """Returns the forms of a module of `ops` by name, then those of kernels."""
+  name = f'{__name__}.{rule.__name__.rpartition(".")[2]}_tpu'
 """
 
 import importlib
@@ -13,7 +12,7 @@ from types import ModuleType
 
 def forms(rule: ModuleType) -> dict[str, Callable]:
   """Returns the forms of a module of `ops` by name, then those of kernels."""
-  name = f'{__name__}.{rule.__name__.rpartition(".")[2]}'
+  name = f'{__name__}.{rule.__name__.rpartition(".")[2]}_tpu'
   if importlib.util.find_spec(name) is None:
     return rule.FORMS
   return rule.FORMS | importlib.import_module(name).FORMS

@@ -19,7 +19,7 @@ from deltanet_jax.layers.proj import Init, Proj
 from deltanet_jax.ops.attention import Place
 from deltanet_jax.ops.compiler import write_slots
 from deltanet_jax.ops.documents import Inputs, number_segments
-from deltanet_jax.parallel import sequence
+from deltanet_jax.parallel import sequence, sharding
 
 MODES = 'causal', 'bidirectional'
 
@@ -365,12 +365,11 @@ def run_rule(
   form = functools.partial(kernels.forms(rule)[cfg.form], **chunk)
   if cache is None and sequence.is_split(inputs[0].shape[1]):
     return sequence.run_rule(rule, form, inputs, ctx.segment_ids, gates), None
-  return form(
-    *inputs,
-    state=None if cache is None else cache.state,
-    segment_ids=ctx.segment_ids,
-    **gates,
-  )
+  state = None if cache is None else cache.state
+  if cfg.form not in rule.FORMS and sharding.get_current_mesh() is not None:
+    how = state, ctx.segment_ids, gates
+    return sequence.run_on_shares(rule, form, inputs, *how)
+  return form(*inputs, state=state, segment_ids=ctx.segment_ids, **gates)
 
 
 def make_aux(

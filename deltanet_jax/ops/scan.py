@@ -62,7 +62,7 @@ def token_scan(
   return jnp.moveaxis(o, 0, 1), state
 
 
-def _log_decay(g):
+def log_decay(g):
   """Returns max(g, -1e4), so that g = -inf, a hard reset, stays finite.
 
   e^-1e4 is zero in float32. Sums of g are matmuls with masks of zeros and ones,
@@ -207,7 +207,7 @@ def run(
   require_positive(chunk)
   described = description.inputs | description.gates
   arrays = tuple(  # type: ignore[assignment]
-    _log_decay(x) if described[name].kind == 'decay' else x
+    log_decay(x) if described[name].kind == 'decay' else x
     for name, x in zip(inputs, arrays, strict=True)
   )
   if form == 'associative':

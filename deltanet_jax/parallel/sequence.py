@@ -39,7 +39,7 @@ def _on_spans(f, axes, out_axes, *args):
   """f on every device's part of args.
 
   axes: for each array of args its logical axes, None for a None; out_axes:
-  those of f's output
+  those of f's output, or a list of those of several outputs
   """
   mesh = sharding.get_current_mesh()
 
@@ -47,13 +47,12 @@ def _on_spans(f, axes, out_axes, *args):
     return None if x is None else sharding.make_spec(axes, x.shape, mesh)
 
   specs = tuple(place(a, x) for a, x in zip(axes, args, strict=True))
-  like = next(x for a, x in zip(axes, args, strict=True) if a == out_axes)
-  return jax.shard_map(
-    f,
-    in_specs=specs,
-    out_specs=sharding.make_spec(out_axes, like.shape, mesh),
-    check_vma=False,
-  )(*args)
+  placed = dict(zip(axes, specs, strict=True))
+  if isinstance(out_axes, list):
+    out = tuple(placed[a] for a in out_axes)
+  else:
+    out = placed[out_axes]
+  return jax.shard_map(f, in_specs=specs, out_specs=out, check_vma=False)(*args)
 
 
 def receive_from_before(
@@ -81,29 +80,71 @@ def run_rule(
   inputs: the rule's arrays [B,T,...] or None, in its order
   gates: its keyword arrays
   """
-  description = rule.DESCRIPTION
-  described = description.inputs | description.gates
-  arrays = dict(zip(description.inputs, inputs, strict=True)) | gates
-  H = description.check(**arrays, segment_ids=segment_ids)['H']
-  letters = [
-    None if x is None else described[name].axes_of(x)
-    for name, x in arrays.items()
-  ]
-  repeated = [
-    repeat_to_divide(x, H) if letter and 'J' in letter else x
-    for letter, x in zip(letters, arrays.values(), strict=True)
-  ]
-  call = _with_prefix(
-    form, description.carry == 'scalar', letters, tuple(gates)
-  )
+  letters, arrays, _ = _divided(rule, inputs, gates, segment_ids=segment_ids)
+  scalar = rule.DESCRIPTION.carry == 'scalar'
+  call = _with_prefix(form, scalar, letters, tuple(gates))
   axes = [letter and _logical(letter) for letter in letters]
   return _on_spans(
     call,
     (*axes, _logical('BT')),
     _logical(VALUE.axes),
-    *repeated,
+    *arrays,
     segment_ids,
   )
+
+
+def run_on_shares(
+  rule: ModuleType,
+  form: Callable[..., tuple[jax.Array, jax.Array]],
+  inputs: Inputs,
+  state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  gates: dict[str, jax.Array | None],
+) -> tuple[jax.Array, jax.Array]:
+  """(o, last state) of a rule over whole rows by a form that no compiler can
+  split, a kernel: every device runs it on its own rows and heads.
+
+  state: [B,H,K,V] or None   all else as in `run_rule`
+  """
+  letters, arrays, sizes = _divided(
+    rule, inputs, gates, state=state, segment_ids=segment_ids
+  )
+  if state is None:
+    state = rule.DESCRIPTION.zero_state(sizes)
+
+  def call(*args):
+    *arrays, state, segment_ids = args
+    own = dict(zip(gates, arrays[len(inputs) :], strict=True))
+    how = {'state': state, 'segment_ids': segment_ids} | own
+    return form(*arrays[: len(inputs)], **how)
+
+  whole = lambda letters: _logical(letters.replace('T', '.'))
+  axes = [letter and whole(letter) for letter in letters]
+  return _on_spans(
+    call,
+    (*axes, whole(STATE), whole('BT')),
+    [whole(VALUE.axes), whole(STATE)],
+    *arrays,
+    state,
+    segment_ids,
+  )
+
+
+def _divided(rule, inputs, gates, **more):
+  """The letters of a rule's arrays, None for a None; the arrays, key heads
+  repeated where the mesh asks for it; sizes by letter."""
+  described = rule.DESCRIPTION.inputs | rule.DESCRIPTION.gates
+  arrays = dict(zip(rule.DESCRIPTION.inputs, inputs, strict=True)) | gates
+  sizes = rule.DESCRIPTION.check(**arrays, **more)
+  letters = [
+    None if x is None else described[name].axes_of(x)
+    for name, x in arrays.items()
+  ]
+  repeated = [
+    repeat_to_divide(x, sizes['H']) if letter and 'J' in letter else x
+    for letter, x in zip(letters, arrays.values(), strict=True)
+  ]
+  return letters, repeated, sizes
 
 
 def repeat_to_divide(x: jax.Array, H: int) -> jax.Array:

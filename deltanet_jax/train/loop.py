@@ -56,7 +56,7 @@ def train(
 
   workdir: a Workdir that was checked   data: the experiment's TextData
   source: the initial weights; None: random ones
-  texts: see `Workdir.claim`   new_text: see `Workdir.check_text`
+  texts: see `Workdir.lock`   new_text: see `Workdir.check_text`
 
   Returns the results, which are also in `result.json`, or the number of the
   signal that stopped the run. Every process calls this; all of them write
@@ -86,7 +86,7 @@ def train(
   processes.require_devices(mesh)
   program = make_program(experiment, mesh)
   # not earlier: a configuration that cannot run must not lock the folder
-  note = _claim(stored, workdir, data, source, texts, new_text)
+  note = _lock(stored, workdir, data, source, texts, new_text)
   keep = experiment.train.keep
   with (
     jax.set_mesh(mesh),
@@ -101,7 +101,7 @@ def train(
       return stop or run.finish()
 
 
-def _claim(experiment, workdir, data, source, texts, new_text):
+def _lock(experiment, workdir, data, source, texts, new_text):
   """Checks that all processes run the same, then process 0 locks the folder;
   returns a message, or None."""
   text = data.fingerprint()
@@ -115,13 +115,13 @@ def _claim(experiment, workdir, data, source, texts, new_text):
   )
   first = processes.is_first()
 
-  def claim():
+  def lock():
     if first:
       workdir.check_text(text, new_text)
-      return workdir.claim(experiment, texts)
+      return workdir.lock(experiment, texts)
     return None
 
-  note = processes.call_together(claim)
+  note = processes.call_together(lock)
   processes.call_together(lambda: workdir.require_seen(experiment))
   return note
 

@@ -34,11 +34,11 @@ FORMS = {'twice': twice}
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-  (tmp_path / 'delta_rule.py').write_text(KERNEL)
+  (tmp_path / 'delta_rule_tpu.py').write_text(KERNEL)
   monkeypatch.setattr(kernels, '__path__', [str(tmp_path)])
   monkeypatch.setitem(FORMS, 'delta_rule', (*OWN, 'twice'))
   yield
-  sys.modules.pop('deltanet_jax.kernels.delta_rule', None)
+  sys.modules.pop('deltanet_jax.kernels.delta_rule_tpu', None)
 
 
 def test_a_kernel_is_one_more_form_of_its_rule_alone(kernel):

@@ -212,7 +212,7 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
   experiment = make_experiment(texts)
   workdir = Workdir(tmp_path)
   workdir.check(experiment)
-  workdir.claim(experiment)
+  workdir.lock(experiment)
   same = dataclasses.replace(
     experiment,
     train=dataclasses.replace(experiment.train, save_every=7, keep=5, steps=99),
@@ -235,7 +235,7 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
     assert 'mesh and train.steps, log_every' in message
     assert '--released' not in message
   (tmp_path / 'checkpoints' / '3').mkdir(parents=True)
-  with pytest.raises(ConfigError, match=rf'--released={tmp_path} it begins'):
+  with pytest.raises(ConfigError, match=rf'--released={tmp_path} it starts'):
     workdir.check(other)
   model = dataclasses.replace(experiment.model, repeats=2)
   with pytest.raises(ConfigError) as error:
@@ -246,11 +246,11 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
 def test_two_processes_do_not_share_a_folder(texts, tmp_path):
   experiment = make_experiment(texts)
   first = Workdir(tmp_path)
-  first.claim(experiment)
+  first.lock(experiment)
   with pytest.raises(ConfigError, match='another process trains'):
-    Workdir(tmp_path).claim(experiment)
-  first.release()
-  Workdir(tmp_path).claim(experiment)
+    Workdir(tmp_path).lock(experiment)
+  first.unlock()
+  Workdir(tmp_path).lock(experiment)
 
 
 def test_progress_lines_come_now_and_then_when_nobody_watches():
