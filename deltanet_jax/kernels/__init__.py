@@ -1,7 +1,8 @@
 """The forms of a rule, with those written for one backend.
 
-  """Returns the forms of a module of `ops` by name, then those of kernels."""
-  name = f'{__name__}.{rule.__name__.rpartition(".")[2]}_tpu'
+`ops/<rule>.py` has the rule's own forms; a module `kernels/<rule>_tpu.py`, if
+there is one, adds a `FORMS` of functions with the same arguments and results.
+`ops` does not import it. `config.forms` has the names.
 """
 
 import importlib
