@@ -249,11 +249,13 @@ def join(x: jax.Array, T: int) -> jax.Array:
 
 
 def cut_queries(q: jax.Array, at: Place, J: int, N: int) -> QueryBlocks:
+  """`cut` of queries and their Place."""
   # padding has the last query's position, so it sees a key
   return QueryBlocks(cut(q, J, N), _cut_place(at, N, mode='edge'))
 
 
 def cut_keys(k: jax.Array, v: jax.Array, seen: Place, M: int) -> KeyBlocks:
+  """`cut` of keys, values and their Place."""
   J = k.shape[2]
   return KeyBlocks(
     cut(k, J, M), cut(v, J, M), _cut_place(seen, M, constant_values=NO_KEY)
@@ -275,10 +277,12 @@ def _cut_place(place, N, **fill):
 
 
 def zeros(x: jax.Array) -> jax.Array:
+  """Float32 zeros of x's shape."""
   return jnp.zeros(x.shape, F32)
 
 
 def empty_sums(queries: QueryBlocks, v: jax.Array) -> Sums:
+  """The Sums of queries before any key."""
   rows = queries.q.shape[:-1]
   # not -inf: exp(m - n) would be NaN where no key is visible yet
   least = jnp.full(rows, jnp.finfo(F32).min)
@@ -286,6 +290,7 @@ def empty_sums(queries: QueryBlocks, v: jax.Array) -> Sums:
 
 
 def normalize(sums: Sums) -> jax.Array:
+  """o / l, the attention outputs [N,B,J,G,C,V] of finished Sums."""
   return sums.o / sums.row_sum[..., None]
 
 

@@ -181,20 +181,20 @@ def _with_prefix(form, scalar, letters, names):
   def forward(*args):
     *arrays, segment_ids = args
     exit_state = lambda arrays, state=None: call(arrays, segment_ids, state)[1]
-    carry, write = _fold(exit_state, scalar, letters, arrays)
-    goes_on, through = _joined(segment_ids)
-    entry = _only(goes_on, _prefix(carry, write, through, scalar))
+    carry, write = _find_map(exit_state, scalar, letters, arrays)
+    continued, through = _find_continued(segment_ids)
+    entry = _keep_rows(continued, _prefix(carry, write, through, scalar))
     (o, last), pull = jax.vjp(
       lambda arrays, state: call(arrays, segment_ids, state), arrays, entry
     )
-    return o, (pull, carry, goes_on, through, jnp.zeros_like(last))
+    return o, (pull, carry, continued, through, jnp.zeros_like(last))
 
   def backward(residuals, d_o):
-    pull, carry, goes_on, through, zero = residuals
+    pull, carry, continued, through, zero = residuals
     _, d_entry = pull((d_o, zero))
     d_last = _prefix(
       carry if scalar else jnp.swapaxes(carry, -1, -2),
-      _only(goes_on, d_entry),
+      _keep_rows(continued, d_entry),
       through,
       scalar,
       reverse=True,
@@ -207,7 +207,7 @@ def _with_prefix(form, scalar, letters, names):
   return call_on_span
 
 
-def _fold(exit_state, scalar, letters, arrays):
+def _find_map(exit_state, scalar, letters, arrays):
   """A [B,H,K,K], or [B,H,1,1] for a scalar, and U [B,H,K,V] of a span.
 
   exit_state: (arrays, state=None) -> the rule's last state. A is the exit state
@@ -237,7 +237,7 @@ def _fold(exit_state, scalar, letters, arrays):
   return last[..., V:], last[..., :V]
 
 
-def _joined(segment_ids):
+def _find_continued(segment_ids):
   """Two [P,B] bool, for every span and row: does the span begin inside the
   document that the span before ends with; and does that document reach the
   span's end? None, None: every row is one document."""
@@ -247,11 +247,11 @@ def _joined(segment_ids):
   edges = jnp.stack([segment_ids[:, 0], segment_ids[:, -1], one])
   first, last, one = jnp.moveaxis(jax.lax.all_gather(edges, AXIS), 1, 0)
   # nothing is before the first span
-  goes_on = (first == jnp.roll(last, 1, 0)).at[0].set(False)
-  return goes_on, goes_on & (one > 0)
+  continued = (first == jnp.roll(last, 1, 0)).at[0].set(False)
+  return continued, continued & (one > 0)
 
 
-def _only(where, x):
+def _keep_rows(where, x):
   """x [B,...] in rows where `where` [P,B] is true for this span, else zero,
   also in place of NaN."""
   if where is None:
@@ -273,7 +273,7 @@ def _prefix(carry, write, through, scalar, reverse=False):
     before = functools.partial(
       receive_from_before, distance=distance, reverse=reverse
     )
-    write = write + _only(through, apply(carry, before(write)))
+    write = write + _keep_rows(through, apply(carry, before(write)))
     if 2 * distance < P:
       carry = apply(carry, before(carry))
       if through is not None:
