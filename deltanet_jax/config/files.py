@@ -51,10 +51,10 @@ def read_json(path: pathlib.Path) -> JsonObject:
     tree = json.loads(read_text(path))
   except (ValueError, RecursionError) as error:
     raise ConfigError(
-      f'{path}: no JSON: {" ".join(str(error).split())}; remove it'
+      f'{path}: no JSON: {" ".join(str(error).split())}; remove the file'
     ) from error
   if not isinstance(tree, dict):
-    raise ConfigError(f'{path}: no JSON object; remove it')
+    raise ConfigError(f'{path}: no JSON object; remove the file')
   return tree
 
 

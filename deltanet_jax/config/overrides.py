@@ -111,7 +111,7 @@ def _child(node, part, parent, flag):
     return getattr(node, part), typing.get_type_hints(type(node))[part]
   if isinstance(node, tuple):
     if not node:
-      raise ConfigError(f'{flag}: {parent} is empty')
+      raise ConfigError(f'{flag}: {parent} is empty, and has no field to set')
     if not part.isdecimal() or int(part) >= len(node):
       raise ConfigError(
         f'{flag}: no entry {part!r}{inside}; give 0 to {len(node) - 1}'

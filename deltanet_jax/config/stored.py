@@ -50,7 +50,9 @@ def from_json(
   except (json.JSONDecodeError, RecursionError) as error:
     raise ConfigError(f'no JSON configuration: {error}') from error
   if kind is not None and not isinstance(cfg, kind):
-    raise ConfigError(f'no JSON of an {kind.__name__}')
+    raise ConfigError(
+      f'no JSON of an {kind.__name__}: it holds a {type(cfg).__name__}'
+    )
   check_types(cfg)
   return cfg
 

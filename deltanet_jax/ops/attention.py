@@ -172,7 +172,8 @@ def _check(q, k, v, **others):
   sizes = check_shapes(q=(q, 'BTHK'), k=(k, 'BSJK'), v=(v, 'BSJV'), **others)
   if sizes['H'] % sizes['J']:
     raise ValueError(
-      f'{sizes["H"]} query heads are no multiple of {sizes["J"]} key heads'
+      f'{sizes["H"]} query heads are no multiple of {sizes["J"]} key heads;'
+      ' change one of them'
     )
 
 

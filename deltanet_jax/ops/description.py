@@ -59,7 +59,8 @@ class Description(NamedTuple):
     sizes = check_shapes(**{n: (x, axes[n]) for n, x in arrays.items()})
     if sizes['H'] % sizes['J']:
       raise ValueError(
-        f'{sizes["H"]} value heads are no multiple of {sizes["J"]} key heads'
+        f'{sizes["H"]} value heads are no multiple of {sizes["J"]} key heads;'
+        ' change one of them'
       )
     return sizes
 

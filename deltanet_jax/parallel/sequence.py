@@ -152,7 +152,9 @@ def repeat_to_divide(x: jax.Array, H: int) -> jax.Array:
   neighboring value heads."""
   J, parts = x.shape[2], sharding.count_parts('kv_heads')
   if H % parts:
-    raise ValueError(f'{H} heads do not divide over {parts} devices')
+    raise ValueError(
+      f'{H} heads do not divide over {parts} devices; change mesh.tensor'
+    )
   times = next(
     n for n in range(1, H // J + 1) if not J * n % parts and not H % (J * n)
   )
