@@ -55,7 +55,7 @@ DTYPE = flags.DEFINE_enum(
   'dtype',
   'bfloat16',
   ['bfloat16', 'float32'],
-  'dtype of weights and computation.',
+  'dtype of the computation.',
 )
 DEVICES = flags.DEFINE_integer('devices', 1, 'Devices to use.', lower_bound=1)
 REPEATS = flags.DEFINE_list(

@@ -22,7 +22,7 @@ PROCESS = flags.DEFINE_integer(
 )
 DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False,
-  'Find the other processes through SLURM, Open MPI, GKE or Cloud TPU.',
+  'Find the other processes through SLURM, Open MPI, Kubernetes or TPU VMs.',
 )  # fmt: skip
 MEET_SECONDS = flags.DEFINE_integer(
   'meet_seconds', 120, 'Seconds to wait for the other processes.', lower_bound=1

@@ -233,7 +233,7 @@ def test_processes_with_another_start_are_named(monkeypatch):
   monkeypatch.setattr(
     processes, 'gather_arrays', lambda x: np.stack([x, x, x + theirs])
   )
-  with pytest.raises(ConfigError, match='process 2 has a text other than'):
+  with pytest.raises(ConfigError, match='process 2 has a text that differs'):
     processes.require_same_start(parts)
 
 
@@ -246,7 +246,7 @@ def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch):
     processes.require_devices(mesh(4))
 
 
-def test_a_folder_that_does_not_show_the_claim_is_refused(tmp_path, texts):
+def test_a_folder_that_does_not_show_the_configuration_is_refused(tmp_path, texts):
   experiment = _experiment(tmp_path, texts)
   workdir = Workdir(tmp_path / 'run')
   with pytest.raises(ConfigError, match='a disk that all processes share'):
@@ -459,7 +459,7 @@ def test_processes_that_differ_or_do_not_come_are_told_so(tmp_path, texts):
   with Job(tmp_path, 2, mesh, how=_by_slurm(2), own=other) as job:
     assert job.wait() == [2, 2], job.output(0)
     for i in range(2):
-      assert 'process 1 has a configuration other than' in job.output(i)
+      assert 'process 1 has a configuration that differs' in job.output(i)
   assert not (tmp_path / 'run').exists()
   for i in range(2):
     alone = _by_flags(2)(i)

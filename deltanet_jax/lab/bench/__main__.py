@@ -1,6 +1,6 @@
 """Times the forms of a recurrence, forward and with backward.
 
-  python -m launch.bench --op=delta_rule --forms=chunked,recurrent --length=4096
+  python -m launch.bench --op=delta_rule --length=4096
 
 Every program is compiled and run once; then all run in turn. Columns "x" are
 ratios to the first form. Temporary bytes are those of the compiled program; a

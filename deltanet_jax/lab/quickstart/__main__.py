@@ -2,8 +2,8 @@
 
   python -m launch.quickstart
 
-About five minutes on a CPU. Ctrl-C saves; the same command continues. Takes the
-flags of launch.train; --workdir is runs/quickstart by default. In a clone
+About five minutes on a CPU. Ctrl-C saves; the same command continues.
+Takes the flags of launch.train. Default --workdir: runs/quickstart. In a clone
 launch/quickstart.sh first makes an environment.
 """
 

@@ -2,10 +2,10 @@
 
   python -m launch.study --size=study --workdir=runs/study
 
-Sizes: smoke (minutes on 2 cores; exit status 1 if a check fails),
-study (under an hour on 2 cores), gpu (one large GPU). A job is one model on one
-task: the best of several learning rates, then several seeds. An estimate of the
-time is printed first.
+Sizes: smoke (minutes on 2 cores; exit status 1 if a check fails), study (under
+an hour on 2 cores), gpu (one large GPU). A job is one model on one task: the
+best of several learning rates, then several seeds. An estimate of the time is
+printed first.
 
 Flags set the numbers of a size (deltanet_jax/lab/study/config.py):
 
