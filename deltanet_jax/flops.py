@@ -1,10 +1,10 @@
 """Floating-point operations of a JAX function, counted in its jaxpr.
 
 Counted are the products: a product of matrices [m,k] [k,n] is 2 m k n, those
-of a scan are multiplied by its length, and each side of a condition counts as
-the dearer one. What works on single elements (norms, gates, softmax) is left
-out: beside the products it is little work. XLA's own count takes the body of a
-scan once, which is why this exists.
+of a scan are multiplied by its length, those of a Pallas kernel by its grid,
+and each side of a condition counts as the dearer one. What works on single
+elements (norms, gates, softmax) is left out: beside the products it is little
+work. XLA's own count takes the body of a scan once, which is why this exists.
 """
 
 import math
@@ -21,7 +21,7 @@ def count_operations(function: Callable[..., object], *args: object) -> int:
 
   Raises:
     NotImplementedError: a loop of unknown length, a convolution, or a kernel
-      that is not written in XLA's operations.
+      that is not Pallas's.
   """
   return count_in_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -43,8 +43,8 @@ def _equation(eqn, filled):
   if name == 'ragged_dot_general':
     return round(filled * _ragged(eqn))
   if name == 'pallas_call':
-    inner, times = [eqn.params['jaxpr']], eqn.params['grid_mapping'].grid
-    return math.prod(times) * count_in_jaxpr(inner[0], filled)
+    programs = math.prod(eqn.params['grid_mapping'].grid)
+    return programs * count_in_jaxpr(eqn.params['jaxpr'], filled)
   if name in ('while', 'conv_general_dilated') or 'pallas' in name:
     raise NotImplementedError(
       f'the operations of {name!r} cannot be counted; count a form without it'

@@ -6,7 +6,8 @@ are under `deltanet_jax` itself and not under `deltanet_jax.ops`.
 
 Called by itself a function is compiled once for each set of shapes; under
 `jax.jit`, `grad`, `vmap`, `checkpoint` or `shard_map` (with check_vma=False) it
-is part of what is around it. Every form has first and second derivatives.
+is part of what is around it. Every form has first and second derivatives, but
+for 'kernel', which has first ones.
 Forward mode (`jax.jvp`) has the form 'recurrent', and 'associative' without
 segment_ids, both without cu_seqlens; for the others JAX answers that it cannot
 apply jvp to a custom_vjp function.
@@ -62,8 +63,11 @@ def gated_delta_rule(
     have output 0
   form: 'chunked' for training, 'associative' for parallel time, 'recurrent':
     token by token, the definition. They agree. With cu_seqlens the first two
-    take blocks of 1 to 4 chunks of one document, one after the other
-  chunk: tokens of a chunk, 16 * 2^n; the form 'recurrent' has none
+    take blocks of 1 to 4 chunks of one document, one after the other.
+    'kernel', of delta rules and KDA, is for TPUs (`ops/README.md`, section 8)
+    and has run on none yet
+  chunk: tokens of a chunk, 16 * 2^n; the form 'recurrent' has none, 'kernel'
+    its own of 128
 
   Returns o [B,T,H,V] in v's type and the last state in float32. Gates, decay,
   state and sums are float32; products take operands of q's type.

@@ -3,6 +3,11 @@
 `ops/<rule>.py` has the rule's own forms. A module `kernels/<rule>_tpu.py`,
 where there is one, has more in a `FORMS` of the same kind: same arguments, same
 results. `ops` knows nothing of these. Their names are in `config.forms`.
+
+There is 'kernel', for TPUs, of the delta rule and of KDA: asked for by
+`form='kernel'`, in a function of `deltanet_jax` or a mixer's configuration.
+What it covers and how it is made: `ops/README.md`, section 8. Elsewhere it is
+refused, but in a test, as `with tpu.interpret(True):` has it.
 """
 
 import importlib
