@@ -62,7 +62,7 @@ def token_scan(
   return jnp.moveaxis(o, 0, 1), state
 
 
-def log_decay(g):
+def log_decay(g: jax.Array | None) -> jax.Array | None:
   """g, or -1e4 where it is less, -inf included: a hard reset.
 
   e^-1e4 is zero in float32, and so is whatever it multiplies; but sums of g
