@@ -2,8 +2,8 @@
 
 Matrix products alone are counted, 2 m k n for [m,k] [k,n]; elementwise work
 (norms, gates, softmax) is small beside them. The body of a scan counts as often
-as it runs, which XLA's own count does not do, and a condition counts as its
-larger branch.
+as it runs, which XLA's own count does not do, a Pallas kernel as often as its
+grid has programs, and a condition as its larger branch.
 """
 
 import math
@@ -20,7 +20,7 @@ def count_operations(function: Callable[..., object], *args: object) -> int:
 
   Raises:
     NotImplementedError: a loop of unknown length, a convolution, or a kernel
-      that is not written in XLA's operations.
+      that is not Pallas's.
   """
   return count_in_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -41,8 +41,8 @@ def _equation(eqn, filled):
   if name == 'ragged_dot_general':
     return round(filled * _ragged(eqn))
   if name == 'pallas_call':
-    inner, times = [eqn.params['jaxpr']], eqn.params['grid_mapping'].grid
-    return math.prod(times) * count_in_jaxpr(inner[0], filled)
+    programs = math.prod(eqn.params['grid_mapping'].grid)
+    return programs * count_in_jaxpr(eqn.params['jaxpr'], filled)
   if name in ('while', 'conv_general_dilated') or 'pallas' in name:
     raise NotImplementedError(
       f'the operations of {name!r} cannot be counted; count a form without it'

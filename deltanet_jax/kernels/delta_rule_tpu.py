@@ -288,16 +288,14 @@ def _score_gradients(c, error, d_o, d_rest, d_state, z):
   lower, strict = _lower(), _lower(strict=True)
   d_kk, d_qk, d_kT = ([0.0] * z.keys for _ in range(3))
   d_beta = []
-  written = [
-    dot(d_state[h].astype(z.low), error[h].astype(z.low), (1, 1))
-    for h in range(z.heads)
-  ]
+  # terms of d_beta that nearly cancel, of d_rest's and d_state's parts each
+  pairs = lambda a, w: dot_parts(a, w, z.low, (1, 1))
+  written = [pairs(d_state[h], error[h]) for h in range(z.heads)]
   for h in range(z.heads):
     j = h // z.G
-    both = cat([d_rest[h].astype(z.low), d_o[h]], 0)
-    both = dot_parts(both, error[h], z.low, (1, 1))
-    d_link = jnp.where(strict, -both[:C] * c.decay[h], 0.0)
-    d_score = jnp.where(lower, both[C:] * c.decay[h], 0.0)
+    d_link = pairs(-d_rest[h], error[h]) * c.decay[h]
+    d_link = jnp.where(strict, d_link, 0.0)
+    d_score = jnp.where(lower, pairs(d_o[h], error[h]) * c.decay[h], 0.0)
     d_write = written[h] * c.decay[h][C - 1 :]
     d_beta.append(
       jnp.sum(d_link * c.kk[j] + d_score * c.qk[j], 0, keepdims=True)

@@ -10,7 +10,7 @@ head's products with another's.
 Not run on a chip yet: compiled for TPUs without one, and interpreted on CPUs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,6 @@ from jax.interpreters import ad, batching, mlir
 from deltanet_jax.ops import documents, scan
 from deltanet_jax.ops.compiler import opaque
 from deltanet_jax.ops.description import Description
-from deltanet_jax.ops.documents import Inputs
 from deltanet_jax.ops.scan import F32
 
 BF16 = jnp.bfloat16
@@ -289,10 +288,13 @@ batching.primitive_batchers[_for_kernel] = lambda arrays, axes, **how: (
 # ---------------------------------------------------------------- a rule
 
 
+Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
 def run(
-  rule: Callable[..., scan.Result],
+  rule: Callable[[Layout, Arrays, jax.Array], scan.Result],
   description: Description,
-  inputs: dict[str, jax.Array | None],
+  inputs: Mapping[str, jax.Array | None],
   state: jax.Array | None,
   segment_ids: jax.Array | None,
 ) -> scan.Result:
@@ -302,22 +304,21 @@ def run(
   widths; `g`, the last of the inputs, holds where documents begin.
   """
   state = scan.initial_state(description, state, segment_ids, **inputs)
-  check(inputs)
   q, k, v, beta, g = inputs.values()
+  assert q is not None and k is not None and v is not None and beta is not None
+  check(q=q, k=k, v=v)
   if not v.size:
     return jnp.zeros_like(v), state
 
   def call_rule(arrays, state, segment_ids):
-    q, k, v, beta, g = arrays
+    *_, g = arrays
     if segment_ids is not None:
       first = documents.segment_starts(segment_ids)
       g = jnp.where(first.reshape(first.shape + (1,) * (g.ndim - 2)), RESET, g)
-    arrays, padded = fill((q, k, v, beta, g), state)
-    q_wide, k_wide, v_wide, *gates = arrays
-    q_wide, k_wide = (repeat_keys(x, v_wide) for x in (q_wide, k_wide))
-    arrays = q_wide, k_wide, v_wide, *gates
-    o, last = rule(make_layout(q_wide, v_wide), arrays, padded)
-    T, K, V = v.shape[1], q.shape[3], v.shape[3]
+    (q, k, v, *gates), padded = fill(*arrays[:4], g, state)
+    q, k = repeat_keys(q, v), repeat_keys(k, v)
+    o, last = rule(make_layout(q, v), (q, k, v, *gates), padded)
+    (T, _, V), K = arrays[2].shape[1:], arrays[0].shape[3]
     return o[:, :T, :, :V], last[:, :, :K, :V]
 
   g = jnp.zeros(beta.shape, F32) if g is None else g.astype(F32)
@@ -326,16 +327,15 @@ def run(
   return o, opaque(state)
 
 
-def check(inputs: dict[str, jax.Array | None]) -> None:
-  """ValueError for what kernels do not cover."""
-  q, k, v = (inputs[name] for name in 'qkv')
-  types = {str(x.dtype) for x in (q, k, v)}
+def check(**arrays: jax.Array) -> None:
+  """ValueError for q, k or v that kernels do not cover."""
+  types = {str(x.dtype) for x in arrays.values()}
   if len(types) > 1 or not types <= {'bfloat16', 'float32'}:
     raise ValueError(
       f"form 'kernel' with q, k, v of {', '.join(sorted(types))}; give all"
       " three in bfloat16 or in float32, or take form='chunked'"
     )
-  for name, x in (('key', k), ('value', v)):
+  for name, x in (('key', arrays['k']), ('value', arrays['v'])):
     if x.shape[3] > WIDEST[name]:
       raise ValueError(
         f"form 'kernel' with {x.shape[3]} {name} channels; give {WIDEST[name]}"
@@ -352,18 +352,25 @@ def repeat_keys(x: jax.Array, v: jax.Array) -> jax.Array:
   return x if times == 1 else jnp.repeat(x, times, 2)
 
 
-def fill(arrays: Inputs, state: jax.Array) -> tuple[Inputs, jax.Array]:
+def fill(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array,
+  state: jax.Array,
+) -> tuple[Arrays, jax.Array]:
   """Zeros up to whole chunks of tokens and registers of channels: a token with
   beta 0 changes no state, a channel of zeros no product."""
-  q, k, v, beta, g = arrays
   tokens = -q.shape[1] % C
   keys, values = -q.shape[3] % C, -v.shape[3] % C
 
-  def pad(x, *last):
-    rest = (0,) * (x.ndim - 2 - len(last)) + last
-    return jnp.pad(x, [(0, 0), (0, tokens), *((0, n) for n in rest)])
+  def pad(x, channels=0):
+    widths = [(0, 0), (0, tokens), *[(0, 0)] * (x.ndim - 2)]
+    if x.ndim == 4:
+      widths[3] = (0, channels)
+    return jnp.pad(x, widths)
 
-  channels = (keys,) if g.ndim == 4 else ()
-  arrays = pad(q, keys), pad(k, keys), pad(v, values), pad(beta)
   state = jnp.pad(state, [(0, 0), (0, 0), (0, keys), (0, values)])
-  return (*arrays, pad(g, *channels)), state
+  arrays = pad(q, keys), pad(k, keys), pad(v, values), pad(beta), pad(g, keys)
+  return arrays, state

@@ -62,7 +62,7 @@ def token_scan(
   return jnp.moveaxis(o, 0, 1), state
 
 
-def log_decay(g):
+def log_decay(g: jax.Array | None) -> jax.Array | None:
   """Returns max(g, -1e4), so that g = -inf, a hard reset, stays finite.
 
   e^-1e4 is zero in float32. Sums of g are matmuls with masks of zeros and ones,
