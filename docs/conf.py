@@ -26,9 +26,8 @@ extensions = [
   'sphinx.ext.viewcode',
 ]
 exclude_patterns = ['README.md', '_build', '**.ipynb_checkpoints']
-# pages and notebooks as on a code host: $...$, ```math, [](#a-heading)
+# as on a code host: $...$, [text](#heading)
 myst_enable_extensions = ['dollarmath']
-myst_fence_as_directive = ['math']
 myst_heading_anchors = 3
 
 nb_execution_mode = 'off'
@@ -39,7 +38,6 @@ nb_merge_streams = True
 autodoc_typehints = 'none'  # the docstrings have shapes and types
 autodoc_member_order = 'bysource'
 add_module_names = False
-python_maximum_signature_line_length = 70
 
 pygments_dark_style = 'monokai'
 html_theme = 'furo'
