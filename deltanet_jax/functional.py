@@ -55,17 +55,16 @@ def gated_delta_rule(
   state [B,H,K,V]: the state before the first token; None: zeros
   segment_ids [B,T] int: the state is reset to zero where they change; `state`
     belongs to the first document of a row
-    cu_seqlens [N+1] int, B = 1, in place of segment_ids: document n is the tokens
+  cu_seqlens [N+1] int, B = 1, in place of segment_ids: document n is the tokens
     from cu_seqlens[n] up to cu_seqlens[n+1], perhaps none. Every document has a
     state: the given and the returned one are [N,H,K,V]. Tokens after the last
     document have output 0
   form: 'chunked', for training; 'associative', a parallel scan over chunks;
     'recurrent', token by token, the definition. All agree. With cu_seqlens the
-    first two compute blocks of 1 to 4 chunks, one after the other. 'kernel',
-    of delta rules and KDA, is for TPUs (`ops/README.md`, section 8) and has
-    run on none yet
-  chunk: tokens of a chunk, 16 * 2^n; not used by 'recurrent'; 'kernel' has
-    128
+    first two compute blocks of 1 to 4 chunks, one after the other. 'kernel' is
+    for TPUs: the delta rules and KDA (`ops/README.md`, section 8); it has not
+    run on one yet
+  chunk: tokens of a chunk, 16 * 2^n; not used by 'recurrent', 128 of 'kernel'
 
   Returns o [B,T,H,V] in v's type and the last state in float32. Gates, decay,
   state and sums are float32; operands of products have q's type.
