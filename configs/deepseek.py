@@ -4,8 +4,8 @@ r"""DeepSeek-V3, V3.1 and V3.2: latent attention, a mixture of experts.
     --workdir=runs/deepseek_v3 --config.data.path='text/*.parquet'
 
 61 layers, three of them dense; every token uses 8 of 256 experts and a shared
-one. v3 is V3.1 too. v32 attends to 2048 keys that an indexer picks. The block
-of multi-token prediction (model.mtp) is left out.
+one. v3 is also V3.1. In v32 an indexer chooses 2048 keys for every query. The
+block of multi-token prediction (model.mtp) is left out.
 """
 
 from deltanet_jax.config.experiment import (

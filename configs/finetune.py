@@ -1,11 +1,11 @@
-r"""Trains released weights further, on your own text.
+r"""Fine-tunes released weights on your own text.
 
   python -m launch.train --released=Qwen3-0.6B --workdir=runs/mine \
     --config.data.path='texts/*.jsonl' --config.train.steps=500
 
-Model and tokenizer are those of the folder; launch.train takes this file when
---released is given and --config is not. Parameters, gradients and Adam's
-moments are float32: 16 bytes a parameter, divided by mesh.fsdp devices.
+Model and tokenizer are those of the release. launch.train uses this file if
+--released is given without --config. Parameters, gradients and Adam's moments
+are float32: 16 bytes per parameter, sharded over mesh.fsdp devices.
 """
 
 import dataclasses
@@ -42,8 +42,8 @@ def _objective(model):
   sparse = any(hasattr(x.mixer, 'stage') for x in model.layers)
   balance = 0.0
   if experts:
-    # selection biases stay: DeepSeek-V3 fixed them too at the end of its
-    # training, and kept this small balance (arXiv:2412.19437 sec. 4.2)
+    # selection biases stay fixed, with this small balance loss, as at the end
+    # of the training of DeepSeek-V3 (arXiv:2412.19437 sec. 4.2)
     balance = 1e-4 if experts[0].bias else 1e-3
   return NextTokenConfig(
     further=0.1 if model.mtp is not None else 0.0,

@@ -4,11 +4,11 @@ r"""Gated DeltaNet, alone or 3:1 with gated attention, at research sizes.
     --workdir=runs/gdn_340m --config.data.path='text/*.parquet' \
     --config.data.tokenizer=tokenizer.json
 
-On eight devices. After the Gated DeltaNet paper (arXiv:2412.06464): 21 layers,
-keys 0.75 and values 1.5 times the width in heads of 256 and 512, a vocabulary
-of 32,000 (bring its tokenizer.json), batches of 128 rows of 4096 tokens: 15B
-tokens in all for the small ones and 100B for the large. Gated attention is in
-every fourth layer of a hybrid, where the paper's have windows.
+For eight devices. After the Gated DeltaNet paper (arXiv:2412.06464): 21 layers,
+keys 0.75 and values 1.5 times the model width, in heads of 256 and 512, a
+vocabulary of 32,000 (bring a tokenizer.json), batches of 128 rows of 4096
+tokens; 15B training tokens for 340m, 100B for 1p3b. Every fourth layer of a
+hybrid is gated attention; the paper's hybrids use windowed attention.
 """
 
 from deltanet_jax.config.experiment import (

@@ -3,9 +3,9 @@ r"""MiniMax-Text-01, M1: Lightning attention and attention 7:1; M2: attention.
   python -m launch.train --config=configs/minimax.py:m1 \
     --workdir=runs/minimax_m1 --config.data.path='text/*.parquet'
 
-All are mixtures of experts, of which every token uses 2 of 32, in M2 8 of 256.
-The weights of Text-01 and M1 have one form: every branch is added to its own
-normed input (DeepNorm). M2 normalizes queries and keys over all heads together.
+All are mixtures of experts: every token uses 2 of 32, in M2 8 of 256. Text-01
+and M1 have the same architecture: every branch is added to its normed input
+(DeepNorm). M2 normalizes queries and keys over all heads together.
 """
 
 from deltanet_jax.config.experiment import (
@@ -43,7 +43,7 @@ def _attention():
   return (Layer(attention, ffn),)
 
 
-# width, period, its repeats, norm_eps                               parameters
+# width, repeating block, repeats, norm_eps                           parameters
 SIZES = {
   'text_01': (6144, _lightning(), 10, 1e-5),                  # 456,089,655,296
   'm1': (6144, _lightning(), 10, 1e-5),                       # 456,089,655,296

@@ -3,8 +3,8 @@ r"""Olmo-Hybrid: Gated DeltaNet and attention 3:1.
   python -m launch.train --config=configs/olmo_hybrid.py:7b \
     --workdir=runs/olmo_hybrid --config.data.path='text/*.parquet'
 
-The recurrences may have negative eigenvalues; the attention has no positions
-and is normed after its branch.
+beta is up to 2 (negative eigenvalues). Attention has no positions and is normed
+after its branch.
 """
 
 from deltanet_jax.config.experiment import (

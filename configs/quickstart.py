@@ -7,9 +7,9 @@ or, in an environment of your own,
   python -m launch.quickstart --config=configs/quickstart.py
 
 830,348 parameters, 3.1 million training tokens: about 4 minutes on 2 CPU cores.
-To expect: about 1.68 bits per byte of held-out text (the split, and so the
-figure, depends on the Python whose library is read), a third under the order-2
-model and under the order-3 one too.
+Expect about 1.68 bits per byte of held-out text, a third less than an order-2
+n-gram model and less than an order-3 one. The text is the library of your
+Python, so the figure depends on its version.
 """
 
 import sysconfig
@@ -35,12 +35,11 @@ def get_config():
     heads=4, kv_heads=2, head_dim=32, rotary_dim=16, qk_norm=True, gate=True
   )
   library = sysconfig.get_path('stdlib')
-  # the library's own sources: neither what is installed beside it nor its
-  # tests, which not every Python has
+  # without installed packages and tests, which not every Python has
   others = ('site-packages', 'dist-packages', 'test', 'tests')
   return Experiment(
     model=ModelConfig(
-      vocab=264,  # 256 bytes and the end of a document, to a multiple of 8
+      vocab=264,  # 256 bytes and end-of-document, rounded up to a multiple of 8
       d_model=128,
       period=(Layer(delta, ffn),) * 3 + (Layer(attention, ffn),),
       repeats=1,

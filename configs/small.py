@@ -1,10 +1,10 @@
-r"""One mixer, or three to one with gated attention: 8 layers of width 256.
+r"""Every mixer alone or 3:1 with gated attention: 8 layers of width 256.
 
   python -m launch.train --config=configs/small.py:gated_deltanet \
     --workdir=runs/small_gated_deltanet
 
-Reads the Python standard library's sources as bytes; the sizes differ in their
-mixers only, so their losses compare.
+Trains on the sources of Python's standard library, as bytes. The sizes differ
+only in their mixers, so their losses can be compared.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ ATTENTION = AttentionConfig(
   heads=8, kv_heads=2, head_dim=32, rotary_dim=16, qk_norm=True, gate=True
 )
 
-# mixers of a period                                                 parameters
+# repeating block of mixers                                           parameters
 SIZES = {
   'attention': [ATTENTION],                                         # 6,232,832
   'window': [dataclasses.replace(ATTENTION, window=128)],           # 6,232,832

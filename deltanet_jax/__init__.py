@@ -2,16 +2,17 @@
 
   import deltanet_jax as dn
 
-  dn.gated_delta_rule(q, k, v, beta=beta, g=g)  the recurrences, and attention
+  dn.gated_delta_rule(q, k, v, beta=beta, g=g)  recurrences and attention
   dn.fla                                        flash-linear-attention's names
   dn.GatedDeltaNetConfig(...).make(d_model=D)   mixers, as Flax modules
-  dn.HybridLM(dn.ModelConfig(...))              a model of them
-  dn.config.load('qwen3:8b')                    presets, by name
+  dn.HybridLM(dn.ModelConfig(...))              language models
+  dn.config.load('qwen3:8b')                    presets by name
   dn.load_model(folder), dn.save_model          released weights
-  dn.open_model(folder)                         a run, a release, a conversion
+  dn.open_model(folder)                         a run, release or conversion
   dn.generate, dn.continue_text                 tokens, text
 
-A name is imported when it is first used: this import brings no jax.
+A name is imported when it is first used: `import deltanet_jax` alone does not
+import jax.
 """
 
 import importlib
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
   from deltanet_jax.model import HybridLM as HybridLM
   from deltanet_jax.runs.source import open_model as open_model
 
-# the same names again, for Python itself
+# the same names again, for the import at run time
 _NAMES = {
   'functional': (
     'attention delta_rule gated_delta_rule gated_linear_attention kda'
@@ -77,7 +78,7 @@ _NAMES = {
 _MODULES = {name: m for m, names in _NAMES.items() for name in names.split()}
 
 
-if not TYPE_CHECKING:  # which then knows the names above, and no others
+if not TYPE_CHECKING:  # a type checker knows the names above alone
 
   def __getattr__(name: str) -> object:
     if name in ('config', 'fla'):

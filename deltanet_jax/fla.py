@@ -1,23 +1,23 @@
-"""The functions of flash-linear-attention by its names, in its order of
-arguments, so that a port is one import.
+"""Functions with the names and the argument order of flash-linear-attention, so
+that a port is one import:
 
   from deltanet_jax.fla import chunk_gated_delta_rule
 
-Sizes as there: q, k [B,T,H,K], v [B,T,HV,V], HV a multiple of H; g and beta
-[B,T,HV], of KDA g [B,T,HV,K]; all decays are logarithms. Everywhere
+Shapes: q, k [B,T,H,K], v [B,T,HV,V], HV a multiple of H; g and beta [B,T,HV],
+for KDA g [B,T,HV,K]; all decays are logarithms. All functions take
 
-  scale: of the queries; None: K^-1/2
-  initial_state, and the final one: [N,HV,K,V], N = B or the documents that
-    cu_seqlens [N+1] tells apart in one row; None: zeros
-  output_final_state: False: None is returned in its place
-  use_qk_l2norm_in_kernel: q and k are divided by sqrt(sum x^2 + 1e-6)
+  scale: the factor of q; None: K^-1/2
+  initial_state [N,HV,K,V]: N = B, or the N documents that cu_seqlens [N+1]
+    separates in one row; None: zeros
+  output_final_state: True: also return the final state; False: None
+  use_qk_l2norm_in_kernel: divide q and k by sqrt(sum x^2 + 1e-6)
 
-and (o [B,T,HV,V], final state in float32 or None) is returned. The functions
-`chunk_...` and `fused_recurrent_...` are the forms 'chunked' and 'recurrent' of
-those of `deltanet_jax.functional`, which say what is computed and what a
-ValueError may be; both have gradients. Arguments that are not here, as
-`use_gate_in_kernel`, are a TypeError: compute gates before the call. What has
-other places in other versions of that library is taken by name alone.
+and return (o [B,T,HV,V], final state [N,HV,K,V] in float32, or None).
+`chunk_...` and `fused_recurrent_...` call the functions of
+`deltanet_jax.functional` with the form 'chunked' and 'recurrent'; equations and
+errors are documented there. Both have gradients. Other arguments, such as
+`use_gate_in_kernel`, are a TypeError: compute gates before the call. Arguments
+whose position differs between versions of that library are keyword-only.
 """
 
 import functools
@@ -44,7 +44,7 @@ def chunk_gated_delta_rule(
   *,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """`functional.gated_delta_rule`, in chunks."""
+  """`functional.gated_delta_rule` in the form 'chunked'."""
   run = functools.partial(
     functional.gated_delta_rule, beta=beta, g=g, form='chunked'
   )
@@ -67,10 +67,13 @@ def fused_recurrent_gated_delta_rule(
   *,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """The gated delta rule token by token. g None: no decay; beta None: 1; gk and
-  gv, decays of channels, have to be None."""
+  """`functional.gated_delta_rule` in the form 'recurrent'. g None: no decay;
+  beta None: 1; gk and gv, decays per channel, must be None."""
   if gk is not None or gv is not None:
-    raise ValueError('gk or gv is given; fused_recurrent_kda has such a decay')
+    raise ValueError(
+      'gk or gv is given and must be None; for a decay per key channel call'
+      ' fused_recurrent_kda'
+    )
   g = jnp.zeros(v.shape[:3]) if g is None else g
   beta = jnp.ones(v.shape[:3]) if beta is None else beta
   run = functools.partial(
@@ -92,7 +95,7 @@ def chunk_delta_rule(
   *,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """`functional.delta_rule`, in chunks."""
+  """`functional.delta_rule` in the form 'chunked'."""
   run = functools.partial(functional.delta_rule, beta=beta, form='chunked')
   how = scale, initial_state, output_final_state, use_qk_l2norm_in_kernel
   return _call(run, q, k, v, *how, cu_seqlens)
@@ -110,7 +113,7 @@ def fused_recurrent_delta_rule(
   *,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """The delta rule token by token; beta None: 1."""
+  """`functional.delta_rule` in the form 'recurrent'; beta None: 1."""
   beta = jnp.ones(v.shape[:3]) if beta is None else beta
   run = functools.partial(functional.delta_rule, beta=beta, form='recurrent')
   how = scale, initial_state, output_final_state, use_qk_l2norm_in_kernel
@@ -130,7 +133,7 @@ def chunk_kda(
   *,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """`functional.kda`, in chunks."""
+  """`functional.kda` in the form 'chunked'."""
   run = functools.partial(functional.kda, beta=beta, g=g, form='chunked')
   how = scale, initial_state, output_final_state, use_qk_l2norm_in_kernel
   return _call(run, q, k, v, *how, cu_seqlens)
@@ -149,7 +152,7 @@ def fused_recurrent_kda(
   use_qk_l2norm_in_kernel: bool = False,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """`functional.kda` token by token."""
+  """`functional.kda` in the form 'recurrent'."""
   run = functools.partial(functional.kda, beta=beta, g=g, form='recurrent')
   how = scale, initial_state, output_final_state, use_qk_l2norm_in_kernel
   return _call(run, q, k, v, *how, cu_seqlens)
@@ -167,8 +170,8 @@ def chunk_simple_gla(
   *,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """Linear attention in chunks, with a decay g of each token or g_gamma [HV] of
-  each head, or none."""
+  """Linear attention in the form 'chunked': `functional.gated_linear_attention`
+  with g, `lightning_attention` with g_gamma [HV], else `linear_attention`."""
   run = functools.partial(_simple_gla(g, g_gamma), form='chunked')
   how = scale, initial_state, output_final_state, False
   return _call(run, q, k, v, *how, cu_seqlens)
@@ -186,7 +189,7 @@ def fused_recurrent_simple_gla(
   *,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """`chunk_simple_gla` token by token."""
+  """`chunk_simple_gla` in the form 'recurrent'."""
   run = functools.partial(_simple_gla(g, g_gamma), form='recurrent')
   how = scale, initial_state, output_final_state, False
   return _call(run, q, k, v, *how, cu_seqlens)
@@ -194,7 +197,7 @@ def fused_recurrent_simple_gla(
 
 def _simple_gla(g, g_gamma):
   if g is not None and g_gamma is not None:
-    raise ValueError('g and g_gamma are given; give one of them')
+    raise ValueError('both g and g_gamma are given; give one of them')
   if g is not None:
     return functools.partial(functional.gated_linear_attention, g=g)
   if g_gamma is not None:

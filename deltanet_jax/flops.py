@@ -1,10 +1,9 @@
 """Floating-point operations of a JAX function, counted in its jaxpr.
 
-Counted are the products: a product of matrices [m,k] [k,n] is 2 m k n, those
-of a scan are multiplied by its length, and each side of a condition counts as
-the dearer one. What works on single elements (norms, gates, softmax) is left
-out: beside the products it is little work. XLA's own count takes the body of a
-scan once, which is why this exists.
+Matrix products alone are counted, 2 m k n for [m,k] [k,n]; elementwise work
+(norms, gates, softmax) is small beside them. The body of a scan counts as often
+as it runs, which XLA's own count does not do, a Pallas kernel as often as its
+grid has programs, and a condition as its larger branch.
 """
 
 import math
@@ -21,16 +20,15 @@ def count_operations(function: Callable[..., object], *args: object) -> int:
 
   Raises:
     NotImplementedError: a loop of unknown length, a convolution, or a kernel
-      that is not written in XLA's operations.
+      that is not Pallas's.
   """
   return count_in_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def count_in_jaxpr(jaxpr: Jaxpr, filled: float = 1) -> int:
-  """The same of what was traced already; of a program on a mesh, on all its
-  devices together.
+  """`count_operations` of a traced function, over all devices of its mesh.
 
-  filled: the share of a grouped product's rows that belong to a group
+  filled: the fraction of a grouped product's rows that belong to a group
   """
   return sum(_equation(eqn, filled) for eqn in jaxpr.eqns)
 
@@ -42,6 +40,9 @@ def _equation(eqn, filled):
     return 2 * eqn.outvars[0].aval.size * _sizes(eqn.invars[0], contract)
   if name == 'ragged_dot_general':
     return round(filled * _ragged(eqn))
+  if name == 'pallas_call':
+    programs = math.prod(eqn.params['grid_mapping'].grid)
+    return programs * count_in_jaxpr(eqn.params['jaxpr'], filled)
   if name in ('while', 'conv_general_dilated') or 'pallas' in name:
     raise NotImplementedError(
       f'the operations of {name!r} cannot be counted; count a form without it'
@@ -49,7 +50,7 @@ def _equation(eqn, filled):
   if name == 'cond':
     return max(count_in_jaxpr(x, filled) for x in inner if not _rare(x))
   times = eqn.params['length'] if name == 'scan' else 1
-  if name == 'shard_map':  # written for one of the devices that share the work
+  if name == 'shard_map':  # its jaxpr is the work of one device
     mesh = eqn.params['mesh']
     times = math.prod(
       mesh.shape[axis] for axis in eqn.params['newly_manual_axes']
@@ -62,12 +63,12 @@ def _rare(jaxpr):
 
 
 def _ragged(eqn):
-  """Rows are multiplied by one group's matrix each, however they fall."""
+  """Each row is multiplied by one matrix, however rows are grouped."""
   numbers = eqn.params['ragged_dot_dimension_numbers']
   (contract, _), _ = numbers.dot_dimension_numbers
   (ragged,) = numbers.lhs_ragged_dimensions
   size, groups = eqn.outvars[0].aval.size, eqn.invars[2].aval.shape[-1]
-  if ragged in contract:  # the gradient of the matrices: one a group
+  if ragged in contract:  # the gradient has a matrix for each group
     size //= groups
   return 2 * size * _sizes(eqn.invars[0], contract)
 

@@ -1,15 +1,14 @@
 """The recurrences and attention as functions: `deltanet_jax.kda` and so on.
 
-A function has the name of its equation. A module of `deltanet_jax.ops` has the
-name of a rule and holds its forms. So that no name means both, the functions
-are under `deltanet_jax` itself and not under `deltanet_jax.ops`.
+These functions are in `deltanet_jax` itself; `deltanet_jax.ops` has modules, of
+which some have the same names.
 
-Called by itself a function is compiled once for each set of shapes; under
-`jax.jit`, `grad`, `vmap`, `checkpoint` or `shard_map` (with check_vma=False) it
-is part of what is around it. Every form has first and second derivatives.
-Forward mode (`jax.jvp`) has the form 'recurrent', and 'associative' without
-segment_ids, both without cu_seqlens; for the others JAX answers that it cannot
-apply jvp to a custom_vjp function.
+A function that is called eagerly is compiled once for each set of shapes; it
+works inside `jax.jit`, `grad`, `vmap`, `checkpoint` and `shard_map` (with
+check_vma=False). Every form has first and second derivatives, 'kernel' first
+ones alone. Forward mode (`jax.jvp`) works with the form 'recurrent', and with
+'associative' without segment_ids, in both cases without cu_seqlens; elsewhere
+JAX raises an error that it cannot apply jvp to a custom_vjp function.
 """
 
 import functools
@@ -47,30 +46,32 @@ def gated_delta_rule(
     o_t = S_t^T q_t
 
   q, k [B,T,J,K]   v [B,T,H,V]   H a multiple of J: value head h reads key head
-  h // (H/J). Nothing is scaled or normalized: give keys of norm 1.
-  beta [B,T,H]: how much of what a key recalls is replaced, 0 to 2
-  g [B,T,H]: the logarithm of the decay, <= 0; -inf forgets everything
+  h // (H/J). q and k are neither scaled nor normalized: give keys of norm 1.
+  beta [B,T,H]: the share of the value under a key that is replaced, 0 to 2
+  g [B,T,H]: the logarithm of the decay, <= 0; -inf: the state is reset
 
-  What all recurrences take besides:
+  Arguments that all recurrences share:
 
-  state [B,H,K,V]: before the first token; None: zeros
-  segment_ids [B,T] int: the state is zero again wherever they change; `state`
+  state [B,H,K,V]: the state before the first token; None: zeros
+  segment_ids [B,T] int: the state is reset to zero where they change; `state`
     belongs to the first document of a row
-  cu_seqlens [N+1] int, B = 1: instead, document n has the tokens from
-    cu_seqlens[n] to cu_seqlens[n+1], perhaps none, and a state of its own:
-    state and the one returned are [N,H,K,V]. Tokens after the last document
-    have output 0
-  form: 'chunked' for training, 'associative' for parallel time, 'recurrent':
-    token by token, the definition. They agree. With cu_seqlens the first two
-    take blocks of 1 to 4 chunks of one document, one after the other
-  chunk: tokens of a chunk, 16 * 2^n; the form 'recurrent' has none
+  cu_seqlens [N+1] int, B = 1, in place of segment_ids: document n is the tokens
+    from cu_seqlens[n] up to cu_seqlens[n+1], perhaps none. Every document has a
+    state: the given and the returned one are [N,H,K,V]. Tokens after the last
+    document have output 0
+  form: 'chunked', for training; 'associative', a parallel scan over chunks;
+    'recurrent', token by token, the definition. All agree. With cu_seqlens the
+    first two compute blocks of 1 to 4 chunks, one after the other. 'kernel' is
+    for TPUs: the delta rules and KDA (`ops/README.md`, section 8); it has not
+    run on one yet
+  chunk: tokens of a chunk, 16 * 2^n; not used by 'recurrent', 128 of 'kernel'
 
   Returns o [B,T,H,V] in v's type and the last state in float32. Gates, decay,
-  state and sums are float32; products take operands of q's type.
+  state and sums are float32; operands of products have q's type.
 
   Raises:
-    ValueError: shapes, heads, form, chunk or a cu_seqlens that is not on a
-      device do not fit; one line says which.
+    ValueError: shapes, heads, form, chunk or cu_seqlens (unless it is on a
+      device) do not fit; the message says which.
 
   A second write under one key, after half of the first has decayed:
 
@@ -105,8 +106,8 @@ def delta_rule(
 
   q, k [B,T,J,K]   v [B,T,H,V]   beta [B,T,H]
 
-  All else as in `gated_delta_rule`. A second write under one key takes the
-  place of the first:
+  The rest is as in `gated_delta_rule`. A second write under one key replaces
+  the first:
 
   >>> import deltanet_jax as dn, jax.numpy as jnp
   >>> k = jnp.ones((1, 2, 1, 1))
@@ -140,11 +141,12 @@ def kda(
     S_t = S' + k_t (w_t * v_t - S'^T (b_t * k_t))^T
     o_t = S_t^T q_t
 
-  q, k [B,T,J,K]   v [B,T,H,V]   g [B,T,H,K], <= 0, any size
+  q, k [B,T,J,K]   v [B,T,H,V]   g [B,T,H,K], <= 0
   beta [B,T,H]: w = b = beta. With erase [B,T,H,K], which is b, beta is w and
   may be [B,T,H,V]: Gated DeltaNet-2 (arXiv:2605.22791)
 
-  All else as in `gated_delta_rule`. A channel that keeps and one that forgets:
+  The rest is as in `gated_delta_rule`. A channel that keeps its value and one
+  that is reset:
 
   >>> import deltanet_jax as dn, jax.numpy as jnp
   >>> k = jnp.array([[1.0, 0], [0, 1], [0, 0]]).reshape(1, 3, 1, 2)
@@ -175,8 +177,8 @@ def linear_attention(
 
   q, k [B,T,J,K], after their feature map   v [B,T,H,V]
 
-  All else as in `gated_delta_rule`; chunk may be any number. Values under one
-  key add up:
+  The rest is as in `gated_delta_rule`; chunk may be any positive number. Values
+  under one key add up:
 
   >>> import deltanet_jax as dn, jax.numpy as jnp
   >>> k = jnp.ones((1, 2, 1, 1))
@@ -202,13 +204,13 @@ def gated_linear_attention(
   chunk: int = 64,
 ) -> Result:
   """Linear attention with a decay for every token and head, as in Mamba-2
-  (arXiv:2405.21060 sec. 3); that of arXiv:2312.06635 has one for every channel.
+  (arXiv:2405.21060 sec. 3); GLA (arXiv:2312.06635) has one for every channel.
 
     S_t = e^{g_t} S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
 
   q, k [B,T,J,K]   v [B,T,H,V]   g [B,T,H], <= 0
 
-  All else as in `linear_attention`.
+  The rest is as in `linear_attention`. g = -inf resets the state:
 
   >>> import deltanet_jax as dn, jax.numpy as jnp
   >>> k = jnp.ones((1, 2, 1, 1))
@@ -240,7 +242,7 @@ def lightning_attention(
 
   q, k [B,T,J,K]   v [B,T,H,V]   g [H], <= 0: minus the slope of a head
 
-  All else as in `linear_attention`.
+  The rest is as in `linear_attention`. A decay of one half:
 
   >>> import deltanet_jax as dn, jax.numpy as jnp
   >>> k = jnp.ones((1, 2, 1, 1))
@@ -270,12 +272,13 @@ def attention(
 
   q [B,T,H,K]   k [B,T,J,K]   v [B,T,J,V]   H a multiple of J: query head h
   reads key head h // (H/J)
-  scale: None: K^-1/2   window: of how many keys the last are seen, the token's
-  own included; None: of all   segment_ids [B,T] int: a token sees keys of its
-  own document, a run of equal ids
+  scale: None: K^-1/2
+  window: a token sees so many of the last keys, its own included; None: all
+  segment_ids [B,T] int: a token sees keys of its own document, a run of equal
+    ids; None: each row is one document
 
   Returns o [B,T,H,V] in v's type. Products take q's, k's and v's type, the
-  softmax and sums are float32; the memory grows with T, not with T^2.
+  softmax and sums are float32; memory grows with T, not with T^2.
 
   Raises:
     ValueError: shapes or heads do not fit.
@@ -288,13 +291,13 @@ def attention(
   """
   check_shapes(q=(q, 'BTHK'), k=(k, 'BTJK'), segment_ids=(segment_ids, 'BT'))
   index = jnp.arange(q.shape[1], dtype=jnp.int32)
-  place = Place(index, documents.runs_of(segment_ids))
+  place = Place(index, documents.number_segments(segment_ids))
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   return attend(q, k, v, place, place, scale=scale, window=window, ahead=0)
 
 
 def _run(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
-  # one on a device is not waited for
+  # an array on a device is not checked, which would wait for it
   if cu_seqlens is not None and not isinstance(cu_seqlens, jax.Array):
     cu_seqlens, T = np.asarray(cu_seqlens), inputs[0].shape[1]
     ends = np.concatenate([[0], cu_seqlens.ravel(), [T]])
@@ -310,7 +313,7 @@ def _run(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
 
 @functools.partial(jax.jit, static_argnames=('rule', 'form', 'chunk'))
 def _compiled(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
-  """A rule by one of its forms, those of `kernels` included."""
+  """Computes a rule in one of its forms, those of `kernels` included."""
   module = importlib.import_module(f'deltanet_jax.ops.{rule}')
   forms = kernels.forms(module)
   if form not in forms:
@@ -337,10 +340,10 @@ def _compiled(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
   state, v = state.astype(jnp.float32), names['v']
   if not v.size or not shape[0]:
     return jnp.zeros_like(v), state
-  # several chunks at once where documents are long enough to fill them
+  # several chunks in a block where documents are long enough to fill them
   count = min(4, max(1, sizes['T'] // (4 * shape[0] * chunk)))
   whole = lambda x: x if x.ndim > 1 else jnp.broadcast_to(x, v.shape[:3])
-  return documents.each(
+  return documents.run_per_document(
     lambda arrays, state: run(*arrays[0], state=state, **arrays[1]),
     jax.tree.map(whole, (inputs, gates)),
     state,

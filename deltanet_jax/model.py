@@ -1,4 +1,5 @@
-"""A language model of any pattern of mixers: prefix, scanned period, suffix."""
+"""The language model: layers with any mixers, as prefix, scanned period and
+suffix."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,9 +26,7 @@ POLICIES = {
 }
 
 
-Cache = tuple[jax.Array | None, ...] | None  # of a mixer, by its own class
-
-
+Cache = tuple[jax.Array | None, ...] | None  # a mixer's, of its own class
 Branch = Callable[[jax.Array], tuple[jax.Array, Load | None]]
 
 
@@ -41,9 +40,9 @@ class ModelCache(NamedTuple):
 
 
 class LayerReport(NamedTuple):
-  """What a layer tells beside its output and its cache."""
+  """What auxiliary losses need of a layer."""
 
-  mixer: jax.Array | None  # the mixer's report, or None
+  mixer: jax.Array | None  # the report of the mixer's Aux
   load: Load | None  # of the experts; None without them
 
 
@@ -58,8 +57,8 @@ class Reports(NamedTuple):
 def init_cache(
   cfg: ModelConfig, batch: int, max_len: int, dtype: DTypeLike
 ) -> ModelCache:
-  """A fresh cache for `max_len` tokens, prompt included. A value: its shapes
-  under `jax.eval_shape` are the memory that decoding takes."""
+  """An empty cache for `max_len` tokens, prompt included. `jax.eval_shape` of
+  it gives the memory that decoding takes."""
   fresh = lambda layers: tuple(
     layer.mixer.init_cache(batch, max_len, dtype) for layer in layers
   )
@@ -73,9 +72,9 @@ def init_cache(
 
 
 class Block(nn.Module):
-  """The mixer, then the ffn, each joined to x as `layer.residual` says.
+  """A layer: the mixer, then the ffn, each added to x as in `layer.residual`.
 
-  Returns x, the layer's next cache (None after None) and its LayerReport.
+  Returns x [B,T,D], the layer's next cache (None for None) and its LayerReport.
   """
 
   cfg: ModelConfig
@@ -87,7 +86,7 @@ class Block(nn.Module):
     self, x: jax.Array, ctx: Context, cache: Cache
   ) -> tuple[jax.Array, Cache, LayerReport]:
     c, ffn = self.cfg, self.layer.ffn
-    # 2 branches a layer add up in the residual: keep their sum's size
+    # the residual stream sums 2 branches per layer: keep its variance
     out_scale = (2 * len(c.layers)) ** -0.5
     mixer = self.layer.mixer.make(
       d_model=c.d_model,
@@ -106,7 +105,8 @@ class Block(nn.Module):
     return x, aux.cache, LayerReport(aux.report, load)
 
   def _join(self, x, branch, name):
-    """x joined with what `branch` makes, and what else it returns."""
+    """Adds branch(norm(x)) to x, by `layer.residual`; returns x and the second
+    result of `branch`."""
     c, r = self.cfg, self.layer.residual
     norm = RMSNorm(c.norm_eps, c.zero_centered, name=name)
     if r.form == 'post':
@@ -120,8 +120,8 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-  """`layers` in order; depth [len(layers)], caches one for each. Returns x, the
-  next caches and the LayerReports."""
+  """`layers` in order; depth [len(layers)], a cache for each layer. Returns x,
+  the next caches and the LayerReports."""
 
   cfg: ModelConfig
   layers: tuple[Layer, ...]
@@ -148,9 +148,11 @@ class Stack(nn.Module):
 
 
 def _repeat(stack, carry, depth, ctx):
-  """One of the period's repeats: carry (x, its index, all repeats' caches)."""
+  """Repeat i of the period, a body of nn.scan; carry: x, i, the caches of all
+  repeats."""
   x, i, caches = carry
-  # carried and written in place: scanned over, they would be there twice
+  # caches are carried and updated in place: as scanned inputs and outputs they
+  # would take their memory twice
   own = jax.tree.map(lambda x: x[i], caches)
   x, new, reports = stack(x, depth, own, ctx)
   caches = jax.tree.map(lambda x, y: x.at[i].set(y), caches, new)
@@ -158,8 +160,8 @@ def _repeat(stack, carry, depth, ctx):
 
 
 class Backbone(nn.Module):
-  """tokens [B,T] -> normed hidden [B,T,D] in dtype, the next cache (None after
-  None), Reports. Arguments as in `HybridLM`."""
+  """tokens [B,T] -> normalized hidden [B,T,D] in dtype, the next cache (None
+  for None), Reports. Arguments as in `HybridLM`."""
 
   cfg: ModelConfig
   dtype: DTypeLike = jnp.float32
@@ -231,14 +233,14 @@ class Backbone(nn.Module):
 
 
 class MTP(nn.Module):
-  """Multi-token prediction (arXiv:2412.19437 sec. 2.2): one token further.
+  """Multi-token prediction (arXiv:2412.19437 sec. 2.2) of one more token.
 
-    h'_t = N(block([N_e(e_{t+1}) | N_h(h_t)] W))
+    y_t = N(block([N_e(e_{t+1}) | N_h(h_t)] W))
 
-  h [B,T,D] is Backbone's hidden, e [B,T,D] the embeddings of the tokens after
-  (`embed`), the block is `cfg.mtp`. h' [B,T,D], through the model's own head,
-  predicts token t + 2. Returns h', the next cache, that of `cfg.mtp.mixer`, and
-  the LayerReport; positions [B,T] are those of h.
+  hidden [B,T,D]: h, the Backbone's output   embedded [B,T,D]: e_{t+1}, the
+  embeddings of the following tokens (`embed`)   positions [B,T]: those of h
+  The block is `cfg.mtp`. y [B,T,D] predicts token t + 2 through the model's
+  head. Returns y, the next cache of `cfg.mtp.mixer` and the LayerReport.
   """
 
   cfg: ModelConfig
@@ -271,8 +273,8 @@ class MTP(nn.Module):
 
 def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
   """The embeddings [B,T,D] of tokens."""
-  # gathered over fsdp before the lookup: from a table split both ways XLA
-  # would copy the whole of it
+  # gathered over fsdp before the lookup: of a table split along both axes XLA
+  # would make a full copy
   table = gather_weight(table, ('vocab', 'embed'))
   return constrain(table[tokens], 'batch', 'time', 'act_embed')
 
@@ -323,14 +325,17 @@ class HybridLM(nn.Module):
                                 segment_ids=None, cache=None, lengths=None,
                                 mode='causal')
 
-  tokens, positions, segment_ids [B,T] int32, logits [B,T,Z]. Without a cache:
-  training; positions count from each segment's start unless given, and None
-  takes the place of the next cache. With one (`init_cache`), the tokens of
-  each row continue what it holds: prompts are a call with a fresh cache,
-  decoding a call with one token. Rows of a call may differ: the first `lengths`
-  [B] of a row's tokens count, the rest is padding, which changes no cache and
-  whose logits mean nothing. Weights are float32, products take `dtype`. mode:
-  as in `mixers.base.Context`. A cache with segment_ids is a ValueError.
+  tokens, positions, segment_ids [B,T] int32   logits [B,T,Z]
+  positions: None: counted from each segment's first token, or on from the cache
+  cache: None in training, and None is returned. With one (`init_cache`) each
+    row's tokens continue the row's cache: a prompt is a call with an empty
+    cache, decoding is calls with one token
+  lengths [B]: the tokens of each row; the rest is padding, which changes no
+    cache, and whose logits are undefined
+  mode: as in `mixers.base.Context`
+
+  Weights are float32, operands of products have `dtype`. ValueError for a cache
+  together with segment_ids.
   """
 
   cfg: ModelConfig
@@ -338,7 +343,7 @@ class HybridLM(nn.Module):
 
   @nn.nowrap
   def init_cache(self, batch: int, max_len: int) -> ModelCache:
-    """A fresh cache in `dtype` for `max_len` tokens, prompt included."""
+    """An empty cache in `dtype` for `max_len` tokens, prompt included."""
     return init_cache(self.cfg, batch, max_len, self.dtype)
 
   @nn.compact
@@ -357,7 +362,7 @@ class HybridLM(nn.Module):
       tokens, positions, segment_ids, cache, lengths, mode
     )
     if c.mtp is not None and self.is_initializing():
-      # no logits depend on it; its callers apply MTP to params['mtp']
+      # creates its parameters: the objective applies MTP to params['mtp']
       MTP(c, self.dtype, name='mtp')(
         hidden, hidden, count_positions(tokens.shape, segment_ids, None)
       )

@@ -1,4 +1,4 @@
-"""How far a long job is. Standard library only."""
+"""Progress lines of a long job. Standard library only."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ TERMINAL_PAUSE, FILE_PAUSE = 1.0, 10.0  # seconds between two lines
 
 
 class Line:
-  """One line that is written over on a terminal, else a line each."""
+  """A line that is overwritten on a terminal; in a file, one line a text."""
 
   def __init__(self, stream: TextIO | None = None):
     self._stream = stream or sys.stderr
@@ -16,7 +16,7 @@ class Line:
     self._width = 0
 
   def show(self, text: str) -> None:
-    """Puts `text` in the place of what was shown before."""
+    """Shows `text` in place of the text before it."""
     if self.live:
       self._write('\r' + text.ljust(self._width))
       self._width = len(text)
@@ -24,12 +24,12 @@ class Line:
       self._write(text + '\n')
 
   def say(self, text: str) -> None:
-    """A line that stays."""
+    """Prints a line that stays."""
     self.clear()
     self._write(text + '\n')
 
   def clear(self) -> None:
-    """Takes what is shown off the terminal."""
+    """Clears the line on the terminal."""
     if self._width:
       self._write('\r' + ' ' * self._width + '\r')
       self._width = 0
@@ -40,9 +40,10 @@ class Line:
 
 
 class Progress:
-  """What is done of a job, the rate, the time left.
+  """Shows how much of a job is done, the rate and the time left.
 
-  what: in a word, as 'converted'   total: in `unit`s of `size`
+  what: a verb, as 'converted'   total: of the job
+  unit: the name of `size`, as 'GB' of 10^9: counts are shown divided by it
   """
 
   def __init__(
@@ -59,12 +60,12 @@ class Progress:
     self._start = self._shown = time.monotonic()
 
   def skip(self, count: int) -> None:
-    """So much was done before, and counts for no rate."""
+    """Counts what an earlier start has done, which gives no rate."""
     self._skipped += count
     self._done += count
 
   def add(self, count: int) -> None:
-    """So much more is done."""
+    """Counts `count` more as done."""
     self._done += count
     pause = TERMINAL_PAUSE if self._line.live else FILE_PAUSE
     if time.monotonic() > self._shown + pause:
@@ -72,14 +73,14 @@ class Progress:
       self._line.show(self._text())
 
   def end(self) -> None:
-    """Leaves a last line."""
+    """Prints the final line."""
     self._line.say(self._text())
 
   def _text(self) -> str:
     done, total = (f'{x / self._size:,.0f}' for x in (self._done, self._total))
     text = f'{self._what} {done}/{total} {self._unit}'
     if self._done == self._skipped:
-      return text  # nothing was done yet that a rate could be taken from
+      return text  # there is no rate yet
     seconds = max(time.monotonic() - self._start, 1e-9)
     rate = (self._done - self._skipped) / seconds
     left = (self._total - self._done) / rate

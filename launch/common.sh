@@ -2,7 +2,7 @@
 
 dry_run=
 
-refuse() { # a bad command line: one line, exit status 2
+refuse() { # bad input: one line, exit status 2
   echo "error: $*" >&2
   exit 2
 }
@@ -11,7 +11,7 @@ usage() { # the comment at the head of the script
   awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$1"
 }
 
-quoted() { # the words of a command, as a shell reads them
+quoted() { # a command, quoted for a shell
   local word line='' quote="'" escaped="'\\''"
   for word in "$@"; do
     case $word in
@@ -24,16 +24,16 @@ quoted() { # the words of a command, as a shell reads them
   echo "${line# }"
 }
 
-act() { # runs a command, or shows it
+act() { # runs a command, or prints it with --dry_run
   if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi
 }
 
-whole() { # OPTION VALUE LEAST: a whole number, not below LEAST
+whole() { # OPTION VALUE LEAST: refuses all but integers from LEAST
   case $2 in '' | *[!0-9]*) refuse "$1=$2: give a whole number" ;; esac
   [ "$2" -ge "$3" ] || refuse "$1=$2: give $3 or more"
 }
 
-named() { # OPTION VALUE: what a cloud takes as a name
+named() { # OPTION VALUE: refuses what clouds do not accept as a name
   [ -n "$2" ] || refuse "no $1=NAME given"
   case $2 in
     [!a-z]* | *[!a-z0-9-]* | *-)

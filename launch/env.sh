@@ -1,13 +1,14 @@
-# Sourced by the scripts: $python, an interpreter with what they need.
+# Sourced by the scripts: sets $python to an interpreter with what they need.
 #
-# The active environment ($VIRTUAL_ENV), if there is one. Without one, or with
-# DELTANET_PYTHON, the interpreter to make it with, .venv with requirements.txt.
+# That of the active environment ($VIRTUAL_ENV). Without one, or if
+# DELTANET_PYTHON names an interpreter to make it with, that of .venv, made from
+# requirements.txt.
 
 # huge pages for the large temporaries of a training step: without them a CPU
-# spends a third of its time on page faults (glibc 2.35 and newer; ignored else)
+# spends a third of its time on page faults (needs glibc 2.35)
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
-make_env() { # ROOT MODULES...: what the active environment must have
+make_env() { # ROOT MODULES...: modules that the active environment must have
   local root=$1 base version stamp missing
   shift
   base=${DELTANET_PYTHON:-}
@@ -36,7 +37,7 @@ make_env() { # ROOT MODULES...: what the active environment must have
     return 2
   fi
   python=$root/.venv/bin/python
-  # a stamp of what is installed: nothing to do when it is the same
+  # a checksum of what is installed: nothing to do if it is the same
   stamp=$(cksum <"$root/requirements.txt")
   if [ -x "$python" ] && [ "$(cat "$root/.venv/stamp" 2>&1)" = "$stamp" ]; then
     return
@@ -49,7 +50,7 @@ make_env() { # ROOT MODULES...: what the active environment must have
   echo "$stamp" >"$root/.venv/stamp"
 }
 
-_missing() { # MODULES...: the first that $python does not find
+_missing() { # MODULES...: the first one that $python cannot find
   "$python" -c 'import importlib.util, sys
 found = importlib.util.find_spec
 print(next((name for name in sys.argv[1:] if not found(name)), ""))' "$@"

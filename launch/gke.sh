@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# TPU slices of a GKE cluster, as a JobSet (v0.10 or newer in the cluster).
+# A run on TPU slices of a GKE cluster, as a JobSet (v0.10 or newer).
 #
 #   launch/gke.sh --name=mine --image=REGISTRY/deltanet_jax:tpu \
 #     --type=v6e --topology=4x4 --slices=2 --claim=runs \
 #     -- --config=configs/gdn.py:1p3b --workdir=/mnt/runs/mine \
 #     --config.mesh.replica=2 --config.mesh.fsdp=16
 #
-# What follows -- goes to launch.train on every host.
+# Flags after -- are passed to launch.train on every host.
 #
 #   --name=NAME       of the JobSet
 #   --image=IMAGE     what Dockerfile builds, with requirements-tpu.txt
 #   --type=TYPE       v5e, v5p, v6e or tpu7x, in node pools of 4-chip hosts
 #   --topology=AxB    of one slice (v5p and tpu7x: AxBxC)
-#   --slices=N        1 unless given; mesh.replica spans them
+#   --slices=N        default: 1; mesh.replica is their number
 #   --claim=NAME      a ReadWriteMany PersistentVolumeClaim, mounted as
 #                     /mnt/runs: runs and texts
-#   --namespace=NAME  default unless given
+#   --namespace=NAME  default: default
 #   --queue=NAME      a Kueue LocalQueue, where the cluster has Kueue
-#   --spot            onto spot nodes
-#   --restarts=N      after failures, 10 unless given; preemptions do not count
-#   --dry_run         print the manifest and do nothing else
+#   --spot            on spot nodes
+#   --restarts=N      after failures; default: 10; preemptions do not count
+#   --dry_run         only print the manifest
 #
-# A pod that fails restarts all of them, from the newest checkpoint; bad input
-# (exit status 2) ends the JobSet.
+# If a pod fails, all restart from the newest checkpoint; bad input (exit status
+# 2) ends the JobSet.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=launch/common.sh

@@ -1,20 +1,19 @@
 #!/usr/bin/env bash
-# One machine, several processes: one for each GPU, or, on CPUs, a rehearsal of
-# what several machines do.
+# One machine, several processes: one per GPU, or on CPUs, to simulate several
+# machines.
 #
 #   launch/local.sh --processes=2 -- --config=configs/quickstart.py \
 #     --workdir=runs/two --config.mesh.data=2
 #
-# What follows -- goes to launch.train, run by the `python` on PATH.
+# Flags after -- are passed to launch.train, run by the `python` on PATH.
 #
-#   --processes=N  2 unless given
-#   --restarts=N   how often to start again after a failure, 0 unless given: the
-#                  run continues from its newest checkpoint
-#   --dry_run      print the commands and do nothing else
+#   --processes=N  default: 2
+#   --restarts=N   after failures, from the newest checkpoint; default: 0
+#   --dry_run      only print the commands
 #
 # Process I writes to WORKDIR/logs/worker-I.log, process 0 to the terminal too.
-# If one fails the others are ended. SIGTERM and Ctrl-C reach all of them: they
-# save, and the command ends with their exit status; a second one kills them.
+# If one fails, the others are ended. SIGTERM and Ctrl-C reach all of them: they
+# save, and the command ends with their exit status; a second signal kills them.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=launch/common.sh
@@ -101,7 +100,7 @@ send() { # SIGNAL
   kill "-$1" $(left) 2>/dev/null || true
 }
 
-reap() { # notes who has ended; status is that of the first to fail
+reap() { # notes which have ended; status: of the first to fail
   local i
   sleep 0.2
   for ((i = 0; i < processes; i++)); do
@@ -115,11 +114,11 @@ reap() { # notes who has ended; status is that of the first to fail
   done
 }
 
-failed() { # 130 and 143: stopped by a signal, and saved
+failed() { # 130 and 143: stopped by a signal, saved
   case $status in 0 | 130 | 143) return 1 ;; esac
 }
 
-end() { # those that wait for one that is gone may not hear SIGTERM
+end() { # processes that wait for a dead one may not react to SIGTERM
   local i
   send TERM
   for ((i = 0; i < 50; i++)); do

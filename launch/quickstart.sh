@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains configs/quickstart.py and shows what came of it. Run again, it
-# continues where it stopped, or shows the results again. Arguments go to
-# launch.train: --workdir=runs/other --config.data.path='texts/*.txt'
+# Trains configs/quickstart.py and shows the results. Run again, it continues
+# where it stopped, or shows the results again. Takes the flags of launch.train:
+# --workdir=runs/other --config.data.path='texts/*.txt'
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/env.sh

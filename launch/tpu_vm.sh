@@ -1,34 +1,33 @@
 #!/usr/bin/env bash
-# Cloud TPU VMs by queued resources (v5e, v5p, v6e; TPU7x is had on GKE alone).
+# A run on Cloud TPU VMs by queued resources (v5e, v5p, v6e; TPU7x: only GKE).
 #
 #   launch/tpu_vm.sh up --name=mine --zone=us-east5-a --type=v6e-16 \
 #     --version=v2-alpha-tpuv6e --spot --nfs=10.0.0.2:/share \
 #     -- --config=configs/gdn.py:1p3b --workdir=/mnt/runs/mine
 #
-#   create  the TPU, unless it is there; waits for it, copies this checkout and
-#           installs it on every worker
-#   up      does that, runs launch.train with what follows --, and watches. A
+#   create  creates the TPU if needed, waits for it, copies this clone to every
+#           worker and installs it
+#   up      create, then launch.train with the flags after --, then watches. A
 #           preempted TPU is deleted and created again, and the run continues
-#           from its newest checkpoint. If `up` itself is ended the run goes on:
-#           start it again to watch.
-#   status  the TPU's state, and of every worker the last line of its log
-#   logs    the last 50 lines of every worker's log
-#   stop    every worker saves and ends; the TPU stays
-#   delete  the TPU, at once; `up` deletes none that was not preempted
+#           from its newest checkpoint. If you end `up`, the run goes on; start
+#           it again to watch.
+#   status  state of the TPU, and the last line of the log of every worker
+#   logs    the last 50 lines of the log of every worker
+#   stop    all workers save and end; the TPU stays
+#   delete  deletes the TPU at once; `up` deletes only a preempted one
 #
-#   --name=NAME --zone=ZONE   of the queued resource, always needed
+#   --name=NAME --zone=ZONE   of the queued resource, required
 #   --type=TYPE               such as v5litepod-16, v5p-128, v6e-16
-#   --version=VERSION         the runtime: v2-alpha-tpuv5-lite, v2-alpha-tpuv5,
+#   --version=VERSION         runtime: v2-alpha-tpuv5-lite, v2-alpha-tpuv5,
 #                             v2-alpha-tpuv6e
-#   --slices=N                1 unless given; mesh.replica spans them
+#   --slices=N                default: 1; mesh.replica is their number
 #   --spot                    cheaper, and may be preempted
 #   --nfs=HOST:/SHARE         mounted as /mnt/runs on every worker, for runs and
 #                             texts
-#   --restarts=N              after failures that are no preemption, 3 unless
-#                             given
-#   --dry_run                 print the commands and do nothing else
+#   --restarts=N              after failures other than preemptions; default: 3
+#   --dry_run                 only print the commands
 #
-# The project is gcloud's own (gcloud config set project). Worker logs lie under
+# The project is that of gcloud (gcloud config set project). Worker logs are in
 # WORKDIR/logs. A TPU is billed until it is deleted.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -80,7 +79,7 @@ tpu=(gcloud compute tpus queued-resources)
 at=(--zone="$zone" --quiet)
 poll=30     # seconds
 patience=10 # polls without an answer
-remote='bash deltanet_jax/launch/tpu_worker.sh' # from the home folder there
+remote='bash deltanet_jax/launch/tpu_worker.sh' # from the home folder
 
 request() {
   local nodes=(--node-id="$name")
@@ -93,17 +92,17 @@ delete() {
   act "${tpu[@]}" delete "$name" "${at[@]}" --force
 }
 
-state() { # nothing where there is none
+state() { # empty if there is no TPU
   act "${tpu[@]}" list "${at[@]}" --filter="name~(^|/)$name\$" \
     --format='value(state.state)'
 }
 
-on_workers() { # COMMAND, as a shell there reads it
+on_workers() { # COMMAND for a shell
   act "${tpu[@]}" ssh "$name" "${at[@]}" --node=all --worker=all \
     --command="$1"
 }
 
-pack() { # FILE: this checkout, without what git ignores
+pack() { # FILE: this clone without ignored files
   if [ -n "$dry_run" ]; then
     echo "git ls-files -co --exclude-standard | tar -czf $1 -T -"
     return
@@ -126,7 +125,7 @@ say() {
   echo "tpu_vm.sh: $*" >&2
 }
 
-wanted=1 # to be asked for, should it not be there
+wanted=1 # to be requested if missing
 active() { # waits for the TPU
   local now before=- missing=0
   while :; do
@@ -137,13 +136,13 @@ active() { # waits for the TPU
     case $now in
       ACTIVE) return ;;
       SUSPENDED)
-        say 'preempted: deleting what is left of it and asking again'
+        say 'preempted: deleting it and requesting it again'
         delete
         wanted=1
         ;;
       FAILED)
         "${tpu[@]}" describe "$name" "${at[@]}" --format='yaml(state)' >&2
-        say "the request failed; once it is mended: tpu_vm.sh delete, then up"
+        say "the request failed; fix the cause, then: tpu_vm.sh delete, then up"
         exit 1
         ;;
       '')
@@ -164,11 +163,11 @@ active() { # waits for the TPU
   done
 }
 
-begin() { # FLAGS...: the run, unless it is there
+begin() { # FLAGS...: starts the run unless it is running
   local answers
   answers=$(on_workers "$remote status" 2>&1) || answers=
   case $answers in
-    *' running: '*) say 'a run is there already: watching it' ;;
+    *' running: '*) say 'a run is already there: watching it' ;;
     *) install && on_workers "$remote start $(quoted "$@")" ;;
   esac
 }
@@ -185,7 +184,7 @@ watch() { # sets outcome: a worker's exit status, stopped, or lost
     if [ -z "$now" ] || ! answers=$(on_workers "$remote status" 2>&1) ||
       ! grep -q '^worker ' <<<"$answers"
     then
-      # a preemption is seen by ssh before it is in the state
+      # ssh fails before the state says preempted
       silent=$((silent + 1))
       [ "$silent" -lt "$patience" ] && continue
       say "the workers do not answer: $answers"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# On every worker of a Cloud TPU: launch/tpu_vm.sh calls it over ssh.
+# Runs on every worker of a Cloud TPU; launch/tpu_vm.sh calls it over ssh.
 #
-#   install SHARE   .venv with requirements-tpu.txt; the share as /mnt/runs
-#   start FLAGS...  launch.train, detached: it outlives the connection
-#   status          idle, running, ended or stopped, and the log's last line
-#   stop SECONDS    SIGTERM, and SIGKILL where that does not end it in time
+#   install SHARE   makes .venv from requirements-tpu.txt; mounts the share
+#   start FLAGS...  starts launch.train, detached from the connection
+#   status          idle, running, ended or stopped; the last line of the log
+#   stop SECONDS    SIGTERM, then SIGKILL if it does not end in time
 #   logs            the last 50 lines
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-job=$HOME/deltanet_jax.job # pid, log, status once it has ended, stopped
+job=$HOME/deltanet_jax.job # files: pid, log, status if ended, stopped
 mkdir -p "$job"
 
 install() { # SHARE or nothing
@@ -19,7 +19,7 @@ install() { # SHARE or nothing
     sudo mount -t nfs "$1" /mnt/runs
     sudo chmod a+rwx /mnt/runs
   fi
-  # the runtimes' own Python may be older than 3.11
+  # the Python of the runtime may be older than 3.11
   PATH=$HOME/.local/bin:$PATH
   command -v uv >/dev/null ||
     curl -LsSf https://astral.sh/uv/install.sh | sh
@@ -36,7 +36,7 @@ running() {
 
 start() { # FLAGS...
   local flag workdir=
-  stop 10 >/dev/null # what an interrupted start left
+  stop 10 >/dev/null # an interrupted start
   for flag in "$@"; do
     case $flag in --workdir=*) workdir=${flag#*=} ;; esac
   done
@@ -68,7 +68,7 @@ status() {
   elif [ -e "$job/stopped" ]; then
     is=stopped
   elif [ -s "$job/pid" ]; then
-    # without a status the machine went down under it
+    # no status: the machine went down
     is="ended $(cat "$job/status" 2>/dev/null || echo 1): $(last 1)"
   fi
   echo "worker $(hostname) $is"

@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# The same job as launch/gke.sh on a cluster that xpk made (pip install xpk).
+# The same as launch/gke.sh on a cluster made by xpk (pip install xpk).
 #
 #   launch/xpk.sh --cluster=CLUSTER --zone=us-east5-b --name=mine \
 #     --image=REGISTRY/deltanet_jax:tpu --type=v6e-16 --slices=2 \
 #     --storage=runs -- --config=configs/gdn.py:1p3b \
 #     --workdir=/mnt/runs/mine --config.mesh.replica=2 --config.mesh.fsdp=16
 #
-# What follows -- goes to launch.train on every host.
+# Flags after -- are passed to launch.train on every host.
 #
 #   --cluster=NAME --zone=ZONE  of the cluster; the project is gcloud's own
 #   --name=NAME                 of the workload
 #   --image=IMAGE               what Dockerfile builds with requirements-tpu.txt
-#   --type=TYPE                 as xpk names them: v5p-8, v6e-16, tpu7x-128
-#   --slices=N                  1 unless given; mesh.replica spans them
+#   --type=TYPE                 in the names of xpk: v5p-8, v6e-16, tpu7x-128
+#   --slices=N                  default: 1; mesh.replica is their number
 #   --storage=NAME              of `xpk storage`, read and written by all hosts
-#                               (gcpfilestore); the workdir lies on its mount
+#                               (gcpfilestore); the workdir is on its mount
 #                               point
-#   --restarts=N                after failures and preemptions, 10 unless given
-#   --dry_run                   print the command and do nothing else
+#   --restarts=N                after failures and preemptions; default: 10
+#   --dry_run                   only print the command
 #
-# xpk restarts a job for exit statuses from 127 on: a lost host, a stop.
-# A run that failed by itself (1) and bad input (2) end it.
+# xpk restarts a job on exit statuses from 127 on: a lost host, a stop. A
+# failure of the run itself (1) and bad input (2) end it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=launch/common.sh

@@ -1,5 +1,5 @@
-"""The functions by flash-linear-attention's names: its order of arguments, its
-defaults, and what its own naive functions compute."""
+"""The functions with flash-linear-attention's names: argument order, defaults,
+and equality with that library's naive functions."""
 
 import ast
 import importlib.util
@@ -21,7 +21,7 @@ every_form = pytest.mark.parametrize('form', FORMS)
 
 
 def draw(heads=H):
-  """Arguments by that library's names; q and k not normalized."""
+  """Arguments by that library's names; q and k are not normalized."""
   random = np.random.default_rng(0)
   normal = lambda *s: random.standard_normal(s).astype(np.float32)
   return {
@@ -61,7 +61,7 @@ def test_values_and_states_are_those_of_the_rules(form):
     output_final_state=True, use_qk_l2norm_in_kernel=True, **how,
   )  # fmt: skip
   beta, g, wide = a['beta'], a['g'], a['wide']
-  # by position, as there, where no version has another place
+  # by position, where all versions agree on it
   gates = (g, beta) if form == 'chunk' else (g, None, None, beta)
   want = reference('delta_rule', a, K**-0.5, beta=beta, g=g)
   near(call('gated_delta_rule', *gates), want)
@@ -124,7 +124,7 @@ def test_gates_left_out_are_one_and_none():
   want = run(a['q'], a['k'], a['v'], g=0 * one, beta=one, **how)
   near(run(a['q'], a['k'], a['v'], **how), want)
   near(fla.fused_recurrent_delta_rule(a['q'], a['k'], a['v'], **how), want)
-  with pytest.raises(ValueError, match='fused_recurrent_kda has such a decay'):
+  with pytest.raises(ValueError, match='call fused_recurrent_kda'):
     run(a['q'], a['k'], a['v'], a['g'], a['beta'])
 
 

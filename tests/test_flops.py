@@ -1,8 +1,9 @@
-"""Operations against counts by hand."""
+"""Counted operations against formulas."""
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 
 from deltanet_jax import flops
 
@@ -82,3 +83,16 @@ def test_what_cannot_be_counted_is_an_error():
   loop = lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x + x, x)
   with pytest.raises(NotImplementedError, match="'while' cannot be counted"):
     flops.count_operations(loop, shape(3))
+
+
+def test_a_kernel_counts_its_body_for_every_program_of_its_grid():
+  def body(x, y, out):
+    out[...] = x[...] @ y[...]
+
+  spec = pl.BlockSpec((4, 4), lambda i, j: (0, 0))
+  run = pl.pallas_call(
+    body, grid=(3, 5), in_specs=[spec, spec], out_specs=spec,
+    out_shape=shape(4, 4),
+  )  # fmt: skip
+  found = flops.count_operations(run, shape(4, 4), shape(4, 4))
+  assert found == 3 * 5 * 2 * 4**3

@@ -1,5 +1,5 @@
-"""What `import deltanet_jax as dn` offers, and that each part of it works in a
-user's own program."""
+"""The names of `import deltanet_jax as dn`, each used as in a user's own
+program."""
 
 import ast
 import doctest
@@ -33,9 +33,6 @@ CONFIGS = {
 }
 
 
-# ------------------------------------------------------------- the import
-
-
 def test_the_import_brings_no_jax_and_a_name_brings_itself():
   script = """
 import sys
@@ -54,7 +51,7 @@ assert 'jax' in sys.modules and 'flax' not in sys.modules
 
 
 def _typed_names():
-  """The names that editors and type checkers are told of."""
+  """The names that editors and type checkers see."""
   block = next(x for x in ast.parse(SOURCE).body if isinstance(x, ast.If))
   return [alias.asname for node in block.body for alias in node.names]
 
@@ -75,9 +72,6 @@ def test_another_name_is_an_attribute_error():
   from deltanet_jax import progress
 
   assert inspect.ismodule(progress)
-
-
-# ------------------------------------------------------------- functions
 
 
 def draw(seed=0, **gates):
@@ -301,9 +295,6 @@ def test_attention_is_the_softmax_over_keys_that_a_token_sees(window):
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-# ------------------------------------------------------------- modules
-
-
 @pytest.mark.parametrize('name', CONFIGS)
 def test_a_mixer_alone_and_in_a_users_model(name):
   cfg = CONFIGS[name]
@@ -350,7 +341,7 @@ def test_a_mixer_in_flax_nnx():
       y, _ = self.mix(x)
       return x + y
 
-  # the names of a weight's axes are ours, not those of a mesh
+  # the axis names of a weight are this library's, not those of a mesh
   with nnx.use_eager_sharding(False):
     model = nnx.bridge.lazy_init(Model(nnx.Rngs(0)), x)
   loss = lambda model: (model(x) ** 2).mean()

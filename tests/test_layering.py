@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source."""
+"""The allowed imports between folders, read from the source."""
 
 import ast
 import pathlib
@@ -41,7 +41,7 @@ def _under(name, prefixes):
 
 
 def _imports(source):
-  """Absolute names of everything a source imports, submodules included; not of
+  """Absolute names of all that a source imports, submodules included, but for
   libraries that are imported for types alone."""
   tree = ast.parse(source)
   typing_only = {
@@ -62,7 +62,7 @@ def _imports(source):
 
 
 def _faults(name, source, names):
-  """What a module `name` of the package imports and must not; `names` are the
+  """The forbidden imports of a module `name` of the package; `names`: the
   package's modules."""
   for full in _imports(source):
     top = full.split('.')[0]

@@ -1,4 +1,4 @@
-"""The whole language model: a small 3:1 hybrid with both irregular ends."""
+"""The whole language model: a small 3:1 hybrid with a prefix and a suffix."""
 
 import dataclasses
 import functools
@@ -64,7 +64,7 @@ IRREGULAR = ModelConfig(
 
 @functools.cache
 def _params(cfg):
-  """Of numpy: a compiled initialization would take most of the tests' time."""
+  """Parameters from numpy: compiling an initialization would take too long."""
   rng = np.random.default_rng(0)
 
   def draw(path, x):
@@ -86,7 +86,7 @@ def _apply(cfg):
 
 @functools.cache
 def _pull(cfg):
-  """Mean loss of next tokens, its gradient, and the logits."""
+  """Mean next-token loss, its gradient, and the logits."""
 
   def loss(params, tokens, segment_ids=None):
     logits, _ = HybridLM(cfg).apply(
@@ -145,7 +145,7 @@ def test_packed_documents_equal_separate_ones(cfg):
   tokens, params = _tokens(), _params(cfg)
   ids = jnp.asarray(np.repeat([[1, 2]], [7, T - 7], 1).repeat(B, 0), jnp.int32)
   packed, _ = _apply(cfg)(params, tokens, segment_ids=ids)
-  # behind each document alone comes what it cannot see
+  # each document is followed by tokens that it cannot see
   second = np.roll(tokens, -7, 1)
   first_alone, _ = _apply(cfg)(params, tokens)
   second_alone, _ = _apply(cfg)(params, second)
@@ -165,7 +165,7 @@ def test_given_positions_replace_the_counted_ones():
 
 
 def test_positions_restart_in_every_segment_and_go_on_in_a_cache():
-  # asked directly: rotary sees differences only, so no logit shows a restart
+  # checked directly: rotary depends on differences, so no logit shows a restart
   ids = jnp.asarray([[5, 5, 5, 2, 2, 9], [1, 2, 2, 2, 2, 2]], jnp.int32)
   np.testing.assert_array_equal(
     count_positions(ids.shape, ids, None),
@@ -281,7 +281,7 @@ def test_cache_grows_with_the_attention_layers_only():
 
 
 def test_depth_runs_from_zero_to_one_over_all_layers():
-  # Lightning's decay shows the depth: none is left in the last layer
+  # Lightning's decay shows the depth: it is almost none in the last layer
   cfg = dataclasses.replace(
     HYBRID,
     prefix=(_layer(LIGHTNING),),

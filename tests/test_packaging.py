@@ -1,4 +1,5 @@
-"""What is installed, what it needs, and that it works from another folder."""
+"""The installed package: its files, its requirements, its use from another
+folder."""
 
 import ast
 import os
@@ -25,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'deltanet_jax'
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 EXTRAS = PROJECT['optional-dependencies']
-# what is imported under another name than it is installed by
+# libraries whose import name differs from their package name
 DISTRIBUTIONS = {'absl': 'absl-py', 'orbax': 'orbax-checkpoint'}
 
 
@@ -33,8 +34,7 @@ DISTRIBUTIONS = {'absl': 'absl-py', 'orbax': 'orbax-checkpoint'}
 
 
 def expand(extra):
-  """The requirements of an extra, those that it takes from others among
-  them."""
+  """The requirements of an extra, with those of the extras that it includes."""
   for requirement in EXTRAS[extra]:
     if own := re.fullmatch(r'deltanet_jax\[(.+)\]', requirement):
       for name in own[1].split(','):
@@ -122,7 +122,7 @@ def test_the_license_is_whole():
 
 
 def run_without(libraries, *argv):
-  """A command where these libraries are not installed."""
+  """Runs a command as if these libraries were not installed."""
   code = (
     f'import sys\nfor x in {libraries}: sys.modules[x] = None\n'
     f'sys.argv[1:] = {list(argv)}\n'

@@ -1,4 +1,4 @@
-"""What a long job says of itself."""
+"""Progress lines of long jobs."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The three ways a branch joins the residual stream."""
+"""The three ways to add a branch to the residual stream."""
 
 import dataclasses
 

@@ -1,5 +1,5 @@
-"""What WORKSPACE.md says of adding a rule, a mixer, an objective and a family
-is true: a toy of each in a copy of the sources, under the contracts."""
+"""WORKSPACE.md's recipes for a rule, a mixer, an objective and a family work: a
+toy of each is added to a copy of the sources and passes the contracts."""
 
 import os
 import pathlib

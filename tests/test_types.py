@@ -1,4 +1,4 @@
-"""What a reader is told of every argument, and that it is true."""
+"""Every public function is annotated, and the annotations are true."""
 
 import ast
 import collections
@@ -29,7 +29,7 @@ def _is_public(name):
 
 
 def _names_any(annotation):
-  """Whether an annotation, also one in quotes, has `Any` in it."""
+  """True if an annotation, also a quoted one, contains `Any`."""
   for node in ast.walk(annotation):
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
       if _names_any(ast.parse(node.value, mode='eval')):
@@ -65,7 +65,7 @@ def _function_faults(function, method):
 
 
 def _faults(source):
-  """What is public in a source and has no type, or one that says nothing."""
+  """Public names of a source without a type, or with one that says nothing."""
   functions = ast.FunctionDef | ast.AsyncFunctionDef
   for node in ast.parse(source).body:
     if isinstance(node, functions) and _is_public(node.name):

@@ -54,7 +54,7 @@ def train(experiment, folder, data=None):
     data = data or TextData(experiment.data)
     return loop.train(experiment, workdir, data, io.StringIO())
   finally:
-    workdir.release()
+    workdir.unlock()
 
 
 _make_program = functools.cache(loop.make_program)

@@ -1,4 +1,4 @@
-"""What the mains share: flags by absl; bad input is one line and status 2."""
+"""What all commands share: absl flags; bad input is one line, exit status 2."""
 
 import contextlib
 import errno
@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import pathlib
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,13 +20,14 @@ from deltanet_jax.config.extras import require_extra
 T = TypeVar('T')
 Take = Callable[[list[str]], tuple[T, list[str]]]
 FLAGS = flags.FLAGS
-CLOSED_PIPE = 141  # what a shell says of a command that SIGPIPE ended
+CLOSED_PIPE = 141  # the exit status of a command that SIGPIPE ended
+ENTRY_POINTS = 'deltanet', 'python -m deltanet_jax'
 
 
 def as_main(
   take: Take[T] | None = None,
 ) -> Callable[[Callable[[T], int]], Callable[[], NoReturn]]:
-  """A decorator: a function of `arguments` as a main, by `run_command`."""
+  """Decorates a function of `arguments` to run by `run_command`."""
   return lambda main: functools.partial(run_command, main, take)
 
 
@@ -34,11 +36,11 @@ def run_command(
 ) -> NoReturn:
   """Runs `main(arguments)` as an absl app and exits with the status it returns.
 
-  take: argv -> (arguments, the rest), before absl reads the rest; without it
-  `arguments` is None.
+  take: argv -> (arguments, what absl is to parse); without it `arguments` is
+  None.
   --help shows the docstring and the flags of the module of `main`.
   """
-  # a character that the terminal has not shows as its number
+  # a character that the terminal lacks is shown as its number
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')
   try:
@@ -47,7 +49,7 @@ def run_command(
   except OSError as error:
     if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
       raise
-    if error.errno == errno.EPIPE:  # who read the output has seen enough
+    if error.errno == errno.EPIPE:  # the reader of the output has closed it
       status = CLOSED_PIPE
     else:
       print(f'error: {error.filename or "output"}: {error.strerror}',
@@ -55,19 +57,19 @@ def run_command(
       status = 1
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in sys.stdout, sys.stderr:
-      os.dup2(nothing, stream.fileno())  # what is still held back goes there
+      os.dup2(nothing, stream.fileno())  # what is still buffered goes there
   sys.exit(status)
 
 
 def _run(main, take):
-  """The exit status of an absl app."""
+  """Runs `main` as an absl app; returns its exit status."""
   argv = sys.argv
   warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
   if {'--help', '-help', '-h', '--helpfull'} & set(argv):
     module = sys.modules[main.__module__]
-    print(module.__doc__)
+    print(spell_command(module.__doc__ or ''))
     name = sys.argv[0] if module.__name__ == '__main__' else module.__name__
-    print(FLAGS.module_help(name))
+    print(FLAGS.module_help(name).replace(f'{name}:', 'Flags:', 1))
     return 0
 
   try:
@@ -79,9 +81,11 @@ def _run(main, take):
     try:
       rest = FLAGS(argv)
     except flags.Error as error:
-      refuse_input(' '.join(str(error).split()))
+      text = ' '.join(str(error).split())
+      missing = re.fullmatch(r'flag --(\w+)=None: .* other than None\.', text)
+      refuse_input(f'no --{missing[1]} given' if missing else text)
     if FLAGS['verbosity'].using_default_value:
-      logging.set_verbosity(logging.WARNING)  # the libraries tell a lot
+      logging.set_verbosity(logging.WARNING)  # the libraries log much
     if rest[1:]:
       refuse_input(f'unexpected argument {rest[1]!r}; --help shows the flags')
     return rest
@@ -102,15 +106,24 @@ def _run(main, take):
 
 
 def refuse_input(message: str | ConfigError) -> NoReturn:
-  """Ends the process as bad input does."""
-  line = ' '.join(str(message).splitlines())
+  """Prints the message as one line and exits with status 2."""
+  line = spell_command(' '.join(str(message).splitlines()))
   print(f'error: {line}', file=sys.stderr)
   sys.exit(2)
 
 
+def spell_command(text: str) -> str:
+  """`text` with every `python -m launch.NAME` or `launch.NAME` spelled as this
+  process was started, such as `deltanet NAME`."""
+  program = sys.argv[0].rpartition(' ')[0]
+  if program not in ENTRY_POINTS:
+    return text
+  return re.sub(r'(python -m )?\blaunch\.(?=[a-z])', f'{program} ', text)
+
+
 @contextlib.contextmanager
 def bad_input() -> Iterator[None]:
-  """A ValueError in it is of what the user gave, and becomes a ConfigError."""
+  """Turns a ValueError about what the user gave into a ConfigError."""
   try:
     yield
   except ValueError as error:
@@ -120,10 +133,11 @@ def bad_input() -> Iterator[None]:
 def read_numbers(
   flag: flags.FlagHolder[list[str]], least: int, most: int, advice: str
 ) -> tuple[int, ...]:
-  """The whole numbers of a flag, ascending, each once.
+  """The integers of a flag, ascending and distinct.
 
   Raises:
-    ConfigError: none, or one that is not from `least` to `most`; with `advice`.
+    ConfigError: there is none, or one is outside `least` to `most`; the message
+      ends with `advice`.
   """
   try:
     numbers = sorted({int(text) for text in flag.value})
@@ -137,12 +151,12 @@ def read_numbers(
 def check_output(
   flag: flags.FlagHolder[str | None], suffix: str | None = None
 ) -> pathlib.Path | None:
-  """The path that a flag names, or None: known to be writable before the work.
+  """The path that a flag names, or None; checked before the work starts.
 
-  suffix: of the file; the flag's own name unless given
+  suffix: of the file; by default the name of the flag
 
   Raises:
-    ConfigError: another suffix, no such folder, or nothing to draw with.
+    ConfigError: another suffix, no such folder, or no matplotlib for a .png.
   """
   if flag.value is None:
     return None

@@ -1,16 +1,19 @@
-r"""Converts released weights to Orbax, and back.
+r"""Converts released weights to an Orbax checkpoint, and back.
 
   python -m launch.convert --from=Kimi-Linear-48B-A3B --to=weights/kimi
   python -m launch.convert --from=weights/kimi --to=released/kimi
 
---from is a released folder (config.json and *.safetensors) or ORG/NAME on the
-Hugging Face hub, a folder that this command made, or the --workdir of a
-training run, whose newest checkpoint is written as released weights: under the
-names of those it began with, if it did. Memory stays at a few weights of one
-layer (for a training run: the whole model). Started again, it goes on where it
-was stopped; every piece is read back and compared. Nothing is written outside
---to, which must hold nothing else; released weights that have no config.json
-there are not finished.
+--from is one of
+  a released folder (config.json and *.safetensors), or ORG/NAME on the Hugging
+  Face hub: converted to Orbax;
+  a folder that this command wrote: converted back to released weights;
+  the --workdir of a training run: its newest checkpoint is written as released
+  weights. A run that was started from a release keeps that release's names.
+
+--to must be new, or hold an unfinished conversion of the same weights, which
+is continued. Every file is read back and compared. config.json is written last:
+released weights without it are incomplete. Memory holds a few weights of one
+layer at a time (for a training run: the whole model).
 
 Exit status: 0 done; 1 what was written does not read back; 2 bad input.
 """
@@ -24,7 +27,9 @@ from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError
 from deltanet_jax.runs.folder import Workdir
 
-FROM = flags.DEFINE_string('from', None, 'Folder to read.', required=True)
+FROM = flags.DEFINE_string(
+  'from', None, 'Folder to read, or ORG/NAME on the hub.', required=True
+)
 TO = flags.DEFINE_string('to', None, 'Folder to write.', required=True)
 
 

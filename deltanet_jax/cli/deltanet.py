@@ -1,5 +1,7 @@
-"""`deltanet NAME ...`, or `python -m deltanet_jax NAME ...`: every command by
-its name, the same as launch.NAME."""
+"""`deltanet NAME ...` or `python -m deltanet_jax NAME ...`: runs a command.
+
+In a clone `python -m launch.NAME ...` does the same.
+"""
 
 import difflib
 import importlib
@@ -7,38 +9,39 @@ import sys
 
 from deltanet_jax.cli import command
 
-# what measures, reports or draws is imported when it is called, and only then
+# modules of `lab` are named, not imported: the package does not depend on it
 COMMANDS = {
-  'train': ('cli.train', 'trains a model, or continues a run'),
+  'train': ('cli.train', 'trains a model or continues a run'),
   'generate': ('cli.generate', 'continues a text'),
-  'evaluate': ('cli.evaluate', 'scores text'),
-  'convert': ('cli.convert', 'released weights to Orbax and back'),
+  'evaluate': ('cli.evaluate', 'measures loss and bits per byte on a text'),
+  'convert': ('cli.convert', 'converts released weights to Orbax and back'),
   'quickstart': (
-    'lab.quickstart.__main__', 'trains a small model, shows results'
+    'lab.quickstart.__main__', 'trains a small model and shows results'
   ),
-  'first_steps': ('lab.first_steps.__main__', 'a state by hand, then learned'),
-  'calc': ('lab.cost.__main__', 'parameters, cache and operations of a model'),
-  'dryrun': ('lab.dryrun.__main__', 'a program compiled for a TPU'),
-  'profile': ('lab.profile.__main__', 'cost against context'),
-  'study': ('lab.study.__main__', 'recall against memory'),
-  'probes': ('lab.probes.__main__', 'what fits into the state of each rule'),
-  'bench': ('lab.bench.__main__', 'how fast the forms are'),
-  'presets': ('lab.cost.presets', 'writes the table of configs/'),
+  'first_steps': ('lab.first_steps.__main__', 'shows what a state does'),
+  'calc': ('lab.cost.__main__', 'counts parameters, cache bytes, FLOP'),
+  'dryrun': ('lab.dryrun.__main__', 'memory and time on a TPU, without one'),
+  'profile': ('lab.profile.__main__', 'measures cost against context length'),
+  'study': ('lab.study.__main__', 'trains small models: recall against memory'),
+  'probes': ('lab.probes.__main__', 'tests what each recurrence can store'),
+  'bench': ('lab.bench.__main__', 'times the forms of each recurrence'),
+  'presets': ('lab.cost.presets', 'lists the presets with their sizes'),
 }  # fmt: skip
 
 
 def main() -> None:
-  """The command that the first argument names, with the others."""
+  """Runs the command that the first argument names."""
   name, *rest = sys.argv[1:] or ['--help']
+  program = command.ENTRY_POINTS[sys.argv[0].endswith('__main__.py')]
   if name in ('--help', '-h', 'help'):
-    print('deltanet NAME [--help] [--FLAG=VALUE ...]\n')
+    print(f'{program} NAME [--help] [--FLAG=VALUE ...]\n')
     for command_name, (_, about) in COMMANDS.items():
       print(f'  {command_name:12}{about}')
     return
   if name not in COMMANDS:
     close = difflib.get_close_matches(name, COMMANDS, n=1)
-    there = f'did you mean {close[0]}?' if close else ', '.join(COMMANDS)
-    command.refuse_input(f'no command {name!r}; {there}')
-  sys.argv = [f'deltanet {name}', *rest]
+    advice = f'did you mean {close[0]}?' if close else ', '.join(COMMANDS)
+    command.refuse_input(f'no command {name!r}; {advice}')
+  sys.argv = [f'{program} {name}', *rest]
   module = importlib.import_module(f'deltanet_jax.{COMMANDS[name][0]}')
   module.main()

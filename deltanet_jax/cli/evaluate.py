@@ -1,27 +1,29 @@
-r"""Scores text with the model of a training run, or a released one.
+r"""Measures how well a trained or released model predicts a text.
 
   python -m launch.evaluate --workdir=runs/first --data='texts/**/*.txt'
 
   python -m launch.evaluate --released=Qwen3-0.6B --data=texts.jsonl \
     --seq_len=4096 --output=score.json
 
-Prints, as JSON, bits per byte, perplexity and loss (nats per token) of all the
-text. Documents are packed into rows as in training: a token is predicted from
-those before it in its document and row, the first of a document from the end
-of another one. Bits per byte counts the end of every document in the sum, and
-the bytes of the documents alone. Where a tokenizer cannot spell a document (an
-unknown character, no capital letters, white space made one), bits per byte
-leaves out what that costs: a line says how much text it is, and the JSON as
-altered_documents and altered_bytes.
+Prints bits per byte, perplexity and loss (nats per token) over the whole text,
+as JSON. Documents are packed into rows as in training: a token is predicted
+from the tokens before it in the same document and row, the first token of a
+document from an end-of-document token. Bits per byte is the loss summed over
+all tokens, end-of-document tokens included, per byte of the documents.
 
---data is globs separated by commas, '!' before one excludes: plain text, .jsonl
-and .parquet. --released is a folder, what launch.convert made of one, or
-ORG/NAME on the Hugging Face hub. With --devices the weights and rows are laid
-over so many.
+Some tokenizers alter a text (unknown characters, capital letters, white space).
+Bits per byte does not count what is lost; a line on stderr and
+altered_documents and altered_bytes in the JSON say how much text is affected.
 
---repeats=4,16 also tells what tokens cost that end 4 or 16 tokens which stood
-in their document before, by how far back, and what new ones do: where a memory
-of fixed size shows, whatever the loss over all tokens (the table on stderr).
+--data holds globs separated by commas; '!' before one excludes. Files may be
+plain text, .jsonl or .parquet. --released is a released folder, the output of
+launch.convert, or ORG/NAME on the Hugging Face hub. With --devices=N weights
+and rows are sharded over N devices.
+
+--repeats=4,16 also prints the loss of tokens that complete a repetition: the
+last 4 (or 16) tokens stood in the same document before. A table on stderr and
+"repeats" in the JSON give it by distance to that earlier place, beside the loss
+of all other tokens. It shows what a state of fixed size forgets.
 """
 
 import contextlib
@@ -36,32 +38,42 @@ from deltanet_jax.config.files import format_json, write_text
 
 flags.adopt_module_key_flags(model_flags)
 
-DATA = flags.DEFINE_string('data', None, 'Globs of the text, with commas.')
+DATA = flags.DEFINE_string(
+  'data', None, 'Globs of the text files, separated by commas.'
+)
 FIELD = flags.DEFINE_string(
-  'field', 'text', "The text's field in .jsonl and .parquet files."
+  'field', 'text', 'Field or column of the text in .jsonl and .parquet files.'
 )
 SEQ_LEN = flags.DEFINE_integer(
-  'seq_len', None, "Tokens of a row; a run's own, or 2048.", lower_bound=1
+  'seq_len',
+  None,
+  'Tokens per row. Default: that of the run, else 2048.',
+  lower_bound=1,
 )
-BATCH = flags.DEFINE_integer('batch', 1, 'Rows on a device.', lower_bound=1)
+BATCH = flags.DEFINE_integer('batch', 1, 'Rows per device.', lower_bound=1)
 DTYPE = flags.DEFINE_enum(
-  'dtype', 'bfloat16', ['bfloat16', 'float32'], 'Of the computation.'
+  'dtype',
+  'bfloat16',
+  ['bfloat16', 'float32'],
+  'dtype of the computation.',
 )
-DEVICES = flags.DEFINE_integer('devices', 1, 'How many to use.', lower_bound=1)
+DEVICES = flags.DEFINE_integer('devices', 1, 'Devices to use.', lower_bound=1)
 REPEATS = flags.DEFINE_list(
-  'repeats', [], 'Lengths of repeats to tell apart, as 4,16; none: no table.'
+  'repeats', [], 'Lengths of repetitions, such as 4,16. Default: no table.'
 )
-OUTPUT = flags.DEFINE_string('output', None, 'File to keep the JSON in.')
+OUTPUT = flags.DEFINE_string('output', None, 'File to write the JSON to.')
 
 
 @command.as_main()
 def main(_: None) -> int:
   """The command."""
   if DATA.value is None:
-    raise ConfigError("no --data=GLOB given, as in --data='texts/**/*.txt'")
+    raise ConfigError("no --data=GLOB given, such as --data='texts/**/*.txt'")
   bad = [n for n in REPEATS.value if not n.isdecimal() or int(n) < 1]
   if bad:
-    raise ConfigError(f'--repeats has {bad[0]!r}; give lengths from 1, as 4,16')
+    raise ConfigError(
+      f'--repeats has {bad[0]!r}; give lengths of 1 or more, such as 4,16'
+    )
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output and not output.parent.is_dir():
     raise ConfigError(f'--output={output}: no folder {output.parent}')
@@ -91,7 +103,7 @@ def _score(source, seq_len):
   if tokenizer.vocab_size > source.model.vocab:
     raise ConfigError(
       f'{source.tokenizer} has {tokenizer.vocab_size} ids and the model'
-      f' {source.model.vocab}; it is the tokenizer of another model'
+      f' {source.model.vocab}; give the tokenizer of this model'
     )
   source.check()
   import jax.numpy as jnp
@@ -135,7 +147,7 @@ def _score(source, seq_len):
 
 
 def _evaluate(scored, settings):
-  """(Score, the part of the result that --repeats asks for)."""
+  """(Score, entries that --repeats adds to the JSON)."""
   from deltanet_jax.evals import perplexity, repeats
 
   if not REPEATS.value:
@@ -148,7 +160,7 @@ def _evaluate(scored, settings):
 
 @contextlib.contextmanager
 def _named_as_flags():
-  """What reads text knows the names of a configuration."""
+  """Renames configuration fields in an error to the flags of this command."""
   try:
     yield
   except ConfigError as error:

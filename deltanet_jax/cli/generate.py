@@ -1,17 +1,17 @@
-"""Continues a text with the model of a training run, or a released one.
+"""Continues a text with a trained or released model.
 
   python -m launch.generate --workdir=runs/first --prompt='def main(' \\
     --max_tokens=200 --temperature=0.8
 
   python -m launch.generate --released=Qwen3-0.6B --chat --prompt='Why?'
 
---released is a folder of released weights with its tokenizer.json, what
-launch.convert made of one, or ORG/NAME on the Hugging Face hub (needs
-huggingface_hub). With --chat the prompt is a user's message; a run that began
-with released weights has their chat template too.
+--released is a folder of released weights with its tokenizer.json, the output
+of launch.convert, or ORG/NAME on the Hugging Face hub. With --chat the prompt
+is a user's message in the model's chat template; a run that was started from a
+release keeps its template.
 
-The text appears as it is made. It ends after --max_tokens, or where the model
-ends the document.
+The text is printed as it is sampled. It ends after --max_tokens, or at the
+model's end-of-document token.
 """
 
 import sys
@@ -25,23 +25,23 @@ from deltanet_jax.data.tokenizer import require_utf8
 flags.adopt_module_key_flags(model_flags)
 
 CHAT = flags.DEFINE_bool(
-  'chat', False, "Put the prompt into a released model's chat template."
+  'chat', False, "Put the prompt into the model's chat template."
 )
 PROMPT = flags.DEFINE_string('prompt', '', 'Text to continue.')
 MAX_TOKENS = flags.DEFINE_integer(
-  'max_tokens', 200, 'Tokens to add at most.', lower_bound=1
+  'max_tokens', 200, 'Most tokens to sample.', lower_bound=1
 )
 TEMPERATURE = flags.DEFINE_float(
-  'temperature', 0.8, '0: always the most likely token.'
+  'temperature', 0.8, 'Of the softmax. 0: always the most likely token.'
 )
 TOP_K = flags.DEFINE_integer(
-  'top_k', 0, 'Choose among so many most likely tokens; 0: all.'
+  'top_k', 0, 'Sample from the K most likely tokens. 0: from all.'
 )
 TOP_P = flags.DEFINE_float(
-  'top_p', 1.0, 'Choose among the most likely tokens of this probability.'
+  'top_p', 1.0, 'Sample from the most likely tokens that sum to this.'
 )
 SEED = flags.DEFINE_integer(
-  'seed', 0, 'Another seed, another text.',
+  'seed', 0, 'Seed of the sampling.',
   lower_bound=SEEDS[0], upper_bound=SEEDS[-1],
 )  # fmt: skip
 
@@ -70,7 +70,7 @@ def _show(parts):
   try:
     shown = False
     for part in parts:
-      if not shown:  # nothing before the model is read: it may be refused
+      if not shown:  # only after the model is loaded, which may fail
         sys.stdout.write(PROMPT.value + ('\n' if CHAT.value else ''))
         shown = True
       sys.stdout.write(part)

@@ -1,4 +1,4 @@
-"""The flags that name a trained model, the same for every command."""
+"""The flags that name a trained model, shared by several commands."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,9 @@ RELEASED = flags.DEFINE_string(
   'released', None, 'Released weights: a folder, or ORG/NAME on the hub.'
 )
 CONFIG = flags.DEFINE_string(
-  'config', None, 'Of a run whose mixers are your own: a file that names them.'
+  'config',
+  None,
+  'Only for a run with mixers of your own: a file that imports them.',
 )
 
 
@@ -24,7 +26,7 @@ def open_source() -> 'Source':
   """The `Source` that the flags name.
 
   Raises:
-    ConfigError: not one of them is given, or nothing is there to be opened.
+    ConfigError: none or both are given, or the model cannot be opened.
   """
   from deltanet_jax.hf import hub
   from deltanet_jax.runs import source

@@ -1,4 +1,4 @@
-"""The flags by which a main is one of several processes."""
+"""The flags of a command that runs as several processes."""
 
 import contextlib
 import re
@@ -12,20 +12,20 @@ from absl import flags
 from deltanet_jax.config import ConfigError
 
 COORDINATOR = flags.DEFINE_string(
-  'coordinator', None, 'HOST:PORT of process 0, where several meet.'
+  'coordinator', None, 'HOST:PORT of process 0, where the processes meet.'
 )
 PROCESSES = flags.DEFINE_integer(
-  'processes', None, 'How many processes meet there.', lower_bound=1
+  'processes', None, 'Number of processes.', lower_bound=1
 )
 PROCESS = flags.DEFINE_integer(
-  'process', None, 'Which of them this is, from 0.', lower_bound=0
+  'process', None, 'Number of this process, from 0.', lower_bound=0
 )
 DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False,
-  'Find the other processes by SLURM, Open MPI, Kubernetes or Cloud TPU.',
+  'Find the other processes through SLURM, Open MPI, Kubernetes or TPU VMs.',
 )  # fmt: skip
 MEET_SECONDS = flags.DEFINE_integer(
-  'meet_seconds', 120, 'How long to wait for the others.', lower_bound=1
+  'meet_seconds', 120, 'Seconds to wait for the other processes.', lower_bound=1
 )
 
 
@@ -39,10 +39,10 @@ class Meeting(NamedTuple):
 
 
 def read_process_flags() -> Meeting | None:
-  """Where the processes meet, or None for a process alone.
+  """Where the processes meet, or None for a single process.
 
   Raises:
-    ConfigError: flags are missing or do not fit each other.
+    ConfigError: flags are missing or contradict each other.
   """
   coordinator, process = COORDINATOR.value, PROCESS.value
   processes, seconds = PROCESSES.value, MEET_SECONDS.value
@@ -51,7 +51,7 @@ def read_process_flags() -> Meeting | None:
   if DISTRIBUTED.value and len(missing) < 3:
     raise ConfigError(
       '--distributed finds the other processes by itself; give it alone, or'
-      ' --coordinator, --processes and --process'
+      ' give --coordinator, --processes and --process'
     )
   if DISTRIBUTED.value:
     return Meeting(seconds)
@@ -64,7 +64,7 @@ def read_process_flags() -> Meeting | None:
     )
   if not re.fullmatch(r'.+:\d+', coordinator):
     raise ConfigError(
-      f'--coordinator={coordinator}: give HOST:PORT, as in 10.0.0.1:8476'
+      f'--coordinator={coordinator}: give HOST:PORT, such as 10.0.0.1:8476'
     )
   if process >= processes:
     raise ConfigError(
@@ -76,9 +76,9 @@ def read_process_flags() -> Meeting | None:
 
 @contextlib.contextmanager
 def join_others() -> Iterator[None]:
-  """What is done in it is done by all processes together.
+  """Joins the processes for the body of the `with`.
 
-  A failure in one ends it at once, and thereby the others.
+  A failure in one process ends it at once, and the others with it.
 
   Raises:
     ConfigError: as `read_process_flags`.
@@ -97,7 +97,7 @@ def join_others() -> Iterator[None]:
 
 
 def _report(error):
-  """The exit status of an error, once it is printed."""
+  """Prints an error; returns its exit status."""
   if isinstance(error, SystemExit) and isinstance(error.code, int):
     return error.code
   if isinstance(error, KeyboardInterrupt):

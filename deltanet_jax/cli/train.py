@@ -1,59 +1,60 @@
-"""Trains a model, or continues where a killed run stopped.
+"""Trains a model, or continues a run from its newest checkpoint.
 
-  python -m launch.train --config=configs/quickstart.py --workdir=runs/first
+  python -m launch.train --config=quickstart --workdir=runs/first
 
-configs/README.md lists the presets; --config=configs/qwen3.py:8b is a size of
-one, --config=qwen3:8b the same by name from any folder, and --config=mine.py a
-file of yours.
+launch.presets lists the presets. --config=qwen3:8b names one from any folder,
+--config=configs/qwen3.py:8b by its file, --config=mine.py is a file of yours.
 
-Any field of the configuration is set by its name, and tuples by index:
+Flags set any field of the configuration; tuples take an index:
 
   --config.train.steps=100 --config.model.period.0.mixer.chunk=32
 
-The fields, with their meaning, are in deltanet_jax/config/experiment.py and
-deltanet_jax/config/mixers.py; a misspelt one is answered with the nearest.
+(model.period is the block of layers that repeats model.repeats times.) The
+fields are documented in deltanet_jax/config/experiment.py and mixers.py.
+
+To fine-tune released weights:
 
   python -m launch.train --released=Qwen3-0.6B --workdir=runs/mine \\
     --config.data.path='texts/*.jsonl' --config.train.steps=500
 
-trains released weights further: a folder with its tokenizer.json, what
-launch.convert made of one, ORG/NAME on the Hugging Face hub (ORG/NAME@REVISION;
-needs huggingface_hub) or the --workdir of another run. Model and tokenizer are
-theirs, everything else is --config, configs/finetune.py unless given; of the
-model only remat, form, chunk and stage may be set. The run keeps what it needs:
-once it has a checkpoint, the folder may go.
+--released is a folder with its tokenizer.json, the output of launch.convert,
+ORG/NAME[@REVISION] on the Hugging Face hub, or the --workdir of another run. It
+gives model and tokenizer; --config gives everything else (default: finetune).
+Of the model only remat, form, chunk and stage may be set. Once the run has a
+checkpoint it no longer needs the folder.
 
-Started again with the same --workdir, the run continues from its newest
-checkpoint; --workdir alone is enough. There only the mesh and train.log_every,
+Started again with the same --workdir, a run continues from its newest
+checkpoint; --config may be left out. Only the mesh and train.log_every,
 eval_every, eval_rows, save_every, keep and steps may change. SIGTERM and Ctrl-C
-save after the current step. A run whose text has changed is refused; --new_text
-goes on with the new one, which --config.data.path may name, from its first row
-on in an order of its own.
+save after the current step. If the text files have changed, the run is refused;
+--new_text continues with the new text (or that of --config.data.path) from its
+first row, newly shuffled.
+
+To make a run longer, also a finished one:
 
   python -m launch.train --workdir=runs/mine --config.train.steps=300
 
-makes a run longer, also one that has finished: the learning rate then follows
-the schedule of 300 steps from the last checkpoint on, config.json says 300, and
-result.json is written anew at the end. With any other change begin a new run
-with its weights: --released=runs/mine --workdir=runs/new.
+From the newest checkpoint on the learning rate follows the schedule of 300
+steps. For any other change start a new run from the weights of this one:
+--released=runs/mine --workdir=runs/new.
 
-Exit status: 0 done; 1 the run failed; 2 bad input, before any device is
-touched; 128 + n stopped and saved after signal n.
+Exit status: 0 done; 1 the run failed; 2 bad input; 128 + n stopped and saved
+after signal n.
 
-Several processes, on one machine or many, train together; each is started with
-the same command and the same files, --workdir on a disk that all share:
+To train with several processes, on one machine or many, start each with the
+same command, the same files and a --workdir on a disk that all share:
 
   python -m launch.train ... --coordinator=HOST:PORT --processes=2 --process=0
 
-or with --distributed under SLURM, Open MPI, GKE or on TPU VMs. A run may go on
-with another number of processes.
+or with --distributed under SLURM, Open MPI, GKE or on TPU VMs. The number of
+processes may change when a run continues.
 
-What was compiled is kept in ~/.cache/deltanet_jax/compiled (XDG_CACHE_HOME in
-the place of ~/.cache) and found there by the next start. The folder may be
-removed at any time. JAX_COMPILATION_CACHE_DIR=DIR names another one; set to
-nothing, none is kept.
+Compiled programs are cached in ~/.cache/deltanet_jax/compiled (XDG_CACHE_HOME
+replaces ~/.cache), which may be deleted at any time.
+JAX_COMPILATION_CACHE_DIR=DIR names another folder, an empty value turns the
+cache off.
 
-JAX_PLATFORMS chooses the devices. Eight simulated ones on a CPU:
+JAX_PLATFORMS chooses the devices. Eight simulated devices on a CPU:
   JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8
 """
 
@@ -79,13 +80,13 @@ if TYPE_CHECKING:
 Changes = Sequence[tuple[str, str]]
 
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run: made, or continued.'
+  'workdir', None, 'Folder of the run, new or to be continued.'
 )
 RELEASED = flags.DEFINE_string(
-  'released', None, 'Weights to begin with: a folder, or ORG/NAME on the hub.'
+  'released', None, 'Initial weights: a folder, or ORG/NAME on the hub.'
 )
 NEW_TEXT = flags.DEFINE_bool(
-  'new_text', False, 'Go on although the text of the run has changed.'
+  'new_text', False, 'Continue although the text files have changed.'
 )
 flags.adopt_module_key_flags(process_flags)
 
@@ -93,20 +94,14 @@ flags.adopt_module_key_flags(process_flags)
 def split_flags(
   argv: list[str],
 ) -> tuple[tuple[str | None, Changes], list[str]]:
-  """((file or None, changes), the other arguments) of a command line."""
+  """((file or None, changes), other arguments) of a command line."""
   path, changes, rest = config.split_argv(argv)
   _refuse_fields(rest)
   return (path, changes), rest
 
 
-def parse_flags(argv: list[str]) -> tuple[Experiment, list[str]]:
-  """(Experiment, the other arguments) of a command line."""
-  (path, changes), rest = split_flags(argv)
-  return config.read_experiment(path, changes), rest
-
-
 def _refuse_fields(argv):
-  """Refuses --steps=5, which sets no field, with the flag that does."""
+  """Refuses --steps=5 and names --config.train.steps=5."""
   known = list(flags.FLAGS)
   for argument in argv[1:]:
     if argument == '--':
@@ -115,7 +110,7 @@ def _refuse_fields(argv):
     if name == argument or name in known or name.removeprefix('no') in known:
       continue
     if difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-      continue  # absl says which
+      continue  # absl names it
     if field := suggest_field(Experiment, name):
       raise ConfigError(
         f'no flag --{name}; did you mean --config.{field}{equals}{value}?'
@@ -126,7 +121,7 @@ def _refuse_fields(argv):
 def main(arguments: tuple[str | None, Changes]) -> int:
   """The command."""
   experiment, source = read_flags(*arguments)
-  assert WORKDIR.value is not None  # or it was refused
+  assert WORKDIR.value is not None  # read_flags refuses None
   result = train_run(experiment, Workdir(WORKDIR.value), source)
   if isinstance(result, int):
     return 128 + result
@@ -138,7 +133,7 @@ def main(arguments: tuple[str | None, Changes]) -> int:
 def read_flags(
   path: str | None, changes: Changes
 ) -> 'tuple[Experiment, Source | None]':
-  """(Experiment, the Source that it begins with or None) of the command line.
+  """(Experiment, the Source of its initial weights or None).
 
   path: of the configuration or None   changes: (name, text) pairs
   """
@@ -179,10 +174,10 @@ def train_run(
   if result is not None and result['step'] == experiment.train.steps:
     if NEW_TEXT.value:
       raise ConfigError(
-        f'--new_text: the run in {workdir.path} is finished and goes on with no'
-        ' text; give more --config.train.steps, or another --workdir'
+        f'--new_text: the run in {workdir.path} is finished; give more'
+        ' --config.train.steps, or another --workdir'
       )
-    print(f'finished before: {workdir.path}', file=sys.stderr)
+    print(f'{workdir.path} is already finished', file=sys.stderr)
     return result
   with process_flags.join_others():
     tokenizer = workdir.find_tokenizer(experiment)
@@ -231,7 +226,7 @@ def _train(experiment, workdir, data, source, tokenizer):
   except OSError as error:
     print(
       f'error: {error.filename or workdir.path}: {error.strerror or error};'
-      ' once that is mended, start again to go on from the last checkpoint',
+      ' once that is fixed, start again to continue from the newest checkpoint',
       file=sys.stderr,
     )
   sys.exit(1)

@@ -1,4 +1,4 @@
-"""What a run is, and how it is said: classes, files, overrides, JSON.
+"""The configuration of a run: classes, files, command line overrides, JSON.
 
 Standard library only: a configuration is read, changed and checked before jax
 is imported.

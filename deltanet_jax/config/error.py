@@ -1,5 +1,6 @@
-"""What is wrong with what the user gave."""
+"""The error of wrong user input."""
 
 
 class ConfigError(ValueError):
-  """What the user gave cannot be run; the message says what to change."""
+  """The user's input is wrong; the message is one line that says what to
+  change."""

@@ -1,7 +1,7 @@
-"""What a run is: the configuration of model, data, optimizer, training, mesh.
+"""The configuration of a run: model, data, optimizer, training and mesh.
 
 Standard library only: configurations are read, changed and checked before
-jax is imported. A file in `configs/` returns one `Experiment`.
+jax is imported. A file in `configs/` returns an `Experiment`.
 """
 
 import dataclasses
@@ -41,21 +41,23 @@ class MLPConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-  """Mixture of experts: every token goes to `top` of `experts` gated MLPs."""
+  """Mixture of experts: every token is routed to `top` of `experts` gated MLPs.
+
+  `ops.routing` has the equations.
+  """
 
   experts: Count
   top: Count
   hidden: Count  # width of an expert
-  # of the router's logits
   score: Annotated[str, OneOf(('softmax', 'sigmoid'))] = 'softmax'
-  bias: bool = False  # added to the scores for the choice alone
-  groups: Count = 1  # equal groups of experts, of which
-  top_groups: Count = 1  # these are open to a token
-  renormalize: bool = True  # weights divided by their sum
+  bias: bool = False  # a bias of the scores, for the selection alone
+  groups: Count = 1  # of experts, all of one size
+  top_groups: Count = 1  # groups that a token's experts are chosen from
+  renormalize: bool = True  # divide the weights by their sum
   eps: NotNegative = 0.0  # added to that sum
-  scale: Positive = 1.0  # of the weights
-  shared: Size = 0  # width of an expert that takes every token; 0: none
-  shared_gate: bool = False  # it is multiplied by sigmoid(x w)
+  scale: Positive = 1.0  # factor of the weights
+  shared: Size = 0  # width of an expert that every token goes to; 0: none
+  shared_gate: bool = False  # multiply its output by sigmoid(x w)
 
   def __post_init__(self):
     ranges.check_ranges(self)
@@ -79,10 +81,10 @@ class MoEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Residual:
-  """How a branch f (mixer or ffn) joins the residual stream.
+  """How a branch f (mixer or ffn) is added to the residual stream x, N a norm.
 
-  form: 'pre': x + f(N(x)); 'post': x + N(f(x)) (OLMo 2's);
-  'normed': h = N(x); alpha h + beta f(h) (MiniMax-01's DeepNorm)
+  form: 'pre': x + f(N(x)); 'post': x + N(f(x)) (OLMo 2);
+  'normed': alpha h + beta f(h) with h = N(x) (DeepNorm of MiniMax-01)
   """
 
   form: Annotated[str, OneOf(('pre', 'post', 'normed'))] = 'pre'
@@ -100,7 +102,7 @@ class Residual:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One residual block: x += mixer(norm(x)); x += ffn(norm(x))."""
+  """A layer: a mixer and an ffn, each a branch of the residual stream."""
 
   mixer: MixerConfig
   ffn: MLPConfig | MoEConfig
@@ -109,20 +111,21 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """prefix, then `period` repeated `repeats` times (scanned), then suffix."""
+  """A model's layers: prefix, the block `period` repeated `repeats` times (by
+  a scan), suffix; and its embedding and head."""
 
-  vocab: Annotated[int, Whole(2)]
+  vocab: Annotated[int, Whole(2)]  # at least as many as the tokenizer has ids
   d_model: Count
   period: tuple[Layer, ...]
   repeats: Size
   prefix: tuple[Layer, ...] = ()
   suffix: tuple[Layer, ...] = ()
-  tied: bool = False  # the output head is the embedding table
+  tied: bool = False  # use the embedding table as the output head
   zero_centered: bool = False  # norm weights are 1 + w
   norm_eps: NotNegative = 1e-6
-  # what the backward pass computes again; 'dots': all but products' outputs
+  # what the backward pass recomputes; 'dots': all but outputs of matmuls
   remat: Annotated[str, OneOf(('none', 'dots', 'full'))] = 'none'
-  mtp: Layer | None = None  # block of the multi-token prediction; None: none
+  mtp: Layer | None = None  # layer of the multi-token prediction; None: none
 
   def __post_init__(self):
     ranges.check_ranges(self, 'model')
@@ -141,10 +144,10 @@ class DataConfig:
 
   path: str  # globs separated by commas; one that begins with '!' excludes
   seq_len: Count
-  batch: Count  # rows of one optimizer step, all devices together
+  batch: Count  # rows of an optimizer step, over all devices
   tokenizer: str = 'bytes'  # or the path of a tokenizer.json
-  field: str = 'text'  # the text's field in jsonl and parquet files
-  heldout: Fraction = 0.05  # of the documents, never trained on
+  field: str = 'text'  # name of the text's field in jsonl and parquet files
+  heldout: Fraction = 0.05  # fraction of the documents that are held out
   seed: Annotated[int, Whole(0, None)] = 0
 
   def __post_init__(self):
@@ -158,17 +161,19 @@ class OptimConfig:
   name: Annotated[str, OneOf(('adamw', 'muon'))] = 'adamw'
   lr: Positive = 3e-4
   muon_lr: Positive = 0.02  # step size of the Muon part
-  # after the warm-up
+  # of the learning rate, after the warm-up
   schedule: Annotated[str, OneOf(('cosine', 'wsd', 'constant'))] = 'cosine'
   warmup: Size = 100  # steps
-  decay: NotNegative = 0.2  # wsd: the fraction of the steps that decays
+  decay: NotNegative = (
+    0.2  # of 'wsd': fraction of the steps with a falling rate
+  )
   final: NotNegative = 0.1  # last rate as a fraction of the peak
   b1: BelowOne = 0.9
   b2: BelowOne = 0.95
   eps: NotNegative = 1e-8
   weight_decay: NotNegative = 0.1  # matrices only
-  clip: Positive = 1.0  # global norm; a large one, as 1e9, clips nothing
-  accumulate: Count = 1  # micro-batches of one step
+  clip: Positive = 1.0  # largest global norm of the gradient; 1e9: no clipping
+  accumulate: Count = 1  # micro-batches of a step (gradient accumulation)
 
   def __post_init__(self):
     ranges.check_ranges(self, 'optim')
@@ -176,15 +181,17 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
+  """Length, precision, logging and checkpoints of a training run."""
+
   steps: Count
-  seed: Annotated[int, Whole(0, 2**32 - 1)] = 0  # all that a jax key takes
-  # of the computation; parameters are float32
+  seed: Annotated[int, Whole(0, 2**32 - 1)] = 0  # the range of a jax key
+  # of activations and matmuls; parameters are float32
   dtype: Annotated[str, OneOf(('float32', 'bfloat16'))] = 'bfloat16'
   log_every: Count = 10
   eval_every: Count = 500
   eval_rows: Count = 64  # held-out rows of an evaluation during training
   save_every: Count = 500
-  keep: Count = 2  # checkpoints
+  keep: Count = 2  # number of checkpoints
   objective: ObjectiveConfig = NextTokenConfig()
 
   def __post_init__(self):
@@ -193,10 +200,10 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis; their product is the number of devices used.
+  """The size of each mesh axis; their product is the number of devices used.
 
-  `sharding` says what each axis splits. One may be -1: as many as there are
-  devices for, the others given.
+  `parallel.sharding` documents what each axis splits. One size may be -1: all
+  devices that the other axes leave.
   """
 
   replica: Devices = 1  # slices or pods
@@ -216,7 +223,7 @@ class MeshConfig:
       )
 
   def fill(self, devices: int) -> 'MeshConfig':
-    """This mesh on so many devices: its -1, if there is one, as a number."""
+    """Returns this mesh with -1, if there is one, replaced for `devices`."""
     sizes = dataclasses.asdict(self)
     for axis, size in sizes.items():
       if size == -1:
@@ -232,6 +239,8 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
+  """The whole configuration of a training run."""
+
   model: ModelConfig
   data: DataConfig
   optim: OptimConfig
@@ -245,16 +254,16 @@ class Experiment:
 
 
 def _check_mesh(experiment):
-  """Every size that the mesh splits must be a multiple of the devices there.
+  """Refuses a size that a mesh axis splits and does not divide.
 
-  Key heads and a vocabulary that are none stay whole on every device.
+  Key heads and the vocabulary are not checked: they are replicated then.
   """
   model, data, mesh = experiment.model, experiment.data, experiment.mesh
   if not isinstance(model, ModelConfig):
-    return  # refused with its name by whoever reads the file
+    return  # `check_types` refuses it with its name
 
   def require_even(name, size, axes, parts=1):
-    # what is -1 is checked once the devices are known
+    # -1 is checked once the number of devices is known
     split = {axis: abs(getattr(mesh, axis)) for axis in axes}
     devices = [f'mesh.{axis} {n}' for axis, n in split.items() if n > 1]
     if parts > 1:
@@ -281,7 +290,7 @@ def _check_mesh(experiment):
   )
 
 
-# of a mixer or ffn: which axis of the mesh splits what
+# fields of a mixer or ffn, and the mesh axis that splits each
 _SPLIT = {
   'heads': 'tensor',
   'value_heads': 'tensor',

@@ -1,4 +1,4 @@
-"""Libraries that only some commands need: extras of pyproject.toml."""
+"""Libraries that only some commands need: the extras of pyproject.toml."""
 
 import importlib.util
 
@@ -12,22 +12,19 @@ EXTRAS = {
 
 
 def is_installed(library: str) -> bool:
-  """Whether a library can be imported; imports nothing."""
+  """True where a library can be imported; imports nothing."""
   return importlib.util.find_spec(library) is not None
 
 
 def require_extra(library: str, purpose: str) -> None:
-  """Asked before a library of EXTRAS is imported.
+  """Raises ConfigError if `library`, one of EXTRAS, is not installed.
 
-  purpose: what needs it, the subject of the error's sentence
-
-  Raises:
-    ConfigError: it is not installed.
+  purpose: what needs it, the subject of the message
   """
   if not is_installed(library):
     raise ConfigError(f'{purpose} needs {library}; {describe_extra(library)}')
 
 
 def describe_extra(library: str) -> str:
-  """How a library of EXTRAS is installed."""
+  """Says how to install `library`, one of EXTRAS."""
   return f'pip install {library} (extra: deltanet_jax[{EXTRAS[library]}])'

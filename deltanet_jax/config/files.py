@@ -1,7 +1,4 @@
-"""Files of text and JSON, written whole or not at all.
-
-Standard library only.
-"""
+"""Text and JSON files, written atomically. Standard library only."""
 
 import json
 import math
@@ -15,7 +12,7 @@ JsonObject = dict[str, Json]
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Puts `text` in the file at once: a reader sees all of it or the old."""
+  """Replaces a file atomically: a reader sees the old or the new text."""
   temporary = path.with_name(path.name + '.tmp')
   try:
     with open(temporary, 'w') as file:
@@ -24,17 +21,17 @@ def write_text(path: pathlib.Path, text: str) -> None:
       os.fsync(file.fileno())
     os.replace(temporary, path)
   except OSError:
-    temporary.unlink(missing_ok=True)  # a full disk has no room for it
+    temporary.unlink(missing_ok=True)  # the disk may be full
     raise
 
 
 def format_json(tree: object) -> str:
-  """A tree as JSON that every reader takes, see `replace_nonfinite`."""
+  """Returns a tree as standard JSON, see `replace_nonfinite`."""
   return json.dumps(replace_nonfinite(tree), indent=2, allow_nan=False) + '\n'
 
 
 def replace_nonfinite(tree: object) -> object:
-  """A tree for JSON, which has no inf and no nan: they become None."""
+  """Replaces inf and nan in a tree, which JSON does not have, by None."""
   if isinstance(tree, dict):
     return {name: replace_nonfinite(value) for name, value in tree.items()}
   if isinstance(tree, list | tuple):
@@ -45,24 +42,24 @@ def replace_nonfinite(tree: object) -> object:
 
 
 def read_json(path: pathlib.Path) -> JsonObject:
-  """The object in a file.
+  """Returns the JSON object in a file.
 
   Raises:
-    ConfigError: there is something else in it.
+    ConfigError: the file holds anything else.
   """
   try:
     tree = json.loads(read_text(path))
   except (ValueError, RecursionError) as error:
     raise ConfigError(
-      f'{path}: no JSON: {" ".join(str(error).split())}; remove it'
+      f'{path}: no JSON: {" ".join(str(error).split())}; remove the file'
     ) from error
   if not isinstance(tree, dict):
-    raise ConfigError(f'{path}: no JSON object; remove it')
+    raise ConfigError(f'{path}: no JSON object; remove the file')
   return tree
 
 
 def read_text(path: pathlib.Path) -> str:
-  """The text in a file; ConfigError where it cannot be read."""
+  """Returns the text of a file; ConfigError where it cannot be read."""
   try:
     return path.read_bytes().decode()
   except (OSError, UnicodeDecodeError) as error:

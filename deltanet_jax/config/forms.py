@@ -1,8 +1,12 @@
-"""The names of the forms of each rule, for checks before jax is imported.
+"""The names of each rule's forms, for checks before jax is imported.
 
-The forms themselves are in `ops`, and what `kernels` adds to them.
+`ops` and `kernels` have the forms themselves.
 """
 
 OWN = ('recurrent', 'associative', 'chunked')
-# a kernel's name joins the row of its rule
-FORMS = {'linear_attention': OWN, 'delta_rule': OWN, 'kda': OWN}
+# a kernel adds its name to the row of its rule
+FORMS = {
+  'linear_attention': OWN,
+  'delta_rule': (*OWN, 'kernel'),
+  'kda': (*OWN, 'kernel'),
+}

@@ -1,7 +1,7 @@
-"""Configurations from Python files and command lines.
+"""Reads configurations from Python files and command lines.
 
-Standard library only, so that a mistake on the command line is answered
-before jax is imported. Every failure is a `ConfigError` of one line.
+Standard library only, so that a mistake on the command line is reported before
+jax is imported. Every failure is a `ConfigError` of one line.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from deltanet_jax.config.stored import is_config
 
 
 class Released(Protocol):
-  """What a run starts from."""
+  """A released model, as a run that starts from it needs it."""
 
   @property
   def model(self) -> ModelConfig: ...
@@ -32,13 +32,13 @@ class Released(Protocol):
 def load(
   name: str | pathlib.Path, released: Released | None = None
 ) -> Experiment:
-  """The `Experiment` of a preset, as 'qwen3:8b', or of a Python file.
+  """Returns the `Experiment` of a preset, as 'qwen3:8b', or of a Python file.
 
-  It is what the file's get_config() returns; a parameter `size` of that
-  function takes what follows a colon in `name`.
+  The file's get_config() returns it; its parameter `size` is what follows a
+  colon in `name`.
 
-  released: what a run starts from. A file for such runs has
-  get_config(released); of any other one the tokenizer is replaced.
+  released: the model that a run starts from. It is the argument of a
+  get_config(released); an Experiment of any other file gets its tokenizer.
   """
   preset = str(name)
   path, size = preset_names.locate_preset(preset)
@@ -71,8 +71,8 @@ def load(
 
 
 def find_classes(name: str | pathlib.Path) -> tuple[type, ...]:
-  """The configuration classes that a file has by name: what `from_json` is
-  given where a run's mixers are a user's own.
+  """The configuration classes among a file's globals: `from_json` needs them
+  where a run has mixers of a user's own.
 
   name: as for `load`
   """
@@ -85,9 +85,9 @@ def find_classes(name: str | pathlib.Path) -> tuple[type, ...]:
 
 
 def _call(name, module, size, released):
-  """(what get_config of a file returns, whether it takes a released model).
+  """Calls get_config of a file: (its result, whether it takes `released`).
 
-  name: of the file, as it was given   module: its globals
+  name: the file as the user named it   module: its globals
   """
   get_config = module.get('get_config')
   if not callable(get_config):
@@ -116,15 +116,16 @@ def _call(name, module, size, released):
 def read_experiment(
   path: str | None, changes: Iterable[tuple[str, str]]
 ) -> Experiment:
-  """The `Experiment` of a preset or file, see `load`, and (name, text) pairs.
+  """Returns the `Experiment` of a preset or file, see `load`, with the fields
+  of (name, text) pairs changed.
 
   Raises:
-    ConfigError: none is given, or it or a change is wrong.
+    ConfigError: there is no path, or the file or a change is wrong.
   """
   if not path:
     files = sorted(map(str, pathlib.Path('configs').glob('*.py')))
     names = files or preset_names.list_families()
-    # one trains as it is, another not without a release
+    # the first trains as it is, the last one needs a released model
     rank = {'quickstart': 0, 'finetune': 2}
     names.sort(key=lambda name: rank.get(pathlib.Path(name).stem, 1))
     more = f' and {len(names) - 5} more' if len(names) > 5 else ''
@@ -135,7 +136,7 @@ def read_experiment(
 
 
 def parse_argv(argv: Sequence[str]) -> tuple[Experiment, list[str]]:
-  """(Experiment, the other arguments) of a command line, see `split_argv`."""
+  """Returns (Experiment, other arguments) of a command line (`split_argv`)."""
   path, changes, rest = split_argv(argv)
   return read_experiment(path, changes), rest
 
@@ -143,11 +144,11 @@ def parse_argv(argv: Sequence[str]) -> tuple[Experiment, list[str]]:
 def split_argv(
   argv: Sequence[str],
 ) -> tuple[str | None, list[tuple[str, str]], list[str]]:
-  """(FILE or None, the (name, text) changes, the other arguments) of a command
-  line.
+  """Splits a command line: (FILE or None, (name, text) changes, the other
+  arguments).
 
   Takes `--config=FILE` and every `--config.NAME=VALUE` out of `argv`; a value
-  may also be the next argument. What follows a bare `--` is left alone.
+  may also be the next argument. Arguments after a bare `--` are not touched.
   """
   path: str | None = None
   changes: list[tuple[str, str]] = []
@@ -173,7 +174,7 @@ def split_argv(
 
 
 def _blame(path, error):
-  """'file:line: Kind: message' for the last line of the file that ran."""
+  """'file:line: Kind: message', for the last line of the file that ran."""
   lines = [
     frame.lineno
     for frame in traceback.extract_tb(error.__traceback__)

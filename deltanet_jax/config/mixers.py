@@ -1,9 +1,8 @@
-"""The token mixers' configurations. Standard library only, so that a command
-line is checked before jax is imported; each class names the module that
-implements it.
+"""The configurations of the token mixers. Standard library only, so that a
+command line is checked before jax is imported; each class names the Flax module
+that implements it.
 
-Sizes: H value heads, J key heads (H a multiple of J), K and V key and value
-width per head, W taps of the short convolution (0: none).
+conv: taps of the short convolutions of q, k and v; 0: no convolution
 """
 
 import dataclasses
@@ -31,21 +30,21 @@ if TYPE_CHECKING:
 
 
 class FormOf(NamedTuple):
-  """The name of one of a rule's forms."""
+  """A range: the names of a rule's forms."""
 
   rule: str
 
   def advise(self, value: object) -> str | None:
-    """What to give instead of `value`, or None where it will do."""
+    """Says what to give instead of `value`; None where it is allowed."""
     return OneOf(FORMS[self.rule]).advise(value)
 
 
-Chunk = Annotated[int, Doubled(16)]  # as the inverse in it is merged
+Chunk = Annotated[int, Doubled(16)]  # see `ops.inverse`
 
 
 @dataclasses.dataclass(frozen=True)
 class MixerConfig:
-  """What a layer needs of its mixer: a module and a fresh cache."""
+  """Base class: a mixer's configuration makes its module and its cache."""
 
   module: ClassVar[str]  # 'package.module:Class' of the Flax module
 
@@ -57,13 +56,13 @@ class MixerConfig:
     return getattr(importlib.import_module(path), name)
 
   def make(self, **kwargs: object) -> 'nn.Module':
-    """The Flax module; `kwargs`: name and the fields of `mixers.base:Mixer`."""
+    """Returns the Flax module; kwargs: name, fields of `mixers.base.Mixer`."""
     return self._class()(self, **kwargs)
 
   def init_cache(
     self, batch: int, max_len: int, dtype: 'DTypeLike'
   ) -> 'tuple[jax.Array | None, ...]':
-    """A fresh cache; shapes only under `jax.eval_shape`."""
+    """Returns an empty cache for rows of up to max_len tokens."""
     return self._class().init_cache(self, batch, max_len, dtype)
 
 
@@ -75,23 +74,23 @@ def _require(ok, message):
 @dataclasses.dataclass(frozen=True)
 class YarnConfig:
   """YaRN (arXiv:2309.00071): rotary positions for a context `factor` times as
-  long. Released configurations spell the fields as in the comments."""
+  long. The comments give the fields' names in released configurations."""
 
   factor: Positive
   original: Count  # original_max_position_embeddings
   fast: Positive = 32.0  # beta_fast
   slow: Positive = 1.0  # beta_slow
-  mscale: Finite = 0.0  # with mscale_all_dim; 0: not given
+  mscale: Finite = 0.0  # used with mscale_all_dim; 0: not given
   mscale_all_dim: Finite = 0.0
-  attention_factor: Finite | None = None  # the length; None: from the above
-  truncate: bool = True  # the ramp's ends are whole pairs
+  attention_factor: Finite | None = None  # None: from mscale and factor
+  truncate: bool = True  # round the ends of the ramp to whole pairs
 
   def __post_init__(self):
     ranges.check_ranges(self)
 
   @property
   def length(self) -> float:
-    """What rotated queries and keys are multiplied by."""
+    """The factor of rotated queries and keys."""
     if self.attention_factor is not None:
       return self.attention_factor
     if self.mscale and self.mscale_all_dim:
@@ -100,8 +99,8 @@ class YarnConfig:
 
   @property
   def softmax_scale(self) -> float:
-    """m^2 of DeepSeek's latent attention, which multiplies the softmax scale;
-    1 without mscale_all_dim."""
+    """The factor m^2 of the softmax scale in DeepSeek's latent attention; 1
+    without mscale_all_dim."""
     return self._m(self.mscale_all_dim) ** 2
 
   def _m(self, mscale):
@@ -134,11 +133,11 @@ class AttentionConfig(MixerConfig):
   heads: Count
   kv_heads: Count
   head_dim: Count
-  window: Count | None = None  # keys seen, the current one included
+  window: Count | None = None  # a query sees so many keys, its own included
   rotary_dim: Size = 0  # 0: no positions (NoPE)
   rope_theta: Positive = 10_000.0
-  qk_norm: bool = False  # RMS norm of every query and key head, before rotary
-  joint_norm: bool = False  # that norm over all heads at once (MiniMax-M2)
+  qk_norm: bool = False  # RMS norm of each query and key head, before rotary
+  joint_norm: bool = False  # that norm over all heads together (MiniMax-M2)
   gate: bool = False  # sigmoid output gate per channel (Qwen3-Next)
   norm_eps: NotNegative = 1e-6
   interleaved: bool = False  # rotary pairs (2i, 2i+1), not (i, i + P/2)
@@ -181,12 +180,12 @@ class MLAConfig(MixerConfig):
   """Multi-head latent attention (DeepSeek-V2, Kimi Linear)."""
 
   heads: Count
-  latent: Count  # width of what keys and values are made from, and of the cache
-  key_dim: Count  # per head, without positions
-  shared_dim: Count  # more key channels, one set for all heads
+  latent: Count  # width of the cached latent (kv_lora_rank)
+  key_dim: Count  # per head, without positions (qk_nope_head_dim)
+  shared_dim: Count  # key channels that all heads share (qk_rope_head_dim)
   value_dim: Count
-  query_latent: Count | None = None  # None: queries straight from the input
-  rotary: bool = True  # positions in the shared channels; False: none (NoPE)
+  query_latent: Count | None = None  # q_lora_rank; None: no query latent
+  rotary: bool = True  # rotate the shared channels; False: NoPE
   rope_theta: Positive = 10_000.0
   interleaved: bool = True
   yarn: YarnConfig | None = None
@@ -212,7 +211,7 @@ class MLAConfig(MixerConfig):
 
   @property
   def scale(self) -> float:
-    """Of the scores before the softmax."""
+    """The factor of the scores before the softmax."""
     m2 = self.yarn.softmax_scale if self.yarn else 1.0
     return (self.key_dim + self.shared_dim) ** -0.5 * m2
 
@@ -234,9 +233,9 @@ class DSAConfig(MLAConfig):
   """DeepSeek sparse attention: MLA over the keys that an indexer chooses."""
 
   index_heads: Count
-  index_dim: Count  # the first shared_dim channels are rotated
-  top: Count  # keys of a query
-  # 'dense': all keys, while the indexer warms up
+  index_dim: Count  # its first shared_dim channels are rotated
+  top: Count  # keys that a query attends to
+  # 'dense': attend to all keys, for the indexer's warm-up
   stage: Annotated[str, OneOf(('sparse', 'dense'))] = 'sparse'
 
   module = 'deltanet_jax.mixers.dsa:DSA'
@@ -270,14 +269,14 @@ class DSAConfig(MLAConfig):
 
 @dataclasses.dataclass(frozen=True)
 class LinearAttentionConfig(MixerConfig):
-  """Classical linear attention with phi = elu + 1 and its normalizer."""
+  """Linear attention with phi = elu + 1 and a normalizer (arXiv:2006.16236)."""
 
   heads: Count
   key_dim: Count
   value_dim: Count
   conv: Size = 0
   form: Annotated[str, FormOf('linear_attention')] = 'chunked'
-  chunk: Chunk = 64  # tokens; the recurrent form has none
+  chunk: Chunk = 64  # tokens; not used by the recurrent form
 
   module = 'deltanet_jax.mixers.linear_attention:LinearAttention'
 
@@ -288,14 +287,15 @@ class LinearAttentionConfig(MixerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class LightningConfig(MixerConfig):
-  """Lightning attention (MiniMax-01): constant decay per head and depth."""
+  """Lightning attention (MiniMax-01, arXiv:2501.08313): a constant decay for
+  each head and depth."""
 
   heads: Count
   head_dim: Count
   conv: Size = 0
   norm_eps: NotNegative = 1e-6
   form: Annotated[str, FormOf('linear_attention')] = 'chunked'
-  chunk: Chunk = 64  # tokens; the recurrent form has none
+  chunk: Chunk = 64  # tokens; not used by the recurrent form
 
   module = 'deltanet_jax.mixers.linear_attention:Lightning'
 
@@ -315,7 +315,7 @@ class DeltaNetConfig(MixerConfig):
   negative_eigenvalues: bool = False  # beta in (0, 2) instead of (0, 1)
   norm_eps: NotNegative = 1e-6
   form: Annotated[str, FormOf('delta_rule')] = 'chunked'
-  chunk: Chunk = 64  # tokens; the recurrent form has none
+  chunk: Chunk = 64  # tokens; not used by the recurrent form
 
   module = 'deltanet_jax.mixers.delta_net:DeltaNet'
 
@@ -326,7 +326,8 @@ class DeltaNetConfig(MixerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class GatedDeltaNetConfig(MixerConfig):
-  """Gated DeltaNet (arXiv:2412.06464; Qwen3-Next when heads differ)."""
+  """Gated DeltaNet (arXiv:2412.06464); with key_heads < value_heads, that of
+  Qwen3-Next."""
 
   key_heads: Count
   value_heads: Count
@@ -336,7 +337,7 @@ class GatedDeltaNetConfig(MixerConfig):
   negative_eigenvalues: bool = False
   norm_eps: NotNegative = 1e-6
   form: Annotated[str, FormOf('delta_rule')] = 'chunked'
-  chunk: Chunk = 64  # tokens; the recurrent form has none
+  chunk: Chunk = 64  # tokens; not used by the recurrent form
 
   module = 'deltanet_jax.mixers.gated_deltanet:GatedDeltaNet'
 
@@ -355,19 +356,19 @@ class GatedDeltaNetConfig(MixerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class KDAConfig(MixerConfig):
-  """Kimi Delta Attention (Kimi Linear): a decay for every key channel."""
+  """Kimi Delta Attention (arXiv:2510.26692): a decay for every key channel."""
 
   heads: Count
   key_dim: Count
   value_dim: Count
   conv: Size = 4
   gate_rank: Count | None = None  # of the decay and gate maps; None: value_dim
-  # g = lower_bound * sigmoid(.): Kimi K3's -5
+  # with it g = lower_bound * sigmoid(.); Kimi K3 has -5
   lower_bound: Negative | None = None
   separate_gates: bool = False  # erase and write gates (Gated DeltaNet-2)
   norm_eps: NotNegative = 1e-5
   form: Annotated[str, FormOf('kda')] = 'chunked'
-  chunk: Chunk = 64  # tokens; the recurrent form has none
+  chunk: Chunk = 64  # tokens; not used by the recurrent form
 
   module = 'deltanet_jax.mixers.kda:KDA'
 
@@ -376,5 +377,5 @@ class KDAConfig(MixerConfig):
     return cls(heads=2, key_dim=8, value_dim=16, gate_rank=4)
 
 
-# mixers that keep something of every token
+# mixers whose cache grows with the tokens
 ATTENTION = AttentionConfig, MLAConfig

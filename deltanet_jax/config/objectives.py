@@ -1,5 +1,5 @@
-"""What training minimizes. Standard library only: each class names the module
-that implements it, as a mixer's configuration does.
+"""The configurations of training objectives. Standard library only: each class
+names the module that implements it, as a mixer's configuration does.
 """
 
 import dataclasses
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-  """What a training run needs of its objective."""
+  """Base class: an objective's configuration makes it and checks the model."""
 
   module: ClassVar[str]  # 'package.module:Class' of an `Objective`
 
   def make(self, model: 'ModelConfig', dtype: 'DTypeLike') -> object:
-    """The `objectives.base.Objective` of a model, computed in `dtype`."""
+    """Returns the `objectives.base.Objective` of a model, run in `dtype`."""
     path, name = self.module.split(':')
     return getattr(importlib.import_module(path), name)(self, model, dtype)
 
   def check_model(self, model: 'ModelConfig') -> None:
-    """Refuses a model that lacks what the objective is about."""
+    """Raises ValueError for a model that lacks what the objective needs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NextTokenConfig(ObjectiveConfig):
-  """The next token's loss and what stands beside it, each with its weight per
-  token; what is reported as the loss is the next token's alone."""
+  """The weights, per token, of the next-token loss and the auxiliary losses.
+  The loss that is reported is that of the next token alone."""
 
   module = 'deltanet_jax.objectives.next_token:NextToken'
 
-  next: NotNegative = 1.0  # nats of the next token; 0 while an indexer warms up
-  further: NotNegative = 0.0  # nats of the token after it, by model.mtp
-  balance: NotNegative = 0.0  # balance loss of the experts
-  indexer: NotNegative = 0.0  # the indexers' divergence, summed over layers
-  bias_rate: NotNegative = 0.0  # step of the routers' selection biases
+  next: NotNegative = 1.0  # next-token loss; 0: to warm up an indexer alone
+  further: NotNegative = 0.0  # multi-token prediction, needs model.mtp
+  balance: NotNegative = 0.0  # load balance of the experts
+  indexer: NotNegative = 0.0  # divergence of DSA's indexers, summed over layers
+  bias_rate: NotNegative = 0.0  # update rate of the experts' selection biases
 
   def __post_init__(self):
     ranges.check_ranges(self, 'train.objective')
@@ -53,7 +53,7 @@ class NextTokenConfig(ObjectiveConfig):
       )
 
   def check_model(self, model: 'ModelConfig') -> None:
-    # what is no Layer is refused with its name by whoever reads the file
+    # `check_types` refuses what is no Layer, with its name
     layers = [x for x in model.layers if dataclasses.is_dataclass(x)]
     needs = {
       'further': (model.mtp, 'give model.mtp'),

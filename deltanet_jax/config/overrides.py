@@ -1,4 +1,4 @@
-"""Fields of a configuration replaced by name, and held to their annotations."""
+"""Changes fields of a configuration by name and checks types of fields."""
 
 import dataclasses
 import difflib
@@ -13,26 +13,26 @@ C = typing.TypeVar('C', bound=Configuration)
 
 
 def override_field(cfg: C, name: str, text: str) -> C:
-  """`cfg` with one field replaced: override_field(cfg, 'optim.lr', '3e-4').
+  """Returns `cfg` with one field changed: override_field(cfg, 'optim.lr',
+  '3e-4').
 
-  Names join fields by dots, and index tuples: 'model.period.0.mixer.chunk'.
-  The text is read as the field's annotation says: int, float, bool, str, or
-  None where the field allows it.
+  A name joins fields, and indices of tuples, by dots:
+  'model.period.0.mixer.chunk'. The text is parsed by the field's annotation:
+  int, float, bool, str, or None where the field allows it.
 
   Raises:
-    ConfigError: an unknown name, a text of another type, or a value that the
-      configuration itself refuses.
+    ConfigError: the name is unknown, the text has another type, or the
+      configuration refuses the value.
   """
   return override_fields(cfg, [(name, text)])
 
 
 def override_fields(cfg: C, changes: Iterable[tuple[str, str]]) -> C:
-  """`override_field` for many (name, text) pairs; the last of a name counts.
+  """`override_field` for (name, text) pairs; of equal names the last counts.
 
-  All are set at once, so that two fields that must fit each other can change
-  together.
+  All are set at once, so that two fields that must fit can change together.
   """
-  tree: dict = {}  # names of fields, to their new values or to such a tree
+  tree: dict = {}  # field names to new values, or to trees of the same kind
   for name, text in changes:
     parts = name.split('.')
     value = _read_leaf(cfg, parts, text)
@@ -44,10 +44,10 @@ def override_fields(cfg: C, changes: Iterable[tuple[str, str]]) -> C:
 
 
 def suggest_field(cls: type, name: str) -> str | None:
-  """The field of a configuration class that `name` was meant for, as
+  """Returns the field of a configuration class that is closest to `name`, as
   'train.steps' for 'steps' or 'step', or None.
 
-  Fields inside tuples and of choices, as a mixer's, are not looked at.
+  Fields of tuple entries, as a mixer's, are not searched.
   """
   fields = _list_fields(cls)
   ends = {field.rpartition('.')[2]: field for field in reversed(fields)}
@@ -57,7 +57,7 @@ def suggest_field(cls: type, name: str) -> str | None:
 
 
 def _list_fields(cls):
-  """Dotted names of what can be set, of every class that an annotation is."""
+  """Dotted names of all fields, those of nested configurations included."""
   names = []
   for name, hint in typing.get_type_hints(cls).items():
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
@@ -68,8 +68,8 @@ def _list_fields(cls):
 
 
 def check_types(cfg: Configuration, path: tuple[str, ...] = ()) -> None:
-  """Refuses a field, `path` before its name, that does not hold what its
-  annotation says."""
+  """Raises ConfigError for a field whose value is not of its annotated type;
+  `path`: the names before the field's own."""
   for name, hint in typing.get_type_hints(type(cfg)).items():
     if typing.get_origin(hint) is typing.ClassVar:
       continue
@@ -102,7 +102,7 @@ def _read_leaf(cfg, parts, text):
 
 
 def _child(node, part, parent, flag):
-  """The value and annotation of the field or entry `part` of `node`."""
+  """Returns value and annotation of the field or entry `part` of `node`."""
   inside = f' in {parent}' if parent else ''
   if dataclasses.is_dataclass(node):
     names = [f.name for f in dataclasses.fields(node)]
@@ -111,7 +111,7 @@ def _child(node, part, parent, flag):
     return getattr(node, part), typing.get_type_hints(type(node))[part]
   if isinstance(node, tuple):
     if not node:
-      raise ConfigError(f'{flag}: {parent} is empty')
+      raise ConfigError(f'{flag}: {parent} is empty, and has no field to set')
     if not part.isdecimal() or int(part) >= len(node):
       raise ConfigError(
         f'{flag}: no entry {part!r}{inside}; give 0 to {len(node) - 1}'
@@ -141,13 +141,13 @@ def _parse(hint, text, flag):
         value = option(text)
       except ValueError:
         continue
-      if value == value:  # nan would be no setting, and equal no other
+      if value == value:  # nan is refused: it equals no value, not even itself
         return value
   raise ConfigError(f'{flag}={text}: give {_wanted(options)}')
 
 
 def _rebuild(node, tree):
-  """`node` with the leaves of `tree`, inner fields first."""
+  """Returns `node` with the values of `tree`, nested fields first."""
   if isinstance(node, tuple):
     entries = list(node)
     for index, below in tree.items():

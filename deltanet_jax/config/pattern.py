@@ -9,10 +9,10 @@ L = typing.TypeVar('L')
 def fold_layers(
   layers: Sequence[L],
 ) -> tuple[tuple[L, ...], tuple[L, ...], int, tuple[L, ...]]:
-  """(prefix, period, repeats, suffix) of a list of layers.
+  """Splits layers into (prefix, period, repeats, suffix).
 
-  The split that leaves fewest distinct layers to compile, then the shortest
-  prefix and period. Layers that never repeat are one period.
+  Of all splits that with the fewest layers to compile, then the shortest prefix
+  and period. Layers without a repetition are one period.
   """
   layers, n = tuple(layers), len(layers)
   best = (n, 0, n, 1)

@@ -1,8 +1,8 @@
-"""Which presets there are, and the file and size that a name means.
+"""The names of presets, and the file and size that each stands for.
 
 A preset is 'FAMILY:SIZE', a file of configs/ and a key of its table SIZES, or
 'FAMILY' alone: its default size, or a file without sizes. A path takes a size
-the same way: 'configs/qwen3.py:8b'.
+in the same way: 'configs/qwen3.py:8b'.
 """
 
 import ast
@@ -20,29 +20,34 @@ from deltanet_jax.config.error import ConfigError
 
 
 class PresetFile(typing.TypedDict, total=False):
-  """What is read of a file's globals."""
+  """The globals of a preset's file that are read."""
 
   SIZES: Mapping[str, object]
   get_config: Callable[..., object]  # returns an Experiment, or should
 
 
 def find_folder() -> pathlib.Path:
-  """The folder of the presets: the package's own where it is installed, that
-  of the clone elsewhere."""
+  """The folder of the presets: inside the installed package, or configs/ of a
+  clone."""
   package = pathlib.Path(__file__).parents[1]
-  installed = package / 'configs'
-  return installed if installed.is_dir() else package.parent / 'configs'
+  return (package if is_installed() else package.parent) / 'configs'
+
+
+def is_installed() -> bool:
+  """Whether the presets are those of an installed package, not of a clone."""
+  return (pathlib.Path(__file__).parents[1] / 'configs').is_dir()
 
 
 def list_families() -> list[str]:
-  """The names of all files of presets, sorted."""
+  """The names of all preset files, sorted."""
   return sorted(path.stem for path in find_folder().glob('*.py'))
 
 
 def run_file(path: pathlib.Path) -> PresetFile:
-  """The globals of a Python file, by their names.
+  """Runs a Python file and returns its globals.
 
-  From here on modules beside the file can be imported: a user's own mixers.
+  Adds the file's folder to sys.path, so that a user's own mixers beside it can
+  be imported.
   """
   folder = str(path.parent.resolve())
   if folder not in sys.path:
@@ -52,7 +57,7 @@ def run_file(path: pathlib.Path) -> PresetFile:
 
 
 def list_presets() -> list[str]:
-  """Every preset that makes a model of its own, sizes as their tables."""
+  """Every preset that needs no released model, sizes in the tables' order."""
   names = []
   for family in list_families():
     module = run_file(find_folder() / f'{family}.py')
@@ -64,18 +69,17 @@ def list_presets() -> list[str]:
 
 
 def list_former() -> dict[str, str]:
-  """Today's name for the name of each preset when it was a file."""
+  """Maps a preset's former name, from when each was a file, to its name."""
   join = lambda name: name.replace(':', '_').replace('small_hybrid', 'hybrid')
   return {join(name): name for name in list_presets() if ':' in name}
 
 
 def locate_preset(name: str) -> tuple[pathlib.Path, str | None]:
-  """(file, size or None) of a preset's name or a path, former ones too.
-
-  A file whose own path holds a colon is that file.
+  """Returns (file, size or None) of a preset's name, present or former, or of
+  a path; an existing path may hold a colon.
 
   Raises:
-    ConfigError: there is none; the message says what there is.
+    ConfigError: there is none; the message names what there is.
   """
   place = _locate(name) or _locate(respell_preset(name) or name)
   if place is None:
@@ -99,7 +103,7 @@ def describe_preset(name: str) -> str:
 
 
 def respell_preset(name: str) -> str | None:
-  """Today's spelling of a former name or path, None for any other.
+  """The present spelling of a former name or path, None for any other.
 
   Every preset was a file: configs/qwen3_8b.py is now configs/qwen3.py:8b.
   """
@@ -134,7 +138,7 @@ def _spell_path(path, name):
 
 
 def _suggest(name: str) -> str:
-  """What there is instead of the missing `name`."""
+  """The end of a message: the nearest name, or all names."""
   path, former = pathlib.Path(name), list_former()
   if not os.path.isdir(path.parent):  # a path of the clone, given elsewhere
     name = path.name.replace('.py', '')

@@ -1,4 +1,4 @@
-"""What the runs of several presets share."""
+"""Parts that several presets share."""
 
 import sysconfig
 
@@ -13,10 +13,10 @@ from deltanet_jax.config.experiment import (
 
 
 def train_released(model: ModelConfig) -> Experiment:
-  """A released model on text of yours, over eight devices.
+  """A run of a released architecture on your text, over eight devices.
 
-  Its tokenizer.json is the one released with it; --released=DIR starts from
-  the weights.
+  Bring the tokenizer.json of the release; --released=DIR starts from its
+  weights.
   """
   return Experiment(
     model=model,
@@ -34,9 +34,9 @@ def train_released(model: ModelConfig) -> Experiment:
 
 
 def python_sources(*skipped: str) -> str:
-  """The path of the Python library's sources, text that every machine has.
+  """data.path of the sources of Python's library, which every machine has.
 
-  skipped: folders, beside what is installed there
+  skipped: folders to leave out, beside installed packages
   """
   folders = ('site-packages', 'dist-packages', *skipped)
   library = f'{sysconfig.get_path("stdlib")}/**/*.py'

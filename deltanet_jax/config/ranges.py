@@ -1,5 +1,5 @@
-"""What a number or a word of a configuration may be: said in its field's
-annotation, checked where the configuration is made.
+"""Allowed values of a configuration's fields: declared in the annotations,
+checked when the configuration is created.
 
     rate: Positive = 1e-3
     window: Count | None = None
@@ -12,7 +12,7 @@ import functools
 import typing
 from typing import Annotated, ClassVar, NamedTuple, Protocol
 
-# what a whole number, and the size of a number, may be on a device
+# the limits of int32 and of float32's normal numbers, as on a device
 LARGEST_INT = 2**31 - 1
 SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
@@ -24,10 +24,10 @@ class Configuration(Protocol):
 
 
 class Range(Protocol):
-  """What an annotation holds."""
+  """What a field's annotation holds."""
 
   def advise(self, value: object) -> str | None:
-    """What to give instead of `value`, or None where it will do."""
+    """Says what to give instead of `value`; None where it is allowed."""
 
 
 class Whole(NamedTuple):
@@ -38,7 +38,7 @@ class Whole(NamedTuple):
   other: int | None = None
 
   def advise(self, value: object) -> str | None:
-    """What to give instead of `value`, or None where it will do."""
+    """Says what to give instead of `value`; None where it is allowed."""
     if not isinstance(value, int) or isinstance(value, bool):
       return 'a whole number'
     if value == self.other:
@@ -52,12 +52,12 @@ class Whole(NamedTuple):
 
 
 class Doubled(NamedTuple):
-  """A number, twice it, four times it and so on."""
+  """base times a power of two: base, 2 base, 4 base and so on."""
 
   base: int
 
   def advise(self, value: object) -> str | None:
-    """What to give instead of `value`, or None where it will do."""
+    """Says what to give instead of `value`; None where it is allowed."""
     b = self.base
     if isinstance(value, int) and Whole(1).advise(value) is None:
       times, rest = divmod(value, b)
@@ -67,14 +67,14 @@ class Doubled(NamedTuple):
 
 
 class Real(NamedTuple):
-  """A number in a range, its ends included."""
+  """A number from `least` to `most`, both included."""
 
   words: str
   least: float
   most: float
 
   def advise(self, value: object) -> str | None:
-    """What to give instead of `value`, or None where it will do."""
+    """Says what to give instead of `value`; None where it is allowed."""
     if not isinstance(value, int | float) or isinstance(value, bool):
       return f'a number, {self.words}'
     return None if self.least <= value <= self.most else self.words
@@ -86,12 +86,12 @@ class OneOf(NamedTuple):
   words: tuple[str, ...]
 
   def advise(self, value: object) -> str | None:
-    """What to give instead of `value`, or None where it will do."""
+    """Says what to give instead of `value`; None where it is allowed."""
     return None if value in self.words else f'one of {", ".join(self.words)}'
 
 
-# numbers above 0 that float32 takes for 0, or below 1 that it takes for 1, are
-# none: what is trained in float32 would not know them
+# a positive number that float32 rounds to 0, or one below 1 that it rounds to
+# 1, is refused
 Count = Annotated[int, Whole(1)]
 Size = Annotated[int, Whole(0)]
 Finite = Annotated[float, Real('one that float32 holds', -LARGEST, LARGEST)]
@@ -110,18 +110,18 @@ BelowOne = Annotated[
 
 
 def check_ranges(cfg: Configuration, name: str | None = None) -> None:
-  """Refuses what a dataclass holds outside of its fields' ranges.
+  """Checks every field that has a range; an int in a field of floats becomes a
+  float.
 
-  name: of the configuration in messages, its class's unless given. Whole
-  numbers in the place of others become such: a device's are shorter.
+  name: of the configuration in messages; None: its class's name
 
   Raises:
-    ValueError: with the field, what it holds and what to give.
+    ValueError: names the field, its value and what to give.
   """
   for field, kind, several in _list_ranges(type(cfg)):
     content = getattr(cfg, field)
     if several and not isinstance(content, tuple):
-      continue  # whoever reads the file says so
+      continue  # `check_types` refuses it
     for i, value in enumerate(content) if several else ((None, content),):
       if value is None and kind.optional:
         continue
@@ -143,7 +143,7 @@ class _Kind(NamedTuple):
 
 @functools.cache
 def _list_ranges(kind: type) -> list[tuple[str, _Kind, bool]]:
-  """[(field, _Kind, whether it is a tuple of such)] of a dataclass."""
+  """[(field, _Kind, whether the field is a tuple of it)] of a dataclass."""
   hints = typing.get_type_hints(kind, include_extras=True)
   ranges = []
   for field in dataclasses.fields(kind):

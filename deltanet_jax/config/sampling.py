@@ -1,4 +1,4 @@
-"""How to choose the next token. Standard library only: checked before jax."""
+"""Settings of sampling. Standard library only: checked before jax."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,12 @@ SEEDS = range(1 << 32)
 
 
 class Sampling(NamedTuple):
-  """How to choose. Temperature 0 is the most likely token.
+  """How the next token is drawn.
 
-  top_k: 0 or the number of tokens kept; top_p: the most likely tokens whose
-  probability reaches it are kept, after temperature and top_k.
+  temperature: of the softmax; 0: the most likely token (greedy)
+  top_k: the number of most likely tokens kept; 0: all
+  top_p: keep the fewest most likely tokens whose probabilities, after
+    temperature and top_k, sum to it or more
   """
 
   temperature: float = 1.0
@@ -17,7 +19,7 @@ class Sampling(NamedTuple):
   top_p: float = 1.0
 
   def check(self) -> None:
-    """Raises ValueError for settings that mean nothing."""
+    """Raises ValueError for a setting out of its range."""
     if not 0 <= self.temperature < float('inf'):
       raise ValueError(
         f'temperature is {self.temperature}; give 0 (greedy) or more'

@@ -1,6 +1,6 @@
-"""Configurations as JSON, and what two of them do not share.
+"""Configurations as JSON, and the differences of two configurations.
 
-A class is stored by its name; one of a user's own module as 'module:Class'.
+A class is stored by its name, a user's own class as 'module:Class'.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from deltanet_jax.config.ranges import Configuration
 PACKAGE = 'deltanet_jax'
 C = typing.TypeVar('C', bound=Configuration)
 
-# what is stored under another name than today's: classes, fields of a class
+# former names of classes and fields in stored files, to the present names
 RENAMED = {
   'ObjectiveConfig': 'NextTokenConfig',
   'Settings': 'ProfileSettings',  # of a profile, in lab
@@ -28,21 +28,21 @@ RENAMED_FIELDS = {
 
 
 def to_json(cfg: Configuration) -> str:
-  """`cfg` as JSON text; `from_json` gives an equal configuration back."""
+  """Returns `cfg` as JSON text; `from_json` returns an equal configuration."""
   return json.dumps(_encode(cfg), indent=2, allow_nan=False)
 
 
 def from_json(
   text: str, kind: type[C] | None = None, classes: Iterable[type] = ()
 ) -> C:
-  """The configuration that `to_json` wrote.
+  """Returns the configuration that `to_json` wrote.
 
-  kind: its class, if only one will do   classes: those that it may hold beside
-  this package's
+  kind: its required class, None: any   classes: those it may hold besides this
+  package's
 
   Raises:
-    ConfigError: no JSON, a class that is none of these, or fields that this
-      version of the class refuses.
+    ConfigError: the text is no JSON, has an unknown class, or has fields that
+      the class refuses.
   """
   known = {_type_name(c): c for c in (*_package_classes(), *classes)}
   try:
@@ -50,13 +50,15 @@ def from_json(
   except (json.JSONDecodeError, RecursionError) as error:
     raise ConfigError(f'no JSON configuration: {error}') from error
   if kind is not None and not isinstance(cfg, kind):
-    raise ConfigError(f'no JSON of an {kind.__name__}')
+    raise ConfigError(
+      f'no JSON of an {kind.__name__}: it holds a {type(cfg).__name__}'
+    )
   check_types(cfg)
   return cfg
 
 
 def list_differences(a: object, b: object) -> list[str]:
-  """Lines 'optim.lr: 0.001 != 0.002', one for each value not shared."""
+  """Lines 'optim.lr: 0.001 != 0.002', one for each value that differs."""
   return list(_differences(a, b, ()))
 
 
@@ -76,7 +78,7 @@ def _differences(a, b, path):
 def find_own_classes(
   cfg: Configuration | tuple[Configuration, ...],
 ) -> set[type]:
-  """The classes in a configuration that are of no module of this package."""
+  """The classes in a configuration that are not this package's."""
   if isinstance(cfg, tuple):
     return {kind for item in cfg for kind in find_own_classes(item)}
   if not dataclasses.is_dataclass(cfg):
@@ -106,7 +108,7 @@ def _encode(value):
 
 
 def _type_name(kind):
-  """'Class' of this package's, 'module:Class' of a user's."""
+  """'Class' for this package's, 'module:Class' for a user's."""
   module = kind.__module__
   if module.partition('.')[0] == PACKAGE:
     return kind.__name__
@@ -131,7 +133,7 @@ def _decode(tree, classes):
 def _find_class(name, classes):
   module, colon, last = str(name).rpartition(':')
   if module.partition('.')[0] == PACKAGE:
-    name = last  # stored when the module was a part of the name
+    name = last  # older files have the module in the name
   name = RENAMED.get(name, name)
   if name in classes:
     return classes[name]
@@ -144,12 +146,12 @@ def _find_class(name, classes):
 
 
 def _package_classes():
-  """The configurations of this package."""
+  """The configuration classes of this package."""
   modules = experiment, mixers, objectives
   values = [value for module in modules for value in vars(module).values()]
   return [value for value in values if is_config(value)]
 
 
 def is_config(value: object) -> bool:
-  """Is it a class of configurations?"""
+  """True for a dataclass type."""
   return isinstance(value, type) and dataclasses.is_dataclass(value)

@@ -1,4 +1,4 @@
-"""A chat template of a release, rendered as transformers does."""
+"""Renders the chat template of a release as transformers does."""
 
 import datetime
 import functools
@@ -13,11 +13,11 @@ def render_template(
 ) -> str:
   """The prompt that a template makes of a user's message.
 
-  path: where the template stands, for error messages   tokens: {'bos_token':
-  '<s>', ...}, which it may use
+  path: of the template, for error messages   tokens: {'bos_token': '<s>', ...},
+  for the template
 
   Raises:
-    ConfigError: it refuses the message, or fails.
+    ConfigError: the template refuses the message or fails.
   """
   try:
     return _environment().from_string(template).render(
@@ -27,7 +27,7 @@ def render_template(
       add_generation_prompt=True,
       **tokens,
     )  # fmt: skip
-  except Exception as error:  # a template is a program, not ours
+  except Exception as error:  # a template is a program and may raise anything
     text = ' '.join(str(error).split())
     raise ConfigError(
       f'{path}: chat template: {text or type(error).__name__}'
@@ -36,15 +36,13 @@ def render_template(
 
 @functools.cache
 def _environment():
-  """Of the templates: the sandbox, tags, filter and functions that they are
-  written for."""
+  """A sandbox with the tags, filters and functions that templates expect."""
   from jinja2 import TemplateError, nodes
   from jinja2.ext import Extension
   from jinja2.sandbox import ImmutableSandboxedEnvironment
 
   class Generation(Extension):
-    """{% generation %}: what it encloses, a scope of its own; training reads
-    from it where answers stand."""
+    """{% generation %}: marks answers for training; here only a scope."""
 
     tags = {'generation'}
 

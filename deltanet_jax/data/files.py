@@ -1,4 +1,4 @@
-"""Which documents do the files of `data.path` hold?"""
+"""Finds the files of `data.path` and reads their documents."""
 
 import fnmatch
 import glob
@@ -14,7 +14,7 @@ COMPRESSED = ('.gz', '.bz2', '.xz', '.zst', '.zip')
 
 
 class Document(NamedTuple):
-  """`content` is never empty; `source` names its place for error messages."""
+  """`content` is never empty; `source` names file and line for errors."""
 
   source: str
   content: bytes
@@ -23,15 +23,13 @@ class Document(NamedTuple):
 def find_files(patterns: str) -> list[str]:
   """The sorted files that match globs separated by commas.
 
-  `**` matches any number of folders. A glob that begins with '!' takes its
-  matches out again, '!**/...' wherever they are: 'lib/**/*.py,!**/tests/**'.
-  Symbolic links are followed, and a file that several names lead to is read
-  once: under the name with the fewest links, the first of such. It is taken
-  out by a glob that matches this name or the file that it leads to.
+  `**` matches any number of folders. A glob that begins with '!' excludes its
+  matches, '!**/...' in any folder: 'lib/**/*.py,!**/tests/**'. Symbolic links
+  are followed. A file with several names is read once, under the name with the
+  fewest links; a glob excludes it by this name or by its real path.
 
   Raises:
-    ConfigError: a glob that no file matches, no file left, or a link that
-      leads nowhere.
+    ConfigError: a glob matches no file, no file is left, or a link is broken.
   """
   globs = [part.strip() for part in patterns.split(',') if part.strip()]
   unwanted = [_parts(p.removeprefix('!')) for p in globs if p.startswith('!')]
@@ -44,7 +42,7 @@ def find_files(patterns: str) -> list[str]:
     if not paths:
       raise ConfigError(
         f'data.path={patterns!r}: no file matches {pattern!r}; give globs of'
-        " existing files, separated by commas, as in 'texts/**/*.txt'"
+        " existing files, separated by commas, such as 'texts/**/*.txt'"
       )
     wanted |= paths
   names = [
@@ -56,20 +54,20 @@ def find_files(patterns: str) -> list[str]:
     if not os.path.exists(path):
       raise ConfigError(
         f'data.path={patterns!r}: {path} is a link to {os.readlink(path)},'
-        f" which is not there; mend it, or exclude it by adding '!{path}'"
+        f" which does not exist; fix it, or exclude it by adding '!{path}'"
       )
   files = sorted(filter(os.path.isfile, names))
   if not files:
     raise ConfigError(
       f'data.path={patterns!r}: no file matches ({len(wanted)} excluded); give'
-      ' a glob that the exclusions leave something of'
+      ' a glob that also matches files that are not excluded'
     )
   return files
 
 
 def _matches(pattern):
-  """Paths that a glob matches. `**` enters every folder once, so that links
-  back to one that it came through end."""
+  """Paths that a glob matches. `**` enters every folder once, so that cycles of
+  links end."""
   parts = pattern.split('/')
   if '**' not in parts:
     yield from glob.iglob(pattern)
@@ -82,8 +80,8 @@ def _matches(pattern):
 
 
 def _folders(top):
-  """`top` and all folders below it, hidden ones left out, each once and by a
-  name without links where it has one."""
+  """`top` and all folders below it but hidden ones, each once, if possible by a
+  name without links."""
   seen, links = set(), [top]
   while links:
     plain = [links.pop(0)]
@@ -104,8 +102,8 @@ def _folders(top):
 
 
 def _named_once(paths, unwanted):
-  """(the real path, the name that it goes by) of the files behind `paths`,
-  names that match `unwanted` left out."""
+  """(real path, name) of the files of `paths`, without names that match
+  `unwanted`."""
   folders, names = {}, {}
   for path in paths:
     if _excluded(path, unwanted):
@@ -121,7 +119,7 @@ def _named_once(paths, unwanted):
 
 
 def _links(path):
-  """How many links lead to a path; and the path."""
+  """(number of links in a path, the path)."""
   parts = path.split('/')
   above = ('/'.join(parts[:i]) for i in range(2, len(parts) + 1))
   return sum(map(os.path.islink, above)), path
@@ -152,13 +150,13 @@ def _match(parts, pattern):
 
 
 def read_documents(files: Iterable[str], field: str) -> Iterator[Document]:
-  """Yields the `Document`s of `files`, empty ones left out.
+  """Yields the `Document`s of `files`, without empty ones.
 
-  A .jsonl file holds one document per line, a .parquet file one per row, both
-  in `field`; any other file is one document, its bytes as they are.
+  A .jsonl file has a document per line, a .parquet file one per row, both in
+  `field`; any other file is one document of its bytes.
 
   Raises:
-    ConfigError: a file that cannot be read, or lacks `field`.
+    ConfigError: a file cannot be read, or lacks `field`.
   """
   for path in files:
     try:
@@ -171,7 +169,7 @@ def _reader(path):
   suffix = os.path.splitext(path)[1].lower()
   if suffix in COMPRESSED:
     raise ConfigError(
-      f'{path}: {suffix} files are not read; unpack it, or exclude it by'
+      f'{path}: {suffix} files are not supported; unpack it, or exclude it by'
       f" adding '!{path}' to data.path"
     )
   readers = {'.jsonl': _read_jsonl, '.parquet': _read_parquet}
@@ -194,9 +192,9 @@ def _read_jsonl(path, field):
       source = f'{path}:{number}'
       try:
         row = json.loads(line)
-      # no JSON, no UTF-8, or brackets in brackets beyond Python's stack
+      # not JSON, not UTF-8, or nested too deep
       except (ValueError, RecursionError) as error:
-        raise ConfigError(f'{source}: no JSON: {error}') from error
+        raise ConfigError(f'{source}: not JSON: {error}') from error
       if not isinstance(row, dict) or field not in row:
         names = ', '.join(row) if isinstance(row, dict) else 'no fields'
         raise ConfigError(_no_field(source, field, names))
@@ -220,7 +218,7 @@ def _read_parquet(path, field):
           yield from _text_document(f'{path} row {number}', field, text)
   except pa.ArrowException as error:
     message = ' '.join(str(error).split())
-    raise ConfigError(f'{path}: no parquet file: {message}') from error
+    raise ConfigError(f'{path}: not a parquet file: {message}') from error
 
 
 def _text_document(source, field, text):
@@ -228,16 +226,17 @@ def _text_document(source, field, text):
     return
   if not isinstance(text, str):
     raise ConfigError(
-      f'{source}: field {field!r} holds {type(text).__name__}, not text; name'
-      ' the text in data.field'
+      f'{source}: field {field!r} holds {type(text).__name__}, not text; give'
+      ' the field of the text as data.field'
     )
   try:
     yield Document(source, text.encode())
   except UnicodeEncodeError as error:
-    raise ConfigError(f'{source}: no valid text: {error}') from error
+    raise ConfigError(f'{source}: not valid text: {error}') from error
 
 
 def _no_field(source, field, names):
   return (
-    f'{source}: no field {field!r}; it has {names}; name the text in data.field'
+    f'{source}: no field {field!r}; it has {names}; give the field of the text'
+    ' as data.field'
   )

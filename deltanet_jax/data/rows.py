@@ -1,4 +1,4 @@
-"""Which tokens are in row i of a stream of documents?"""
+"""Packs documents into rows of tokens."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -9,18 +9,18 @@ HostBatch = dict[str, np.ndarray]
 
 
 class Rows:
-  """Documents laid end to end and cut into rows of T tokens.
+  """Concatenated documents, cut into rows of T tokens.
 
-  The stream is eod d_1 eod d_2 ... eod d_D eod: the eod before a document
-  belongs to it, as the token that its first one is predicted from. Row i
-  holds stream[iT : iT + T], its targets the stream one token further, so every
-  token of a document and the eod after it is a target exactly once, and no
-  document is predicted from another.
+  The stream is eod d_1 eod d_2 ... eod d_D eod. The eod before a document
+  belongs to it: its first token is predicted from it. Row i is
+  stream[iT : iT + T], its targets are the stream one token later, so every
+  token of a document and the eod after it is a target once, and no document is
+  predicted from another.
 
-  Indexing gives a dict of [T] arrays: tokens, targets, segment_ids (1 for the
-  first document of the row, 2 for the next ..., 0 on padding), positions (0 at
-  the eod that opens a document, and at the start of the row), all int32, and
-  weights float32, 0 on padding. Only the last row may hold padding.
+  Indexing returns a dict of [T] arrays: tokens, targets, segment_ids (1 for the
+  first document of the row, 2 for the next, ..., 0 on padding), positions (0 at
+  the eod before a document, and at the start of the row), all int32, and
+  weights float32, 0 on padding. Only the last row may have padding.
   """
 
   def __init__(
@@ -30,11 +30,11 @@ class Rows:
     vocab_size: int,
     seq_len: int,
   ):
-    """`documents`: the ids of each; sizes decide the memory used."""
+    """documents: ids of each, whose dtype decides the memory used"""
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
     lengths = np.array([len(d) + 1 for d in documents], np.int64)
     self._starts = np.concatenate([[0], np.cumsum(lengths)])
-    self.tokens = int(self._starts[-1])  # targets, eod included
+    self.tokens = int(self._starts[-1])  # targets, with eod
     self._stream = np.full(self.tokens + 1, eod, dtype)
     for start, document in zip(self._starts[:-1], documents, strict=True):
       self._stream[start + 1 : start + 1 + len(document)] = document
@@ -42,12 +42,12 @@ class Rows:
     self._eod = eod
 
   def compute_crc(self) -> int:
-    """CRC-32 of all tokens, in order, and of where documents begin."""
+    """CRC-32 of all tokens in order and of the starts of documents."""
     return zlib.crc32(self._starts.data, zlib.crc32(self._stream.data))
 
   @property
   def full(self) -> int:
-    """Rows without padding."""
+    """The number of rows without padding."""
     return self.tokens // self._seq_len
 
   def __len__(self) -> int:
@@ -76,9 +76,8 @@ class Rows:
   def make_batches(
     self, size: int, rows: Sequence[int] | np.ndarray | None = None
   ) -> Iterator[HostBatch]:
-    """Yields all rows in order as dicts of [size, T] arrays, the last one
-    filled up with rows of padding; with `rows`, numbers of rows of a batch,
-    only these of each."""
+    """Yields all rows in order as dicts of [size,T] arrays, the last one filled
+    with rows of padding.   rows: only these row numbers of each batch"""
     rows = range(size) if rows is None else rows
     for first in range(0, len(self), size):
       at = (first + i for i in rows)
@@ -87,7 +86,7 @@ class Rows:
       )
 
   def _make_padding(self) -> HostBatch:
-    """A row of nothing but padding."""
+    """A row of padding."""
     T = self._seq_len
     none, eod = np.zeros(T, np.int32), np.full(T, self._eod, np.int32)
     return {

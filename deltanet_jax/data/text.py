@@ -1,4 +1,4 @@
-"""Which batch does step s train on, and which text is held out?"""
+"""Batches of training text and held-out text."""
 
 import hashlib
 import math
@@ -11,34 +11,34 @@ from deltanet_jax.config.experiment import DataConfig
 from deltanet_jax.data import files, tokenizer
 from deltanet_jax.data.rows import HostBatch, Rows, stack_rows
 
-PREFETCH = 4  # batches made ahead in the background
+PREFETCH = 4  # batches made in advance in the background
 
 
 class TextData:
   """The documents of a `DataConfig`, split, tokenized and packed into rows.
 
-  A document is held out when a hash of its content and of the seed falls under
-  `heldout`: adding files moves none of the others, and two equal documents
-  are never on two sides. A batch is a dict of [B, T] arrays as in
-  `data.rows.Rows`: tokens, targets, segment_ids, positions (int32) and weights
-  (float32, 0 on padding, all 1 in training). An epoch is the training rows,
-  each once, in an order of its own; a batch may span two epochs.
+  A document is held out if a hash of its content and the seed is below
+  `heldout`, so adding files moves no other document and equal documents are on
+  the same side. A batch is a dict of [B,T] arrays as in `data.rows.Rows`:
+  tokens, targets, segment_ids, positions (int32) and weights (float32, 0 on
+  padding, all 1 in training). An epoch has every training row once, shuffled; a
+  batch may span two epochs.
 
-  Bits per byte on the held-out text is the summed loss of its targets in nats
-  / ln 2 / `heldout_bytes`: the cost of the eod after each document is in the
-  sum, while the bytes are those of the documents alone.
+  Bits per byte of the held-out text is the summed loss of its targets in nats /
+  ln 2 / `heldout_bytes`: the loss of the eod after each document counts, a byte
+  for it does not.
 
   Attributes: tokenizer, train_bytes, heldout_bytes.
 
   Raises:
-    ConfigError: files, fields or tokenizer that cannot be read, no document
+    ConfigError: files, fields or tokenizer cannot be read, there is no document
       on one side, or less training text than one batch.
   """
 
   def __init__(self, cfg: DataConfig):
     paths = files.find_files(cfg.path)
     documents = list(files.read_documents(paths, cfg.field))
-    # one shuffle for both sides, so that the first held-out rows are a sample
+    # shuffled, so that the first held-out rows are a sample
     order = np.random.default_rng(cfg.seed).permutation(len(documents))
     heldout: list[files.Document] = []
     train: list[files.Document] = []
@@ -66,8 +66,8 @@ class TextData:
     return Rows(ids, self.tokenizer.eod, self.tokenizer.vocab_size, cfg.seq_len)
 
   def fingerprint(self) -> dict[str, int | list[int]]:
-    """{what it is: number or numbers}, which differ where rows, their order or
-    the held-out text differ; the last, `sums`, are no count."""
+    """{name: counts or checksums} that differ if rows, their order or the
+    held-out text differ."""
     cfg = self._cfg
     rows = self._train_rows, self._heldout_rows
     return {
@@ -83,13 +83,12 @@ class TextData:
     }
 
   def begin(self, step: int) -> None:
-    """Makes `step` the first with these rows, those before it having had
-    another text: they are not the next of an order that was its."""
+    """Makes `step` the first one on these rows, after steps on another text."""
     self._first_step = step
     self._batches = self._ordered()
 
   def _ordered(self, only=None):
-    """Random access to all batches from the first on; only: as `iterate`."""
+    """Random access to all batches.   only: rows, as in `iterate`"""
     seed = self._cfg.seed
     if self._first_step:
       mixed = np.random.SeedSequence([seed, self._first_step])
@@ -98,31 +97,31 @@ class TextData:
 
   @property
   def train_documents(self) -> list[bytes]:
-    """What the training documents hold."""
+    """The contents of the training documents."""
     return [document.content for document in self._train]
 
   @property
   def heldout_row_count(self) -> int:
-    """Rows of the held-out text."""
+    """The number of rows of the held-out text."""
     return len(self._heldout_rows)
 
   @property
   def heldout_documents(self) -> list[bytes]:
-    """What the held-out documents hold."""
+    """The contents of the held-out documents."""
     return [document.content for document in self._heldout]
 
   def make_batch(self, step: int) -> HostBatch:
-    """The batch of `step`: a function of the text, the seed, the step that it
-    began at, and the step alone."""
+    """The batch of `step`, a function of the text, its first step, the seed and
+    the step."""
     return self._batches[step - self._first_step]
 
   def iterate(
     self, start_step: int = 0, rows: Sequence[int] | np.ndarray | None = None
   ) -> Iterator[HostBatch]:
-    """Endless iterator over batch(start_step), batch(start_step + 1), ...
+    """Endless iterator over the batches from `start_step` on.
 
-    rows: numbers of the rows of each batch that are made, by default all
-    Batches are made ahead in a background thread.
+    rows: only these row numbers of each batch; default: all
+    Batches are made in advance in a background thread.
     """
     import grain
 
@@ -136,15 +135,15 @@ class TextData:
   ) -> Iterator[HostBatch]:
     """Yields the held-out text in batches of `size` rows, always the same.
 
-    rows: numbers of the rows of each batch that are made, by default all
-    Every held-out token is a target of weight 1 exactly once; the last batch
-    is filled up with rows of padding.
+    rows: only these row numbers of each batch; default: all
+    Every held-out token is a target of weight 1 once; the last batch is filled
+    with rows of padding.
     """
     return self._heldout_rows.make_batches(size, rows)
 
 
 def _batches(rows, cfg, only, seed):
-  """Random access to the batches of all epochs; only: as for `iterate`."""
+  """Random access to the batches of all epochs.   only: as for `_ordered`"""
   import grain
 
   order = grain.MapDataset.range(rows.full).seed(seed).shuffle().repeat(None)
@@ -162,15 +161,15 @@ def _is_heldout(content, cfg):
 
 
 def _draw(content, cfg):
-  """A number from 0 to 2^64 that a document and the seed decide."""
+  """A hash of a document and the seed, from 0 to 2^64."""
   digest = hashlib.blake2b(f'{cfg.seed}:'.encode(), digest_size=8)
   digest.update(content)
   return int.from_bytes(digest.digest(), 'big')
 
 
 def _suggest_heldout(documents, cfg):
-  """The shortest data.heldout, from what was given on, with documents on both
-  sides, or None."""
+  """The shortest data.heldout, from the given one on, with documents on both
+  sides; or None."""
   draws = [_draw(document.content, cfg) / 2**64 for document in documents]
   least, most = min(draws), max(draws)
   for digits in range(1, 10):
@@ -193,8 +192,8 @@ def _require_both(train, heldout, cfg):
       value = _suggest_heldout(train + heldout, cfg)
       advice = '' if value is None else f' ({value} would do)'
       raise ConfigError(
-        f'data.path={cfg.path!r} gives {len(train) + len(heldout)} documents,'
-        f' none of them {name} at data.heldout={cfg.heldout}; give more'
+        f'data.path={cfg.path!r} has {len(train) + len(heldout)} documents,'
+        f' none of them {name} with data.heldout={cfg.heldout}; give more'
         ' documents (a text file is one, a line of jsonl or a row of parquet is'
         f' one), a {change} data.heldout{advice} or another data.seed'
       )

@@ -1,7 +1,7 @@
-"""What do the files beside a tokenizer.json say?
+"""Reads the files beside a tokenizer.json.
 
-A file that is not there says nothing. A value of the wrong kind is a
-`ConfigError` of one line with the file, the key and the value.
+Any of them may be missing. A value of the wrong kind is a `ConfigError` of one
+line with file, key and value.
 """
 
 import json
@@ -11,7 +11,7 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.config.files import JsonObject
 
 NAMED = [f'{x}_token' for x in 'bos eos unk sep pad cls mask'.split()]
-# of several tokens: a list, or an object with the names that templates use
+# several tokens: a list, or an object with the names that templates use
 LISTS = (
   'model_specific_special_tokens',
   'additional_special_tokens',
@@ -19,8 +19,8 @@ LISTS = (
 )
 TokenFields = dict[str, str | bool]  # content, special and FLAGS, if given
 FLAGS = ('lstrip', 'rstrip', 'single_word', 'normalized')
-# classes that put bos_token before a prompt by add_bos_token, whatever the
-# tokenizer.json does, and whether they do without it (transformers 4.57)
+# classes that obey add_bos_token whatever tokenizer.json says, and its default
+# in them (transformers 4.57)
 BOS_CLASSES = {
   'LlamaTokenizer': True,
   'CodeLlamaTokenizer': True,
@@ -31,13 +31,13 @@ BOS_CLASSES = {
 
 
 class TokenFiles:
-  """The files of a folder.
+  """The files in the folder of a tokenizer.
 
   Attributes:
-    named: {'bos_token': '<s>', ...}, the special tokens that have a name: those
-      with a role, and a model's own, as image_token
-    added: the fields (content, special, FLAGS) of all tokens that a text is
-      searched for before it is tokenized
+    named: {'bos_token': '<s>', ...}: special tokens with a role, and those of
+      the model, such as image_token
+    added: fields (content, special, FLAGS) of all tokens that are matched
+      before a text is tokenized
   """
 
   def __init__(self, folder: str):
@@ -52,12 +52,12 @@ class TokenFiles:
         self.named[name] = fields['content']
 
   def _tokens(self):
-    """Yields (name or None, fields) of everything that names tokens; of one
-    name the last one counts."""
+    """Yields (name or None, fields) of all declared tokens; the last one of a
+    name counts."""
     path = os.path.join(self._folder, 'special_tokens_map.json')
     over = {}
     if 'added_tokens_decoder' not in self._config:
-      over = read_json(path)  # of the time before that key; it has precedence
+      over = read_json(path)  # older than that key; it has precedence
 
     def look_up(key):
       file, settings = (
@@ -90,16 +90,16 @@ class TokenFiles:
       yield from _named(None, file, f'{key}.{i}', token)
 
   def find_affixes(self) -> tuple[bool, bool, bool]:
-    """(own, bos, eos) of a prompt. With `own` the tokenizer.json decides what
-    is before and after it, and bos is whether bos_token must come first;
-    without, bos and eos are whether these tokens are there."""
+    """(own, bos, eos) of a prompt. With `own`, tokenizer.json decides which
+    tokens stand before and after it, and bos: bos_token must be first. Else bos
+    and eos: whether these tokens are added."""
     name = self._checked('tokenizer_class', str, 'a name')
     default = BOS_CLASSES.get((name or '').removesuffix('Fast'))
     bos = self._checked('add_bos_token', bool, 'true or false')
     eos = self._checked('add_eos_token', bool, 'true or false')
     unsaid = bos is None and default and 'bos_token' not in self.named
     if default is None or unsaid:
-      # a class that is named and does not know add_bos_token has not obeyed it
+      # a named class that does not know add_bos_token ignores it
       return True, name is None and bool(bos), False
     return False, default if bos is None else bos, bool(eos)
 
@@ -113,7 +113,7 @@ class TokenFiles:
     """(file, text) of the chat template, or None.
 
     Raises:
-      ConfigError: there are several with names, and no `default` one.
+      ConfigError: there are several named ones, and none is `default`.
     """
     path = os.path.join(self._folder, 'chat_template.jinja')
     if os.path.isfile(path):
@@ -129,8 +129,8 @@ class TokenFiles:
     return None
 
   def find_ends(self) -> set[int]:
-    """Ids that end a text: those of generation_config.json, else those of the
-    model's config.json, else of the text_config in it."""
+    """Ids that end a text: of generation_config.json, else of config.json, else
+    of its text_config."""
     path = os.path.join(self._folder, 'generation_config.json')
     ids = _ids(path, 'eos_token_id', read_json(path))
     if ids:
@@ -144,8 +144,8 @@ class TokenFiles:
     )
 
   def _model(self):
-    """(file, the released config.json): the folder's own, or what a converted
-    folder keeps of it, or the run whose copy of the tokenizer this is."""
+    """(file, released config.json) of the folder, of the converted folder, or
+    of the run that this copy of the tokenizer belongs to."""
     path = os.path.join(self._folder, 'config.json')
     if os.path.isfile(path):
       return path, read_json(path)
@@ -157,12 +157,12 @@ class TokenFiles:
     start = read_json(path)
     data = _inner(read_json(os.path.join(run, 'config.json')), 'data')
     if data and data.get('tokenizer') != start.get('tokenizer'):
-      return path, {}  # these would be the ids of another tokenizer
+      return path, {}  # its ids are those of another tokenizer
     return path, _inner(_inner(start, 'released'), 'config')
 
 
 def read_json(path: str) -> JsonObject:
-  """The object that a JSON file holds; {} if there is no such file."""
+  """The object in a JSON file; {} if there is no such file."""
   try:
     with open(path, 'rb') as file:
       tree = json.loads(file.read())
@@ -171,9 +171,9 @@ def read_json(path: str) -> JsonObject:
   except OSError as error:
     raise ConfigError(f'{path}: {error.strerror}') from error
   except RecursionError as error:
-    raise ConfigError(f'{path}: no JSON: it nests too deep') from error
-  except ValueError as error:  # no JSON, or no UTF-8
-    raise ConfigError(f'{path}: no JSON: {error}') from error
+    raise ConfigError(f'{path}: not JSON: nested too deep') from error
+  except ValueError as error:  # not JSON, or not UTF-8
+    raise ConfigError(f'{path}: not JSON: {error}') from error
   if not isinstance(tree, dict):
     raise ConfigError(f'{path} holds {format_value(tree)}; give an object')
   return tree
@@ -182,7 +182,7 @@ def read_json(path: str) -> JsonObject:
 def make_refusal(
   path: str, key: str, value: object, wanted: str
 ) -> ConfigError:
-  """The error that says which value of which file is wrong."""
+  """The ConfigError of a wrong value in a file."""
   return ConfigError(f'{path}: {key} is {format_value(value)}; give {wanted}')
 
 
@@ -196,17 +196,16 @@ def format_value(value: object, most: int = 60) -> str:
 
 
 def _named(name, path, key, value):
-  """Yields (name, fields) of a token that is given as its name or as an object,
-  unless it is not. Only added_tokens_decoder knows tokens that are not special.
+  """Yields (name, fields) of a token given as a name or an object, if any.
+
+  Only added_tokens_decoder has tokens that are not special.
   """
   if value is None or value == '':
     return
   if isinstance(value, str):
     value = {'content': value}
   if not isinstance(value, dict) or not isinstance(value.get('content'), str):
-    raise make_refusal(
-      path, key, value, 'a token: its name, or an object of it'
-    )
+    raise make_refusal(path, key, value, 'a token: its name or an object')
   fields = {k: value[k] for k in ('content', 'special', *FLAGS) if k in value}
   for flag in fields.keys() - {'content'}:
     if not isinstance(value[flag], bool):
@@ -217,7 +216,7 @@ def _named(name, path, key, value):
 
 
 def _inner(tree: JsonObject, key: str) -> JsonObject:
-  """The object in the place `key`, {} if another thing is there."""
+  """The object under `key`; {} if it is anything else."""
   value = tree.get(key)
   return value if isinstance(value, dict) else {}
 
@@ -229,11 +228,11 @@ def _read_text(path):
   except OSError as error:
     raise ConfigError(f'{path}: {error.strerror}') from error
   except UnicodeDecodeError as error:
-    raise ConfigError(f'{path}: no UTF-8 text (byte {error.start})') from error
+    raise ConfigError(f'{path}: not UTF-8 text (byte {error.start})') from error
 
 
 def _default(path, value):
-  """The template of a value: itself, or the default one of those named."""
+  """The template of a value: a text, or the default of named ones."""
   if isinstance(value, str):
     return value
   named = value
@@ -241,7 +240,7 @@ def _default(path, value):
     named = {str(item.get('name')): item.get('template') for item in value}
   if not isinstance(named, dict):
     raise make_refusal(
-      path, 'chat_template', value, 'a text or a list of named ones'
+      path, 'chat_template', value, 'a text or a list of named texts'
     )
   if 'default' not in named:
     raise ConfigError(

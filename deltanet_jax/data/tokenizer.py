@@ -1,4 +1,4 @@
-"""Which ids stand for a text? Bytes, or a `tokenizer.json`."""
+"""Tokenizers: bytes, or a `tokenizer.json`."""
 
 import functools
 import os
@@ -14,16 +14,16 @@ from deltanet_jax.data.files import Document
 from deltanet_jax.data.token_files import FLAGS, TokenFiles
 from deltanet_jax.progress import Progress
 
-# how the common tokenizers name the token between two documents
+# end-of-document tokens of common tokenizers
 EOD_NAMES = '<|endoftext|> <|end_of_text|> </s> <eos> <|eos|> [EOS]'.split()
-SLICE_BYTES = 8 << 20  # tokenized at once
+SLICE_BYTES = 8 << 20  # bytes tokenized at once
 
 
 def load_tokenizer(name: str) -> 'Tokenizer':
   """`ByteTokenizer` for 'bytes', else the `FileTokenizer` of that file.
 
   Raises:
-    ConfigError: no such file, no tokenizer in it, or no end-of-text token.
+    ConfigError: no such file, no tokenizer in it, or no end-of-document token.
   """
   if name != 'bytes' and not os.path.isfile(name):
     raise ConfigError(
@@ -31,32 +31,32 @@ def load_tokenizer(name: str) -> 'Tokenizer':
       ' tokenizer.json'
     )
   tokenizer = open_tokenizer(name)
-  _ = tokenizer.eod  # raises where there is none
+  _ = tokenizer.eod  # raises if there is none
   return tokenizer
 
 
 def open_tokenizer(name: str) -> 'Tokenizer':
-  """As `load_tokenizer`, but without an end-of-text token it will do too."""
+  """As `load_tokenizer`, but the end-of-document token may be missing."""
   return ByteTokenizer() if name == 'bytes' else FileTokenizer(name)
 
 
 def require_utf8(text: str, what: str) -> None:
-  """Raises ConfigError for a str that is no text: a byte of a command line that
-  is no UTF-8, or half of a character that takes two."""
+  """Raises ConfigError for a str that is not valid text: a byte of a command
+  line that is not UTF-8, or a lone surrogate."""
   try:
     text.encode()
   except UnicodeEncodeError as error:
     code = ord(text[error.start])
     culprit = f'U+{code:04X}'
-    if 0xDC80 <= code <= 0xDCFF:  # how Python takes such a byte
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape
       culprit = f'the byte {code - 0xDC00:#x}'
     raise ConfigError(
-      f'{what} is no UTF-8 text: {culprit} at character {error.start + 1}'
+      f'{what} is not UTF-8 text: {culprit} at character {error.start + 1}'
     ) from error
 
 
 class ByteTokenizer:
-  """The 256 bytes, and `eod` = 256 between documents."""
+  """The 256 bytes, and `eod` = 256, end-of-document."""
 
   vocab_size = 257
   eod = 256
@@ -69,7 +69,7 @@ class ByteTokenizer:
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
   def encode_prompt(self, text: str, special: bool = True) -> list[int]:
-    """The ids of a prompt: its bytes, and no others."""
+    """The ids of a prompt: its bytes."""
     del special
     return self.encode(text).tolist()
 
@@ -79,26 +79,25 @@ class ByteTokenizer:
     raise ConfigError('a model of bytes has no chat template; leave --chat out')
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of `ids`, without `eod`; broken UTF-8 becomes U+FFFD."""
+    """The text of `ids` without `eod`; invalid UTF-8 becomes U+FFFD."""
     content = bytes(i for i in np.asarray(ids).tolist() if i != self.eod)
     return content.decode(errors='replace')
 
   def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
-    """The ids (unsigned, any width) of every document."""
+    """The ids (unsigned integers) of every document."""
     return [np.frombuffer(d.content, np.uint8) for d in documents]
 
 
 class FileTokenizer:
-  """A `tokenizer.json` of the `tokenizers` library, with the files beside it:
-  everything that training, evaluation and chat ask of a tokenizer.
+  """A `tokenizer.json` of the `tokenizers` library, with the files beside it.
 
-  Documents are encoded as plain text: the names of special tokens in them are
-  the letters that they are there. In a prompt they are those tokens.
+  Documents are encoded as plain text: names of special tokens in them are
+  ordinary text. In a prompt they are the special tokens.
 
   Attributes:
     vocab_size: one more than the largest id
-    altered: (documents, bytes) of the last `encode_documents` that their ids
-      do not spell
+    altered: (documents, bytes) of the last `encode_documents` whose ids decode
+      to another text
 
   Raises:
     ConfigError: no such file, or no tokenizer in it.
@@ -113,7 +112,7 @@ class FileTokenizer:
     self._tokenizer = _guarded(
       f'{path} holds no tokenizer', tokenizers.Tokenizer.from_file, self._path
     )
-    # settings of whoever saved it; a text is taken as long as it is
+    # no truncation and padding, whatever was saved
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
     self._folder = os.path.dirname(self._path) or '.'
@@ -128,8 +127,8 @@ class FileTokenizer:
     self.altered = (0, 0)
 
   def _add(self, make):
-    """Makes tokens of the vocabulary special, or searched for, which only the
-    files beside say to be; their ids and what tokenizer.json says stay."""
+    """Adds special and other tokens that only the files beside declare; ids and
+    entries of tokenizer.json stay."""
     added = self._tokenizer.get_added_tokens_decoder().values()
     tokens = {token.content: token for token in added}
     for fields in self._files.added:
@@ -147,29 +146,29 @@ class FileTokenizer:
       tokens[name] = token
 
   def _call(self, name, *args, **kwargs):
-    """What the library's method gives; it finds some faults of a file late."""
+    """Calls a method of the library, which finds some faults of a file late."""
     what = f'{self._path}: it cannot {name}'
     return _guarded(what, getattr(self._tokenizer, name), *args, **kwargs)
 
   @functools.cached_property
   def eod(self) -> int:
-    """The id between two documents: the eos_token that the files declare, else
-    the special token of one of EOD_NAMES.
+    """The id of end-of-document: the eos_token that the files declare, else the
+    special token of one of EOD_NAMES.
 
     Raises:
       ConfigError: there is none.
     """
     if 'eos_token' in self._files.named:
       return self._id('eos_token')
-    # an ordinary token of that name is what some texts spell
+    # an ordinary token of that name may occur in texts
     added = self._tokenizer.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special}
     for name in EOD_NAMES:
       if name in special:
         return self._vocabulary[name]
     raise ConfigError(
-      f'{self._path}: no end-of-text token; add one of {" ".join(EOD_NAMES)}'
-      ' as a special token, or name its own as eos_token in a'
+      f'{self._path}: no end-of-document token; add one of'
+      f' {" ".join(EOD_NAMES)} as a special token, or declare an eos_token in a'
       ' tokenizer_config.json beside it'
     )
 
@@ -184,7 +183,7 @@ class FileTokenizer:
 
   @functools.cached_property
   def ends(self) -> set[int]:
-    """The ids before which a model's text ends, by its own files."""
+    """The ids that end a text, by the files of the model."""
     return self._files.find_ends()
 
   @functools.cached_property
@@ -195,7 +194,7 @@ class FileTokenizer:
       if wanted and role not in self._files.named:
         raise ConfigError(
           f'{self._folder}/tokenizer_config.json: add_{role} is'
-          f' true and there is no {role}; declare it, or take add_{role} out'
+          f' true and there is no {role}; declare it, or remove add_{role}'
         )
     before = [self._id('bos_token')] if bos else []
     after = [self._id('eos_token')] if eos else []
@@ -205,11 +204,13 @@ class FileTokenizer:
     return own, before, after
 
   def encode_prompt(self, text: str, special: bool = True) -> list[int]:
-    """The ids of a prompt; with `special` what the tokenizer puts before it
-    and after it is there, which a chat template has written itself.
+    """The ids of a prompt.
+
+    special: with the tokens that the tokenizer puts before and after a prompt;
+    a chat template writes them itself
 
     Raises:
-      ConfigError: it is no text, or what is to begin it is not known.
+      ConfigError: it is not valid text, or its first token is unknown.
     """
     require_utf8(text, 'the prompt')
     self._tokenizer.encode_special_tokens = False
@@ -220,10 +221,10 @@ class FileTokenizer:
     return [*before, *ids, *after]
 
   def format_chat(self, message: str) -> str:
-    """A user's message as the model's chat template puts it.
+    """A user's message in the chat template of the model.
 
     Raises:
-      ConfigError: there is no template, it refuses the message, or fails.
+      ConfigError: there is no template, or it refuses the message or fails.
     """
     template = self._files.find_template()
     if template is None:
@@ -234,7 +235,7 @@ class FileTokenizer:
     return chat_template.render_template(*template, message, self._files.named)
 
   def encode(self, text: str) -> np.ndarray:
-    """int32 [T]: the ids of a plain text, no special token added."""
+    """int32 [T]: the ids of plain text, without special tokens."""
     require_utf8(text, 'the text')
     return np.array(self._plain([text])[0], np.int32)
 
@@ -248,11 +249,11 @@ class FileTokenizer:
     return self._call('decode', np.asarray(ids, np.int64).tolist())
 
   def encode_documents(self, documents: Sequence[Document]) -> list[np.ndarray]:
-    """The ids (int32) of every document. Tells on stderr how many are not what
-    their ids spell, see `find_difference`.
+    """The ids (int32) of every document. Warns on stderr of documents whose ids
+    decode to another text, see `find_difference`.
 
     Raises:
-      ConfigError: a document that is not UTF-8, or contains `eod`.
+      ConfigError: a document is not UTF-8, or contains `eod`.
     """
     total = sum(len(d.content) for d in documents)
     progress = Progress('tokenized', total, 'MB', 10**6)
@@ -274,14 +275,14 @@ class FileTokenizer:
     if altered:
       print(
         f'warning: {self._path}: {len(altered)} of {len(documents)} documents'
-        f' ({lost} of {total} bytes) are not what their ids spell ({example});'
-        ' bits per byte leave out what is lost',
+        f' ({lost} of {total} bytes) are altered by the tokenizer ({example});'
+        ' bits per byte do not count what is lost',
         file=sys.stderr,
       )
     return arrays
 
   def _encode(self, documents):
-    """Yields (document, its ids, how they do not spell it)."""
+    """Yields (document, ids, how their text differs)."""
     texts = [_decode(document) for document in documents]
     ids = self._plain(texts)
     decoded = self._call('decode_batch', ids, skip_special_tokens=False)
@@ -290,19 +291,19 @@ class FileTokenizer:
       if self.eod in own:
         name = self._tokenizer.id_to_token(self.eod)
         raise ConfigError(
-          f'{document.source}: its text has {name!r}, which {self._path} takes'
-          ' for the end of a document; exclude it, or declare as eos_token a'
-          ' token that no text has'
+          f'{document.source}: its text contains {name!r}, the end-of-document'
+          f' token of {self._path}; exclude it, or declare an eos_token that no'
+          ' text contains'
         )
       yield document, np.array(own, np.int32), find_difference(text, again)
 
 
 def _guarded(what, function, *args, **kwargs):
-  """What a function of the library gives; its errors are a ConfigError."""
+  """Calls a function of the library; its errors become a ConfigError."""
   try:
     return function(*args, **kwargs)
   except BaseException as error:
-    # it raises plain Exception, and a panic of its own is not even that
+    # it raises plain Exception, or a PanicException that is no Exception
     panic = type(error).__name__ == 'PanicException'
     if not (panic or isinstance(error, Exception)):
       raise
@@ -314,12 +315,12 @@ Tokenizer = ByteTokenizer | FileTokenizer
 
 
 def find_difference(text: str, again: str) -> str:
-  """Where a text and what its ids spell differ, '' where they do not.
+  """Where a text and the decoded text of its ids differ, or ''.
 
-  Canonically equal characters (NFC) are the same text, and white space at
-  either end is a matter of the decoder, which cannot know it, and of a token
-  at most. Anything else, an unknown character, the case of a letter, a line
-  break, are bytes that a document has and no token pays for.
+  Canonically equal characters (NFC) count as equal, and white space at either
+  end is ignored, as decoders may change it. Anything else, such as an unknown
+  character, the case of a letter or a line break, is lost: bytes of a document
+  that no token predicts.
   """
   if text == again:
     return ''
@@ -331,7 +332,7 @@ def find_difference(text: str, again: str) -> str:
 
 
 def _slices(documents):
-  """Yields the documents in lists of about SLICE_BYTES."""
+  """Yields lists of documents of about SLICE_BYTES."""
   batch, size = [], 0
   for document in documents:
     batch.append(document)
@@ -348,6 +349,6 @@ def _decode(document):
     return document.content.decode()
   except UnicodeDecodeError as error:
     raise ConfigError(
-      f'{document.source}: no UTF-8 text (byte {error.start}); exclude the file'
-      " by a '!' glob in data.path, or use data.tokenizer=bytes"
+      f'{document.source}: not UTF-8 text (byte {error.start}); exclude it by a'
+      " '!' glob in data.path, or use data.tokenizer=bytes"
     ) from error

@@ -1,4 +1,4 @@
-"""Loss and bits per byte on held-out text, or on any."""
+"""Loss and bits per byte of a model on documents."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NotRequired, TextIO, TypedDict, Unpack
@@ -30,7 +30,7 @@ class Scoring(TypedDict):
   mesh: Mesh  # where the parameters are
   seq_len: int  # of the rows that documents are packed into, as in training
   batch: int  # rows at a time, a multiple of mesh.data x mesh.fsdp
-  stream: NotRequired[TextIO | None]  # of the progress, stderr unless given
+  stream: NotRequired[TextIO | None]  # for the progress line; default: stderr
 
 
 def score_documents(
@@ -53,34 +53,36 @@ def run_documents(
   tokenizer: Tokenizer,
   **how: Unpack[Scoring],
 ) -> Iterator[tuple[HostBatch, np.ndarray]]:
-  """Yields (batch, what the function of `make` says of it) over documents.
+  """Yields (batch, output of the function that `make` returns).
 
-  Every token of a document and the end after it is predicted once, from what
-  comes before it in its document and in its row of `seq_len` tokens.
+  Every token of a document and its end-of-document token are predicted once,
+  from the tokens before them in the same document and row of `seq_len` tokens.
   """
   mesh, stream = how['mesh'], how.get('stream')
   ids = tokenizer.encode_documents(documents)
   rows = Rows(ids, tokenizer.eod, tokenizer.vocab_size, how['seq_len'])
-  places = sharding.make_param_shardings(HybridLM(cfg), mesh)
-  home = sharding.make_batch_sharding(mesh)
+  param_shardings = sharding.make_param_shardings(HybridLM(cfg), mesh)
+  batch_sharding = sharding.make_batch_sharding(mesh)
   call = jax.jit(
-    make(cfg, jnp.dtype(how['dtype'])), in_shardings=(places, home)
+    make(cfg, jnp.dtype(how['dtype'])),
+    in_shardings=(param_shardings, batch_sharding),
   )
   progress = Progress('scored', rows.tokens, 'tokens', stream=stream)
   for host_batch in rows.make_batches(how['batch']):
     with jax.set_mesh(mesh):
-      output = jax.device_get(call(params, jax.device_put(host_batch, home)))
+      batch = jax.device_put(host_batch, batch_sharding)
+      output = jax.device_get(call(params, batch))
     yield host_batch, output
     progress.add(int(host_batch['weights'].sum()))
   progress.end()
 
 
 def make_token_nats(cfg: ModelConfig, dtype: DTypeLike) -> Judge:
-  """The function (params, batch) -> nats of every target, [B,T] float32.
+  """Returns (params, batch) -> loss of every target in nats, [B,T] float32.
 
-  batch: as for `make_loss`, whose sum of weights times nats is linear in the
-  weights: the nats are its gradient by them, and no more than a block's logits
-  are held. Padding has nats too; its segment is 0.
+  batch: as for `make_loss`. Its result, the sum of weights times nats, is
+  linear in the weights, so the nats are its gradient with respect to them; this
+  way only one block of logits is in memory. Padding (segment 0) has nats too.
   """
   loss = make_loss(cfg, dtype)
 

@@ -1,9 +1,9 @@
-"""What does a token cost that stood in the document before, and a new one?
+"""The loss of tokens that complete a repetition, by distance, and of new ones.
 
-A token is repeated, at n, if the n tokens that end with it stood earlier in
-the same document. A model that can look back gets the long repeats almost for
-nothing; one with a state of fixed size forgets them with distance, though its
-loss over all tokens may be the same (arXiv:2312.04927).
+A token is repeated at length n if the n tokens that end with it stood earlier
+in the same document. Attention predicts long repetitions almost without loss. A
+model with a state of fixed size forgets them with distance, even where its loss
+over all tokens is the same (arXiv:2312.04927).
 """
 
 import itertools
@@ -25,10 +25,10 @@ POWERS = tuple(4**i for i in range(1, 11))
 
 
 class Share(NamedTuple):
-  """The tokens of one kind. n: length of what is repeated; near, far: the
-  distance to its latest earlier place is in [near, far); None and None: new
-  tokens; 1 and None: all repeated ones. low and high hold the mean with 95%
-  confidence, None where fewer than two documents have such a token.
+  """The tokens of one row of the table. n: length of the repetition; its latest
+  earlier place is [near, far) tokens back. None, None: new tokens; 1, None: all
+  repeated ones. low, high: 95% confidence interval of the mean, None if fewer
+  than two documents have such a token.
   """
 
   n: int
@@ -51,8 +51,8 @@ def find_earlier(
 ) -> np.ndarray:
   """int64 [B,T]: how far back the n tokens that end here last stood, or 0.
 
-  tokens, segment_ids [B,T]: only a run of one number other than 0 in a row of
-  segment_ids is searched; 0 is padding. Exact: no hashes, n-grams are sorted.
+  tokens, segment_ids [B,T]: a document is a run of equal segment ids in a row;
+  0 is padding. Exact: n-grams are sorted, not hashed.
 
   Raises:
     ValueError: n below 1, or shapes that differ.
@@ -70,7 +70,7 @@ def find_earlier(
   grams = _grams(tokens.reshape(-1), n)
   whole = (where - start + 1 >= n) & (segment_ids.reshape(-1) != 0)
   at = where[whole]
-  # by document, n-gram and place: equal ones are neighbors, earlier first
+  # by document, n-gram and place: equal n-grams are adjacent, earlier first
   order = at[np.lexsort((at, grams[at], document[at]))]
   after, before = order[1:], order[:-1]
   same = (grams[after] == grams[before]) & (document[after] == document[before])
@@ -88,16 +88,17 @@ def compute_shares(
   edges: Sequence[int] = POWERS,
   seed: int = 0,
 ) -> list[Share]:
-  """`Share`s at every n of `lengths`: new tokens, repeated ones, and these by
-  distance: [1, edges[0]), [edges[0], edges[1]), ...; only those that occur.
+  """`Share`s for every n of `lengths`: new tokens, all repeated ones, and the
+  repeated ones by distance: [1, edges[0]), [edges[0], edges[1]), ... Shares
+  without tokens are left out.
 
-  tokens [B,T]: the tokens that were predicted (targets), nats [B,T]: what each
-  cost, segment_ids [B,T]: as for `find_earlier`. The intervals resample
-  documents, whose tokens are not independent. For two models give the
-  difference of their nats: that pairs them document by document.
+  tokens [B,T]: the targets   nats [B,T]: the loss of each   segment_ids [B,T]:
+  as for `find_earlier`. The confidence intervals resample documents, since
+  tokens of a document are not independent. To compare two models, pass the
+  difference of their nats, which pairs them by document.
 
-  The first n - 1 tokens of a document are new. A document cut in two by the
-  end of a row is two: no model here sees past its row.
+  The first n - 1 tokens of a document count as new. A document that continues
+  in the next row counts as two: no model here sees past its row.
 
   Raises:
     ValueError: shapes that differ, or nats that are not finite.
@@ -158,7 +159,7 @@ def score_documents(
 
 
 def format_shares(shares: Sequence[Share]) -> str:
-  """The table to read, in nats per token."""
+  """The shares as a table, in nats per token."""
   lines = [f'{"n":>3}  {"distance":>18} {"tokens":>10} {"nats":>8}  95%']
   for s in shares:
     if s.near is None:
@@ -175,8 +176,7 @@ def format_shares(shares: Sequence[Share]) -> str:
 
 
 def _documents(segment_ids):
-  """For every place of the rows laid end to end: the number of its document,
-  and where that starts."""
+  """Per place of the concatenated rows: its document and where that starts."""
   changes = np.ones(segment_ids.shape, bool)
   changes[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
   changes = changes.reshape(-1)
@@ -185,10 +185,10 @@ def _documents(segment_ids):
 
 
 def _grams(tokens, n):
-  """int64: equal numbers where the n tokens that end there are equal; those of
-  the first n - 1 places mean nothing.
+  """int64: an id of the n tokens that end at each place; undefined at the first
+  n - 1 places.
 
-  Twice as long each time: a 2m-gram is a pair of m-grams.
+  Lengths double: a 2m-gram is a pair of m-grams.
   """
   ids = np.unique(tokens, return_inverse=True)[1].astype(np.int64)
   length = 1
@@ -203,7 +203,7 @@ def _grams(tokens, n):
 
 
 def _mean(nats, document, seed):
-  """(documents, mean, low, high): percentiles of resampled documents."""
+  """(documents, mean, low, high), the interval by bootstrap over documents."""
   which = np.unique(document, return_inverse=True)[1]
   total, count = np.bincount(which, nats), np.bincount(which)
   mean, D = nats.sum() / len(nats), len(count)

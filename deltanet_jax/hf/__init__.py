@@ -15,7 +15,7 @@ _MODULES = {'load_model': 'converted', 'save_model': 'store'}
 
 
 def __getattr__(name: str) -> object:
-  """The two functions, whose modules import jax: when they are asked for."""
+  """Imports the two functions, and with them jax, when they are used."""
   if name not in _MODULES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   module = importlib.import_module(f'{__name__}.{_MODULES[name]}')

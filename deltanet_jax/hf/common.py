@@ -1,4 +1,4 @@
-"""What the families share: a Family, rules of attention and MLP, key groups."""
+"""What all families share: Family, rules of attention and MLP, common keys."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -32,31 +32,31 @@ Part = TypeVar('Part', bound=MixerConfig | MLPConfig | MoEConfig)
 
 
 class Mtp(NamedTuple):
-  """How a family stores the block of its multi-token prediction."""
+  """How a family stores its block of multi-token prediction."""
 
-  # a tensor that only folders with it have
+  # a tensor that only folders with this block have
   marker: Callable[[ModelConfig], str]
-  layer: Callable[[ModelConfig], Layer]  # the block's
-  rules: Callable[[ModelConfig], Rules]  # our names from the top
-  copies: Callable[[ModelConfig], Rules]  # of tensors that repeat others
+  layer: Callable[[ModelConfig], Layer]  # of the block
+  rules: Callable[[ModelConfig], Rules]  # our names from the root
+  copies: Callable[[ModelConfig], Rules]  # tensors that repeat others
 
 
 class Family(NamedTuple):
-  """How one family of released models is configured and stored."""
+  """Configuration and storage of a family of released models."""
 
   name: str
   model_types: tuple[str, ...]  # of config.json; the first is written
-  architecture: str  # transformers' class
+  architecture: str  # class of transformers
   read_config: Callable[[ConfigKeys], ModelConfig]
-  write_keys: Callable[[ModelConfig], Json]  # that not all families have
-  # one for each way in which folders are found; the first is the released one
+  write_keys: Callable[[ModelConfig], Json]  # keys beside the common ones
+  # alternative storage formats; the first is that of the release
   layer_rules: tuple[Callable[[Layer], Rules], ...]
-  ignored: tuple[str, ...] = ()  # patterns of tensors that we do not need
-  spellings: tuple[tuple[str, str], ...] = ()  # pattern, other names of it
+  ignored: tuple[str, ...] = ()  # patterns of tensors that are not needed
+  spellings: tuple[tuple[str, str], ...] = ()  # pattern, other name
   mtp: Mtp | None = None
   # reason -> keys that do not change the function
   harmless: Mapping[str, str] = {}
-  # a folder's tensors, each in its released shape
+  # reads the tensors of a folder in their released shapes
   tensors: type[FolderTensors] = FolderTensors
 
   def write_config(self, cfg: ModelConfig) -> Json:
@@ -73,34 +73,34 @@ class Family(NamedTuple):
     } | self.write_keys(cfg)
 
 
-# of every family
+# keys of every family that need not be read, by reason
 HARMLESS = {
-  'says what wrote the folder': (
+  'names what wrote the folder': (
     'architectures auto_map model_type transformers_version _commit_hash'
     ' _name_or_path name_or_path'
   ),
-  'the files say it of every tensor': 'dtype torch_dtype',
-  'decided where the tensors are read': (
+  'dtype is read from the files': 'dtype torch_dtype',
+  'judged when tensors are read': (
     'quantization_config quantization compression_config'
   ),
   'read with the tokenizer': 'bos_token_id eos_token_id pad_token_id',
-  'of fresh weights': 'initializer_range',
-  'of training; no dropout and no router loss of theirs here': (
+  'initialization': 'initializer_range',
+  'training: dropout and router losses': (
     'attention_dropout output_router_logits router_aux_loss_coef'
     ' router_jitter_noise'
   ),
-  'how it is computed, not what': (
+  'how the function is computed': (
     'use_cache attn_implementation _attn_implementation experts_implementation'
     ' chunk_size_feed_forward pretraining_tp'
   ),
-  'what a call returns': 'output_hidden_states output_attentions return_dict',
-  'of other heads and of an encoder': (
+  'outputs of a call': 'output_hidden_states output_attentions return_dict',
+  'other output heads, encoders': (
     'id2label label2id num_labels problem_type is_encoder_decoder'
   ),
-  'no context is refused; YaRN alone reads them': (
+  'context limits, not enforced; YaRN reads them': (
     'max_position_embeddings original_max_position_embeddings'
   ),
-  'of generation, and transformers 5 does not read them here': (
+  'generation; transformers 5 does not read them here': (
     'max_length min_length do_sample early_stopping num_beams temperature'
     ' top_k top_p typical_p repetition_penalty length_penalty'
     ' no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids'
@@ -116,7 +116,7 @@ HARMLESS = {
 
 
 def collect_harmless_keys(family: Family) -> set[str]:
-  """Every key of a config.json that may say what it likes."""
+  """All keys of a config.json whose values do not matter."""
   return {
     key
     for table in (HARMLESS, family.harmless)
@@ -131,9 +131,9 @@ def make_model_config(
   eps: float = 1e-6,
   zero_centered: bool = False,
 ) -> ModelConfig:
-  """A ModelConfig of the keys that all families have.
+  """A ModelConfig from the keys that all families have.
 
-  eps: of the norms, where the file has none
+  eps: default epsilon of the norms
   """
   keys.require('hidden_act', 'silu', 'swish', default='silu')
   keys.top.without('per_layer_config')
@@ -163,10 +163,10 @@ def read_attention(
   positions: Callable[[ConfigKeys, int], rope.Positions] = rope.read_positions,
   **parts: bool,
 ) -> AttentionConfig:
-  """Softmax attention.
+  """Reads softmax attention.
 
-  kv_heads, width, eps: where the file has none; None: as many as heads, and
-  hidden_size / heads   parts: qk_norm and others that the class has
+  kv_heads, width, eps: defaults; None: as many as heads, hidden_size / heads
+  parts: qk_norm and other fields
   """
   heads = keys.size('num_attention_heads')
   whole = keys.size('hidden_size') // heads
@@ -185,7 +185,7 @@ def read_attention(
 
 
 def write_attention(mixer: AttentionConfig) -> Json:
-  """The sizes that `read_attention` reads."""
+  """The keys that `read_attention` reads."""
   return {
     'num_attention_heads': mixer.heads,
     'num_key_value_heads': mixer.kv_heads,
@@ -194,7 +194,7 @@ def write_attention(mixer: AttentionConfig) -> Json:
 
 
 def write_delta(mixer: GatedDeltaNetConfig) -> Json:
-  """The sizes of a Gated DeltaNet."""
+  """The keys of a Gated DeltaNet."""
   return {
     'linear_num_key_heads': mixer.key_heads,
     'linear_num_value_heads': mixer.value_heads,
@@ -205,16 +205,16 @@ def write_delta(mixer: GatedDeltaNetConfig) -> Json:
 
 
 def read_mlp(keys: ConfigKeys) -> MLPConfig:
-  """The dense feed-forward part."""
+  """Reads the dense MLP."""
   return MLPConfig(keys.size('intermediate_size'))
 
 
 def read_ffns(
   keys: ConfigKeys, moe: MoEConfig, default: int
 ) -> list[MLPConfig | MoEConfig]:
-  """The feed-forward parts of all layers: MLPs, then experts.
+  """Reads the ffns of all layers: dense MLPs, then experts.
 
-  default: how many are MLPs, where the file does not say
+  default: number of dense layers if the file does not say
   """
   first = keys.size('first_k_dense_replace', default=default, least=0)
   kinds = keys.kinds('mlp_layer_types', {'dense': True, 'sparse': False})
@@ -229,19 +229,19 @@ def read_ffns(
 
 
 def find_part(cfg: ModelConfig, kind: type[Part]) -> Part:
-  """The first mixer or feed-forward part of a kind in the model."""
+  """The first mixer or ffn of a kind in the model."""
   parts = (part for layer in cfg.layers for part in (layer.mixer, layer.ffn))
   return next(part for part in parts if isinstance(part, kind))
 
 
 def write_layer_types(cfg: ModelConfig) -> list[str]:
-  """transformers' names of the layers' kinds."""
+  """layer_types as transformers writes them."""
   full = [isinstance(layer.mixer, AttentionConfig) for layer in cfg.layers]
   return ['full_attention' if x else 'linear_attention' for x in full]
 
 
 def make_top_rules(cfg: ModelConfig) -> Rules:
-  """Embedding, last norm and head."""
+  """Rules of embedding, last norm and output head."""
   rules = [
     make_rule('model.embed_tokens.weight', 'backbone.embed'),
     make_rule('model.norm.weight', 'backbone.norm.scale'),
@@ -252,12 +252,12 @@ def make_top_rules(cfg: ModelConfig) -> Rules:
 
 
 def make_copies(cfg: ModelConfig) -> Rules:
-  """Tensors that a folder may have though the model has no such weight."""
+  """Rules of tensors that may repeat other weights."""
   return (make_rule('lm_head.weight', 'backbone.embed'),) if cfg.tied else ()
 
 
 def move_rules(rules: Iterable[TensorRule], to: str, ours: str) -> Rules:
-  """Rules of a layer as rules of the model: at `to`, our names under `ours`."""
+  """Rules of a layer as rules of the model: names at `to`, ours at `ours`."""
   return tuple(
     make_rule(
       r.name.replace(LAYER, to),
@@ -285,7 +285,7 @@ def make_mixer_rules(at: str, *rows: tuple[str, str, Layout]) -> Rules:
 
 
 def make_attention_rules(cfg: AttentionConfig) -> Rules:
-  """A gate is interleaved with the query, per head."""
+  """Rules of attention; a gate is interleaved with the query per head."""
   query = ('q_proj.weight', 'q.w', Linear())
   if cfg.gate:
     query = ('q_proj.weight', 'q.w gate.w', Linear(groups=cfg.heads))
@@ -304,14 +304,14 @@ def make_attention_rules(cfg: AttentionConfig) -> Rules:
 
 
 def make_mlp_rules(at: str = f'{LAYER}mlp.', ours: str = 'ffn.') -> Rules:
-  """Of an MLP at `at`, our names under `ours`."""
+  """Rules of an MLP at `at`, our names under `ours`."""
   return tuple(
     make_rule(f'{at}{name}_proj.weight', f'{ours}{name}.w', Linear())
     for name in ('gate', 'up', 'down')
   )
 
 
-# where a layer's experts are, and their names of gate, up and down
+# prefix of experts, and their names of gate, up and down
 PROJECTIONS = f'{LAYER}mlp.', ('gate_proj', 'up_proj', 'down_proj')
 NUMBERED = f'{LAYER}block_sparse_moe.', ('w1', 'w3', 'w2')  # as in Mixtral
 
@@ -322,9 +322,9 @@ def make_ffn_rules(
   bias: str = '',
   shared: str = '',
 ) -> Rules:
-  """Of an MLP, or of experts one by one.
+  """Rules of an MLP or of single experts.
 
-  experts: PROJECTIONS or NUMBERED   bias: name of the correction
+  experts: PROJECTIONS or NUMBERED   bias: name of the selection bias
   shared: name of the shared expert
   """
   if isinstance(cfg, MLPConfig):

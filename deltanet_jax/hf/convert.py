@@ -1,17 +1,16 @@
-"""Released folders to Orbax and back, one released tensor at a time.
+"""Converts released folders to Orbax and back, tensor by tensor.
 
 A converted folder holds
 
-  converted.json       the family, the released config.json, and name, file,
-                       type and shape of every released tensor
+  converted.json       family, released config.json, and name, file, dtype and
+                       shape of every released tensor
   pieces/NAME/         an Orbax checkpoint for each of `pieces`
-  sums.jsonl           the CRC-32 of every finished piece and scale
-  scales.safetensors   the scales of float8 weights, which stay float8, and
-                       rows of embeddings beyond the vocabulary
+  sums.jsonl           CRC-32 of every finished piece and scale
+  scales.safetensors   scales of float8 weights, which stay float8, and
+                       embedding rows beyond the vocabulary
 
-Memory holds a few copies of the largest released tensor, whatever the model's
-size. What is finished is not done again when a killed conversion is started
-again.
+Memory holds a few copies of the largest released tensor, whatever the size of
+the model. A conversion that was stopped continues when it is started again.
 """
 
 import json
@@ -37,15 +36,15 @@ def convert_to_orbax(source: AnyPath, target: AnyPath) -> None:
   """Converts a released folder.
 
   Raises:
-    ConfigError: as `store.open_folder`, or `target` holds something else.
-      Nothing is left of a conversion that began with this call.
+    ConfigError: as `store.open_folder`, or `target` holds something else; a
+      conversion that this call started is removed.
     ConversionError: a piece does not read back as it was written.
   """
   logging.getLogger('absl').setLevel(logging.ERROR)
   found, target = store.open_folder(source), pathlib.Path(target)
   record = _make_record(source, found)
   existed, resumed = target.exists(), converted.is_converted(target)
-  _claim(target, record)
+  _start(target, record)
   try:
     _write_pieces(found, target)
     _keep_beside(found, target)
@@ -80,15 +79,15 @@ def _write_pieces(found: store.MatchedTensors, target: pathlib.Path) -> None:
       progress.skip(folder.size(entry.name))
       continue
     parts = entry.split(folder.read_checked(entry.name))
-    while parts:  # given away one by one, so that each is freed when written
+    while parts:  # removed one by one, so that each is freed when written
       writer.add(own[-len(parts)], parts.pop(0))
     progress.add(folder.size(entry.name))
   progress.end()
 
 
 def _keep_beside(found: store.MatchedTensors, target: pathlib.Path) -> None:
-  """Writes what has no place in the pieces: scales, and the rows of embeddings
-  that are beyond the vocabulary, as a tensor of the same name."""
+  """Writes what the pieces lack: scales, and embedding rows beyond the
+  vocabulary as a tensor of the same name."""
   folder = found.tensors
   described: dict[str, tuple[np.dtype, Shape]] = {}
   for entry in found.all:
@@ -98,7 +97,7 @@ def _keep_beside(found: store.MatchedTensors, target: pathlib.Path) -> None:
       described[entry.name] = folder.dtype(entry.name), (more, *entry.shape[1:])
   if not described or described.keys() <= pieces.read_sums(target).keys():
     return
-  # of a scale these are all rows
+  # all rows of a scale
   tensors = (
     folder.read_raw(name)[-shape[0] :] for name, (_, shape) in described.items()
   )
@@ -108,15 +107,15 @@ def _keep_beside(found: store.MatchedTensors, target: pathlib.Path) -> None:
 
 
 def convert_to_released(source: AnyPath, target: AnyPath) -> None:
-  """Converts a converted folder back: the same names, files, types, values; of
-  an Olmo Hybrid that transformers saved, the shapes are those of the release.
+  """Converts a converted folder back, with the same names, files, dtypes and
+  values; an Olmo Hybrid saved by transformers gets the shapes of the release.
 
-  A file of the target that holds what it should stays; config.json is written
-  last, so that an unfinished folder has none.
+  Correct files of the target are kept; config.json is written last, so an
+  unfinished folder has none.
 
   Raises:
-    ConfigError: no converted folder, or one that is not finished, or `target`
-      holds other weights; nothing is written then.
+    ConfigError: no finished conversion, or `target` holds other weights;
+      nothing is written.
     ConversionError: a piece or a file is damaged.
   """
   stored, target = Converted(source), pathlib.Path(target)
@@ -149,7 +148,7 @@ def convert_to_released(source: AnyPath, target: AnyPath) -> None:
 
 
 def _holds(path: pathlib.Path, stored: Converted, group: list[str]) -> bool:
-  """Whether a file holds these tensors with the values of a conversion."""
+  """Whether a file holds these tensors with the values of the conversion."""
   file = files.File(path)
   if file.header.keys() != set(group):
     return False
@@ -196,11 +195,11 @@ def _make_record(
   }
 
 
-def _claim(target: pathlib.Path, record: converted.Record) -> None:
-  """Starts a conversion, or goes on with the same one."""
+def _start(target: pathlib.Path, record: converted.Record) -> None:
+  """Starts a conversion, or continues the same one."""
   text = json.dumps(record, indent=1) + '\n'
   if not converted.is_converted(target):
-    # empty but for what a killed `write_text` leaves
+    # may hold a temporary file of a killed `write_text`
     empty = lambda: all(path.suffix == '.tmp' for path in target.iterdir())
     if target.exists() and not (target.is_dir() and empty()):
       raise ConfigError(f'{target} holds something else; give another --to')
@@ -217,8 +216,8 @@ def _claim(target: pathlib.Path, record: converted.Record) -> None:
 def _write_checked(
   path: pathlib.Path, described: Described, tensors: Iterable[np.ndarray]
 ) -> dict[str, int]:
-  """Writes a safetensors file, reads it back, and gives it its name. Returns
-  the CRC-32 of every tensor.
+  """Writes a safetensors file, reads it back, then renames it. Returns the
+  CRC-32 of every tensor.
 
   Raises:
     ConversionError: it does not read back as it was written.

@@ -1,4 +1,4 @@
-"""Loads released weights, or what a conversion made of them (`hf.convert`)."""
+"""Loads released weights, or converted ones (`hf.convert`)."""
 
 import pathlib
 import reprlib
@@ -20,10 +20,10 @@ FORMAT = 2
 
 
 class Record(TypedDict):
-  """What converted.json holds; tensors: name -> file, type and shape.
+  """The contents of converted.json.
 
-  `tensors` are as a folder without float8 has them, which is what a model
-  trained further is written as; `float8` the tensors and scales that differ.
+  tensors: {name: [file, dtype, shape]} of the release without float8, as a
+  fine-tuned model is written   float8: tensors and scales that differ
   """
 
   format: int
@@ -40,10 +40,10 @@ def load_model(
   dtype: DTypeLike = np.float32,
   mesh: Mesh | None = None,
 ) -> tuple[store.ReleasedLM, Params]:
-  """(model, params) of a released folder, or of a converted one.
+  """(model, params) of a released or converted folder.
 
-  The model computes in `dtype`; matrices of the parameters have it, vectors
-  stay float32. With a mesh every parameter lies where `sharding` puts it.
+  The model computes in `dtype`; matrices have it too, vectors are float32. With
+  a mesh the parameters are sharded by `parallel.sharding`.
 
   Raises:
     ConfigError: as `store.open_folder`; a tensor holds NaN; or a conversion is
@@ -57,15 +57,15 @@ def load_model(
 
 
 def is_converted(folder: AnyPath) -> bool:
-  """Whether a conversion has begun there."""
+  """Whether a conversion was started in the folder."""
   return (pathlib.Path(folder) / RECORD).is_file()
 
 
 def read_record(folder: AnyPath) -> Record:
-  """What converted.json holds.
+  """Reads converted.json.
 
   Raises:
-    ConfigError: there is none, or it is of another version.
+    ConfigError: there is none, or it has another format version.
   """
   path = pathlib.Path(folder) / RECORD
   if not path.is_file():
@@ -79,7 +79,7 @@ def read_record(folder: AnyPath) -> Record:
     )
   for key in ('config', 'tensors', 'float8'):
     if not isinstance(record.get(key), dict):
-      raise ConfigError(f'{path}: {key} is no object; convert again')
+      raise ConfigError(f'{path}: {key} is not an object; convert again')
   try:
     families.get_family(record.get('family'))
   except ConfigError as error:
@@ -88,10 +88,10 @@ def read_record(folder: AnyPath) -> Record:
 
 
 class Converted(files.RecordedTensors):
-  """The released tensors that a converted folder holds.
+  """The released tensors in a converted folder.
 
   Raises:
-    ConfigError: it is none, or the conversion is not finished.
+    ConfigError: it is no converted folder, or not finished.
   """
 
   def __init__(self, folder: AnyPath):
@@ -133,7 +133,7 @@ class Converted(files.RecordedTensors):
       self._pieces.read(place.piece)[place.indices]
       for place in map(pieces.locate_slot, entry.slots)
     ]
-    # a tensor that only repeats another may be of another type
+    # a tensor that repeats another may have another dtype
     tensor = entry.layout.join(parts).astype(self.dtype(name), copy=False)
     if store.count_surplus(self, entry):
       tensor = np.concatenate([tensor, self._beside(name)])

@@ -1,4 +1,4 @@
-"""Folders of safetensors files, read tensor by tensor."""
+"""Reads folders of safetensors files, tensor by tensor."""
 
 import json
 import math
@@ -23,7 +23,7 @@ WEIGHTS = {
   'BF16': np.dtype(ml_dtypes.bfloat16),
   'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn),
 }
-# powers of two as their exponents, in a type of their own or as plain bytes
+# exponents of powers of two, in a dtype of their own or as bytes
 EXPONENTS = {
   'F8_E8M0': np.dtype(ml_dtypes.float8_e8m0fnu),
   'U8': np.dtype(np.uint8),
@@ -35,7 +35,7 @@ SCALE = '_scale_inv'
 
 
 class HeaderEntry(TypedDict):
-  """What a file's header says of a tensor."""
+  """A tensor in the header of a file."""
 
   dtype: str
   shape: list[int]
@@ -43,7 +43,7 @@ class HeaderEntry(TypedDict):
 
 
 class File:
-  """One safetensors file: its header, and its tensors as they are.
+  """A safetensors file: its header and its tensors.
 
   Raises:
     ConfigError: it cannot be read.
@@ -55,7 +55,7 @@ class File:
     self._path = path
     try:
       with safe_open(path, 'np'):
-        pass  # the library checks the header, its offsets and the length
+        pass  # the library checks header, offsets and length
       with open(path, 'rb') as f:
         size = int.from_bytes(f.read(8), 'little')
         self.header: dict[str, HeaderEntry] = json.loads(f.read(size))
@@ -66,13 +66,13 @@ class File:
     self._start = 8 + size
     for name in self.header:
       if not name.isprintable():
-        raise ConfigError(f'{path}: {name!r:.200} is no name of a tensor')
+        raise ConfigError(f'{path}: {name!r:.200} is not a valid tensor name')
 
   def read(self, name: str) -> np.ndarray:
-    """The tensor; of a type in DTYPES."""
+    """The tensor, of a dtype in DTYPES."""
     entry = self.header[name]
     dtype, (begin, end) = DTYPES[entry['dtype']], entry['data_offsets']
-    # read, not mapped: mapped pages of all files would count as ours
+    # read, not mapped: mapped pages would count as memory of the process
     flat = np.fromfile(
       self._path,
       dtype,
@@ -83,42 +83,42 @@ class File:
 
 
 class Tensors:
-  """Released tensors by name; a subclass knows where they are stored."""
+  """Released tensors by name; subclasses know where they are stored."""
 
   path: pathlib.Path
-  settings: Json  # the folder's config.json
-  names: Mapping[str, str]  # of a tensor its file
+  settings: Json  # config.json of the folder
+  names: Mapping[str, str]  # {tensor: file}
 
   def shape(self, name: str) -> Shape:
-    """Of a tensor."""
+    """The shape of a tensor."""
     raise NotImplementedError
 
   def dtype(self, name: str) -> np.dtype:
-    """Of a tensor."""
+    """The dtype of a tensor."""
     raise NotImplementedError
 
   def read_raw(self, name: str) -> np.ndarray:
-    """The tensor as it is stored."""
+    """The stored tensor."""
     raise NotImplementedError
 
   def size(self, name: str) -> int:
-    """Bytes of a tensor."""
+    """The bytes of a tensor."""
     return math.prod(self.shape(name)) * self.dtype(name).itemsize
 
   def where(self, name: str) -> str:
-    """The tensor with its file, as errors name it."""
+    """The tensor with its file, for errors."""
     return f'{self.path / self.names[name]}: {name}'
 
   def read(self, name: str) -> np.ndarray:
-    """The tensor; float8 is multiplied by its blocks' scales, to float32."""
+    """The tensor; float8 is multiplied by its block scales, to float32."""
     tensor, scale = self.read_raw(name), self.find_scale(name)
     return tensor if scale is None else dequantize(tensor, self._scales(scale))
 
   def read_checked(self, name: str) -> np.ndarray:
-    """The tensor as it is stored.
+    """The stored tensor.
 
     Raises:
-      ConfigError: a value of it is not finite, or is not with its scale.
+      ConfigError: a value is not finite, or not when scaled.
     """
     tensor, scale = self.read_raw(name), self.find_scale(name)
     self.require_finite(name, tensor)
@@ -126,22 +126,22 @@ class Tensors:
       most = np.float32(ml_dtypes.finfo(FLOAT8).max)
       with np.errstate(over='ignore'):
         small = is_finite(self._scales(scale) * most)
-      if not small:  # some product may be beyond float32
+      if not small:  # a product may exceed float32
         self.require_finite(name, self.read(name))
     return tensor
 
   def require_finite(self, name: str, values: np.ndarray) -> None:
     """Raises:
-    ConfigError: some of `values`, which are of this tensor, are not finite.
+    ConfigError: some of the `values` of this tensor are not finite.
     """
     if not is_finite(values):
       raise ConfigError(
-        f'{self.where(name)} holds NaN or infinity, or what {values.dtype} does'
-        ' not hold; the weights are damaged'
+        f'{self.where(name)} holds NaN or infinity, or a value beyond'
+        f' {values.dtype}; the weights are damaged'
       )
 
   def _scales(self, name: str) -> np.ndarray:
-    """float32 scales of a float8 tensor."""
+    """The float32 scales of a float8 tensor."""
     scales = self.read_raw(name)
     self.require_finite(name, scales)
     if scales.dtype == EXPONENTS['U8']:
@@ -150,34 +150,34 @@ class Tensors:
       return scales.astype(np.float32)
 
   def require_type(self, name: str) -> None:
-    """Refuses a weight whose type is not in WEIGHTS, or whose scales are not
-    what a float8 weight has.
+    """Refuses a weight whose dtype is not in WEIGHTS, or with wrong scales.
 
     Raises:
-      ConfigError: with both.
+      ConfigError: names tensor and dtype.
     """
     if self.dtype(name) not in WEIGHTS.values():
       raise ConfigError(_no_type(self.where(name), NAMES[self.dtype(name)]))
     self.find_scale(name)
 
   def find_scale(self, name: str) -> str | None:
-    """The name of a float8 tensor's scales, None of another tensor.
+    """The name of the scales of a float8 tensor, None for other tensors.
 
     Raises:
-      ConfigError: there are none, or their type or shape is wrong.
+      ConfigError: there are none, or their dtype or shape is wrong.
     """
     scale, shape = name + SCALE, self.shape(name)
     if self.dtype(name) != FLOAT8:
       if scale in self.names:
         raise ConfigError(
-          f'{self.where(scale)} scales a tensor that is not float8 but'
-          f' {NAMES[self.dtype(name)]}; one of the two is of another release'
+          f'{self.where(scale)} scales a tensor that is'
+          f' {NAMES[self.dtype(name)]}, not float8; one of the two belongs to'
+          ' another release'
         )
       return None
     if len(shape) < 2:
       raise ConfigError(
-        f'{self.where(name)} is float8 of shape {shape}; only matrices are,'
-        ' with a scale for each block'
+        f'{self.where(name)} is float8 of shape {shape}; only matrices may be,'
+        ' with a scale per block'
       )
     if scale not in self.names:
       raise ConfigError(f'{self.where(name)} is float8 and has no {scale}')
@@ -185,7 +185,7 @@ class Tensors:
     if self.shape(scale) != wanted:
       raise ConfigError(
         f'{self.where(scale)} has shape {self.shape(scale)}; expected {wanted},'
-        f' one scale for {BLOCK} x {BLOCK} of {shape}'
+        f' one scale per {BLOCK} x {BLOCK} block of {shape}'
       )
     kind = self.dtype(scale)
     if kind == FLOAT8 or (
@@ -204,13 +204,13 @@ class Tensors:
 
 
 class FolderTensors(Tensors):
-  """The tensors of the safetensors files of a folder.
+  """The tensors in the safetensors files of a folder.
 
-  Nothing but headers is read before `read`.
+  Only headers are read before `read`.
 
   Raises:
-    ConfigError: no file, an unreadable one, an index that names what is not
-      there or lies elsewhere, one tensor in two files, or quantized weights.
+    ConfigError: a file is missing or unreadable, the index names a missing file
+      or one outside, a tensor is in two files, or weights are quantized.
   """
 
   def __init__(self, path: AnyPath):
@@ -224,7 +224,7 @@ class FolderTensors(Tensors):
       for name in self._open(file):
         if name in self.names:
           raise ConfigError(
-            f'{self.path / file}: {name} is in {self.names[name]} too; remove'
+            f'{self.path / file}: {name} is also in {self.names[name]}; remove'
             ' one of the files'
           )
         self.names[name] = file
@@ -241,7 +241,7 @@ class FolderTensors(Tensors):
     return self._open_files[self.names[name]].header[name]
 
   def dtype(self, name: str) -> np.dtype:
-    """Raises a ConfigError for a type that is no number of ours."""
+    """Raises ConfigError for a dtype that is not supported."""
     kind = self._header(name)['dtype']
     if kind not in DTYPES:
       raise ConfigError(_no_type(self.where(name), kind))
@@ -252,13 +252,13 @@ class FolderTensors(Tensors):
 
 
 class RecordedTensors(Tensors):
-  """The tensors of a released folder that may not be there any more.
+  """The recorded tensors of a released folder, which may be gone.
 
-  tensors: {name: [file, type, shape]}, as a file holds them that was written
-  when the folder was read   settings: its config.json   where: that file
+  tensors: {name: [file, dtype, shape]} of the record   settings: config.json
+  where: the file of the record
 
   Raises:
-    ConfigError: they cannot be tensors of a folder.
+    ConfigError: the record is not valid.
   """
 
   def __init__(
@@ -278,8 +278,8 @@ class RecordedTensors(Tensors):
           self._types[name] = kinds[kind], tuple(shape)
         case _:
           raise ConfigError(
-            f'{where}: {name!r:.200} is {reprlib.repr(entry)}; expected a file,'
-            ' a type and a shape'
+            f'{where}: {name!r:.200} is {reprlib.repr(entry)}; expected file,'
+            ' dtype and shape'
           )
 
   def shape(self, name: str) -> Shape:
@@ -290,19 +290,19 @@ class RecordedTensors(Tensors):
 
 
 def _no_type(where: str, kind: str) -> str:
-  """Of an error: a tensor has no type of a weight."""
+  """Part of an error: a tensor has a dtype that weights do not have."""
   whole = ', as quantized weights have' if kind[0] in 'IU' else ''
   return f'{where} has type {kind}{whole}; expected one of {" ".join(WEIGHTS)}'
 
 
 def is_finite(array: np.ndarray) -> bool:
-  """Whether no element is NaN or infinite, which have an exponent of ones."""
+  """Whether no element is NaN or infinite."""
   if array.dtype.kind in 'iu':
     return True
   bits = f'u{array.dtype.itemsize}'
   ones = np.asarray(np.inf, np.float32).astype(array.dtype).view(bits)
   flat = np.ascontiguousarray(array).reshape(-1).view(bits)
-  # by pieces that stay in a processor's cache: several times as fast
+  # by pieces that fit in a processor's cache: several times as fast
   pieces = (flat[i : i + 2**16] for i in range(0, flat.size, 2**16))
   return all((piece & ones).max() < ones for piece in pieces)
 

@@ -1,5 +1,5 @@
-"""Where a released model lies: a local folder, or an id of the Hugging Face
-hub, whose files are fetched once and kept by `huggingface_hub`."""
+"""Finds released models: a local folder, or an id on the Hugging Face hub,
+which `huggingface_hub` downloads and caches."""
 
 import pathlib
 import re
@@ -13,7 +13,7 @@ _ID = re.compile(r'[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?')
 
 
 def list_names(source: str) -> list[str]:
-  """The names under which `find_folder` may take it, the likelier one first."""
+  """The names that `find_folder` may use, the likelier one first."""
   path = str(pathlib.Path(source).expanduser().resolve())
   if source.startswith(PREFIX):
     return [source]
@@ -23,11 +23,11 @@ def list_names(source: str) -> list[str]:
 
 
 def find_folder(source: str) -> pathlib.Path:
-  """The local folder of `source`: a folder, 'hub:ORG/NAME', 'ORG/NAME' that is
-  no folder here, either with '@REVISION' behind.
+  """The local folder of `source`: a folder, 'hub:ORG/NAME', or 'ORG/NAME' if
+  there is no such folder; ids may end in '@REVISION'.
 
   Raises:
-    ConfigError: there is no such folder, or it cannot be fetched.
+    ConfigError: there is no such folder, or it cannot be downloaded.
   """
   name = list_names(source)[0]
   if name.startswith(PREFIX):
@@ -43,16 +43,18 @@ def find_folder(source: str) -> pathlib.Path:
 def _fetch(name: str, source: str) -> pathlib.Path:
   if not _ID.fullmatch(name):
     raise ConfigError(
-      f'{source} is no id of a model; write {PREFIX}ORG/NAME or'
+      f'{source} is not the id of a model; give {PREFIX}ORG/NAME or'
       f' {PREFIX}ORG/NAME@REVISION'
     )
-  here = f'{source}: ' + ('' if source.startswith(PREFIX) else 'no folder; ')
+  here = f'{source}: ' + (
+    '' if source.startswith(PREFIX) else 'no such folder; '
+  )
   try:
     import huggingface_hub
   except ImportError as error:
     raise ConfigError(
-      f'{here}fetching it needs huggingface_hub; pip install huggingface_hub,'
-      ' or give a folder'
+      f'{here}downloading it needs huggingface_hub; pip install'
+      ' huggingface_hub, or give a folder'
     ) from error
   repository, _, revision = name.partition('@')
   fetch = lambda patterns, others: pathlib.Path(
@@ -64,7 +66,7 @@ def _fetch(name: str, source: str) -> pathlib.Path:
     )
   )
   try:
-    # in folders there are other formats of the same weights
+    # subfolders have other formats of the same weights
     path = fetch(list(FILES), ['*/*'])
     more = [file for file in names.list_indexed(path) or () if '/' in file]
     return fetch(more, None) if more else path
@@ -73,5 +75,5 @@ def _fetch(name: str, source: str) -> pathlib.Path:
   except Exception as error:  # the network, the hub, the disk: many kinds
     text = ' '.join(str(error).split()) or type(error).__name__
     raise ConfigError(
-      f'{here}the hub does not give it: {text[:300]}'
+      f'{here}it cannot be downloaded from the hub: {text[:300]}'
     ) from error

@@ -1,7 +1,7 @@
-"""Reading a config.json: every key by what it may be, and which are not read.
+"""Reads a config.json with checks, and knows which keys were not read.
 
-A family asks for its keys; a value that cannot be is refused with file, key and
-value. What nobody asked for is in `unread`: `families.read_config` decides it.
+A family reads its keys; a wrong value is refused with file, key and value. Keys
+that nobody read are in `unread`, which `families.read_config` judges.
 """
 
 import math
@@ -16,15 +16,15 @@ from deltanet_jax.hf.names import AnyPath, Json
 
 K = TypeVar('K', str, int)
 V = TypeVar('V')
-D = TypeVar('D')  # of a default
-N = TypeVar('N')  # of what null stands for
+D = TypeVar('D')  # type of a default
+N = TypeVar('N')  # type that null stands for
 
-# of no type: a reader without a default returns nothing else than a value
+# untyped: a reader without a default returns only values
 _REQUIRED: Never = cast(Never, object())
 _MOST = sys.float_info.max
-_LAYERS = 512  # no model is deeper; a file that says more is damaged
+_LAYERS = 512  # no model is deeper: the file is damaged
 
-# of transformers' layer_types, with the names before version 5
+# layer_types of transformers, with the names before version 5
 ATTENTION = {'full_attention': True, 'attention': True}
 KINDS = ATTENTION | {'linear_attention': False, 'mamba': False}
 
@@ -32,12 +32,11 @@ KINDS = ATTENTION | {'linear_attention': False, 'mamba': False}
 class ConfigKeys:
   """The keys of a config.json, or of an object in it.
 
-  The keys of a text model inside another one are those of `text_config`; `top`
-  are then the keys around it, otherwise these.
+  Of a multimodal model these are the keys of `text_config`, and `top` are the
+  outer ones; otherwise `top` are the same keys.
 
-  Every reader takes a `default` for an absent key, and `null` for null where
-  that is something else; without them both are refused. The first of several
-  names is ours; all that are there must say the same.
+  Readers take a `default` for a missing key and `null` for the meaning of null;
+  without them both are refused. A key may have several names, which must agree.
   """
 
   def __init__(self, values: Json, where: str = 'config.json', at: str = ''):
@@ -56,10 +55,10 @@ class ConfigKeys:
     return bool(self._values)
 
   def get(self, *names: str, default: D = _REQUIRED) -> object | D:
-    """A value as it is.
+    """A value, unchecked.
 
     Raises:
-      ConfigError: it is absent and there is no default, or names disagree.
+      ConfigError: it is missing without a default, or names disagree.
     """
     return self._get(lambda keys, name: keys._values[name], names, default)
 
@@ -78,7 +77,7 @@ class ConfigKeys:
   def require(
     self, name: str, *supported: object, default: object = _REQUIRED
   ) -> None:
-    """Refuses a value that the model would need and we do not have."""
+    """Refuses a value that is not supported."""
     value = self.get(name, default=default)
     if value not in supported:
       raise ConfigError(
@@ -87,10 +86,10 @@ class ConfigKeys:
       )
 
   def without(self, *names: str) -> None:
-    """Refuses settings of other models, unless they are null, false or 0."""
+    """Refuses settings of other models unless they are null, false or 0."""
     for name in names:
       if value := self.get(name, default=None):
-        self.refuse(name, value, 'null; the model has no such thing here')
+        self.refuse(name, value, 'null; this model does not support it')
 
   def size(
     self,
@@ -120,7 +119,7 @@ class ConfigKeys:
   def flag(
     self, *names: str, default: D = _REQUIRED, null: N = _REQUIRED
   ) -> bool | D | N:
-    """True or false."""
+    """A boolean."""
     ok = lambda x: type(x) is bool
     return self._typed(names, default, null, ok, 'true or false')
 
@@ -145,7 +144,7 @@ class ConfigKeys:
     )
 
   def table(self, name: str) -> 'ConfigKeys':
-    """The keys of an object; none of an absent one or null."""
+    """The keys of an object; no keys if it is missing or null."""
     value = self.get(name, default=None)
     if value is not None and not isinstance(value, dict):
       self.refuse(name, value, 'an object')
@@ -154,14 +153,14 @@ class ConfigKeys:
     return table
 
   def layers(self) -> int:
-    """How many there are."""
+    """The number of layers."""
     count = self.size('num_hidden_layers')
     if count > _LAYERS:
       self.refuse('num_hidden_layers', count, f'at most {_LAYERS}')
     return count
 
   def kinds(self, name: str, known: Mapping[K, V]) -> list[V] | None:
-    """Of each layer, by `known` {entry: kind}; None where there is no list."""
+    """The kind of every layer by `known` {entry: kind}; None without a list."""
     kinds, count = self.get(name, default=None), self.layers()
     if kinds is None:
       return None
@@ -181,7 +180,7 @@ class ConfigKeys:
     return [known[kind] for kind in kinds]
 
   def full_attention(self) -> list[bool]:
-    """For each layer, whether it is softmax attention."""
+    """Whether each layer is softmax attention."""
     kinds = self.kinds('layer_types', KINDS)
     if kinds is None:
       every = self.size('full_attention_interval', default=4)
@@ -189,7 +188,7 @@ class ConfigKeys:
     return kinds
 
   def unread(self) -> 'Iterator[tuple[ConfigKeys, str, object]]':
-    """(place, name, value) of every key that nobody has asked for."""
+    """(keys, name, value) of every key that was not read."""
     for name, value in self._values.items():
       if name not in self._read:
         yield self, name, value
@@ -204,8 +203,8 @@ def get_agreed(
   places: Iterable[tuple[ConfigKeys, str]],
   default: D,
 ) -> V | D:
-  """The value that (keys, name) places have, which must be the same in all;
-  the default when none has it.
+  """The value at several (keys, name) places, which must agree; the default if
+  no place has it.
 
   read: (keys, name) -> value
 
@@ -226,7 +225,7 @@ def get_agreed(
 
 
 def show_key(name: str) -> str:
-  """A key as a message shows it, whatever is in it."""
+  """A key, escaped for messages."""
   return name if name.isprintable() and len(name) < 80 else _short(name)
 
 
@@ -236,10 +235,10 @@ def _short(value: object) -> str:
 
 
 def read_keys(folder: AnyPath) -> ConfigKeys:
-  """Keys of the config.json in a folder.
+  """The keys of the config.json in a folder.
 
   Raises:
-    ConfigError: no such file, or no JSON object in it.
+    ConfigError: no such file, or not a JSON object.
   """
   path = pathlib.Path(folder) / 'config.json'
   if not path.exists():

@@ -1,4 +1,4 @@
-"""What DeepSeek and Kimi Linear spell alike: latent attention, their layers."""
+"""Latent attention and layers, which DeepSeek and Kimi Linear share."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,9 +16,9 @@ Latent = TypeVar('Latent', bound=MLAConfig)
 def read_latent(
   keys: ConfigKeys, make: Callable[..., Latent], query_latent: int | None
 ) -> Latent:
-  """The mixer that `make` makes of the fields that both spell alike.
+  """The mixer that `make` makes of the fields that both share.
 
-  query_latent: its width, where the file has none
+  query_latent: default width
   """
   keys.require('attention_bias', False, default=False)
   heads = keys.size('num_attention_heads')
@@ -30,12 +30,12 @@ def read_latent(
     shared_dim=keys.size('qk_rope_head_dim'),
     value_dim=keys.size('v_head_dim'),
     query_latent=keys.size('q_lora_rank', default=query_latent, null=None),
-    norm_eps=1e-6,  # their class's, not the configuration's
+    norm_eps=1e-6,  # fixed in their classes
   )
 
 
 def write_latent(cfg: ModelConfig) -> Json:
-  """The keys of `read_latent`, and those of the feed-forward parts."""
+  """The keys of `read_latent` and of the ffns."""
   mixer = common.find_part(cfg, MLAConfig)
   moe = common.find_part(cfg, MoEConfig)
   return {
@@ -58,7 +58,7 @@ def write_latent(cfg: ModelConfig) -> Json:
 
 
 def make_latent_rules(mixer: MLAConfig) -> Rules:
-  """Of its weights."""
+  """Rules of latent attention."""
   query: tuple[tuple[str, str, Layout], ...] = (
     ('q_proj.weight', 'q_b.w', Linear()),
   )

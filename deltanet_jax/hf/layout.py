@@ -1,12 +1,12 @@
-"""How a released tensor holds our weights: transposed, fused, flattened.
+"""Layouts of released tensors: transposed, fused, flattened.
 
-Released matrices are [out, in]; ours are [in..., out...] with heads as axes of
-their own. A layout knows, from the shapes of our weights, the shape of the
-released tensor, and moves values both ways:
+Released matrices are [out, in]; ours are [in..., out...] with separate axes for
+heads. A layout computes the shape of the released tensor from the shapes of our
+weights, and converts values both ways:
 
   shape(shapes) -> tuple   split(tensor, shapes) -> weights   join(weights)
 
-`weights` are the parts of one released tensor, in the order of its rule.
+`weights` are the parts of a released tensor, in the order of its rule.
 """
 
 import math
@@ -20,7 +20,7 @@ Shapes = Sequence[Shape]
 
 
 class Same(NamedTuple):
-  """One weight, as it is."""
+  """A weight, unchanged."""
 
   def shape(self, shapes: Shapes) -> Shape:
     return tuple(shapes[0])
@@ -34,7 +34,7 @@ class Same(NamedTuple):
 
 
 class Flat(NamedTuple):
-  """One weight as a vector, between axes of size one."""
+  """A weight as a vector, with axes of size one around it."""
 
   before: int = 0
   after: int = 0
@@ -50,15 +50,15 @@ class Flat(NamedTuple):
 
 
 class Linear(NamedTuple):
-  """Matrices [out, in], several of one input fused along `out`.
+  """Matrices [out, in], possibly several fused along `out`.
 
-  With G groups the fused rows are G times [part 0's share, part 1's, ...]: the
-  heads of Qwen3-Next's qkvz, of a query with its gate, of keys with values.
+  With G groups the fused rows are G times [share of part 0, share of part 1,
+  ...]: heads of qkvz in Qwen3-Next, of queries with gates, of keys with values.
   """
 
-  inward: int = 1  # our axes that are summed over, after the leading ones
+  inward: int = 1  # input axes of ours, after the leading ones
   groups: int = 1
-  lead: int = 0  # leading axes that both sides share: fused experts
+  lead: int = 0  # leading axes of both: fused experts
 
   def shape(self, shapes: Shapes) -> Shape:
     first = shapes[0]
@@ -88,7 +88,7 @@ class Linear(NamedTuple):
 
 
 class Conv(NamedTuple):
-  """Taps of depthwise convolutions [channels, 1, W], one after another."""
+  """Taps of depthwise convolutions [channels, 1, W], concatenated."""
 
   def shape(self, shapes: Shapes) -> Shape:
     channels, taps = Linear().shape(shapes)
@@ -107,9 +107,9 @@ Layout = Same | Flat | Linear | Conv
 class TensorRule(NamedTuple):
   """A released name, our weights in it, and their layout.
 
-  '{layer}' and '{expert}' in the name stand for numbers: a rule with an expert
-  holds one slice of each weight's first axis. Our names are paths within the
-  layer, or within the model for a name without a layer.
+  '{layer}' and '{expert}' in the name stand for numbers; a tensor of an expert
+  is a slice of the first axis of our weights. Our names are paths in the layer,
+  or in the model if the name has no layer.
   """
 
   name: str
@@ -122,13 +122,13 @@ SAME = Same()
 
 
 def make_rule(name: str, ours: str, layout: Layout = SAME) -> TensorRule:
-  """A TensorRule; `ours` are our names in one string, separated by spaces."""
+  """A TensorRule.   ours: our names, separated by spaces"""
   return TensorRule(name, tuple(ours.split()), layout)
 
 
 def stack_experts(rules: Rules) -> Rules:
-  """Rules with all experts of a layer in two tensors, as the classes of
-  transformers 5 hold them: gate_up_proj [E,2F,D] and down_proj [E,D,F]."""
+  """Rules with all experts of a layer in two tensors, as in transformers 5:
+  gate_up_proj [E,2F,D] and down_proj [E,D,F]."""
   single = [r for r in rules if '{expert}' in r.name]
   if not single:
     return rules

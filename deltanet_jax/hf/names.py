@@ -1,4 +1,4 @@
-"""Names of weight files: they come from files, and become paths."""
+"""Names of weight files, which are read from files and become paths."""
 
 import json
 import os
@@ -8,40 +8,40 @@ from deltanet_jax.config import ConfigError
 
 INDEX = 'model.safetensors.index.json'
 SUFFIX = '.safetensors'
-SHARD_BYTES = 5 * 10**9  # of a file, at most
+SHARD_BYTES = 5 * 10**9  # most bytes of a file
 
 AnyPath = str | pathlib.Path
-Json = dict[str, object]  # the object in a file
+Json = dict[str, object]  # an object in a file
 
 
 def read_json(path: pathlib.Path) -> Json:
-  """The object in a file.
+  """The JSON object in a file.
 
   Raises:
-    ConfigError: it cannot be read, or is no JSON, or no object.
+    ConfigError: it cannot be read, or is not a JSON object.
   """
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
   except OSError as error:
     raise ConfigError(f'{path}: {error.strerror}') from error
   except (ValueError, RecursionError) as error:
-    raise ConfigError(f'{path}: no JSON: {format_error(error)}') from error
+    raise ConfigError(f'{path}: not JSON: {format_error(error)}') from error
   if not isinstance(value, dict):
-    raise ConfigError(f'{path}: no JSON object')
+    raise ConfigError(f'{path}: not a JSON object')
   return value
 
 
 def format_error(error: Exception) -> str:
-  """An error's text in one line: what cannot be printed is escaped."""
+  """The text of an error in one line, escaped."""
   text = ' '.join(str(error).split())
   return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def list_files(path: pathlib.Path) -> list[str]:
-  """The files that a folder's index names, or that lie in it without one.
+  """The weight files of a folder, by its index if it has one.
 
   Raises:
-    ConfigError: no folder, no file, or an index that names no files in it.
+    ConfigError: no folder, no file, or an index without valid names.
   """
   if not path.is_dir():
     raise ConfigError(f'{path}: no such folder')
@@ -56,14 +56,14 @@ def list_files(path: pathlib.Path) -> list[str]:
 
 
 def list_indexed(path: pathlib.Path) -> list[str] | None:
-  """The files that a folder's index names, None if it has no index."""
+  """The files that the index of a folder names; None without an index."""
   index = path / INDEX
   if not index.is_file():
     return None
   weights = read_json(index).get('weight_map')
   if not isinstance(weights, dict):
     raise ConfigError(
-      f'{index}: no index of safetensors files; expected a weight_map of'
+      f'{index}: not an index of safetensors files; expected a weight_map of'
       ' tensors and their files'
     )
   return sorted(
@@ -75,10 +75,10 @@ def list_indexed(path: pathlib.Path) -> list[str] | None:
 
 
 def require_name(file: object, where: str) -> str:
-  """The name itself, of a weight file within a folder; refuses any other.
+  """Returns the name of a weight file in a folder; refuses any other.
 
   Raises:
-    ConfigError: with the name, and `where` it was found.
+    ConfigError: names the file and `where` it was found.
   """
   if (
     not isinstance(file, str)
@@ -87,20 +87,20 @@ def require_name(file: object, where: str) -> str:
     or not file.isprintable()
   ):
     raise ConfigError(
-      f'{where}: file {file!r:.200}; expected a name in this folder, as'
+      f'{where}: file {file!r:.200}; expected a name in this folder, such as'
       f' model-00001-of-00002{SUFFIX} or part/model{SUFFIX}'
     )
   return file
 
 
 def locate_file(folder: pathlib.Path, file: str) -> pathlib.Path:
-  """The path of a weight file, whose name is as `require_name` wants it.
+  """The path of a weight file whose name passed `require_name`.
 
-  The file may be a link, as it is in a cache of the hub; a linked folder may
-  lead to another place in `folder` alone.
+  The file may be a link, as in the cache of the hub; a linked folder must stay
+  within `folder`.
 
   Raises:
-    ConfigError: it leads out.
+    ConfigError: it leads outside.
   """
   path, root = folder / file, os.path.realpath(folder)
   parent = os.path.realpath(path.parent)

@@ -1,4 +1,4 @@
-"""The files of a released folder that is written, in a stream."""
+"""Writes the files of a released folder, tensor by tensor."""
 
 import json
 import math
@@ -17,8 +17,8 @@ Described = Mapping[str, tuple[np.dtype, Shape]]  # tensors by name
 
 
 def group_shards(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
-  """{file: its tensors}: in order, with at most `limit` bytes a file, if only
-  because a tensor alone has more; sizes: bytes of each."""
+  """{file: tensors} in order, with at most `limit` bytes per file, or one
+  larger tensor.   sizes: bytes of each tensor"""
   groups: list[list[str]] = [[]]
   used = 0
   for name, size in sizes.items():
@@ -38,12 +38,12 @@ def group_shards(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
 def find_written(
   folder: pathlib.Path, wanted: Collection[str], settings: Json | None
 ) -> set[str]:
-  """Those of the files `wanted` that a folder to be written has already.
+  """The files of `wanted` that the target folder already has.
 
   settings: the config.json that it will have
 
   Raises:
-    ConfigError: it has other files of weights, another config.json, or links.
+    ConfigError: it has other weight files, another config.json, or links.
   """
   if folder.exists() and not folder.is_dir():
     raise ConfigError(f'{folder} is a file; give a folder')
@@ -52,7 +52,7 @@ def find_written(
     for path in folder.rglob('*.safetensors')
   }
   others = [folder / file for file in sorted(files - set(wanted))]
-  # what is written through a link is written elsewhere
+  # writing through a link would write elsewhere
   others += [path for path in folder.rglob('*') if path.is_symlink()]
   if (folder / INDEX).exists() and len(wanted) < 2:
     others.append(folder / INDEX)
@@ -61,7 +61,7 @@ def find_written(
     others.append(config)
   if others:
     raise ConfigError(
-      f'{others[0]} is no part of what is written; give another folder'
+      f'{others[0]} does not belong to this model; give another folder'
     )
   return files
 
@@ -69,9 +69,9 @@ def find_written(
 def write_file(
   path: pathlib.Path, described: Described, tensors: Iterable[np.ndarray]
 ) -> None:
-  """A safetensors file, one tensor in memory at a time.
+  """Writes a safetensors file with one tensor in memory at a time.
 
-  tensors: the values of those described, in that order
+  tensors: values in the order of the described ones
   """
   header: Json = {'__metadata__': {'format': 'pt'}}
   offset = 0
@@ -101,9 +101,9 @@ def write_file(
 def write_index(
   folder: pathlib.Path, groups: Mapping[str, Iterable[str]], total: int
 ) -> None:
-  """The index of several files; none for one.
+  """Writes the index of several files; none for a single file.
 
-  groups: of every file its tensors   total: bytes of all
+  groups: {file: tensors}   total: bytes of all
   """
   if len(groups) == 1:
     return

@@ -1,8 +1,8 @@
 """The Orbax pieces of a converted folder.
 
-A piece holds a weight of one layer, or as many of its experts, one after
-another, as have PIECE numbers together: memory is bounded by the largest
-released tensor and not by a layer's experts.
+A piece holds a weight of one layer, or consecutive experts with PIECE numbers
+in total, so that memory is bounded by the largest released tensor, not by all
+experts of a layer.
 """
 
 import collections
@@ -26,11 +26,11 @@ SUMS, FOLDER = 'sums.jsonl', 'pieces'
 
 
 class ConversionError(RuntimeError):
-  """What was written does not read back as it was."""
+  """Something does not read back as it was written."""
 
 
 class PiecePlace(NamedTuple):
-  """Where a slot's values are: a piece, indices in it, the piece's shape."""
+  """Where the values of a slot are: piece, indices in it, shape of it."""
 
   piece: str
   indices: tuple[int, ...]
@@ -39,7 +39,7 @@ class PiecePlace(NamedTuple):
 
 def locate_slot(slot: Slot) -> PiecePlace:
   """The PiecePlace of a Slot."""
-  scanned = slot.path[1] == 'period'  # of these the first index is a layer's
+  scanned = slot.path[1] == 'period'  # the first index of these is a layer
   layer, expert = slot.indices[:scanned], slot.indices[scanned:]
   name = '.'.join([*slot.path, *map(str, layer)])
   if not expert:
@@ -53,17 +53,16 @@ def locate_slot(slot: Slot) -> PiecePlace:
 
 
 def compute_crc(array: np.ndarray) -> int:
-  """Of an array's bytes.
+  """The CRC-32 of the bytes of an array.
 
-  `runs.checkpoint` has a sum of its own, which processes can add up over their
-  parts of an array, as a CRC-32 cannot; the folders there are hold CRC-32s.
+  `runs.checkpoint` uses another checksum, which can be summed over processes.
   """
   return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def read_sums(folder: AnyPath) -> dict[str, int]:
-  """{name: CRC-32} of finished pieces and scales; half a line is none, nor is
-  any other that `add_sum` does not write."""
+  """{name: CRC-32} of finished pieces and scales; lines that `add_sum` did not
+  complete are ignored."""
   path = pathlib.Path(folder) / SUMS
   sums: dict[str, int] = {}
   for line in path.read_bytes().splitlines() if path.is_file() else ():
@@ -76,15 +75,15 @@ def read_sums(folder: AnyPath) -> dict[str, int]:
 
 
 def add_sum(folder: AnyPath, name: str, value: int) -> None:
-  """Adds a finished piece to what `read_sums` gives."""
+  """Appends a finished piece for `read_sums`."""
   with open(pathlib.Path(folder) / SUMS, 'a') as f:
     f.write('\n' + json.dumps([name, value]))
 
 
 class PieceWriter:
-  """Gathers the slots of pieces; writes each when it is whole.
+  """Collects the slots of pieces and writes each piece when it is complete.
 
-  places: of every slot that will come
+  places: of all slots that will be added
   """
 
   def __init__(self, folder: AnyPath, places: Iterable[PiecePlace]):
@@ -96,7 +95,7 @@ class PieceWriter:
 
   def add(self, place: PiecePlace, values: np.ndarray) -> None:
     """Raises:
-    ConfigError: experts of one layer have several types.
+    ConfigError: experts of a layer have several dtypes.
     ConversionError: a piece does not read back as it was written.
     """
     name = place.piece
@@ -110,7 +109,7 @@ class PieceWriter:
     if self._buffers[name].dtype != values.dtype:
       raise ConfigError(
         f'{name}: some experts are {values.dtype} and some'
-        f' {self._buffers[name].dtype}; store all of a layer in one type'
+        f' {self._buffers[name].dtype}; store all of a layer in one dtype'
       )
     self._buffers[name][place.indices] = values
     self._waiting[name] -= 1
@@ -131,13 +130,13 @@ class PieceWriter:
 
 
 class PieceReader:
-  """Reads pieces; the last few stay in memory."""
+  """Reads pieces and caches the last few."""
 
   def __init__(self, folder: AnyPath):
     self._folder = pathlib.Path(folder)
     self.sums = read_sums(folder)
     self._orbax = ocp.StandardCheckpointer()
-    self._last: dict[str, np.ndarray] = {}  # the latest at the end
+    self._last: dict[str, np.ndarray] = {}  # the latest last
 
   def read(self, name: str) -> np.ndarray:
     """Raises:

@@ -1,4 +1,4 @@
-"""Which released tensor holds which slices of which weights, for one model."""
+"""Maps released tensors to slices of the weights of a model."""
 
 import functools
 import math
@@ -26,16 +26,16 @@ class Slot(NamedTuple):
 
   path: Path
   indices: tuple[int, ...]
-  weight: Shape  # the whole weight's
+  weight: Shape  # shape of the whole weight
 
   @property
   def shape(self) -> Shape:
-    """Of the slice."""
+    """The shape of the slice."""
     return self.weight[len(self.indices) :]
 
 
 class Entry(NamedTuple):
-  """A released tensor: its name, what it holds, how."""
+  """A released tensor: its name, slots and layout."""
 
   name: str
   slots: tuple[Slot, ...]
@@ -43,11 +43,11 @@ class Entry(NamedTuple):
 
   @property
   def shape(self) -> Shape:
-    """Of the released tensor."""
+    """The shape of the released tensor."""
     return self.layout.shape([slot.shape for slot in self.slots])
 
   def split(self, tensor: np.ndarray) -> list[np.ndarray]:
-    """Its slots' values; rows of `tensor` beyond `shape` are left out."""
+    """The values of its slots; rows of `tensor` beyond `shape` are ignored."""
     shapes = [slot.shape for slot in self.slots]
     return self.layout.split(tensor[: self.shape[0]], shapes)
 
@@ -58,21 +58,18 @@ def build_plan(
   params: Params,
   spelling: Spelling | None = None,
 ) -> list[Entry]:
-  """Every Entry of a model, in the order of its layers.
+  """All Entries of a model in the order of its layers.
 
-  params: nested dict of anything with a shape   spelling: `Spelling` of a
-  folder, whose names the entries take, and whose ways of storing each layer;
-  without it both are the released ones
-
-  The entries hold every element of every weight once; otherwise the family's
-  rules are wrong.
+  params: nested dict of anything with a shape   spelling: the `Spelling` of a
+  folder, whose names and storage formats the entries use; default: those of the
+  release
 
   Raises:
-    ValueError: they do not.
+    ValueError: the entries do not hold every element of every weight once.
   """
 
   def list_entries(ways: Sequence[Rules], *place: Any) -> list[Entry]:
-    """Of rules, one of several sets; place: the layer's, as for `_entries`."""
+    """Entries by one of several sets of rules; place: as for `_entries`."""
     named = lambda rules: [
       entry
       for rule in rules
@@ -102,14 +99,14 @@ def _closer(
   others: Sequence[TensorRule],
   present: Callable[[Sequence[TensorRule]], tuple[bool, int]],
 ) -> Rules:
-  """`rules`, but those of `others` for weights of which they find more.
+  """`rules`, with those of `others` for weights where they find more tensors.
 
   present: rules -> (whether a folder has all their tensors, how many)
   """
   rest = [rule for rule in others if rule not in rules]
   while rest:
     weights, size = set(rest[0].ours), 0
-    while len(weights) > size:  # all that rules on either side tie together
+    while len(weights) > size:  # the closure over rules of both sides
       size = len(weights)
       ours = [rule for rule in rules if weights & set(rule.ours)]
       theirs = [rule for rule in rest if weights & set(rule.ours)]
@@ -124,7 +121,7 @@ def _closer(
 def build_copies(
   family: Family, cfg: ModelConfig, params: Params, spelling: Spelling | None
 ) -> list[Entry]:
-  """Entries of tensors that repeat weights which `build_plan` already has."""
+  """Entries of tensors that repeat weights of `build_plan`."""
   rules = common.make_copies(cfg)
   if cfg.mtp is not None:
     rules += _require_mtp(family).copies(cfg)
@@ -141,7 +138,7 @@ def _require_mtp(family: Family) -> Mtp:
 
 
 def locate_layer(cfg: ModelConfig, i: int) -> tuple[Path, tuple[int, ...]]:
-  """Path and leading index of layer i's parameters."""
+  """Path and leading index of the parameters of layer i."""
   first, size = len(cfg.prefix), len(cfg.period)
   last = first + size * cfg.repeats
   if i < first:
@@ -203,5 +200,5 @@ def _require_cover(
       raise ValueError(
         f'the rules of {family} hold {sizes[path]} of the'
         f' {math.prod(weight.shape)} elements of {".".join(path)}; this model'
-        f' is no {family}'
+        f' is not a {family}'
       )

@@ -1,4 +1,4 @@
-"""Which folders hold quantized weights? Of them FP8 in blocks alone is read."""
+"""Finds quantized weights; only block-scaled FP8 is supported."""
 
 import pathlib
 import re
@@ -10,7 +10,7 @@ from deltanet_jax.hf.names import Json
 
 BLOCK = 128  # rows and columns that share a scale in block-scaled float8
 
-# of AWQ and GPTQ, MLX, bitsandbytes, compressed-tensors, NVFP4, MXFP4
+# AWQ and GPTQ, MLX, bitsandbytes, compressed-tensors, NVFP4, MXFP4
 _TENSORS = re.compile(
   r'(.*\.)?(qweight|qzeros|g_idx|scales|biases|SCB'
   r'|weight_(packed|shape|zero_point|scale|scale_2|scales|global_scale|format)'
@@ -18,7 +18,7 @@ _TENSORS = re.compile(
   r'|weight\.(nested_)?(absmax|quant_map|quant_state\..+)'
   r'|\w+_(blocks|scales))'
 )
-# what we read: the value that an absent key stands for, and others
+# supported: the value of a missing key, and others
 _FP8: dict[str, tuple[object, ...]] = {
   'quant_method': ('fp8',),
   'weight_block_size': ([BLOCK, BLOCK],),
@@ -31,20 +31,20 @@ _FREE = ('activation_scheme', 'modules_to_not_convert', 'ignored_layers')
 def refuse_quantized(
   settings: Json, tensors: Mapping[str, str], where: pathlib.Path
 ) -> None:
-  """Refuses quantized weights, apart from FP8 in blocks.
+  """Refuses quantized weights other than block-scaled FP8.
 
-  settings: config.json   tensors: names and files   where: the folder
+  settings: config.json   tensors: {name: file}   where: the folder
 
   Raises:
-    ConfigError: with the method, or the tensor that is a sign of it.
+    ConfigError: names the method, or the tensor that reveals it.
   """
   for key in ('quantization_config', 'quantization', 'compression_config'):
     value = _find(settings, key)
     if value and (reason := _unread(key, value)):
       raise ConfigError(
         f'{where}/config.json: quantized weights: {key} has {reason}; only FP8'
-        f' in blocks of {BLOCK} x {BLOCK} is read, give a folder that is not'
-        ' quantized'
+        f' in blocks of {BLOCK} x {BLOCK} is supported; give a folder that is'
+        ' not quantized'
       )
   for name in tensors:
     if _TENSORS.fullmatch(name):
@@ -55,13 +55,13 @@ def refuse_quantized(
 
 
 def has_exponents(settings: Json) -> bool:
-  """Whether scales are powers of two, stored as their exponents (ue8m0)."""
+  """Whether scales are stored as exponents of powers of two (ue8m0)."""
   scheme = _find(settings, 'quantization_config')
   return isinstance(scheme, dict) and scheme.get('scale_fmt') == 'ue8m0'
 
 
 def remove_settings(settings: Json) -> Json:
-  """A config.json of weights that are not quantized any more."""
+  """config.json without the keys of quantization."""
   rest = {k: v for k, v in settings.items() if k != 'quantization_config'}
   if isinstance(text := rest.get('text_config'), dict):
     rest['text_config'] = remove_settings(text)
@@ -69,13 +69,13 @@ def remove_settings(settings: Json) -> Json:
 
 
 def _find(settings: Json, key: str) -> object:
-  """Of config.json, or of the text model in it."""
+  """The value in config.json or in its text_config."""
   text = settings.get('text_config')
   return settings.get(key) or (isinstance(text, dict) and text.get(key))
 
 
 def _unread(key: str, scheme: object) -> str | None:
-  """What of a quantization_config we do not read, or None."""
+  """The part of a quantization_config that is not supported, or None."""
   if not isinstance(scheme, dict) or key != 'quantization_config':
     return reprlib.repr(scheme)
   method = scheme.get('quant_method', 'fp8')

@@ -1,10 +1,9 @@
-"""Rotary positions in a config.json: what is stated is computed or refused.
+"""Reads and writes the rotary positions of a config.json.
 
-transformers 5 keeps everything in `rope_parameters`. Released files have
+transformers 5 has everything in `rope_parameters`. Released files have
 `rope_theta` and `partial_rotary_factor` at the top and the rest in
-`rope_scaling`, which replaces a `rope_parameters` beside it, as in
-transformers. Some readers look at the one place and some at the other, so two
-places that say different things are refused.
+`rope_scaling`, which in transformers replaces `rope_parameters`. Programs
+differ in what they read, so contradictions are refused.
 """
 
 import math
@@ -35,10 +34,10 @@ def read_positions(
 ) -> Positions:
   """rotary_dim, rope_theta and yarn of attention over `width` channels.
 
-  theta, share: what the family's class takes where nothing is stated; a share
-    of None turns all channels, whatever the file says, so that it must say so
+  theta, share: defaults of the family; share None: its class rotates all
+    channels whatever the file says, so the file must agree
   rotary_dim: whether the family has such a key
-  nope: a theta of null says that there are no positions
+  nope: whether a theta of null means no positions
   """
   scaling, parameters = (
     keys.table(name) for name in ('rope_scaling', 'rope_parameters')
@@ -58,9 +57,9 @@ def read_positions(
       first = dict(positions)[name]
       if value not in (first, None):
         raise ConfigError(
-          f'{keys.where}: {scaling.at[:-1]} replaces rope_parameters, and'
-          f' {name} is then {first} instead of {value}; say the same in'
-          ' both, or remove one'
+          f'{keys.where}: {scaling.at[:-1]} replaces rope_parameters, which'
+          f' makes {name} {first} instead of {value}; make both equal or'
+          ' remove one'
         )
   return positions
 
@@ -91,10 +90,12 @@ def _rotary_dim(
   released = keys.size('rotary_dim', default=None) if rotary_dim else None
   wanted = released or (width if share is None else dim)
   if stated and dim != wanted:
-    other = f'rotary_dim is {released}' if released else 'all turn here'
+    other = (
+      f'rotary_dim is {released}' if released else 'this model rotates all'
+    )
     raise ConfigError(
       f'{keys.where}: partial_rotary_factor is {stated}, which is {dim} of'
-      f' {width} channels, and {other}; say the same or remove it'
+      f' {width} channels, and {other}; make it equal or remove it'
     )
   return wanted
 
@@ -126,13 +127,13 @@ def _yarn(keys: ConfigKeys, table: ConfigKeys) -> YarnConfig | None:
     mscale=float(real('mscale', 0) or 0),
     mscale_all_dim=float(real('mscale_all_dim', 0) or 0),
     attention_factor=real('attention_factor', None),
-    # as in transformers, where null is false
+    # as in transformers, null is false
     truncate=table.flag('truncate', default=True, null=False),
   )
 
 
 def write_positions(mixer: AttentionConfig | MLAConfig) -> Json:
-  """The released keys of a mixer's theta and YaRN."""
+  """The released keys of theta and YaRN of a mixer."""
   return {
     'rope_theta': mixer.rope_theta,
     'rope_scaling': mixer.yarn and {'type': 'yarn', **_write_yarn(mixer.yarn)},
@@ -142,7 +143,7 @@ def write_positions(mixer: AttentionConfig | MLAConfig) -> Json:
 def write_parameters(
   mixer: AttentionConfig | MLAConfig, **more: object
 ) -> Json:
-  """transformers' rope_parameters of a mixer's theta and YaRN."""
+  """rope_parameters of theta and YaRN of a mixer, as in transformers."""
   return {
     'rope_type': 'yarn' if mixer.yarn else 'default',
     'rope_theta': mixer.rope_theta,

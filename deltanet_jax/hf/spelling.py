@@ -1,8 +1,8 @@
-"""Under which names does a folder keep a family's tensors?
+"""Names of the tensors of a family in a folder.
 
-What stands before the released names differs: a text model inside a larger one,
-or wrapped by what trained it (model.language_model., language_model.model.), or
-saved without its head (nothing). It is what stands before the embedding.
+Prefixes differ: a text model inside a larger one or wrapped by a trainer
+(model.language_model., language_model.model.), or saved without its head (no
+prefix). The prefix is taken from the name of the embedding.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from deltanet_jax.hf.common import Family
 
 _INNER, _TABLE = 'model.', 'embed_tokens.weight'
-# what older versions of the classes stored beside the parameters
+# buffers that older versions of the classes stored
 _BUFFERS = re.compile(
   r'(.*\.)?(rotary_emb\.((\w+_)?inv_freq|(cos|sin)_cached)'
   r'|(self_attn|attention|attn)\.masked_bias|position_ids|slope_rate)'
@@ -19,7 +19,7 @@ _BUFFERS = re.compile(
 
 
 class Spelling:
-  """A family's names in a folder; names: the folder's, a set or a dict."""
+  """The names of a family in a folder.   names: of the folder, set or dict"""
 
   def __init__(self, family: Family, names: Collection[str]):
     self._family, self._names = family, names
@@ -32,27 +32,27 @@ class Spelling:
     rank = lambda before: (layers(before), before == _INNER)
     self._prefix = max(tables, key=rank, default=_INNER)
     parts = self._prefix.split('.')
-    # the head is beside the inner model, or beside one around it
+    # the head is beside the inner model or an outer one
     self._outer = ['.'.join([*parts[:i], '']) for i in range(len(parts))]
 
   def find(self, name: str) -> str | None:
-    """The folder's name of a released tensor, or None."""
+    """The name of a released tensor in the folder, or None."""
     if self._prefix == _INNER and name in self._names:
-      return name  # as nearly all are
+      return name  # the usual case
     return next((x for x in self._forms(name) if x in self._names), None)
 
   def choose_name(self, name: str) -> str:
-    """The folder's name of a released tensor, there or not."""
+    """The name of a released tensor in the folder, whether it exists or not."""
     return self.find(name) or next(self._forms(name))
 
   def count(self, names: Iterable[str]) -> tuple[bool, int]:
-    """(whether the folder has all of `names`, how many)."""
+    """(whether the folder has all `names`, how many it has)."""
     present = [name in self._names for name in names]
     return all(present), sum(present)
 
   def is_needless(self, name: str) -> bool:
-    """Whether a tensor of the folder is none of ours: another part of a larger
-    model, or a buffer that holds no parameter."""
+    """Whether a tensor is not needed: another part of a larger model, or a
+    buffer."""
     if _BUFFERS.fullmatch(name):
       return True
     rests = [

@@ -1,4 +1,4 @@
-"""Loads a released folder into a model, and writes one back."""
+"""Loads and saves released folders."""
 
 import json
 import math
@@ -31,23 +31,23 @@ TEXT_FILES = (
   'tokenizer.json tokenizer_config.json special_tokens_map.json vocab.json'
   ' merges.txt chat_template.jinja chat_template.json generation_config.json'
 ).split()
-VOCABULARY = (('backbone', 'embed'), ('head', 'w'))  # a row for each id
+VOCABULARY = (('backbone', 'embed'), ('head', 'w'))  # one row per id
 
 
 class ReleasedLM(HybridLM):
-  """A model that knows under which family's names it was released."""
+  """A model with the family that it was released in."""
 
   family: str | None = None
 
 
 class MatchedTensors(NamedTuple):
-  """Released tensors, and where they are in a model."""
+  """Released tensors and their places in a model."""
 
   family: Family
   cfg: ModelConfig
   tensors: files.Tensors
-  entries: list[Entry]  # the plan of the model under the names that they have
-  copies: list[Entry]  # of those that only repeat others
+  entries: list[Entry]  # the plan of the model
+  copies: list[Entry]  # tensors that repeat others
 
   @property
   def all(self) -> list[Entry]:
@@ -58,9 +58,9 @@ def open_folder(folder: AnyPath) -> MatchedTensors:
   """Finds the tensors of a released folder.
 
   Raises:
-    ConfigError: what is there is not a model that we have, or a tensor is
-      missing, unknown, quantized, of another shape or type, or not what it
-      should repeat: named, with its file.
+    ConfigError: the model is not supported, or a tensor is missing, unknown,
+      quantized, has a wrong shape or dtype, or differs from the one that it
+      should repeat; names tensor and file.
   """
   family, cfg = families.read_config(folder)
   tensors = family.tensors(folder)
@@ -73,13 +73,13 @@ def open_folder(folder: AnyPath) -> MatchedTensors:
 def match_tensors(
   source: files.Tensors, family: Family, cfg: ModelConfig
 ) -> MatchedTensors:
-  """Finds every tensor of a model.
+  """Finds all tensors of a model.
 
-  A folder may have more rows of embeddings than its config.json has ids: they
-  are not used, which a warning says.
+  A folder may have more embedding rows than its config.json has ids; a warning
+  says that they are not used.
 
   Raises:
-    ConfigError: a tensor is missing, unknown or of another shape or type.
+    ConfigError: a tensor is missing, unknown or has a wrong shape or dtype.
   """
   spelling = Spelling(family, source.names)
   shapes = sharding.make_abstract_params(HybridLM(cfg))
@@ -102,8 +102,8 @@ def match_tensors(
     )
     if not known:
       raise ConfigError(
-        f'{source.where(name)} {source.shape(name)} is no tensor of a'
-        f' {family.name} of this config.json'
+        f'{source.where(name)} {source.shape(name)} is not a tensor of a'
+        f' {family.name} with this config.json'
       )
   return found
 
@@ -114,8 +114,8 @@ def _require_shape(source: files.Tensors, entry: Entry) -> None:
     return
   if not count_surplus(source, entry):
     raise ConfigError(
-      f'{source.where(entry.name)} has shape {shape}; config.json asks for'
-      f' {wanted}'
+      f'{source.where(entry.name)} has shape {shape}; by config.json it should'
+      f' be {wanted}'
     )
   warnings.warn(
     f'{source.where(entry.name)} has {shape[0]} rows; those from {wanted[0]} on'
@@ -125,7 +125,7 @@ def _require_shape(source: files.Tensors, entry: Entry) -> None:
 
 
 def count_surplus(source: files.Tensors, entry: Entry) -> int:
-  """How many rows of an embedding or a head are beyond the vocabulary."""
+  """The number of rows of an embedding or a head beyond the vocabulary."""
   shape, wanted = source.shape(entry.name), entry.shape
   if entry.slots[0].path not in VOCABULARY or shape[1:] != wanted[1:]:
     return 0
@@ -133,7 +133,7 @@ def count_surplus(source: files.Tensors, entry: Entry) -> int:
 
 
 def _require_copies(found: MatchedTensors) -> None:
-  """Refuses a tensor that should repeat another one and does not."""
+  """Refuses a tensor that differs from the one that it should repeat."""
   source, first = found.tensors, {entry.slots: entry for entry in found.entries}
   for copy in found.copies:
     entry = first[copy.slots]
@@ -148,7 +148,7 @@ def _require_copies(found: MatchedTensors) -> None:
 def fill_params(
   found: MatchedTensors, model: HybridLM, mesh: Mesh | None = None
 ) -> Params:
-  """The parameters of a model from its tensors, in its dtype.
+  """Loads the parameters of a model from its tensors, in its dtype.
 
   Raises:
     ConfigError: a value is not finite, in the source or in that dtype.
@@ -157,14 +157,16 @@ def fill_params(
   waiting = Counter(slot.path for entry in entries for slot in entry.slots)
   arrays: dict[Path, jax.Array] = {}
   buffers: dict[Path, np.ndarray] = {}
-  places: dict[Path, Any] = {}
+  shardings: dict[Path, Any] = {}
   if mesh is not None:
-    places = dict(plan.list_leaves(sharding.make_param_shardings(model, mesh)))
+    shardings = dict(
+      plan.list_leaves(sharding.make_param_shardings(model, mesh))
+    )
   for entry in entries:
     parts = entry.split(source.read(entry.name))
     for slot, part in zip(entry.slots, parts, strict=True):
       if slot.path not in buffers:
-        # vectors are float32, whatever the matrices are
+        # vectors are float32, whatever the dtype of matrices
         axes = len(slot.weight) - (slot.path[1] == 'period')
         dtype = np.dtype(model.dtype if axes > 1 else np.float32)
         buffers[slot.path] = np.empty(slot.weight, dtype)
@@ -174,14 +176,14 @@ def fill_params(
       waiting[slot.path] -= 1
       if not waiting[slot.path]:
         array = buffers.pop(slot.path)
-        arrays[slot.path] = _put(array, places.get(slot.path))
+        arrays[slot.path] = _put(array, shardings.get(slot.path))
   return unflatten_dict(arrays)
 
 
 def _put(array: np.ndarray, place: NamedSharding | None) -> jax.Array:
   if place is None:
     return jax.device_put(array)
-  # several processes each put the parts that their devices hold
+  # each process supplies the shards of its devices
   return jax.make_array_from_callback(
     array.shape, place, lambda index: array[index]
   )
@@ -199,16 +201,16 @@ def save_model(
 ) -> None:
   """Writes a released folder: safetensors, their index and config.json.
 
-  With `like`, a released folder of the same model, the names, types, files of
-  text and config.json are that folder's, with as many rows of embeddings as
-  config.json has ids. Its float8 tensors are written as they are there when
-  every one of them still has its values; when one was trained, all become
-  bfloat16, which a warning says. Otherwise the parameters' types, and the
-  family named, the one that the model was loaded from, or the first that fits;
-  config.json then says that a text ends with the id `end`, if given.
+  With `like`, a released folder of the same model, names, dtypes, text files
+  and config.json are those of that folder, with as many embedding rows as
+  config.json has ids. Its float8 tensors are copied if all still have their
+  values; if one was trained, all become bfloat16, with a warning. Without
+  `like`, dtypes are those of the parameters, and the family is `family`, the
+  one that the model was loaded from, or the first that fits; `end`, if given,
+  is the end-of-text id in config.json.
 
   Raises:
-    ConfigError: no family describes the model, or `like` holds another one.
+    ConfigError: no family fits the model, or `like` holds another one.
   """
   folder = pathlib.Path(folder)
   cfg = model.cfg
@@ -217,7 +219,7 @@ def save_model(
   if like is not None:
     known, other = families.read_config(like)
     if not families.is_same_model(other, cfg):
-      raise ConfigError(f'{like} is another model than the one to save')
+      raise ConfigError(f'{like} holds another model than the one to save')
     source = known.tensors(like)
     entries = match_tensors(source, known, cfg).all
     settings = names.read_json(pathlib.Path(like) / 'config.json')
@@ -243,12 +245,12 @@ def save_model(
   write_files(folder, described, tensor, shard_bytes)
   if like is not None:
     copy_text(pathlib.Path(like), folder)
-  # last: a folder without it is not finished
+  # last: a folder without it is unfinished
   (folder / 'config.json').write_text(json.dumps(settings, indent=2) + '\n')
 
 
 def copy_text(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies a released folder's tokenizer and what else it has of text."""
+  """Copies the tokenizer and other text files of a released folder."""
   for name in TEXT_FILES:
     if (source / name).is_file():
       shutil.copyfile(source / name, target / name)
@@ -268,15 +270,15 @@ def _float8_is_unchanged(
   entries: Sequence[Entry],
   arrays: Mapping[Path, jax.Array],
 ) -> bool:
-  """Whether there are float8 tensors and all have the parameters' values."""
+  """Whether there are float8 tensors and all equal the parameters."""
   small = [entry for entry in entries if source.find_scale(entry.name)]
   for entry in small:
     ours = join_entry(entry, arrays)
     theirs = source.read(entry.name)[: entry.shape[0]]
     if not np.array_equal(theirs.astype(ours.dtype), ours):
       warnings.warn(
-        f'{entry.name} is not that of {source.path} any more; the tensors that'
-        ' are float8 there are written as bfloat16',
+        f'{entry.name} differs from {source.path}; tensors that are float8'
+        ' there are written as bfloat16',
         stacklevel=3,
       )
       return False
@@ -288,8 +290,8 @@ def _with_float8(
   described: Described,
   tensor: Callable[[str], np.ndarray],
 ) -> tuple[Described, Callable[[str], np.ndarray]]:
-  """Types and shapes, and the tensor of a name, with float8 and its scales as
-  they are in the source."""
+  """(dtypes and shapes, function of a name that returns its tensor), with
+  float8 and scales copied from the source."""
   both = dict(described)
   for name in described:
     if scale := source.find_scale(name):
@@ -308,9 +310,9 @@ def write_files(
   tensor: Callable[[str], np.ndarray],
   shard_bytes: int,
 ) -> None:
-  """The files of a folder with their index.
+  """Writes the files of a folder and their index.
 
-  tensor: name -> its values
+  tensor: name -> values
   """
   sizes = {
     name: math.prod(shape) * dtype.itemsize
@@ -325,7 +327,7 @@ def write_files(
 
 
 def join_entry(entry: Entry, arrays: Mapping[Path, jax.Array]) -> np.ndarray:
-  """The released tensor of an entry; arrays: the parameters by path."""
+  """The released tensor of an entry.   arrays: {path: parameter}"""
   return entry.layout.join(
     [np.asarray(arrays[slot.path][slot.indices]) for slot in entry.slots]
   )

@@ -1,4 +1,4 @@
-"""Tokens one at a time: prefill, then from the cache."""
+"""Sampling of tokens: prefill, then decoding from the cache."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from deltanet_jax.config.experiment import ModelConfig
 from deltanet_jax.config.sampling import Sampling
-from deltanet_jax.infer import room
+from deltanet_jax.infer import cache_growth
 from deltanet_jax.infer.sampling import sample_tokens
 from deltanet_jax.model import (
   Backbone,
@@ -36,29 +36,29 @@ def generate(
   dtype: np.dtype | type,
   vocab: int,
 ) -> Iterator[int]:
-  """Yields up to `max_tokens` token ids, each as soon as it is chosen.
+  """Yields up to `max_tokens` token ids, each as soon as it is sampled.
 
   prompt: ids, at least one   cfg: ModelConfig   dtype: of the computation
-  vocab: the ids that mean something; a model may have more for their shape
+  vocab: number of ids that have a token; models may round theirs up
 
-  A program is compiled for a piece of the prompt, one for its rest, and one for
-  a token at every size of the cache, which doubles as the text grows (`room`).
-  The i-th token depends on the i-th key folded from `key` alone.
+  Compiles a program for a piece of the prompt, one for the rest, and one for a
+  token at every size of the cache, which doubles as the text grows
+  (`cache_growth`). Token i is sampled with `jax.random.fold_in(key, i)`.
   """
   if not len(prompt):
     raise ValueError('the prompt has no token; give at least one')
   sampling.check()
   advance = make_advance(cfg, dtype, sampling, vocab)
   most = len(prompt) + max_tokens
-  slots = room.count_slots(len(prompt), most)
+  slots = cache_growth.count_slots(len(prompt), most)
   cache = init_cache(cfg, 1, slots, dtype)
   tokens = jnp.asarray(prompt, jnp.int32)[None]
   for i in range(max_tokens):
     length = len(prompt) + i
     if length > slots:
-      slots = room.count_slots(length, most)
-      cache = room.grow_cache(cache, cfg, 1, slots, dtype)
-    for piece in room.split_prompt(tokens):
+      slots = cache_growth.count_slots(length, most)
+      cache = cache_growth.grow_cache(cache, cfg, 1, slots, dtype)
+    for piece in cache_growth.split_prompt(tokens):
       token, cache = advance(params, cache, piece, jax.random.fold_in(key, i))
     yield int(token[0])
     tokens = token[:, None]

@@ -6,7 +6,7 @@ import numpy as np
 
 from deltanet_jax.config.sampling import SEEDS, Sampling
 
-# what is less is 0 on some devices
+# smaller numbers are 0 on some devices
 LEAST = float(np.finfo(np.float32).tiny)
 MOST = float(np.finfo(np.float32).max)
 
@@ -15,7 +15,7 @@ def make_key(seed: int) -> jax.Array:
   """The key of a seed.
 
   Raises:
-    ValueError: it is none of SEEDS, as a key has 32 bits of it.
+    ValueError: the seed is not in SEEDS (32 bits).
   """
   if seed not in SEEDS:
     raise ValueError(f'seed is {seed}; give {SEEDS[0]} to {SEEDS[-1]}')
@@ -23,14 +23,14 @@ def make_key(seed: int) -> jax.Array:
 
 
 def keep_likely(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
-  """logits [..., Z] with -inf for what top_k and then top_p leave out."""
+  """logits [...,Z] with -inf where top_k and then top_p exclude a token."""
   Z = logits.shape[-1]
   order = jnp.argsort(-logits, axis=-1, stable=True)
   ranked = jnp.take_along_axis(logits, order, -1)
   rank = jnp.arange(Z)
   ranked = jnp.where(rank < min(top_k or Z, Z), ranked, -jnp.inf)
   p = jax.nn.softmax(ranked, -1)
-  # a token stays while those before it do not reach top_p: the first always
+  # a token stays while the ones before it sum to less than top_p
   before = jnp.cumsum(p, -1) - p
   likely = (before < top_p) | (rank == 0) | (top_p == 1)
   ranked = jnp.where(likely, ranked, -jnp.inf)
@@ -44,7 +44,7 @@ def sample_tokens(
   logits = logits.astype(jnp.float32)
   if sampling.temperature < LEAST:
     return jnp.argmax(logits, -1).astype(jnp.int32)
-  # from the largest down: the quotient may be beyond float32, and is then -inf
+  # shifted to 0 at most: a quotient beyond float32 becomes -inf
   logits = logits - jnp.max(logits, -1, keepdims=True)
   logits = logits / np.float32(min(sampling.temperature, MOST))
   if sampling.top_k or sampling.top_p < 1:

@@ -1,4 +1,4 @@
-"""Text that a model adds to a prompt."""
+"""Continues a text with a model."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,17 +21,17 @@ def continue_text(
   seed: int,
   chat: bool = False,
 ) -> Iterator[str]:
-  """Yields the text that a model adds to `prompt`, in pieces.
+  """Yields the continuation of `prompt` in pieces.
 
-  It ends after `max_tokens` tokens, or before one that ends a text: by the
-  files of the tokenizer, and in a run, the end of a document. To a model that a
-  run trained the prompt is the beginning of a document, to a released one what
-  its tokenizer makes of a prompt. With `chat` it is a user's message, put into
-  the chat template.
+  Ends after `max_tokens` tokens, or before an end token: those that the files
+  of the tokenizer name and, of a model trained by a run, end-of-document. Such
+  a model sees the prompt as the start of a document, a released one as its
+  tokenizer encodes prompts. With `chat` the prompt is a user's message in the
+  chat template.
 
   Raises:
-    ConfigError: the folder lacks something, or the prompt has no token.
-    ValueError: the seed is none.
+    ConfigError: the folder is incomplete, or the prompt has no token.
+    ValueError: the seed is out of range.
     CheckpointError: no checkpoint of a run can be read.
   """
   key = make_key(seed)
@@ -46,10 +46,10 @@ def continue_text(
   if max(ids) >= source.model.vocab:
     raise ConfigError(
       f'{source.tokenizer} gives the id {max(ids)} and the model has'
-      f' {source.model.vocab}; it is that of another model'
+      f' {source.model.vocab}; give the tokenizer of this model'
     )
   dtype = jnp.dtype(source.dtype)
-  # an answer is a text of its own; what continues a prompt is not
+  # an answer starts a text, a continuation does not
   stream = TextStream(tokenizer.decode, [] if chat else ids)
   tokens = generate(
     source.load(dtype=dtype),
@@ -71,22 +71,21 @@ def continue_text(
 def encode_prompt(
   source: Source, tokenizer: Tokenizer, prompt: str, chat: bool
 ) -> list[int]:
-  """The ids that a model is given of a prompt."""
-  if chat:  # the template has the special tokens
+  """The ids of a prompt."""
+  if chat:  # the template contains the special tokens
     return tokenizer.encode_prompt(tokenizer.format_chat(prompt), special=False)
   if source.trained:
-    # a document is trained on from the end of the one before
+    # in training a document follows an end-of-document token
     return [tokenizer.eod, *tokenizer.encode(prompt).tolist()]
   return tokenizer.encode_prompt(prompt)
 
 
 class TextStream:
-  """Token ids in, text out, whole characters only.
+  """Decodes a stream of token ids into text of whole characters.
 
-  The pieces are what the ids add to the text of those `before`: a decoder may
-  take the space off the first word of a text, and off no other. A trailing
-  U+FFFD may be a character whose other bytes are yet to come: it is held back
-  until the next id shows.
+  Ids are decoded together with those `before`, as a decoder may drop the space
+  before the first word of a text. A trailing U+FFFD may be an incomplete
+  character and is held back until the next id.
   """
 
   def __init__(
@@ -102,7 +101,7 @@ class TextStream:
     return self._new(self._decode(self._ids).rstrip('\ufffd'))
 
   def close(self) -> str:
-    """What was held back."""
+    """The text that was held back."""
     return self._new(self._decode(self._ids))
 
   def _new(self, text):
@@ -112,8 +111,8 @@ class TextStream:
 
 
 def _last_word(decode, ids):
-  """As many of the last ids as decode to the end of what all do, so that a long
-  prompt is not decoded with every token: some text in whole characters."""
+  """The last ids that decode to the end of the text of all, so that a long
+  prompt is not decoded with every token."""
   whole, count = decode(ids), 8
   while count < len(ids):
     last = decode(ids[-count:])

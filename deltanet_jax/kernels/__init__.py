@@ -1,8 +1,13 @@
-"""The forms of a rule, those of other backends among them.
+"""The forms of a rule, with those written for one backend.
 
-`ops/<rule>.py` has the rule's own forms. A module `kernels/<rule>.py`, where
-there is one, has more in a `FORMS` of the same kind: same arguments, same
-results. `ops` knows nothing of these. Their names are in `config.forms`.
+`ops/<rule>.py` has the rule's own forms; a module `kernels/<rule>_tpu.py`, if
+there is one, adds a `FORMS` of functions with the same arguments and results.
+`ops` does not import it. `config.forms` has the names.
+
+The form 'kernel' of the delta rule and of KDA is for TPUs: `form='kernel'` of a
+function of `deltanet_jax` or of a mixer's configuration. `ops/README.md`,
+section 8, says what it covers. On another platform it is refused, except under
+`tpu.interpret(True)`, for tests.
 """
 
 import importlib
@@ -12,8 +17,8 @@ from types import ModuleType
 
 
 def forms(rule: ModuleType) -> dict[str, Callable]:
-  """The forms of a module of `ops` by name: its own, then the kernels'."""
-  name = f'{__name__}.{rule.__name__.rpartition(".")[2]}'
+  """Returns the forms of a module of `ops` by name, then those of kernels."""
+  name = f'{__name__}.{rule.__name__.rpartition(".")[2]}_tpu'
   if importlib.util.find_spec(name) is None:
     return rule.FORMS
   return rule.FORMS | importlib.import_module(name).FORMS

@@ -1,4 +1,4 @@
-"""What figures were measured on, and with."""
+"""The device and software of a measurement."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Reports from jinja templates, which lie beside the modules that fill them."""
+"""Renders reports from jinja templates."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ import jinja2
 
 
 def render_page(path: pathlib.Path, **values: object) -> str:
-  """The text of a template; into a page of HTML values are put escaped."""
+  """The rendered template; values are escaped in HTML."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(path.parent),
     autoescape=path.name.endswith('.html.jinja'),

@@ -1,4 +1,4 @@
-"""What all plots of lab share: no display, one look, files written at once."""
+"""What all plots of lab share: no display, one style, atomic files."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 
 matplotlib.use('Agg')
 
-# matplotlib's ten colors, then a lighter one of each
+# matplotlib's ten colors, then a lighter shade of each
 _PAIRS = matplotlib.color_sequences['tab20']
 PALETTE = (*_PAIRS[0::2], *_PAIRS[1::2])
 THEMES = {
@@ -24,7 +24,7 @@ THEMES = {
 def make_figure(
   size: tuple[float, float], panels: int = 1, share_y: bool = False
 ) -> tuple[Figure, list[Axes]]:
-  """A figure of `size` inches and its panels, side by side."""
+  """A figure of `size` inches and its panels in a row."""
   figure, axes = pyplot.subplots(
     1, panels, figsize=size, sharey=share_y, layout='constrained',
     squeeze=False,
@@ -33,19 +33,19 @@ def make_figure(
 
 
 def style_axes(axes: Axes) -> None:
-  """A faint grid, and no frame above and at the right."""
+  """Adds a faint grid and removes the top and right spines."""
   axes.grid(alpha=0.3)
   axes.spines[['top', 'right']].set_visible(False)
 
 
 def mark_places(axes: Axes, places: Iterable[int], labels: list[str]) -> None:
-  """Ticks of the horizontal axis at these places alone."""
+  """Sets the ticks of the horizontal axis, without minor ones."""
   axes.set_xticks(list(places), labels)
   axes.xaxis.set_minor_locator(NullLocator())
 
 
 def make_theme(theme: str) -> dict[str, str]:
-  """matplotlib's settings for one of THEMES, without a ground."""
+  """matplotlib settings for one of THEMES, with a transparent background."""
   colors = THEMES[theme]
   text = 'text.color', 'axes.labelcolor', 'xtick.color', 'ytick.color'
   faint = 'axes.edgecolor', 'grid.color'
@@ -59,7 +59,7 @@ def make_theme(theme: str) -> dict[str, str]:
 def save_figure(
   figure: Figure, path: pathlib.Path, facecolor: str = 'auto'
 ) -> None:
-  """Writes the picture, whole or not at all, and closes the figure."""
+  """Writes the figure atomically and closes it."""
   temporary = path.with_name(f'{path.name}.tmp')
   try:
     figure.savefig(

@@ -1,4 +1,4 @@
-"""Short causal depthwise convolution with a state and segment resets."""
+"""Short causal depthwise convolution, with a state and packed documents."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from deltanet_jax.layers.proj import name_axes
-from deltanet_jax.ops.documents import runs_of
+from deltanet_jax.ops.documents import number_segments
 from deltanet_jax.parallel import sequence
 
 
 def init_state(
   batch: int, taps: int, channels: Sequence[int], dtype: DTypeLike
 ) -> jax.Array:
-  """The last W-1 inputs, zero before the first: [B,W-1,*channels]."""
+  """The state before the first input: zeros [B,W-1,*channels]."""
   return jnp.zeros((batch, taps - 1, *channels), dtype)
 
 
@@ -28,12 +28,14 @@ def _taps(key, shape, dtype=jnp.float32):
 class ShortConv(nn.Module):
   """y_t = sum_d w_{W-1-d} x_{t-d}, d = 0 .. W-1, per channel, without bias.
 
-  x [B,T,*channels]; the weight `taps` [W,*channels] is uniform within
-  1/sqrt(W). Inputs before the first are `state` [B,W-1,*channels], or zero
-  when it is None; inputs of another document, a run of equal segment_ids
-  [B,T], count as zero. Summed in float32.
-  Returns y in x's type and the next state in the old one's, None from None:
-  the last W-1 inputs of each row's first `lengths` [B], of all T when None.
+  x [B,T,*channels]; the weight `taps` [W,*channels] is initialized uniformly
+  within 1/sqrt(W).
+  state [B,W-1,*channels]: the inputs before the first; None: zeros
+  segment_ids [B,T]: inputs of another document, a run of equal ids, are zero
+  lengths [B]: the tokens of each row, the rest is padding; None: all T
+
+  Returns y in x's type, summed in float32, and the next state in the old one's
+  type: the last W-1 inputs of each row, None for None.
   """
 
   taps: int
@@ -54,16 +56,16 @@ class ShortConv(nn.Module):
       (W, *channels),
       jnp.float32,
     )
-    run = runs_of(segment_ids)
+    segments = number_segments(segment_ids)
     if state is None and sequence.is_split(T, least=W - 1):
       y = sequence.run_with_past(
-        convolve, w, (None, *self.axes), x, self.axes, run, W - 1
+        convolve, w, (None, *self.axes), x, self.axes, segments, W - 1
       )
       return y, None
     past = init_state(B, W, channels, x.dtype) if state is None else state
     past = past.astype(x.dtype)
-    before = None if run is None else jnp.zeros((B, W - 1), run.dtype)
-    y = convolve(w, x, past, run, before)
+    before = None if segments is None else jnp.zeros((B, W - 1), jnp.int32)
+    y = convolve(w, x, past, segments, before)
     if state is not None:
       inputs = jnp.concatenate([past, x], 1)
       last = inputs[:, T:] if lengths is None else _window(inputs, lengths, W)
@@ -81,21 +83,20 @@ def convolve(
   w: jax.Array,
   x: jax.Array,
   past: jax.Array,
-  run: jax.Array | None,
-  past_run: jax.Array | None,
+  segments: jax.Array | None,
+  past_segments: jax.Array | None,
 ) -> jax.Array:
-  """The sum above for inputs x [B,T,*channels] after past [B,W-1,*channels];
-  the number of their document in the row [B,T] and [B,W-1], or None for
-  both."""
+  """The sum of `ShortConv` for x [B,T,*channels] after past [B,W-1,*channels];
+  their segments' numbers are [B,T] and [B,W-1], or both None."""
   W, (B, T, *channels) = w.shape[0], x.shape
   padded = jnp.concatenate([past, x], axis=1)
-  if run is not None and past_run is not None:
-    runs = jnp.concatenate([past_run, run], axis=1)
+  if segments is not None and past_segments is not None:
+    padded_segments = jnp.concatenate([past_segments, segments], axis=1)
   y = jnp.zeros(x.shape, jnp.float32)
   for i in range(W):
     shifted = padded[:, i : i + T].astype(jnp.float32)
-    if run is not None:
-      same = runs[:, i : i + T] == run
+    if segments is not None:
+      same = padded_segments[:, i : i + T] == segments
       same = same.reshape(B, T, *(1 for _ in channels))
       shifted = jnp.where(same, shifted, 0.0)
     y += w[i][None, None] * shifted

@@ -13,7 +13,7 @@ class MLP(nn.Module):
 
   hidden: int
   dtype: DTypeLike = jnp.float32
-  out_scale: float = 1.0  # of the last weight's standard deviation
+  out_scale: float = 1.0  # factor of the last weight's initial values
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -13,22 +13,22 @@ from deltanet_jax.parallel import experts
 
 
 class MoE(nn.Module):
-  """y = sum over chosen e of w_e MLP_e(x), and the experts' load.
+  """y [B,T,D] = sum over chosen e of w_e MLP_e(x), and the experts' Load.
 
-  w from `ops.routing.route` of x router, in float32. A shared expert of width
-  `shared` is added, times sigmoid(x shared_gate) when it is gated. Returns
-  (y [B,T,D], Load).
+  `ops.routing.route` gives w from the logits x router, in float32. A shared
+  expert of width `shared` is added, multiplied by sigmoid(x shared_gate) with
+  `shared_gate`.
   """
 
   cfg: MoEConfig
   dtype: DTypeLike = jnp.float32
-  out_scale: float = 1.0  # of the last weights' standard deviation
+  out_scale: float = 1.0  # factor of the last weights' initial values
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, routing.Load]:
     c, D = self.cfg, x.shape[-1]
     E, F = c.experts, c.hidden
-    # a choice between close scores must not hang on a product's rounding
+    # rounding must not decide between close scores
     with jax.default_matmul_precision('highest'):
       logits = Proj((D, E), ('embed', 'experts'), 'BTD,DE->BTE', name='router')(
         x

@@ -13,8 +13,8 @@ def _rms(x, eps):
 
 
 def _row(w, x):
-  """w [D] to be multiplied with x [...,D]; of one rank, so that nothing hangs
-  on JAX's promotion of ranks."""
+  """Returns w [D] with the rank of x [...,D], so that their product needs no
+  rank promotion."""
   return w.reshape((1,) * (x.ndim - 1) + w.shape)
 
 
@@ -26,8 +26,8 @@ def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
 
 
 class RMSNorm(nn.Module):
-  """y = x rsqrt(mean x^2 + eps) w over the last axis; w is 1 + scale when
-  `zero_centered`, so that weight decay pulls it to one."""
+  """y = x rsqrt(mean x^2 + eps) w over the last axis; w is `scale`, or
+  1 + scale with `zero_centered`, so that weight decay pulls it to one."""
 
   eps: float = 1e-6
   zero_centered: bool = False
@@ -43,10 +43,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(nn.Module):
-  """y = x rsqrt(mean x^2 + eps) w * activation(z): norm, then gate.
-
-  x and z have one shape; z is the gate before its activation.
-  """
+  """y = x rsqrt(mean x^2 + eps) w * activation(z), of x and z [...,D]."""
 
   eps: float
   activation: str  # a function of jax.nn: 'silu' or 'sigmoid'

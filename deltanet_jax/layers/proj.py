@@ -1,4 +1,4 @@
-"""The one way to make a matmul weight, and how every weight names its axes."""
+"""Matmul weights, and the logical axes of all weights."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from deltanet_jax.parallel.sharding import gather_weight
 
 Init = Callable[..., jax.Array]  # (key, shape, dtype)
 
-# the logical axes of weights; sharding.py maps each to the mesh
+# the logical axes of weights; `parallel.sharding` maps each to the mesh
 AXES = (
   'layers',
   'embed',
@@ -30,16 +30,17 @@ AXES = (
 
 
 def name_axes(init: Init, axes: tuple[str, ...]) -> Init:
-  """`init` whose weight carries its logical `axes`, one for each dimension."""
+  """Returns `init` for a weight with logical `axes`, one for each dimension.
+  ValueError for an axis that is not in AXES."""
   for axis in axes:
     if axis not in AXES:
       raise ValueError(f'axis {axis!r} is unknown; give one of {AXES}')
-  # a module takes the array out of its box
+  # Flax unboxes the array inside a module
   return nn.with_logical_partitioning(init, axes)  # type: ignore[return-value]
 
 
 def scaled_normal(std: float) -> Init:
-  """Normal values cut at three standard deviations."""
+  """Returns an initializer: normal values truncated at three deviations."""
 
   def init(key, shape, dtype=jnp.float32):
     return std * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
@@ -50,9 +51,9 @@ def scaled_normal(std: float) -> Init:
 class Proj(nn.Module):
   """y = einsum(x, w), for example 'BTD,DHK->BTHK'.
 
-  w is float32 of `shape`, normal with standard deviation scale / sqrt(fan-in);
-  fan-in is the product of the sizes summed over. x and w enter the product in
-  `dtype`; the result has `out_dtype`, or `dtype` when that is None.
+  w is float32 of `shape`, initialized with standard deviation scale /
+  sqrt(fan-in), fan-in the product of the sizes summed over. x and w enter the
+  product in `dtype`; the result has `out_dtype`, or `dtype` where that is None.
   """
 
   shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Softmax attention with its key-value cache."""
+"""Softmax attention and its KV cache."""
 
 from typing import NamedTuple
 
@@ -12,14 +12,14 @@ from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import rope
 from deltanet_jax.ops.attention import Place
-from deltanet_jax.ops.compiler import put
+from deltanet_jax.ops.compiler import write_slots
 from deltanet_jax.parallel import softmax
 
 
 class KVCache(NamedTuple):
-  """S slots: max_len of them, or the window when that is shorter.
+  """S slots: max_len, or the window where that is shorter.
 
-  A row takes at most max_len tokens in all; what goes beyond is lost.
+  Without a window, tokens beyond max_len in all are dropped.
   """
 
   k: jax.Array  # [B,S,J,K] rotated keys
@@ -33,14 +33,14 @@ class KVCache(NamedTuple):
 
 
 def _append(cache, ctx, k, v, now):
-  """Writes at the cache's length; every slot is a key."""
+  """Writes new tokens behind the last; the keys are all slots."""
   cache = base.append_tokens(cache, ctx, now, k=k, v=v)
   return cache.k, cache.v, cache.positions, cache
 
 
-def _rotate_in(cache, ctx, k, v, now):
-  """Writes over the oldest; the keys are the old slots and the new tokens,
-  since a long prefill overwrites keys that its own first tokens see."""
+def _overwrite_oldest(cache, ctx, k, v, now):
+  """Writes new tokens over the oldest. The keys are the old slots and the new
+  tokens, since a long prefill overwrites keys that its first tokens see."""
   T, S = now.shape[1], cache.positions.shape[1]
   padding = base.find_padding(ctx, T)
   k, v = base.clear_tokens(k, padding), base.clear_tokens(v, padding)
@@ -53,16 +53,16 @@ def _rotate_in(cache, ctx, k, v, now):
     jnp.concatenate([old, x], axis=1)
     for old, x in zip(whole, (k, v, new), strict=True)
   )
-  written = map(put, whole, (k, v, now), (slots,) * 3)
+  written = map(write_slots, whole, (k, v, now), (slots,) * 3)
   return keys, values, positions, KVCache(*written, length)
 
 
 class Attention(base.Mixer):
-  """o = softmax(q k' / sqrt(K)) v, heads grouped over kv_heads.
+  """o = softmax(q k^T / sqrt(K)) v, with H/J query heads for each key head.
 
   q and k are RMS-normalized (`qk_norm`) per head or, with `joint_norm`, over
-  all heads, then rotated; the output is multiplied by sigmoid(x gate) per
-  channel (`gate`).
+  all heads, then rotated; with `gate` o is multiplied by sigmoid(x gate) per
+  channel.
   """
 
   cfg: AttentionConfig
@@ -103,7 +103,7 @@ class Attention(base.Mixer):
     at, seen = base.place_tokens(ctx, now)
     if cache is not None:
       k, v = k.astype(cache.k.dtype), v.astype(cache.v.dtype)
-      write = _append if c.window is None else _rotate_in
+      write = _append if c.window is None else _overwrite_oldest
       k, v, seen, cache = write(cache, ctx, k, v, now)
       k, v, seen = k.astype(q.dtype), v.astype(q.dtype), Place(seen, None)
     o = softmax.attend(
@@ -121,7 +121,7 @@ class Attention(base.Mixer):
     cfg: AttentionConfig, batch: int, max_len: int, dtype: DTypeLike
   ) -> KVCache:
     S = max_len if cfg.window is None else min(max_len, cfg.window)
-    # two arrays, as both are donated
+    # two arrays, since both are donated
     keys = lambda: jnp.zeros((batch, S, cfg.kv_heads, cfg.head_dim), dtype)
     return KVCache(
       keys(),

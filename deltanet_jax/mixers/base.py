@@ -1,5 +1,5 @@
-"""What the token mixers share: their inputs, the recurrent cache, the call of
-a rule."""
+"""What the token mixers share: the base class, their inputs, the cache of a
+recurrence and the call of its rule."""
 
 import dataclasses
 import functools
@@ -17,19 +17,17 @@ from deltanet_jax.config.mixers import MixerConfig
 from deltanet_jax.layers import conv
 from deltanet_jax.layers.proj import Init, Proj
 from deltanet_jax.ops.attention import Place
-from deltanet_jax.ops.compiler import put
-from deltanet_jax.ops.documents import Inputs, runs_of
-from deltanet_jax.parallel import sequence
+from deltanet_jax.ops.compiler import write_slots
+from deltanet_jax.ops.documents import Inputs, number_segments
+from deltanet_jax.parallel import sequence, sharding
 
 MODES = 'causal', 'bidirectional'
 
-# Every cache says in `describe_parts` what each of its fields holds: 'tokens',
-# which have a slot for every token or for those of a window; where these stand
-# and how many they are, 'positions'; 'state' and 'convolution', which never
-# grow.
+# `describe_parts` of a cache gives each field's kind: 'tokens' (a slot each),
+# 'positions' (and their number), 'state' and 'convolution' (of fixed size)
 COUNTED = dict.fromkeys(('positions', 'length'), 'positions')
 
-# the position of a slot not yet written: later than any query, so never seen
+# position of an unwritten slot: after every query, so that none sees it
 UNWRITTEN = 2**30
 
 
@@ -42,12 +40,11 @@ UNWRITTEN = 2**30
 class Context:
   """What a mixer knows of its tokens besides their vectors.
 
-  positions [B,T] int32 restart in every document; segment_ids [B,T] int32, or
-  None for one document a row: a document is a run of equal ids, so one that
-  comes back starts another; depth, a float scalar: layer index / (layers - 1),
-  0 for one layer; lengths [B] int32: how many of a row's tokens are there,
-  the rest is padding, whatever it holds; None: all T; mode: which tokens a
-  token sees, one of MODES: those at and before it, or all.
+  positions [B,T] int32: they restart in every document; None: counted
+  segment_ids [B,T] int32: a document is a run of equal ids; None: a row is one
+  depth: a float scalar, layer index / (layers - 1), 0 for one layer
+  lengths [B] int32: the tokens of each row, the rest is padding; None: all T
+  mode: a token sees those up to itself ('causal') or all ('bidirectional')
   """
 
   positions: jax.Array | None = None
@@ -64,7 +61,7 @@ WHOLE_ROWS = Context()
 
 
 class TokenCache(Protocol):
-  """A cache with slots for tokens: a NamedTuple with these fields at least."""
+  """A cache with slots for tokens: a NamedTuple that has these fields."""
 
   @property
   def positions(self) -> jax.Array: ...  # [B,S]
@@ -74,7 +71,7 @@ class TokenCache(Protocol):
 
 
 class RuleConfig(Protocol):
-  """What is read of the configuration of a mixer with a rule."""
+  """The fields that the configuration of a mixer with a rule must have."""
 
   @property
   def conv(self) -> int: ...
@@ -90,7 +87,7 @@ Past = tuple[jax.Array | None, jax.Array | None, jax.Array | None]
 
 
 class RecurrentCache(NamedTuple):
-  """A recurrent mixer's memory; its size does not depend on the context."""
+  """The cache of a recurrent mixer, of a size that no context changes."""
 
   state: jax.Array  # [B,H,K,V] float32
   q: jax.Array | None  # [B,W-1,J,K], the convolutions' last inputs
@@ -103,28 +100,30 @@ class RecurrentCache(NamedTuple):
 
 
 class Aux(NamedTuple):
-  """What a mixer returns beside its output."""
+  """What a mixer returns besides its output."""
 
-  cache: tuple[jax.Array | None, ...] | None = None  # the next; None after None
-  report: jax.Array | None = None  # what the module says of its tokens
+  cache: tuple[jax.Array | None, ...] | None = None  # the next; None for None
+  report: jax.Array | None = None  # an auxiliary loss, as DSA's
 
 
 class Mixer(nn.Module):
-  """y [B,T,D], aux = module(x [B,T,D], ctx=WHOLE_ROWS, cache=None); aux: `Aux`.
+  """Base class: y [B,T,D], aux = module(x [B,T,D], ctx=WHOLE_ROWS, cache=None).
 
-  Without ctx there is one document a row. Positions that it does not give count
-  from each document's first token, or on from the tokens in the cache.
-  Without a cache (training) none comes back. With one (`cfg.init_cache`) the
-  tokens continue what it holds, row by row, and padding (`ctx.lengths`) leaves
-  it as it is; a single token takes the rule's step. A cache with segment_ids is
-  a ValueError.
+  ctx: by default each row is one document. Positions that it does not give
+    count from each document's first token, or on from the cache
+  cache: None in training. With one (`cfg.init_cache`) tokens continue their
+    row's cache, a single token by the rule's `step`; padding does not change it
+  aux: an `Aux` with the next cache, None without a cache
+
+  Raises:
+    ValueError: a cache with segment_ids, or a mode that the mixer lacks.
   """
 
   cfg: MixerConfig
   d_model: int
   dtype: DTypeLike = jnp.float32
   zero_centered: bool = False
-  out_scale: float = 1.0  # of the output projection's standard deviation
+  out_scale: float = 1.0  # factor of the output projection's initial values
 
   def project(
     self,
@@ -139,8 +138,8 @@ class Mixer(nn.Module):
   ) -> jax.Array:
     """[B,T,*sizes]: x [B,T,D] times the weight `name` [D,*sizes], a `Proj`.
 
-    source: the axis of D   axes: those of `sizes`   dtype: of the product, None
-    for the mixer's own   out_dtype: of the result, None for the product's
+    source: the logical axis of D   axes: those of `sizes`
+    dtype: of the product, None: the mixer's   out_dtype: of y, None: `dtype`
     """
     to = 'HK'[: len(sizes)]
     return Proj(
@@ -155,13 +154,13 @@ class Mixer(nn.Module):
   def project_keys(
     self, x: jax.Array, name: str, heads: int, width: int
   ) -> jax.Array:
-    """[B,T,J,K]: as many heads as there are of keys."""
+    """[B,T,J,K]: queries or keys, with key heads."""
     return self.project(x, name, (heads, width), ('kv_heads', 'head_k'))
 
   def project_values(
     self, x: jax.Array, name: str, heads: int, width: int
   ) -> jax.Array:
-    """[B,T,H,V]: values, or a gate for each channel of theirs."""
+    """[B,T,H,V]: values, or a gate for each of their channels."""
     return self.project(x, name, (heads, width), ('heads', 'head_v'))
 
   def project_gate(self, x: jax.Array, name: str, heads: int) -> jax.Array:
@@ -185,7 +184,7 @@ def check_mode(
   cache: tuple[jax.Array | None, ...] | None,
   modes: Sequence[str] = ('causal',),
 ) -> None:
-  """ValueError for what a mixer cannot do; modes: those it has."""
+  """Raises ValueError for a mode not in `modes` or arguments that conflict."""
   if ctx.mode not in modes:
     raise ValueError(
       f'the mode is {ctx.mode!r}; this mixer has {" and ".join(modes)} alone'
@@ -203,8 +202,7 @@ def check_mode(
 
 
 def index_tokens(count: int, cache: TokenCache | None) -> jax.Array:
-  """Where `count` tokens stand along the sequence, int32: [T], or behind those
-  that each row of a cache has [B,T]."""
+  """Indices along the sequence, int32: [T], or, after a cache, [B,T]."""
   index = jnp.arange(count, dtype=jnp.int32)
   return index if cache is None else cache.length[:, None] + index[None]
 
@@ -214,8 +212,7 @@ def count_positions(
   segment_ids: jax.Array | None,
   length: jax.Array | None,
 ) -> jax.Array:
-  """Positions [B,T] of tokens: from each segment's first one, or on from each
-  row's length [B] in a cache."""
+  """Positions [B,T] from each segment's start, or from a row's length [B]."""
   index = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
   if length is not None:
     return index + length[:, None]
@@ -232,8 +229,8 @@ def count_positions(
 def add_positions(
   ctx: Context, x: jax.Array, length: jax.Array | None
 ) -> Context:
-  """ctx, the positions of tokens x [B,T,D] counted where it gives none; length
-  as for `count_positions`."""
+  """Returns ctx with positions of the tokens x [B,T,D], if it gives none;
+  length: as for `count_positions`."""
   if ctx.positions is not None:
     return ctx
   positions = count_positions(x.shape[:2], ctx.segment_ids, length)
@@ -241,29 +238,29 @@ def add_positions(
 
 
 def place_tokens(ctx: Context, index: jax.Array) -> tuple[Place, Place | None]:
-  """The Places of tokens as queries and as keys, None for the same; index:
-  `index_tokens`. Who sees all stands where the last token does."""
-  run = runs_of(ctx.segment_ids)
+  """The Places of tokens as queries and as keys, None: the same; index: of
+  `index_tokens`. Bidirectional queries have the last index: they see all."""
+  segments = number_segments(ctx.segment_ids)
   if ctx.mode == 'causal':
-    return Place(index, run), None
+    return Place(index, segments), None
   last = jnp.full_like(index, index.shape[-1] - 1)
-  return Place(last, run), Place(index, run)
+  return Place(last, segments), Place(index, segments)
 
 
 def count_tokens(ctx: Context, count: int) -> int | jax.Array:
-  """How many of `count` tokens a row are there: [B], or the number."""
+  """The number of each row's tokens without padding: [B], or `count`."""
   return count if ctx.lengths is None else ctx.lengths
 
 
 def find_padding(ctx: Context, count: int) -> jax.Array | None:
-  """Which of `count` tokens a row are padding: [B,T] bool, None for none."""
+  """[B,T] bool: true for padding among `count` tokens; None: there is none."""
   if ctx.lengths is None:
     return None
   return jnp.arange(count)[None] >= ctx.lengths[:, None]
 
 
 def clear_tokens(x: jax.Array, where: jax.Array | None) -> jax.Array:
-  """x [B,T,...], zero where `where` [B,T] is; None: nowhere."""
+  """Sets x [B,T,...] to zero where `where` [B,T] is true; None: nowhere."""
   if where is None:
     return x
   where = where.reshape(where.shape + (1,) * (x.ndim - 2))
@@ -273,11 +270,10 @@ def clear_tokens(x: jax.Array, where: jax.Array | None) -> jax.Array:
 def append_tokens(
   cache: Slots, ctx: Context, now: jax.Array, **new: jax.Array
 ) -> Slots:
-  """`cache` with each row's tokens written at its length, without padding.
+  """Returns `cache` with the new tokens of each row behind its last one.
 
-  cache: a NamedTuple with positions [B,S] and length [B] besides the fields of
-  `new` [B,S,...]; now [B,T]: `index_tokens`; new: the tokens' values. A row
-  takes at most max_len tokens in all; what goes beyond is lost.
+  now [B,T]: of `index_tokens`   new [B,T,...]: the tokens' values, by field
+  Padding is not written, nor tokens beyond S in all. ValueError where T > S.
   """
   T, S = now.shape[1], cache.positions.shape[1]
   if T > S:
@@ -289,7 +285,10 @@ def append_tokens(
   new = {'positions': now, **new}
   return cache._replace(
     length=length,
-    **{name: put(getattr(cache, name), x, slots) for name, x in new.items()},
+    **{
+      name: write_slots(getattr(cache, name), x, slots)
+      for name, x in new.items()
+    },
   )
 
 
@@ -301,7 +300,7 @@ def init_recurrent_cache(
   value_shape: tuple[int, int],
   state_shape: tuple[int, int, int],
 ) -> RecurrentCache:
-  """key_shape (J,K), value_shape (H,V), state_shape (H,K,V)."""
+  """An empty cache; key_shape (J,K), value_shape (H,V), state_shape (H,K,V)."""
   past = lambda shape: (
     conv.init_state(batch, cfg.conv, shape, dtype) if cfg.conv else None
   )
@@ -321,7 +320,8 @@ def convolve_inputs(
   ctx: Context,
   cache: RecurrentCache | None,
 ) -> tuple[Triple, Past]:
-  """The short convolutions of q, k and v, or none; called in a module."""
+  """q, k and v after the short convolutions, if any, and the convolutions' next
+  states; for use inside a module."""
   past: Past = (None, None, None) if cache is None else cache[1:]
   if not cfg.conv:
     return (q, k, v), past
@@ -344,12 +344,13 @@ def run_rule(
   cache: RecurrentCache | None,
   **gates: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Runs `rule`'s form, or its step for one token with a cache.
+  """Runs `cfg.form` of a rule, or its `step` for a single token with a cache.
 
-  inputs: the rule's arguments [B,T,...] or None in its order; `gates` by name
-  for the forms, after the inputs for the step. Returns (o, state), state None
-  in training with time split over devices. A zero in all that a rule is given
-  changes no state: so padding goes in.
+  inputs: the rule's arguments [B,T,...] or None, in its order
+  gates: its keyword arguments; for `step` they follow the inputs
+
+  Returns (o, state), state None where time is split over devices. Padding is
+  set to zero, which changes no state.
   """
   check_mode(ctx, cache)
   padding = find_padding(ctx, inputs[0].shape[1])
@@ -364,18 +365,17 @@ def run_rule(
   form = functools.partial(kernels.forms(rule)[cfg.form], **chunk)
   if cache is None and sequence.is_split(inputs[0].shape[1]):
     return sequence.run_rule(rule, form, inputs, ctx.segment_ids, gates), None
-  return form(
-    *inputs,
-    state=None if cache is None else cache.state,
-    segment_ids=ctx.segment_ids,
-    **gates,
-  )
+  state = None if cache is None else cache.state
+  if cfg.form not in rule.FORMS and sharding.get_current_mesh() is not None:
+    how = state, ctx.segment_ids, gates
+    return sequence.run_on_shares(rule, form, inputs, *how)
+  return form(*inputs, state=state, segment_ids=ctx.segment_ids, **gates)
 
 
 def make_aux(
   cache: RecurrentCache | None, state: jax.Array | None, past: Past
 ) -> Aux:
-  """With the RecurrentCache after `cache`; None after None."""
+  """The Aux with the RecurrentCache after `cache`; empty without a cache."""
   if cache is None or state is None:
     return Aux()
   return Aux(RecurrentCache(state, *past))
@@ -391,7 +391,7 @@ def log_uniform_dt(
 
 
 def log_uniform_decay(low: float) -> Init:
-  """log A with A uniform in [low, 16]."""
+  """Returns an initializer: log A with A uniform in [low, 16]."""
 
   def init(key, shape, dtype=jnp.float32):
     return jnp.log(jax.random.uniform(key, shape, dtype, low, 16.0))

@@ -1,4 +1,5 @@
-"""DeepSeek sparse attention: latent attention over keys an indexer picks."""
+"""DeepSeek sparse attention: latent attention over keys that an indexer
+chooses."""
 
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from deltanet_jax.parallel import softmax
 
 
 class IndexedCache(NamedTuple):
-  """S = max_len slots; a row takes at most so many tokens in all."""
+  """S = max_len slots; tokens beyond max_len in all are dropped."""
 
   latent: jax.Array  # [B,S,R] normalized
   key: jax.Array  # [B,S,P] rotated, one for all heads
@@ -30,11 +31,12 @@ class IndexedCache(NamedTuple):
 class DSA(mla.MLA):
   """Latent attention over `top` keys (DeepSeek-V3.2 report, sec. 2.1).
 
-    q^I = u index_q   k^I = layernorm(x index_k)   both rotated, half-split
-    w = x index_w / sqrt(I K)   u and x detached: see `ops.sparse_attention`
+    iq = u index_q   ik = layernorm(x index_k)   both rotated, pairs (i, i+P/2)
+    w = x index_w / sqrt(I K)
 
-  u is the normalized query latent of `MLA`. The report is the
-  indexer's loss, a mean over tokens; its stage is `cfg.stage`.
+  u is the query latent of `MLA`; no gradient reaches u and x through the
+  indexer. `ops.sparse_attention` has the rest. The report is the indexer's
+  loss, a mean over tokens, of the stage `cfg.stage`.
   """
 
   cfg: DSAConfig
@@ -79,7 +81,7 @@ class DSA(mla.MLA):
     return sparse_attention.attend(queries, keys, top=top, scale=c.scale)
 
   def _indexer(self, inputs, ctx):
-    """q^I [B,T,I,K], k^I [B,T,K] and w [B,T,I] float32."""
+    """iq [B,T,I,K], ik [B,T,K] and w [B,T,I] float32."""
     c = self.cfg
     I, K = c.index_heads, c.index_dim
     x, u = jax.lax.stop_gradient((inputs.x, inputs.u))

@@ -20,6 +20,8 @@ class GatedDeltaNet(base.Mixer):
     beta = sigmoid(x b), twice that with negative_eigenvalues
     g = -exp(A_log) softplus(x a + dt_bias), in float32
     y = (rms(o) w silu(x gate)) W_o, the norm over each value head
+
+  The weights a, b, A_log and dt_bias are named as in flash-linear-attention.
   """
 
   cfg: GatedDeltaNetConfig
@@ -42,7 +44,7 @@ class GatedDeltaNet(base.Mixer):
     beta = jax.nn.sigmoid(self.project_gate(x, 'b', H))
     if c.negative_eigenvalues:
       beta *= 2
-    # A from 0.01 and not from 0, as the paper has it: log 0 is -inf
+    # A from 0.01, not from 0 as in the paper: log 0 is -inf
     A_log = self.param(
       'A_log', name_axes(base.log_uniform_decay(1e-2), ('heads',)), (H,)
     )

@@ -16,8 +16,8 @@ class KDA(base.Mixer):
   """The delta rule with a decay for every key channel (arXiv:2510.26692).
 
   q, k = l2(silu(conv(x W)))   v = silu(conv(x W))   q is scaled by K^-1/2
-  f = (x f_a) f_b + dt_bias [H,K];  g = -exp(A_log) softplus(f), or
-  lower_bound sigmoid(exp(A_log) f) when there is a lower_bound; in float32
+  f = (x f_a) f_b + dt_bias [H,K], in float32
+  g = -exp(A_log) softplus(f), or lower_bound sigmoid(exp(A_log) f)
   beta = sigmoid(x b) [H]; with separate_gates (Gated DeltaNet-2) instead
   erase = sigmoid(x erase) [H,K] and beta = sigmoid(x write) [H,V]
   y = (rms(o) w sigmoid((x gate_a) gate_b)) W_o, the norm over each head

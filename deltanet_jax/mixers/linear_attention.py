@@ -1,4 +1,4 @@
-"""Classical linear attention and Lightning attention."""
+"""Normalized linear attention and Lightning attention."""
 
 import flax.linen as nn
 import jax
@@ -12,9 +12,13 @@ from deltanet_jax.ops import linear_attention
 
 
 class LinearAttention(base.Mixer):
-  """o_t = q_t' S_t / (q_t' z_t), S_t = S_{t-1} + k_t v_t', z_t = z_{t-1} + k_t,
-  with q and k after elu + 1 (arXiv:2006.16236). The state [B,H,K,V+1] holds z
-  as its last column. Scaling q would cancel.
+  """Linear attention with a normalizer (arXiv:2006.16236 eq. 5 and 7).
+
+    S_t = S_{t-1} + k_t v_t^T   z_t = z_{t-1} + k_t
+    o_t = S_t^T q_t / (z_t^T q_t)
+
+  q and k are elu(x W) + 1; z is the last column of the state [B,H,K,V+1]. q is
+  not scaled, since a scale cancels.
   """
 
   cfg: LinearAttentionConfig
@@ -31,8 +35,7 @@ class LinearAttention(base.Mixer):
     q, k = (self.project_keys(x, name, H, K) for name in 'qk')
     v = self.project_values(x, 'v', H, V)
     (q, k, v), past = base.convolve_inputs(c, q, k, v, ctx, cache)
-    # in float32: elu + 1 is an exponential below zero, which bfloat16 rounds
-    # to nothing of itself
+    # in float32: bfloat16 would round small values of elu + 1 to 0
     q, k = (jax.nn.elu(y.astype(jnp.float32)) + 1 for y in (q, k))
     rule = lambda q, k, v, g, **_: base.run_rule(
       linear_attention, c, (q, k, v, g), ctx, cache
@@ -54,7 +57,7 @@ class LinearAttention(base.Mixer):
 class Lightning(base.Mixer):
   """Linear attention with a constant decay per head (arXiv:2501.08313).
 
-  S_t = e^-slope S_{t-1} + k_t v_t',  o_t = S_t' q_t,  q, k, v after silu
+  S_t = e^-slope S_{t-1} + k_t v_t^T   o_t = S_t^T q_t   q, k, v after silu
   slope_h = 2^(-8 (h+1) / H) (1 - depth + 1e-5)
   y = (rms(o) w sigmoid(x gate)) W_o, the norm over all heads together
   """

@@ -1,4 +1,4 @@
-"""Multi-head latent attention with its latent cache."""
+"""Multi-head latent attention and its cache of latents."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.layers.proj import name_axes, scaled_normal
 from deltanet_jax.mixers import base
 from deltanet_jax.ops import latent_attention, rope
-from deltanet_jax.ops.attention import Place, between
+from deltanet_jax.ops.attention import Place, causal_mask
 from deltanet_jax.parallel import softmax
 
 
 class LatentCache(NamedTuple):
-  """S = max_len slots; a row takes at most so many tokens in all."""
+  """S = max_len slots; tokens beyond max_len in all are dropped."""
 
   latent: jax.Array  # [B,S,R] normalized
   key: jax.Array  # [B,S,P] rotated, one for all heads
@@ -30,25 +30,25 @@ class LatentCache(NamedTuple):
 
 
 class Inputs(NamedTuple):
-  """What attention starts from."""
+  """The inputs of attention."""
 
   q: jax.Array  # [B,T,H,K+P], the last P rotated
   latent: jax.Array  # [B,T,R]
   key: jax.Array  # [B,T,P]
   x: jax.Array  # [B,T,D], the layer's input
-  u: jax.Array  # what the queries are made of: x, or their latent
+  u: jax.Array  # the input of the query projection: x, or the query latent
 
 
 class MLA(base.Mixer):
   """Latent attention (arXiv:2405.04434 sec. 2.1).
 
-    u = rms(x q_a), or x without a query latent;  [q | q'] = u q_b   per head
-    c = rms(x kv_a)   r = x k_shared   q', r rotated unless NoPE
-    k = [c k_b | r]   v = c v_b   o = softmax(scale [q | q'] k') v
+    u = rms(x q_a), or x without a query latent;  q = [q_n | q_r] = u q_b
+    c = rms(x kv_a)   r = x k_shared   q_r and r rotated, unless NoPE
+    k = [c k_b | r]   v = c v_b   o = softmax(scale q k^T) v
     y = (o * sigmoid(x gate)) W_o, the gate per head or channel, or none
 
-  Training and prefill expand the keys and values; a single token takes the
-  absorbed form, which reads the cache of c and r as it lies.
+  Training and prefill compute keys and values; a single token takes the
+  absorbed form, which attends to the cached c and r.
   """
 
   cfg: MLAConfig
@@ -94,7 +94,7 @@ class MLA(base.Mixer):
     return norm(self.project(x, f'{name}_a', (width,), ('latent',)))
 
   def _up(self):
-    """k_b [R,H,K] and v_b [R,H,V]; two forms use them differently."""
+    """The weights k_b [R,H,K] and v_b [R,H,V]."""
     c, R = self.cfg, self.cfg.latent
     make = lambda name, axis, width: self.param(
       name,
@@ -114,7 +114,7 @@ class MLA(base.Mixer):
       seen = Place(cache.positions, None)
     up, scale = self._up(), self.cfg.scale
     if cache is not None and q.shape[1] == 1:
-      mask = between(at, seen)
+      mask = causal_mask(at, seen)
       return (
         latent_attention.absorbed(q, latent, key, *up, mask, scale=scale),
         cache,

@@ -1,5 +1,5 @@
-"""What is learned beside the next token: further tokens, balanced experts, an
-indexer that knows the attention."""
+"""Auxiliary losses: multi-token prediction, the experts' load balance, DSA's
+indexers."""
 
 from typing import Any
 
@@ -20,17 +20,18 @@ from deltanet_jax.ops.routing import balance_loss, updated_bias
 from deltanet_jax.parallel.sharding import Batch, Params
 
 
-def compute_further_loss(
+def compute_mtp_loss(
   params: Params,
   cfg: ModelConfig,
   dtype: DTypeLike,
   hidden: jax.Array,
   batch: Batch,
 ) -> jax.Array:
-  """Summed nats of the tokens after the targets (arXiv:2412.19437 eq. 24).
+  """The loss of multi-token prediction (arXiv:2412.19437 eq. 24): summed nats
+  of the tokens that follow the targets.
 
-  hidden [B,T,D]: Backbone's, batch: as for the main loss. A document's last
-  target has none after it and counts nothing.
+  hidden [B,T,D]: the Backbone's output   batch: as for the next token
+  A document's last target has no following token and does not count.
   """
   out, *_ = MTP(cfg, dtype).apply(
     {'params': find_part(params, 'mtp')},
@@ -39,7 +40,7 @@ def compute_further_loss(
     batch['positions'],
     batch['segment_ids'],
   )
-  # zero, and so without weight, behind the last column
+  # the column behind the last is zero, and so has no weight
   after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
   weights = batch['weights'] * after(batch['weights'])
   weights *= after(batch['segment_ids']) == batch['segment_ids']
@@ -49,14 +50,13 @@ def compute_further_loss(
 
 
 def compute_balance_loss(reports: Reports) -> jax.Array:
-  """The balance loss of all layers with experts, taken together."""
+  """`balance_loss` over all layers with experts."""
   return balance_loss(_loads(reports))
 
 
 def measure_loads(reports: Reports) -> dict[str, jax.Array]:
-  """How evenly experts are used: the share of tokens of the most and the least
-  chosen one of any layer, over an equal share. {} of a model without experts.
-  """
+  """The load of the most and the least used expert of any layer, 1 for an equal
+  share; {} for a model without experts."""
   loads = _loads(reports)
   if loads is None:
     return {}
@@ -65,7 +65,7 @@ def measure_loads(reports: Reports) -> dict[str, jax.Array]:
 
 
 def _loads(reports):
-  """The Load of all layers with experts [layers,E]; None of no layers."""
+  """The Load [layers,E] of all layers with experts; None if there are none."""
   loads = [r.load for r in _layers(reports) if r.load is not None]
   if not loads:
     return None
@@ -74,17 +74,18 @@ def _loads(reports):
 
 
 def compute_indexer_loss(reports: Reports) -> jax.Array:
-  """The indexers' losses, summed over layers (a mean over tokens in each).
+  """The indexers' losses, mean over tokens and summed over layers.
 
-  Its gradient moves the indexers only. Alone, with DSAConfig.stage 'dense', it
-  is the warm-up; added to the main loss, with 'sparse', the second stage.
+  Its gradient reaches the indexers alone. By itself, with DSAConfig.stage
+  'dense', it is the warm-up; added to the main loss, with 'sparse', it is the
+  second stage.
   """
   return sum(r.mixer.sum() for r in _layers(reports) if r.mixer is not None)
 
 
 def update_biases(params: Params, reports: Reports, rate: float) -> Params:
-  """HybridLM's parameters with every router's selection bias moved towards
-  balance by `rate` (arXiv:2408.15664), from the shares of one batch."""
+  """Returns HybridLM's parameters with every router's selection bias updated
+  by the loads of one batch (arXiv:2408.15664, `routing.updated_bias`)."""
   backbone = find_part(params, 'backbone')
   for part in reports._fields:
     for i, report in enumerate(getattr(reports, part)):
@@ -103,7 +104,7 @@ def update_biases(params: Params, reports: Reports, rate: float) -> Params:
 
 
 def find_part(params: Params, name: str) -> Params:
-  """The parameters of the module `name` in those of another."""
+  """The parameters of the submodule `name`."""
   part = params[name]
   assert isinstance(part, dict)
   return part

@@ -1,4 +1,4 @@
-"""What a training step asks of its objective."""
+"""The interface of training objectives."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -10,29 +10,32 @@ from deltanet_jax.parallel.sharding import Batch, Params
 
 
 class Outcome(NamedTuple):
-  """What an objective says beside its value."""
+  """What an objective returns besides its value."""
 
-  nats: jax.Array  # what is reported as the loss, summed over tokens
-  reports: Reports | tuple[()]  # of the layers; () where none are kept
+  nats: jax.Array  # the loss that is reported, summed over tokens
+  reports: Reports | tuple[()]  # the layers' reports; () if not needed
 
 
 class Objective(Protocol):
-  """Made by its configuration for a model. batch: dict of [B,T] tokens,
-  targets, positions, segment_ids (int32) and weights (float32)."""
+  """An objective for one model, made by its configuration.
+
+  batch: dict of [B,T] arrays: tokens, targets, positions, segment_ids (int32)
+  and weights (float32)
+  """
 
   def __call__(self, params: Params, batch: Batch) -> tuple[jax.Array, Outcome]:
-    """What is minimized, summed over tokens, and the Outcome."""
+    """Returns what is minimized, summed over tokens, and the Outcome."""
     ...
 
   def has_gradient(self, path: Sequence[str]) -> bool:
-    """Whether the parameter at `path` has one; what has none must not decay."""
+    """False for a parameter that gets no gradient: it must not decay."""
     ...
 
   def adjust(self, params: Params, outcome: Outcome) -> Params:
-    """The parameters after the optimizer's update, with what moves by a rule of
-    its own."""
+    """Returns the parameters after the optimizer's update, with those changed
+    that have an update rule of their own."""
     ...
 
   def figures(self, outcome: Outcome) -> dict[str, jax.Array]:
-    """Scalars for the log beside the loss."""
+    """Returns further scalars for the log."""
     ...

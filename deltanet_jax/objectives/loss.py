@@ -1,4 +1,4 @@
-"""Cross-entropy that never holds the logits of a whole batch."""
+"""Cross-entropy in blocks, without the logits of a whole batch in memory."""
 
 import chex
 import jax
@@ -16,17 +16,17 @@ def cross_entropy(
   *,
   block: int = 128,
 ) -> jax.Array:
-  """Weighted sum of next-token losses in nats.
+  """Weighted sum of next-token losses in nats, [] float32.
 
     total = sum_bt w_bt (log sum_z exp(l_btz) - l_bt,y_bt),   l = hidden head
 
-  hidden [B,T,D]   head [D,Z]   targets [B,T] int   weights [B,T]   -> [] f32
+  hidden [B,T,D]   head [D,Z]   targets [B,T] int   weights [B,T]
 
-  The time axis, of a device's own span where a mesh splits it, is scanned in
-  blocks whose logits [B,block,Z], in float32, are
-  made again in the backward pass; the batch axis is left whole, so that it
-  stays sharded. `head` is cast to the type of `hidden` inside a block, which
-  keeps the sum of its gradient over the blocks in its own type.
+  The time axis (of each device's span where a mesh splits it) is scanned in
+  blocks. The float32 logits [B,block,Z] of a block are recomputed in the
+  backward pass. The batch axis is not cut, so that it stays sharded. `head` is
+  cast to the type of `hidden` inside a block, so that its gradient is summed
+  over blocks in its own type.
   """
   chex.assert_shape([targets, weights], hidden.shape[:2])
   chex.assert_axis_dimension(head, 0, hidden.shape[2])
@@ -51,8 +51,8 @@ def cross_entropy(
 
 def _block_loss(hidden, targets, weights, head):
   logits = compute_logits(hidden, head)
-  # a comparison instead of a gather: it stays local when Z is sharded, and its
-  # gradient is no scatter
+  # a comparison, not a gather: it needs no communication when Z is sharded, and
+  # its gradient is no scatter
   chosen = targets[..., None] == jnp.arange(head.shape[1])
   picked = jnp.sum(jnp.where(chosen, logits, 0), -1)
   return jnp.sum(weights * (jax.nn.logsumexp(logits, -1) - picked))

@@ -1,4 +1,4 @@
-"""The next token's loss, and further tokens, balance and indexers beside it."""
+"""The objective of language models: next-token loss and auxiliary losses."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -11,8 +11,8 @@ from deltanet_jax.config.objectives import NextTokenConfig
 from deltanet_jax.model import Backbone, Reports, get_head_weight
 from deltanet_jax.objectives.auxiliary import (
   compute_balance_loss,
-  compute_further_loss,
   compute_indexer_loss,
+  compute_mtp_loss,
   find_part,
   measure_loads,
   update_biases,
@@ -32,7 +32,7 @@ class NextToken:
     self._backbone = Backbone(cfg, dtype)
 
   def __call__(self, params: Params, batch: Batch) -> tuple[jax.Array, Outcome]:
-    """The weighted sum of all parts, and the Outcome."""
+    """Returns the weighted sum of all losses, and the Outcome."""
     cfg, weights = self._cfg, self._weights
     outputs = self._backbone.apply(
       {'params': find_part(params, 'backbone')},
@@ -45,8 +45,8 @@ class NextToken:
     nats = cross_entropy(hidden, head, batch['targets'], batch['weights'])
     total, count = weights.next * nats, batch['weights'].sum()
     if weights.further:
-      further = compute_further_loss(params, cfg, self._dtype, hidden, batch)
-      total += weights.further * further
+      mtp = compute_mtp_loss(params, cfg, self._dtype, hidden, batch)
+      total += weights.further * mtp
     if weights.balance:
       total += weights.balance * count * compute_balance_loss(reports)
     if weights.indexer:
@@ -54,9 +54,9 @@ class NextToken:
     return total, Outcome(nats, reports)
 
   def has_gradient(self, path: Sequence[str]) -> bool:
-    """None have the block of a further token that is not asked for, indexers
-    (the objective knows none in that block), and all others while only the
-    indexers warm up."""
+    """False for indexers and for the MTP layer if their losses have weight 0,
+    for an indexer in the MTP layer, which has no loss, and for all other
+    parameters during an indexer's warm-up."""
     weights = self._weights
     if any(key.startswith('index_') for key in path):
       return path[0] != 'mtp' and weights.indexer > 0
@@ -65,19 +65,19 @@ class NextToken:
     return max(weights.next, weights.further, weights.balance) > 0
 
   def adjust(self, params: Params, outcome: Outcome) -> Params:
-    """With the routers' selection biases moved by `bias_rate`."""
+    """Updates the routers' selection biases by `bias_rate`."""
     rate, reports = self._weights.bias_rate, cast(Reports, outcome.reports)
     return update_biases(params, reports, rate) if rate else params
 
   def figures(self, outcome: Outcome) -> dict[str, jax.Array]:
-    """How evenly the experts are used."""
+    """`measure_loads` of the experts."""
     return measure_loads(cast(Reports, outcome.reports))
 
 
 def make_loss(
   cfg: ModelConfig, dtype: DTypeLike
 ) -> Callable[[Params, Batch], jax.Array]:
-  """The function (params, batch) -> summed next-token loss in nats, by which a
-  model is evaluated; batch as for an `Objective`."""
+  """Returns (params, batch) -> summed next-token loss in nats, for evaluation;
+  batch as for an `Objective`."""
   objective = NextToken(NextTokenConfig(), cfg, dtype)
   return lambda params, batch: objective(params, batch)[0]

@@ -13,11 +13,11 @@ from deltanet_jax.parallel.sharding import Batch, Params
 
 
 class Score(NamedTuple):
-  """Sums over the targets that were scored."""
+  """Sums over the scored targets."""
 
   nats: float
   tokens: int
-  ends: int  # of these tokens, ends of a document
+  ends: int  # of these tokens, those that end a document
 
   @property
   def loss(self) -> float:
@@ -26,14 +26,14 @@ class Score(NamedTuple):
 
   @property
   def perplexity(self) -> float:
-    """e^loss; of a model that diverged, inf."""
+    """e^loss; inf where that overflows."""
     try:
       return math.exp(self.loss)
     except OverflowError:
       return math.inf
 
   def bits_per_byte(self, size: int) -> float:
-    """Bits per byte of a text of `size` bytes that these targets spell."""
+    """Bits per byte, if the targets decode to a text of `size` bytes."""
     return self.nats / math.log(2) / size
 
 
@@ -44,15 +44,15 @@ def score_batches(
   place: Callable[[HostBatch], Batch],
   eod: int,
 ) -> Score:
-  """The `Score` of batches as `TextData.make_heldout_batches` gives them.
+  """The `Score` of batches, as of `TextData.make_heldout_batches`.
 
-  total_loss: jitted, in nats   place: a batch on the devices
+  total_loss: jitted, summed nats   place: puts a batch on the devices
   eod: the id that ends a document
   """
   nats, tokens, ends = 0.0, 0, 0
   for host_batch in batches:
-    batch = place(host_batch)  # may be rows that other processes hold
-    # the sum over batches is kept on the host in float64
+    batch = place(host_batch)  # includes the rows of other processes
+    # summed over batches on the host, in float64
     nats += float(jax.device_get(total_loss(params, batch)))
     counts = jax.device_get(_counts(batch['weights'], batch['targets'], eod))
     tokens, ends = tokens + int(counts[0]), ends + int(counts[1])
@@ -61,7 +61,7 @@ def score_batches(
 
 @jax.jit
 def _counts(weights, targets, eod):
-  """How many targets are scored, and of these, how many are `eod`."""
+  """The number of scored targets, and of those that are `eod`."""
   scored = weights > 0
   return jnp.sum(scored), jnp.sum(scored & (targets == eod))
 
@@ -69,7 +69,7 @@ def _counts(weights, targets, eod):
 def sum_scores(
   scored: Iterable[tuple[HostBatch, np.ndarray | float]], eod: int
 ) -> Score:
-  """The `Score` of pairs (host batch, nats of its targets with weight)."""
+  """The `Score` of pairs (host batch, nats summed over its scored targets)."""
   nats, tokens, ends = 0.0, 0, 0
   for batch, loss in scored:
     nats += float(loss)  # in float64

@@ -1,45 +1,45 @@
-"""What compilers must be kept from, though every value stays as it is."""
+"""Guards against compiler transformations; none of them changes a value."""
 
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
-T = TypeVar('T')  # arrays in tuples and the like
+T = TypeVar('T')  # a tree of arrays
 
 
-def tied(x: T, to: jax.Array | tuple[()]) -> T:
-  """x, arrays or None, as if it were made from `to`, arrays that the layer's
-  input went into.
+def hoisting_barrier(x: T, to: jax.Array | tuple[()]) -> T:
+  """Returns x, a tree of arrays, as if it were computed from `to`, arrays that
+  depend on the layer's input.
 
-  What depends on positions and documents alone is the same in every layer, and
-  where layers are scanned JAX makes it once, before them, and keeps it: out of
-  a loop over a row, the masks of all its steps.
+  JAX hoists what depends on positions and documents alone out of scanned
+  layers. For masks made in a loop over a row it would then keep those of all
+  iterations at once.
   """
   return jax.lax.optimization_barrier((x, to))[0]
 
 
-def spread(x: jax.Array) -> jax.Array:
-  """x [...,N], which no compiler takes for one number repeated, and neither
-  the gradient that comes back to it.
+def opaque(x: jax.Array) -> jax.Array:
+  """Returns x [...,N], bit for bit, such that the compiler sees neither x nor
+  its gradient as a broadcast constant.
 
-  XLA's CPU compiler (jaxlib 0.10.2 to 0.12) makes one call of a product with a
-  repeated number, such as a zero state or the gradient of a sum, and a sum
-  over a row before it; that call reads memory nobody wrote, and the result is
-  garbage (docs/xla_cpu_repeated_number.py; `optimization_barrier` does not
-  help). So x times ones that are no constant to the compiler: x to the bit.
+  XLA's CPU compiler (jaxlib 0.10.2 to 0.12) miscompiles a product with a
+  broadcast constant, such as a zero state or the gradient of a sum, where a
+  sum over rows comes before it: the fused call reads uninitialized memory
+  (docs/xla_cpu_repeated_number.py; `optimization_barrier` does not help).
+  Multiplying by ones that are not a constant to the compiler avoids it.
   """
   ones = (jax.lax.iota(jnp.int32, x.shape[-1]) | 1) != 0
   return x * jax.lax.expand_dims(ones.astype(x.dtype), range(x.ndim - 1))
 
 
-def put(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-  """old [B,S,...] with new [B,T,...], in its type, at each row's slots [B,T]:
-  no two of a row are one, and what is beyond S is left out.
+def write_slots(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+  """Returns old [B,S,...] with new [B,T,...], cast to its type, at slots [B,T].
 
-  Done in place where `old` is donated. XLA's CPU compiler makes a scatter into
-  bfloat16 in float32, from a copy of the whole: one token is put in place by a
-  comparison there.
+  The slots of a row differ; those from S on are ignored. This is in place where
+  `old` is donated. XLA's CPU compiler scatters into bfloat16 by way of a
+  float32 copy of the whole array, so there one token is written by a
+  comparison.
   """
   new = new.astype(old.dtype)
 

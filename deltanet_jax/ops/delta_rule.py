@@ -8,8 +8,8 @@ arXiv:2406.06484 eq. 2 (g = 0), arXiv:2412.06464 eq. 10.
 
   q, k [B,T,J,K]   v [B,T,H,V]   beta [B,T,H]   g [B,T,H] or None (no decay)
 
-All else is said of `deltanet_jax.gated_delta_rule`. Decay, inverse and state
-are float32; matmul operands have q's type.
+`deltanet_jax.gated_delta_rule` documents the other arguments, the results and
+the errors. Decay, inverse and state are float32; matmul operands have q's type.
 """
 
 from typing import NamedTuple
@@ -38,8 +38,8 @@ def step(
   q, k = (jnp.repeat(x.astype(F32), G, axis=1) for x in (q, k))
   if g is not None:
     state = jnp.exp(g.astype(F32))[..., None, None] * state
-  known = matmul('bhk,bhkv->bhv', k, state)
-  write = beta.astype(F32)[..., None] * (v.astype(F32) - known)
+  v_old = matmul('bhk,bhkv->bhv', k, state)
+  write = beta.astype(F32)[..., None] * (v.astype(F32) - v_old)
   state = state + k[..., :, None] * write[..., None, :]
   return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
 
@@ -57,18 +57,20 @@ def run(
   chunk: int = 64,
   group: int = 4,
 ) -> scan.Result:
-  """The rule by one of its `FORMS`."""
+  """Computes the rule in one of its `FORMS`."""
   inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g}
   how = state, segment_ids, chunk, group
   return scan.run(RULE, DESCRIPTION, form, inputs, *how)
 
 
 class _Chunk(NamedTuple):
-  """What tokens of one chunk mean to each other; K-wide arrays in q's type.
+  """M chunks; all but q, k and v float32; G_i = g_1 + .. + g_i.
 
-  q, k [M,B,H,C,K], repeated to the value heads; v, beta as given; known
-  [M,B,H,C,C]: k_i'k_j, decayed, below the diagonal; scores: q_i'k_j, decayed,
-  diagonal included; inverse: (I + beta known)^-1.
+  q, k [M,B,H,C,K], repeated to the value heads   v [M,B,H,C,V]
+  beta [M,B,H,C]
+  gram [M,B,H,C,C]: e^{G_i-G_j} k_i^T k_j below the diagonal
+  scores [M,B,H,C,C]: e^{G_i-G_j} q_i^T k_j, diagonal included
+  inverse [M,B,H,C,C]: T = (I + beta gram)^-1
   """
 
   q: jax.Array
@@ -76,79 +78,82 @@ class _Chunk(NamedTuple):
   v: jax.Array
   beta: jax.Array
   decay: scan.Decay
-  known: jax.Array
+  gram: jax.Array
   scores: jax.Array
   inverse: jax.Array
 
-  def low(self, x: jax.Array) -> jax.Array:
-    """x as a matmul operand."""
+  def cast(self, x: jax.Array) -> jax.Array:
+    """Returns x in the type of matmul operands."""
     return x.astype(self.q.dtype)
 
-  def whole(self, spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """einsum of x and y, what is float32 of them not rounded to an operand."""
+  def precise(self, spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """einsum(spec, x, y); float32 operands enter as two parts of q's type."""
     return matmul_parts(spec, x, y, self.q.dtype)
 
   @property
   def erase(self) -> jax.Array:
-    """beta_t e^{g_1 + .. + g_t}: how much of the entry state token t erases
-    along its key."""
+    """beta_t e^{G_t} [M,B,H,C]: the share of the entry state that token t
+    erases along its key."""
     return self.beta * self.decay.read
 
 
 def _within(q, k, v, beta, g, masks):
+  """Computes what needs no state; `masks` keeps documents apart."""
   G = v.shape[2] // q.shape[2]
   beta = beta.astype(F32)
   decay = scan.decay_of(g, masks, beta.shape)
   dot = lambda a, b: repeat_heads(matmul('...tk,...sk->...ts', a, b), G)
-  known = jnp.tril(dot(k, k) * decay.between, -1)
+  gram = jnp.tril(dot(k, k) * decay.between, -1)
   return _Chunk(
     q=repeat_heads(q, G),
     k=repeat_heads(k, G),
     v=v,
     beta=beta,
     decay=decay,
-    known=known,
+    gram=gram,
     scores=dot(q, k) * decay.between,
-    inverse=unit_lower_inverse(beta[..., None] * known),
+    inverse=unit_lower_inverse(beta[..., None] * gram),
   )
 
 
 def _read(c, write, entry):
-  """o = (e^G q) S + scores u for writes u and entry states S."""
-  o = matmul('...tk,...kv->...tv', c.q, c.low(entry))
+  """O = e^G Q S + scores U for writes U and entry states S."""
+  o = matmul('...tk,...kv->...tv', c.q, c.cast(entry))
   o = c.decay.read[..., None] * o
-  return o + c.whole('...ts,...sv->...tv', c.scores, write)
+  return o + c.precise('...ts,...sv->...tv', c.scores, write)
 
 
 def _forward_associative(inputs, masks, state):
-  # all in float32: JAX's own gradients would round what cancels
+  # all in float32: automatic differentiation rounds terms that cancel
   c = _within(*(x.astype(F32) for x in inputs[:3]), *inputs[3:], masks)
   solve = lambda x: matmul('...ts,...sx->...tx', c.inverse, x)
-  erase = solve(c.erase[..., None] * c.k)
-  fresh = solve(c.beta[..., None] * c.v)
+  # README.md, section 2: T (beta e^G K) and T (beta V)
+  solved_k = solve(c.erase[..., None] * c.k)
+  solved_v = solve(c.beta[..., None] * c.v)
   write_k = c.decay.write[..., None] * c.k
   onto_exit = lambda x: matmul('...tk,...tx->...kx', write_k, x)
   eye = jnp.eye(c.k.shape[-1], dtype=F32)[None, None, None]
   carry = c.decay.carry[..., None, None] * eye
   entry, last = scan.affine_scan(
-    carry - onto_exit(erase),
-    onto_exit(fresh),
+    carry - onto_exit(solved_k),
+    onto_exit(solved_v),
     state,
     lambda a, x: matmul('...kl,...lx->...kx', a, x),
   )
-  write = fresh - matmul('...tk,...kv->...tv', erase, entry)
+  write = solved_v - matmul('...tk,...kv->...tv', solved_k, entry)
   return _read(c, write, entry), last
 
 
 def _states(c, state):
-  """Entry states [M,...], raw errors v - e^G k S, writes u; the exit state."""
+  """Scans the chunks: the last exit state, and of every chunk the entry state
+  S [M,B,H,K,V], the errors V - e^G K S and the writes U [M,B,H,C,V]."""
 
   def body(state, xs):
     k, v, beta, decay, inverse = xs
-    known = c.whole('bhtk,bhkv->bhtv', k, state)
-    error = v - decay.read[..., None] * known
-    write = c.whole('bhts,bhsv->bhtv', inverse, beta[..., None] * error)
-    exit_state = decay.carry[..., None, None] * state + c.whole(
+    v_old = c.precise('bhtk,bhkv->bhtv', k, state)
+    error = v - decay.read[..., None] * v_old
+    write = c.precise('bhts,bhsv->bhtv', inverse, beta[..., None] * error)
+    exit_state = decay.carry[..., None, None] * state + c.precise(
       'bhtk,bhtv->bhkv', k, decay.write[..., None] * write
     )
     return exit_state, (state, error, write)
@@ -164,57 +169,58 @@ def _forward(inputs, masks, state):
 
 
 def _backward(inputs, masks, state, d_o, d_state):
-  """Gradients of one group; derived in README.md, section 4."""
+  """Gradients of one group of chunks. README.md, section 4, derives them; the
+  capital letters in comments are its letters."""
   *_, g = inputs
   c = _within(*inputs, masks)
   _, (entry, error, write) = _states(c, state)
-  d_o = c.low(d_o)
+  d_o = c.cast(d_o)
   reach_v, reach_q = _reach(c)
   d_state, (d_exit, from_exit) = _exit_gradients(c, reach_q, d_o, d_state)
-  # d_rhs: gradient of beta (v - e^G k S), the right-hand side of the solve
-  d_rhs = from_exit + matmul('...ts,...tv->...sv', c.low(reach_v), d_o)
-  with_writes = lambda a: c.whole('...tv,...sv->...ts', c.low(a), write)
-  d_known = -with_writes(d_rhs)
+  # dZ: gradient of beta (V - e^G K S), the right-hand side of (solve)
+  d_rhs = from_exit + matmul('...ts,...tv->...sv', c.cast(reach_v), d_o)
+  with_writes = lambda a: c.precise('...tv,...sv->...ts', c.cast(a), write)
+  d_gram = -with_writes(d_rhs)
   d_error = c.beta[..., None] * d_rhs
-  seen = c.whole('...tv,...kv->...tk', d_o, entry)
+  seen = c.precise('...tv,...kv->...tk', d_o, entry)  # dO S^T
   d_g = None
   if g is not None:
     d_g = _decay_gradient(
       c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit
     )
   d_q, d_k = _key_gradients(
-    inputs, c, seen, d_known, with_writes(d_o), write, d_exit, d_error, entry
+    inputs, c, seen, d_gram, with_writes(d_o), write, d_exit, d_error, entry
   )
-  d_beta = jnp.sum(d_rhs * error, -1) + jnp.sum(d_known * c.known, -1)
+  d_beta = jnp.sum(d_rhs * error, -1) + jnp.sum(d_gram * c.gram, -1)
   return (d_q, d_k, d_error, d_beta, d_g), d_state
 
 
 def _reach(c):
-  """o = reach_v (beta v) + reach_q S: what each output sees of the raw writes
-  and of the entry state once the erasures between are counted."""
-  reach_v = c.whole('...ts,...sr->...tr', c.scores, c.inverse)
-  reach_q = c.decay.read[..., None] * c.q - c.whole(
+  """Y [..,C,C] and Q~ [..,C,K] of O = Y (beta V) + Q~ S: the outputs as a
+  function of the values and the entry state, with the solve multiplied out."""
+  reach_v = c.precise('...ts,...sr->...tr', c.scores, c.inverse)
+  reach_q = c.decay.read[..., None] * c.q - c.precise(
     '...ts,...sk->...tk', reach_v * c.erase[..., None, :], c.k
   )
   return reach_v, reach_q
 
 
 def _exit_gradients(c, reach_q, d_o, d_state):
-  """The gradient of the group's entry state; of every chunk's exit state, and
-  what of it the right-hand side of the solve gets."""
+  """dS, the gradient of the group's entry state, and of every chunk E, the
+  gradient of its exit state, and R, what E contributes to dZ."""
 
   def body(d_state, xs):
     k, erase, inverse, write_decay, carry, from_reads = xs
-    d_exit = write_decay[..., None] * c.whole('bhtk,bhkv->bhtv', k, d_state)
-    from_exit = c.whole('bhts,bhtv->bhsv', inverse, d_exit)
+    d_exit = write_decay[..., None] * c.precise('bhtk,bhkv->bhtv', k, d_state)
+    from_exit = c.precise('bhts,bhtv->bhsv', inverse, d_exit)
     d_entry = (
       carry[..., None, None] * d_state
       + from_reads
-      - c.whole('bhtk,bhtv->bhkv', k, erase[..., None] * from_exit)
+      - c.precise('bhtk,bhtv->bhkv', k, erase[..., None] * from_exit)
     )
     return d_entry, (d_state, from_exit)
 
-  from_reads = matmul('...tk,...tv->...kv', c.low(reach_q), d_o)
+  from_reads = matmul('...tk,...tv->...kv', c.cast(reach_q), d_o)
   return jax.lax.scan(
     body,
     d_state,
@@ -224,17 +230,17 @@ def _exit_gradients(c, reach_q, d_o, d_state):
 
 
 def _key_gradients(
-  inputs, c, seen, d_known, d_scores, write, d_exit, d_error, entry
+  inputs, c, seen, d_gram, d_scores, write, d_exit, d_error, entry
 ):
-  """dq and dk, summed over the value heads of a key head."""
+  """dQ and dK, summed over the value heads of a key head."""
   q, k, v = inputs[:3]
   G = v.shape[2] // q.shape[2]
-  onto_k = lambda a, s: matmul('...tv,...kv->...tk', c.low(a), c.low(s))
+  onto_k = lambda a, s: matmul('...tv,...kv->...tk', c.cast(a), c.cast(s))
   between = c.decay.between
-  d_kk = scan.sum_heads(jnp.tril(c.beta[..., None] * d_known * between, -1), G)
+  d_kk = scan.sum_heads(jnp.tril(c.beta[..., None] * d_gram * between, -1), G)
   d_qk = scan.sum_heads(d_scores * between, G)
   read = c.decay.read[..., None]
-  times = lambda a, b: c.whole('...ts,...sk->...tk', a, b)
+  times = lambda a, b: c.precise('...ts,...sk->...tk', a, b)
   swap = lambda x: jnp.swapaxes(x, -1, -2)
   d_q = scan.sum_heads(read * seen, G) + times(d_qk, k)
   d_k = (
@@ -250,26 +256,27 @@ def _key_gradients(
 
 
 def _decay_gradient(c, d_o, reach_v, reach_q, seen, from_exit, entry, d_exit):
-  """dg_t: the share of the loss that passes from before t to t or after.
+  """dg_t, by the pairs that g_t lies between (README.md, section 4).
 
-  Summed over pairs (raw write before t, output at or after t), whose weights
-  `reach` already hold what was erased between. The usual row sums less column
-  sums of the scores cancel where keys repeat: their error is 10 to 100 times
-  this one's, which stays at the token scan's own.
+  These are values before t and outputs at or after t, weighted by Y, with the
+  entry state among the values and the exit state among the outputs. The usual
+  formula, row sums minus column sums of the scores' gradient, cancels where
+  keys repeat: its error is 10 to 100 times this one's, which is the token
+  scan's.
   """
   C = reach_v.shape[-1]
-  raw = c.beta[..., None] * c.v
+  beta_v = c.beta[..., None] * c.v
   seen_v = c.beta[..., None, :] * matmul('...tv,...sv->...ts', d_o, c.v)
   pairs = jnp.tril(reach_v * seen_v, -1)
-  after = scan.triangle(C).T  # [t, i]: i at or after t
+  after = scan.triangle(C).T  # [t, i]: 1 where i >= t
   within = matmul('ti,...ij->...tj', after, pairs)
   from_entry = matmul('ti,...i->...t', after, jnp.sum(reach_q * seen, -1))
   to_exit = matmul(
     'tj,...j->...t',
     jnp.tril(scan.triangle(C), -1),
-    jnp.sum(raw * from_exit, -1),
+    jnp.sum(beta_v * from_exit, -1),
   )
-  erased = matmul('...tv,...kv->...tk', c.low(from_exit), c.low(entry))
+  erased = matmul('...tv,...kv->...tk', c.cast(from_exit), c.cast(entry))
   through = c.decay.carry * jnp.sum(d_exit * entry, (-1, -2)) - jnp.sum(
     c.erase[..., None] * c.k * erased, (-1, -2)
   )

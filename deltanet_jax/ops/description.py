@@ -1,7 +1,7 @@
-"""What a rule says of itself: `DESCRIPTION`, at the foot of its file.
+"""The inputs and the carry of a rule: `DESCRIPTION`, at the foot of its file.
 
-Time split over devices, the bench and the checks of a rule's arguments read
-this and know no rule by name.
+Shape checks, sequence parallelism, the benchmark and the tests read it, and
+name no rule themselves.
 """
 
 from typing import Literal, NamedTuple
@@ -13,19 +13,19 @@ from deltanet_jax.ops.shapes import check_shapes
 
 
 class Input(NamedTuple):
-  """An argument of a rule's forms: an array, or None where the rule allows.
+  """An argument of a rule's forms: an array, or None where the rule allows it.
 
-  axes: a letter each (`shapes.check_shapes`), T the second or absent; of
-  several choices the usual one first   kind: 'key' has norm 1 at most, 'query'
-  is a key and scaled, 'value' is any, 'gate' is in (0, 1) as a rule, 'decay' is
-  a logarithm, <= 0
+  axes: a letter for each (`shapes.check_shapes`), T second or absent; of
+    several choices the usual one is first
+  kind: 'key', of norm 1 at most; 'query', a key that is also scaled; 'value',
+    any number; 'gate', usually in (0, 1); 'decay', a logarithm, <= 0
   """
 
   axes: str
   kind: Literal['query', 'key', 'value', 'gate', 'decay']
 
   def axes_of(self, x: jax.Array) -> str:
-    """The choice that x has as many axes as."""
+    """Returns the choice that has as many axes as x."""
     return next(c for c in self.axes.split('|') if len(c) == x.ndim)
 
 
@@ -36,15 +36,15 @@ STATE = 'BHKV'
 
 
 class Description(NamedTuple):
-  """A rule that is affine in its state: tokens take S [B,H,K,V] to A S + U.
+  """A rule that is affine in its state: a token maps S [B,H,K,V] to A S + U.
 
-  A acts on K alone, in each head by itself; with zeros for all inputs that
-  have an axis V, U is zero and A is unchanged. Before the first token S is
-  zero.
+  A acts on the axis K of each head. If all inputs with an axis V are zero, U is
+  zero and A is unchanged. The state before the first token is zero.
 
-  carry: 'scalar' where A is a number for each head, that no axis K or V of an
-  input has a part in; 'matrix' [B,H,K,K] otherwise, diagonal or not
-  inputs: by name, in the forms' order   gates: those that forms take by keyword
+  carry: 'scalar' if A is a number for each head that depends on no input with
+    an axis K or V; else 'matrix', A [B,H,K,K]
+  inputs: by name, in the order of the forms' arguments
+  gates: the optional keyword arguments
   """
 
   carry: Literal['scalar', 'matrix']
@@ -52,19 +52,20 @@ class Description(NamedTuple):
   gates: dict[str, Input] = {}
 
   def check(self, **arrays: jax.Array | None) -> dict[str, int]:
-    """Sizes by letter; ValueError where the shapes of inputs, gates, `state`
-    and `segment_ids` do not fit together."""
+    """Returns sizes by letter. ValueError where the shapes of inputs, gates,
+    `state` and `segment_ids` do not fit together."""
     axes = {name: x.axes for name, x in (self.inputs | self.gates).items()}
     axes |= {'state': STATE, 'segment_ids': 'BT'}
     sizes = check_shapes(**{n: (x, axes[n]) for n, x in arrays.items()})
     if sizes['H'] % sizes['J']:
       raise ValueError(
-        f'{sizes["H"]} value heads are no multiple of {sizes["J"]} key heads'
+        f'{sizes["H"]} value heads are no multiple of {sizes["J"]} key heads;'
+        ' change one of them'
       )
     return sizes
 
   def check_token(self, **arrays: jax.Array | None) -> None:
-    """`check` of a step's arguments: inputs and gates without T, and state."""
+    """`check` of the arguments of `step`: inputs and gates without T, state."""
     axes = {
       name: x.axes.replace('T', '')
       for name, x in (self.inputs | self.gates).items()
@@ -73,5 +74,5 @@ class Description(NamedTuple):
     check_shapes(**{n: (x, axes[n]) for n, x in arrays.items()})
 
   def zero_state(self, sizes: dict[str, int]) -> jax.Array:
-    """What is before the first token, by the sizes of `STATE`'s letters."""
+    """The state [B,H,K,V] float32 before the first token."""
     return jnp.zeros([sizes[letter] for letter in STATE], jnp.float32)

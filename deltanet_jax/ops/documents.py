@@ -1,5 +1,5 @@
-"""Documents packed into a row: which token belongs to which, that none reaches
-another, whatever it holds, and a state for each."""
+"""Documents packed in one row: their segments, NaN that stays in its document,
+and a state for every document."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,29 +7,29 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-Arrays = TypeVar('Arrays')  # a tree of them
-# of a rule: the first, q, is an array; others may be None
+Arrays = TypeVar('Arrays')  # a tree of arrays
+# of a rule: the first is q, an array; the others may be None
 Inputs = tuple[jax.Array, *tuple[jax.Array | None, ...]]
 
 
-def runs_of(segment_ids: jax.Array | None) -> jax.Array | None:
-  """Numbers the runs of equal neighbors in segment_ids [B,T]: 0, 1, 2, ...
+def number_segments(segment_ids: jax.Array | None) -> jax.Array | None:
+  """Numbers the segments of each row of segment_ids [B,T]: 0, 1, 2, ...
 
-  A document is a run, so an id that comes back later starts a new one. None
-  for None.
+  A segment is a run of equal ids, so an id that comes back later is a new one.
+  Returns [B,T] int32, None for None.
   """
   if segment_ids is None:
     return None
-  return jnp.cumsum(starts(segment_ids), axis=1, dtype=jnp.int32)
+  return jnp.cumsum(segment_starts(segment_ids), axis=1, dtype=jnp.int32)
 
 
-def starts(segment_ids: jax.Array) -> jax.Array:
-  """Where a document begins that is not the row's first: [B,T] bool."""
+def segment_starts(segment_ids: jax.Array) -> jax.Array:
+  """[B,T] bool: true where a segment begins that is not the row's first."""
   before = jnp.concatenate([segment_ids[:, :1], segment_ids[:, :-1]], axis=1)
   return segment_ids != before
 
 
-def apart(
+def isolate_nonfinite(
   rule: Callable[
     [Inputs, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]
   ],
@@ -37,17 +37,17 @@ def apart(
   state: jax.Array,
   segment_ids: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-  """`rule(inputs, state, segment_ids) -> (o, state)`, no document seeing what
-  is not finite in another.
+  """Calls `rule(inputs, state, segment_ids) -> (o, state)` such that NaN and
+  infinity stay in their document.
 
-  A mask multiplies by zero, and zero times NaN is NaN: in a chunk that two
-  documents share, one would spoil the other. So what is not finite is taken
-  out before the rule and put back after it: o, the last state and the
-  gradients of a document are NaN from such a token on, in all its heads; all
-  other documents have the values and gradients that they have alone.
+  A mask multiplies by zero, and zero times NaN is NaN, so a document would
+  spoil another one in its chunk. Non-finite tokens are therefore replaced by
+  zeros before the rule, and afterwards o, the last state and the gradients of
+  that document are set to NaN from the token on, in all heads. The other
+  documents have the values and gradients that they have alone.
 
   inputs: arrays [B,T,...] or None; state [B,H,K,V] belongs to the first
-  document; segment_ids [B,T] or None: one document, nothing is done.
+  document; segment_ids [B,T], or None: the rule is called as it is.
   """
   if segment_ids is None:
     return rule(inputs, state, None)
@@ -68,7 +68,7 @@ def apart(
   def backward(residuals, cotangents):
     pull, spoiled, segment_ids = residuals
     d_o, d_last = cotangents
-    # the same from the end of the row
+    # the same, from the end of the row backwards
     flip = lambda x: jnp.flip(x, 1)
     lost = _bad(d_last, 1) | spoiled[:, -1]
     bad = _bad(d_o, 2) | spoiled
@@ -83,38 +83,38 @@ def apart(
   return call(inputs, state, segment_ids)
 
 
-def each(
+def run_per_document(
   rule: Callable[[Arrays, jax.Array], tuple[jax.Array, jax.Array]],
   inputs: Arrays,
   states: jax.Array,
   cu_seqlens: jax.Array,
   block: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """`rule(inputs, state) -> (o, state)` of every document of a row, each from
-  its own state.
+  """Calls `rule(inputs, state) -> (o, state)` on every document of a row, each
+  with its own state.
 
-  inputs: arrays [1,T,...]; states [N,H,K,V]; document n has the tokens from
-  cu_seqlens[n] to cu_seqlens[n+1], perhaps none. Returns o [1,T,H,V], zero
-  where a token is in no document, and the last states; one without tokens is
-  as it was.
+  inputs: arrays [1,T,...]; states [N,H,K,V]; document n is the tokens from
+  cu_seqlens[n] up to cu_seqlens[n+1], perhaps none. Returns o [1,T,H,V], zero
+  for tokens in no document, and the last states; that of an empty document is
+  unchanged.
 
-  Every document has blocks of `block` tokens of its own, the last filled up
-  with zeros, which change no state: `rule` sees one document alone, and nothing
-  is masked. They run one after the other, T / block + N of them at most.
+  Each document is cut into blocks of `block` tokens, the last padded with
+  zeros, which change no state: `rule` sees one document at a time, unmasked.
+  At most T / block + N blocks run one after the other.
   """
   T, N = jax.tree.leaves(inputs)[0].shape[1], states.shape[0]
   lengths = jnp.diff(cu_seqlens)
   counts = -(-lengths // block)
   ends = jnp.cumsum(counts)
   index = jnp.arange((T + N * (block - 1)) // block)
-  # blocks that are left over hold nothing of the last document
+  # unused blocks are empty ones of the last document
   document = jnp.minimum(jnp.searchsorted(ends, index, side='right'), N - 1)
   start = block * (index - (ends - counts)[document])
   place = start[:, None] + jnp.arange(block)[None]
   token = jnp.where(
     place < lengths[document][:, None],
     cu_seqlens[document][:, None] + place,
-    T,  # none
+    T,  # out of range: filled with zeros
   )
   cut = lambda x: x[0].at[token].get(mode='fill', fill_value=0)[:, None]
   o, states = _walk(rule, jax.tree.map(cut, inputs), states, document)
@@ -123,7 +123,7 @@ def each(
 
 
 def _walk(rule, blocks, states, document):
-  """`rule` block by block, block i from and to states[document[i]]."""
+  """Scans `rule` over blocks; block i reads and writes states[document[i]]."""
 
   def forward(blocks, states, document):
     def body(states, xs):
@@ -143,7 +143,7 @@ def _walk(rule, blocks, states, document):
       block, entry, n, d_o = xs
       _, pull = jax.vjp(rule, block, entry)
       d_block, d_entry = pull((d_o, d_states[n][None]))
-      # JAX's own gradient would touch all N states in every block
+      # automatic differentiation would touch all N states in every block
       return d_states.at[n].set(d_entry[0]), d_block
 
     d_states, d_blocks = jax.lax.scan(
@@ -157,8 +157,7 @@ def _walk(rule, blocks, states, document):
 
 
 def _bad(arrays, lead):
-  """Is anything not finite? Of arrays, for each index of their first `lead`
-  axes."""
+  """Bool, of the first `lead` axes: true where any array is not finite."""
   finite = [
     jnp.isfinite(x).all(tuple(range(lead, x.ndim)))
     for x in jax.tree.leaves(arrays)
@@ -167,12 +166,12 @@ def _bad(arrays, lead):
 
 
 def _first(bad, also):
-  """bad [B,T], of the first token `also` [B] too."""
+  """bad [B,T] with `also` [B] or-ed to the first token."""
   return jnp.concatenate([bad[:, :1] | also[:, None], bad[:, 1:]], 1)
 
 
 def _filled(arrays, where, value):
-  """Arrays with `value` where `where`, of fewer axes, says so."""
+  """Sets arrays to `value` where `where` is true; it has their first axes."""
 
   def fill(x):
     at = where.reshape(where.shape + (1,) * (x.ndim - where.ndim))
@@ -182,7 +181,7 @@ def _filled(arrays, where, value):
 
 
 def _since_start(bad, segment_ids):
-  """Is this token or one before it in its document bad? [B,T] bool."""
+  """[B,T] bool: true where this or an earlier token of its segment is bad."""
   index = jnp.broadcast_to(jnp.arange(bad.shape[1]), bad.shape)
   latest = lambda x: jax.lax.cummax(jnp.where(x, index, -1), axis=1)
-  return latest(bad) >= jnp.maximum(latest(starts(segment_ids)), 0)
+  return latest(bad) >= jnp.maximum(latest(segment_starts(segment_ids)), 0)

@@ -1,15 +1,15 @@
-"""The inverse of a unit lower triangle."""
+"""The inverse of a unit lower triangular matrix."""
 
 import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.products import matmul
 
-BLOCK = 16  # rows solved by substitution; larger triangles merge such blocks
+BLOCK = 16  # rows inverted by substitution; larger matrices merge such blocks
 
 
 def check_chunk(C: int) -> None:
-  """ValueError unless C tokens can be halved down to blocks of 16."""
+  """Raises ValueError unless C is 16 * 2^n."""
   blocks = C // BLOCK
   if C < 1 or blocks * BLOCK != C or blocks & (blocks - 1):
     raise ValueError(f'chunk is {C}; give 16, 32, 64, 128 or another 16 * 2^n')
@@ -19,10 +19,9 @@ def check_chunk(C: int) -> None:
 def unit_lower_inverse(a: jax.Array) -> jax.Array:
   """(I + a)^-1 for strictly lower triangular a [...,C,C], C = 16 * 2^n.
 
-  Substitution in 16-row blocks, then neighbors merged by
-  [[P, 0], [L, R]]^-1 = [[P^-1, 0], [-R^-1 L P^-1, R^-1]]: exact for any a. A
-  power series would be exact on paper only: its terms reach 1e9 and more
-  where keys resemble each other, and cancel.
+  Forward substitution in blocks of 16 rows, then neighboring blocks are merged:
+  [[P, 0], [L, R]]^-1 = [[P^-1, 0], [-R^-1 L P^-1, R^-1]]. A power series is
+  inaccurate: for similar keys its terms exceed 1e9 and cancel.
   """
   C = a.shape[-1]
   check_chunk(C)
@@ -51,17 +50,17 @@ def unit_lower_inverse(a: jax.Array) -> jax.Array:
 
 
 def _substitute(a):
-  """(I + a)^-1 of [...,16,16], all blocks at once: a row that is known is
-  taken off those below it."""
+  """(I + a)^-1 of a [...,16,16]: row j, once final, is eliminated from the rows
+  below it."""
 
-  def take_off(j, x):
+  def eliminate(j, x):
     column = jax.lax.dynamic_index_in_dim(a, j, a.ndim - 1)
     row = jax.lax.dynamic_index_in_dim(x, j, a.ndim - 2)
     return x - column * row
 
   # a loop: unrolled, a TPU's compiler takes minutes for the layers of a model
   eye = jnp.broadcast_to(jnp.eye(BLOCK, dtype=a.dtype), a.shape)
-  return jax.lax.fori_loop(0, BLOCK - 1, take_off, eye)
+  return jax.lax.fori_loop(0, BLOCK - 1, eliminate, eye)
 
 
 @unit_lower_inverse.defjvp

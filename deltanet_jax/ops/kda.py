@@ -4,15 +4,15 @@
     S_t = S' + k_t (w_t * v_t - S'^T (b_t * k_t))^T
     o_t = S_t^T q_t
 
-arXiv:2510.26692 eq. 1 with erase and write gates b = w = beta; apart, they
-make Gated DeltaNet-2 (arXiv:2605.22791).
+arXiv:2510.26692 eq. 1 has one gate, b = w = beta. With separate erase and write
+gates b and w this is Gated DeltaNet-2 (arXiv:2605.22791).
 
-  q, k [B,T,J,K]   v [B,T,H,V]   beta [B,T,H] or [B,T,H,V]: w above
-  g [B,T,H,K], g <= 0, any size
-  erase [B,T,H,K]: b above; None: beta, which then is [B,T,H]
+  q, k [B,T,J,K]   v [B,T,H,V]   beta [B,T,H] or [B,T,H,V]: w
+  g [B,T,H,K], g <= 0
+  erase [B,T,H,K]: b; None: b is beta, which then is [B,T,H]
 
-All else is said of `deltanet_jax.gated_delta_rule`. Decay, inverse and state
-are float32; matmul operands have q's type.
+`deltanet_jax.gated_delta_rule` documents the other arguments, the results and
+the errors. Decay, inverse and state are float32; matmul operands have q's type.
 """
 
 from typing import NamedTuple
@@ -37,15 +37,15 @@ def step(
   erase: jax.Array | None,
   state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """One token: the arguments above without T, `erase` may be None."""
+  """One token: the arguments above without T, state [B,H,K,V] f32."""
   DESCRIPTION.check_token(
     q=q, k=k, v=v, beta=beta, g=g, erase=erase, state=state
   )
   G = v.shape[1] // q.shape[1]
   q, k = (jnp.repeat(x.astype(F32), G, axis=1) for x in (q, k))
-  write, erased = _gates(k, v, beta, erase)
+  wv, bk = _gates(k, v, beta, erase)
   state = jnp.exp(g.astype(F32))[..., None] * state
-  write = write - matmul('bhk,bhkv->bhv', erased, state)
+  write = wv - matmul('bhk,bhkv->bhv', bk, state)
   state = state + k[..., :, None] * write[..., None, :]
   return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
 
@@ -64,7 +64,7 @@ def run(
   chunk: int = 64,
   group: int = 4,
 ) -> scan.Result:
-  """The rule by one of its `FORMS`."""
+  """Computes the rule in one of its `FORMS`."""
   if erase is None:
     check_shapes(v=(v, 'BTHV'), **{'beta without erase': (beta, 'BTH')})
   inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g, 'erase': erase}
@@ -73,7 +73,7 @@ def run(
 
 
 def _gates(k, v, beta, erase):
-  """w * v and b * k in float32."""
+  """Returns w * v and b * k in float32."""
   beta = beta.astype(F32)
   beta = beta if beta.ndim == v.ndim else beta[..., None]
   erase = beta if erase is None else erase.astype(F32)
@@ -81,69 +81,73 @@ def _gates(k, v, beta, erase):
 
 
 class _Chunk(NamedTuple):
-  """What the tokens of one chunk mean to each other, [M,B,H,C,...].
+  """M chunks; read_q and erase_k in q's type, the rest float32.
 
-  read_q, read_a: q and b * k, decayed from the entry state; write_k: k,
-  decayed to the exit state; carry [M,B,H,K]; scores [..,C,C]: q_i'k_j, decayed
-  between; links: (b k)_i'k_j, decayed, below the diagonal; raw: w * v.
+  read_q, erase_k [M,B,H,C,K]: e^G q and e^G (b * k)
+  write_k [M,B,H,C,K]: e^{G_C-G} k   carry [M,B,H,K]: e^{G_C}
+  scores [M,B,H,C,C]: sum_c e^{G_ic-G_jc} q_ic k_jc, diagonal included
+  lower [M,B,H,C,C]: the same with b * k for q, below the diagonal
+  wv [M,B,H,C,V]: w * v
   """
 
   read_q: jax.Array
-  read_a: jax.Array
+  erase_k: jax.Array
   write_k: jax.Array
   carry: jax.Array
   scores: jax.Array
-  links: jax.Array
-  raw: jax.Array
+  lower: jax.Array
+  wv: jax.Array
 
-  def low(self, x: jax.Array) -> jax.Array:
-    """x as a matmul operand."""
+  def cast(self, x: jax.Array) -> jax.Array:
+    """Returns x in the type of matmul operands."""
     return x.astype(self.read_q.dtype)
 
-  def whole(self, spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """einsum of x and y, what is float32 of them not rounded to an operand."""
+  def precise(self, spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """einsum(spec, x, y); float32 operands enter as two parts of q's type."""
     return matmul_parts(spec, x, y, self.read_q.dtype)
 
 
 def _within(q, k, v, beta, g, erase, masks):
+  """Computes what needs no state; `masks` keeps documents apart."""
   G = v.shape[2] // q.shape[2]
   dtype = q.dtype
   check_chunk(g.shape[3])
   q, k = (repeat_heads(x.astype(F32), G) for x in (q, k))
-  raw, a = _gates(k, v, beta, erase)
+  wv, bk = _gates(k, v, beta, erase)
   levels, from_entry, to_exit = _spans(g.astype(F32))
   read, write = jnp.exp(from_entry), jnp.exp(to_exit)
   carry = read[..., -1, :]
-  scores, links = _scores(q, a, k, levels, dtype)
+  scores, lower = _scores(q, bk, k, levels, dtype)
   if masks is not None:
     scores = jnp.where(masks.pair, scores, 0)
-    links = jnp.where(masks.pair, links, 0)
+    lower = jnp.where(masks.pair, lower, 0)
     read = jnp.where(masks.enters[..., None], read, 0)
     write = jnp.where(masks.leaves[..., None], write, 0)
     carry = jnp.where(masks.enters[..., -1:], carry, 0)
   return _Chunk(
     read_q=(read * q).astype(dtype),
-    read_a=(read * a).astype(dtype),
+    erase_k=(read * bk).astype(dtype),
     write_k=write * k,
     carry=carry,
     scores=scores,
-    links=links,
-    raw=raw,
+    lower=lower,
+    wv=wv,
   )
 
 
 def _halves(x, size):
-  """[M,B,H,C,...] as runs of 2 * size tokens: first and second halves."""
+  """Cuts [M,B,H,C,...] into blocks of 2 * size tokens: their two halves."""
   x = x.reshape(*x.shape[:3], -1, 2, size, *x.shape[4:])
   return x[:, :, :, :, 0], x[:, :, :, :, 1]
 
 
 def _spans(g):
-  """Sums of g [M,B,H,C,K], only by addition of what each spans.
+  """Sums of g [M,B,H,C,K], each made by additions alone.
 
-  For runs of size 1, 2, 4, .., C/2: (start of its run to token, the token
-  included) in the second of two neighbors and (after token to end of its run)
-  in the first, [M,B,H,C/(2 size),size,K]. Then both for the chunk.
+  levels: for blocks of 2 size tokens, size = 1, 2, 4, .., C/2, two arrays
+  [M,B,H,C/(2 size),size,K]: of the second half the sums from its start to each
+  token, that token included; of the first half those after each token to its
+  end. from_start, to_end [M,B,H,C,K]: both sums for the whole chunk.
   """
   C = g.shape[3]
   join = lambda *x: jnp.stack(x, 4).reshape(g.shape)
@@ -162,27 +166,27 @@ def _spans(g):
   return levels, from_start, to_end
 
 
-def _scores(q, a, k, levels, dtype):
-  """sum_c x_ic k_jc e^{g_{j+1,c} + .. + g_{i,c}} for x = q (j <= i) and a
-  (j < i): two arrays [...,C,C].
+def _scores(q, bk, k, levels, dtype):
+  """sum_c x_ic k_jc e^{g_{j+1,c} + .. + g_{i,c}} for x = q (j <= i) and
+  x = b * k (j < i): two arrays [M,B,H,C,C] float32.
 
-  The decay differs by channel, so it cannot multiply a finished product. But
-  two neighboring runs of tokens have a place between them: rows of the second
-  are decayed from there on, keys of the first up to there, and one product
-  gives all pairs across. No exponent is ever above 0, whatever g, where
-  exp(g_i) exp(-g_j) would overflow. Runs double until they fill the chunk.
+  The decay differs by channel, so it cannot multiply a finished product, and
+  e^{G_i} e^{-G_j} overflows. So each block is halved: rows of the second half
+  are decayed from its start, keys of the first half to its end, and one matmul
+  gives all pairs of the two. No exponent is positive. Blocks double until they
+  fill the chunk.
   """
   C = q.shape[3]
-  low = lambda x: x.astype(dtype)
+  cast = lambda x: x.astype(dtype)
   same = jnp.sum(q * k, -1)
-  # [M,B,H,runs,size,2,size]
+  # [M,B,H,blocks,size,2,size]: row, q or b * k, key
   both = jnp.stack([same, jnp.zeros_like(same)], -1)[..., None, :, None]
   for n, (start, end) in enumerate(levels):
     size = 2**n
-    row = jnp.stack([_halves(x, size)[1] * jnp.exp(start) for x in (q, a)], 5)
+    row = jnp.stack([_halves(x, size)[1] * jnp.exp(start) for x in (q, bk)], 5)
     key = _halves(k, size)[0] * jnp.exp(end)
     row = row.reshape(*key.shape[:4], 2 * size, -1)
-    corner = matmul('...rk,...jk->...rj', low(row), low(key))
+    corner = matmul('...rk,...jk->...rj', cast(row), cast(key))
     corner = corner.reshape(*key.shape[:5], 2, size)
     first, second = both[:, :, :, ::2], both[:, :, :, 1::2]
     top = jnp.concatenate([first, jnp.zeros_like(corner)], -1)
@@ -192,31 +196,32 @@ def _scores(q, a, k, levels, dtype):
 
 
 def _forward_associative(inputs, masks, state):
-  # all in float32: JAX's own gradients would round what cancels
+  # all in float32: automatic differentiation rounds terms that cancel
   c = _within(*(x.astype(F32) for x in inputs[:3]), *inputs[3:], masks)
-  inverse = unit_lower_inverse(c.links)
+  inverse = unit_lower_inverse(c.lower)
   solve = lambda x: matmul('...ts,...sx->...tx', inverse, x)
-  erase, fresh = solve(c.read_a), solve(c.raw)
+  solved_k, solved_v = solve(c.erase_k), solve(c.wv)
   onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, x)
   eye = jnp.eye(c.carry.shape[-1], dtype=F32)[None, None, None]
   entry, last = scan.affine_scan(
-    c.carry[..., None] * eye - onto_exit(erase),
-    onto_exit(fresh),
+    c.carry[..., None] * eye - onto_exit(solved_k),
+    onto_exit(solved_v),
     state,
     lambda a, x: matmul('...kl,...lx->...kx', a, x),
   )
-  write = fresh - matmul('...tk,...kv->...tv', erase, entry)
+  write = solved_v - matmul('...tk,...kv->...tv', solved_k, entry)
   return _read(c, write, entry), last
 
 
 def _states(c, inverse, state):
-  """Entry states [M,...] and writes u of the chunks; the exit state."""
+  """Scans the chunks: of every chunk the entry state S [M,B,H,K,V] and the
+  writes U [M,B,H,C,V]; the last exit state."""
 
   def body(state, xs):
     c, inverse = xs
-    known = matmul('bhtk,bhkv->bhtv', c.read_a, c.low(state))
-    write = c.whole('bhts,bhsv->bhtv', inverse, c.raw - known)
-    exit_state = c.carry[..., None] * state + c.whole(
+    v_old = matmul('bhtk,bhkv->bhtv', c.erase_k, c.cast(state))
+    write = c.precise('bhts,bhsv->bhtv', inverse, c.wv - v_old)
+    exit_state = c.carry[..., None] * state + c.precise(
       'bhtk,bhtv->bhkv', c.write_k, write
     )
     return exit_state, (state, write)
@@ -226,55 +231,56 @@ def _states(c, inverse, state):
 
 
 def _read(c, write, entry):
-  o = matmul('...tk,...kv->...tv', c.read_q, c.low(entry))
-  return o + c.whole('...ts,...sv->...tv', c.scores, write)
+  o = matmul('...tk,...kv->...tv', c.read_q, c.cast(entry))
+  return o + c.precise('...ts,...sv->...tv', c.scores, write)
 
 
 def _forward(inputs, masks, state):
   c = _within(*inputs, masks)
-  inverse = unit_lower_inverse(c.links)
+  inverse = unit_lower_inverse(c.lower)
   entry, write, last = _states(c, inverse, state)
   return _read(c, write, entry), last
 
 
 def _backward(inputs, masks, state, d_o, d_state):
-  """Gradients of one group; derived in README.md, sections 4 and 5."""
+  """Gradients of one group of chunks. README.md, sections 4 and 5, derives
+  them; the capital letters in comments are its letters."""
   c, pull = jax.vjp(lambda inputs: _within(*inputs, masks), inputs)
-  low, inverse = c.low, unit_lower_inverse(c.links)
+  cast, inverse = c.cast, unit_lower_inverse(c.lower)
   entry, write, _ = _states(c, inverse, state)
-  d_o = low(d_o)
-  # o = reach_v raw + reach_q S: what each output sees of the raw writes and
-  # of the entry state once the erasures between are counted
-  reach_v = low(c.whole('...ts,...sr->...tr', c.scores, inverse))
-  reach_q = c.read_q - matmul('...ts,...sk->...tk', reach_v, c.read_a)
+  d_o = cast(d_o)
+  # Y and Q~ of O = Y (w * V) + Q~ S: the solve multiplied out
+  reach_v = cast(c.precise('...ts,...sr->...tr', c.scores, inverse))
+  reach_q = c.read_q - matmul('...ts,...sk->...tk', reach_v, c.erase_k)
 
+  # E, the gradient of every exit state, and R, what it contributes to dZ
   def body(d_state, xs):
     c, inverse, from_reads = xs
-    d_exit = c.whole('bhtk,bhkv->bhtv', c.write_k, low(d_state))
-    from_exit = c.whole('bhts,bhtv->bhsv', inverse, d_exit)
+    d_exit = c.precise('bhtk,bhkv->bhtv', c.write_k, cast(d_state))
+    from_exit = c.precise('bhts,bhtv->bhsv', inverse, d_exit)
     d_entry = (
       c.carry[..., None] * d_state
       + from_reads
-      - matmul('bhtk,bhtv->bhkv', c.read_a, low(from_exit))
+      - matmul('bhtk,bhtv->bhkv', c.erase_k, cast(from_exit))
     )
     return d_entry, (d_state, from_exit)
 
-  from_reads = matmul('...tk,...tv->...kv', low(reach_q), d_o)
+  from_reads = matmul('...tk,...tv->...kv', cast(reach_q), d_o)
   d_state, (d_exit, from_exit) = jax.lax.scan(
     body, d_state, (c, inverse, from_reads), reverse=True
   )
-  # d_rhs: gradient of raw - read_a S, the right-hand side of the solve
+  # dZ: gradient of w * V - e^G A S, the right-hand side of (solve)
   d_rhs = from_exit + matmul('...ts,...tv->...sv', reach_v, d_o)
-  with_writes = lambda a: c.whole('...tv,...sv->...ts', low(a), write)
-  onto_k = lambda a, s: matmul('...tv,...kv->...tk', low(a), low(s))
+  with_writes = lambda a: c.precise('...tv,...sv->...ts', cast(a), write)
+  onto_k = lambda a, s: matmul('...tv,...kv->...tk', cast(a), cast(s))
   d_c = _Chunk(
-    read_q=low(onto_k(d_o, entry)),
-    read_a=low(-onto_k(d_rhs, entry)),
+    read_q=cast(onto_k(d_o, entry)),
+    erase_k=cast(-onto_k(d_rhs, entry)),
     write_k=onto_k(write, d_exit),
     carry=jnp.sum(d_exit * entry, -1),
     scores=with_writes(d_o),
-    links=-with_writes(d_rhs),
-    raw=d_rhs,
+    lower=-with_writes(d_rhs),
+    wv=d_rhs,
   )
   return pull(d_c)[0], d_state
 

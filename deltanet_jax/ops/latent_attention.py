@@ -1,12 +1,12 @@
 """Multi-head latent attention (arXiv:2405.04434 sec. 2.1), in two forms.
 
     k_s,h = [c_s k_b_h | r_s]    v_s,h = c_s v_b_h
-    o_t,h = sum_s softmax_s(scale q_t,h' k_s,h) v_s,h
+    o_t,h = sum_s softmax_s(scale q_t,h^T k_s,h) v_s,h
 
   q [B,T,H,K+P]   c: latent [B,S,R]   r: key [B,S,P], one for all heads
-  k_b [R,H,K]   v_b [R,H,V]   mask [B,T,S] bool, a key for every query
+  k_b [R,H,K]   v_b [R,H,V]   mask [B,T,S] bool, a key or more for every query
 
-`expand` makes k and v, `absorbed` does without them; o is [B,T,H,V].
+`expand` computes k and v; `absorbed` computes o [B,T,H,V] without them.
 """
 
 import jax
@@ -19,8 +19,8 @@ from deltanet_jax.ops.shapes import check_shapes
 def expand(
   latent: jax.Array, key: jax.Array, k_b: jax.Array, v_b: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Every head's keys [B,S,H,K+P] and values: fewest products where many
-  queries meet them, in `attention.attend`."""
+  """Every head's keys [B,S,H,K+P] and values [B,S,H,V] for `attention.attend`:
+  the cheaper form for many queries."""
   check_shapes(
     latent=(latent, 'BSR'),
     key=(key, 'BSP'),
@@ -43,8 +43,8 @@ def absorbed(
   *,
   scale: float,
 ) -> jax.Array:
-  """Moves k_b to the query and v_b behind the sum: one key [R+P] and one value
-  [R] serve all heads, so that decoding reads the cache as it lies."""
+  """Attention with k_b applied to the queries and v_b to the outputs: one key
+  [R+P] and one value [R] serve all heads, as the cache holds them."""
   check_shapes(
     q=(q, 'BTHQ'),
     latent=(latent, 'BSR'),
@@ -58,7 +58,8 @@ def absorbed(
 
 
 def absorb(q: jax.Array, k_b: jax.Array) -> jax.Array:
-  """[q k_b' | rest]: queries [B,T,H,R+P] of the latents and shared keys."""
+  """[q k_b^T | rest of q] [B,T,H,R+P]: queries of the latents and shared
+  keys."""
   check_shapes(q=(q, 'BTHQ'), k_b=(k_b, 'RHK'))
   K = k_b.shape[2]
   moved = jnp.einsum('BTHK,RHK->BTHR', q[..., :K], k_b.astype(q.dtype))
@@ -66,6 +67,6 @@ def absorb(q: jax.Array, k_b: jax.Array) -> jax.Array:
 
 
 def release(o: jax.Array, v_b: jax.Array) -> jax.Array:
-  """Values [B,T,H,V] of attended latents o [B,T,H,R]."""
+  """Outputs [B,T,H,V] from attended latents o [B,T,H,R]."""
   check_shapes(o=(o, 'BTHR'), v_b=(v_b, 'RHV'))
   return jnp.einsum('BTHR,RHV->BTHV', o, v_b.astype(o.dtype))

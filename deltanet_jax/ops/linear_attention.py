@@ -1,15 +1,16 @@
-"""Linear attention: no decay, a constant decay per head, one per token.
+"""Linear attention: without decay, with a constant or a gated decay per head.
 
     S_t = e^{g_t} S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
 
-arXiv:2006.16236 eq. 18-20 without the normalizer (g = None), Lightning
-attention of arXiv:2501.08313 (g [H], the same for every token), and the
-scalar-gated form (g [B,T,H]).
+g None: arXiv:2006.16236 eq. 18-20 without the normalizer. g [H], the same for
+every token: Lightning attention, arXiv:2501.08313. g [B,T,H]: a decay for every
+token and head, as in Mamba-2, arXiv:2405.21060 sec. 3.
 
   q, k [B,T,J,K]   v [B,T,H,V]   g None, [H] or [B,T,H], g <= 0
 
-All else is said of `deltanet_jax.gated_delta_rule`; a chunk may have any number
-of tokens. Decay and state are float32; matmul operands have q's type.
+`deltanet_jax.gated_delta_rule` documents the other arguments, the results and
+the errors; here a chunk may have any number of tokens. Decay and state are
+float32; matmul operands have q's type.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
 from deltanet_jax.ops.products import matmul
 from deltanet_jax.ops.scan import F32, repeat_heads
 
-State = TypeVar('State')  # of the rule: an array, or None
+State = TypeVar('State')  # what the rule returns as state: an array, or None
 
 
 def step(
@@ -55,7 +56,7 @@ def run(
   chunk: int = 64,
   group: int = 4,
 ) -> scan.Result:
-  """The rule by one of its `FORMS`."""
+  """Computes the rule in one of its `FORMS`."""
   inputs = {'q': q, 'k': k, 'v': v, 'g': g}
   how = state, segment_ids, chunk, group
   return scan.run(RULE, DESCRIPTION, form, inputs, *how)
@@ -71,13 +72,13 @@ def normalized(
   segment_ids: jax.Array | None = None,
   **settings: int,
 ) -> tuple[jax.Array, State]:
-  """Classical linear attention of features q, k > 0 (arXiv:2006.16236 eq. 5).
+  """Normalized linear attention of features q, k > 0 (arXiv:2006.16236 eq. 5).
 
     o_t = S_t^T q_t / (z_t^T q_t),   z_t = z_{t-1} + k_t
 
-  The normalizer z is one more value channel, so `rule` is any form above
-  (`settings` go to it) and the state is [B,H,K,V+1]. With k = phi(.) > 0 the
-  divisor is positive and no epsilon is added.
+  z is one more value channel: `rule` is any of `FORMS`, `settings` are its
+  arguments, and the state is [B,H,K,V+1]. The divisor is positive, so no
+  epsilon is added.
   """
   ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
   o, last = rule(
@@ -93,15 +94,15 @@ def normalized(
 
 
 def _within(q, k, v, g, masks):
-  """Operands repeated to the value heads, decay, decayed scores, writes."""
+  """Of every chunk: e^G Q, e^{G_C}, scores V and (e^{G_C-G} K)^T V."""
   G = v.shape[2] // q.shape[2]
-  low = lambda x: x.astype(q.dtype)
+  cast = lambda x: x.astype(q.dtype)
   decay = scan.decay_of(g, masks, v.shape[:4])
   scores = repeat_heads(matmul('...tk,...sk->...ts', q, k), G) * decay.between
-  read_q = low(decay.read[..., None] * repeat_heads(q, G))
-  write_k = low(decay.write[..., None] * repeat_heads(k, G))
-  within = matmul('...ts,...sv->...tv', low(scores), low(v))
-  write = matmul('...tk,...tv->...kv', write_k, low(v))
+  read_q = cast(decay.read[..., None] * repeat_heads(q, G))
+  write_k = cast(decay.write[..., None] * repeat_heads(k, G))
+  within = matmul('...ts,...sv->...tv', cast(scores), cast(v))
+  write = matmul('...tk,...tv->...kv', write_k, cast(v))
   return read_q, decay.carry[..., None, None], within, write
 
 

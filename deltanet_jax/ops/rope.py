@@ -10,7 +10,7 @@ from deltanet_jax.ops.shapes import check_shapes
 
 
 class Yarn(Protocol):
-  """What `frequencies` reads of YaRN's settings."""
+  """YaRN's settings, as `config.mixers.YarnConfig` holds them."""
 
   @property
   def factor(self) -> float: ...
@@ -29,17 +29,17 @@ def frequencies(
 ) -> jax.Array:
   """Radians per position of each pair, [P/2] float32: theta^(-2i/P).
 
-  With `yarn` (factor, original, fast, slow, truncate) the pairs that turn
-  fewer than `slow` times in the original context are slowed down by the
-  factor, those that turn more than `fast` times are kept, and a ramp over i
-  joins them (YaRN sec. 3.2), between whole pairs with `truncate`.
+  With `yarn` (sec. 3.2) frequencies that turn fewer than `slow` times over
+  `original` positions are divided by `factor`, those that turn more than `fast`
+  times are kept, and between them is a linear ramp over i; `truncate` rounds
+  its ends to whole pairs.
   """
   half = rotary_dim // 2
   plain = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   if yarn is None:
     return plain
 
-  def pair(turns):  # the i that turns so often, a real number
+  def pair(turns):  # the i, a real number, of the pair that turns so often
     return (
       half * math.log(yarn.original / (turns * 2 * math.pi)) / (math.log(theta))
     )
@@ -48,7 +48,7 @@ def frequencies(
   if yarn.truncate:
     low, high = math.floor(low), math.ceil(high)
   low, high = max(low, 0), min(high, rotary_dim - 1)
-  width = high - low or 1e-3  # negative as in the released implementations
+  width = high - low or 1e-3  # may be negative, as in released implementations
   ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / width, 0, 1)
   return plain / yarn.factor * ramp + plain * (1 - ramp)
 
@@ -68,10 +68,11 @@ def rotate(
     (x_i, x_j) -> length (x_i cos a - x_j sin a, x_j cos a + x_i sin a)
     a = position * frequency_i,  i = 0 .. P/2 - 1,  P = rotary_dim
 
-  The i-th pair is (i, i + P/2), or (2i, 2i + 1) when `interleaved`.
+  The i-th pair is (i, i + P/2), or (2i, 2i + 1) when `interleaved`. Channels
+  from P on are unchanged.
 
-  x [B,T,H,K], positions [B,T] int32; computed in float32, returned in x's
-  type. The channels from P on pass unchanged.
+  x [B,T,H,K], positions [B,T] or [1,T] int32. Computed in float32, returned in
+  x's type.
   """
   # positions may be one row for all
   check_shapes(x=(x, 'BTHK'), positions=(positions, 'PT'))

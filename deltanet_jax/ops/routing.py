@@ -1,13 +1,14 @@
-"""Mixture of experts: who computes a token, with what weight, and the products.
+"""Mixture of experts: the routing of tokens and the experts' products.
 
     s = softmax(l) or sigmoid(l)       l [N,E] the router's logits, float32
-    chosen = top-X of s + b            b [E] a bias that only selects
+    chosen = top-X of s + b            b [E] a bias for the selection alone
     w_e = scale s_e / (sum of the chosen s + eps)     or scale s_e
     y = sum over chosen e of w_e (silu(x gate_e) * (x up_e)) down_e
 
-Group-limited selection (arXiv:2412.19437 sec. 2.1.2): the experts form equal
-groups, a group scores the sum of its two largest s + b, and experts outside
-the best groups are not chosen. Ties go to the lower index, as in lax.top_k.
+Group-limited selection (arXiv:2412.19437 sec. 2.1.2): the experts form groups
+of one size, a group's score is the sum of its two largest s + b, and experts
+are chosen from the best groups alone. Ties go to the lower index, as in
+lax.top_k.
 """
 
 from typing import NamedTuple
@@ -19,21 +20,21 @@ import jax.numpy as jnp
 from deltanet_jax.ops.shapes import check_shapes
 
 F32 = jnp.float32
-# the named scope of a condition's side that is hardly ever taken: what counts
-# operations and traffic leaves it out
+# named scope of the rarely taken branch of a condition: counts of operations
+# and of traffic leave it out
 RARE = 'rare_side'
 
 
 class Routing(NamedTuple):
-  experts: jax.Array  # [N,X] int32, the chosen ones, best first
+  experts: jax.Array  # [N,X] int32, chosen experts, best first
   weights: jax.Array  # [N,X] float32
   scores: jax.Array  # [N,E] float32, s above
 
 
 class Load(NamedTuple):
-  """What one layer's routing did, for the balance of the experts."""
+  """Statistics of one layer's routing, for balancing the experts."""
 
-  share: jax.Array  # [E] float32, tokens that chose it / tokens; sums to X
+  share: jax.Array  # [E] float32, fraction of tokens routed to it; sums to X
   score: jax.Array  # [E] float32, mean of s / sum s; sums to 1
 
 
@@ -49,10 +50,10 @@ def route(
   eps: float = 0.0,
   scale: float = 1.0,
 ) -> Routing:
-  """Routing of tokens by their logits [N,E]; the equations are above.
+  """Routes tokens by logits [N,E]; the equations are above.
 
-  score: 'softmax' or 'sigmoid'   bias: [E] or None   eps: of the sum
-  Gradients reach the logits through the weights, and never the bias.
+  score: 'softmax' or 'sigmoid'   top: X   bias: [E] or None
+  Gradients reach the logits through the weights; the bias gets none.
   """
   check_shapes(logits=(logits, 'NE'), bias=(bias, 'E'))
   N, E = logits.shape
@@ -79,7 +80,7 @@ def _limit(choice, top_groups):
 
 
 def load(routing: Routing) -> Load:
-  """The Load of a layer's tokens."""
+  """Returns the Load of a layer's tokens."""
   N, E = routing.scores.shape
   count = jnp.bincount(routing.experts.reshape(-1), length=E)
   scores = routing.scores / routing.scores.sum(1, keepdims=True)
@@ -89,9 +90,9 @@ def load(routing: Routing) -> Load:
 def balance_loss(loads: Load) -> jax.Array:
   """E sum_e f_e P_e with f = share and P = score, each averaged over layers.
 
-  loads: Load with arrays [...,E], one row a layer. The loss of Switch
-  Transformer (arXiv:2101.03961 eq. 4) for top-X routing, layers taken
-  together: X when all experts are used alike.
+  loads: Load with arrays [...,E], a row for each layer. The loss of Switch
+  Transformer (arXiv:2101.03961 eq. 4) for top-X routing over all layers
+  together; X where all experts are used equally.
   """
   share, score = (
     x.reshape(-1, x.shape[-1]).mean(0) for x in (loads.share, loads.score)
@@ -100,10 +101,11 @@ def balance_loss(loads: Load) -> jax.Array:
 
 
 def updated_bias(bias: jax.Array, share: jax.Array, rate: float) -> jax.Array:
-  """b + rate sign(mean share - share): balance without a loss.
+  """b + rate sign(mean share - share): balancing without an auxiliary loss
+  (arXiv:2408.15664 algorithm 1).
 
-  bias and share [...,E] (arXiv:2408.15664 algorithm 1). An expert that many
-  chose is chosen less from now on.
+  bias, share [...,E]. An expert with more than the mean share becomes less
+  likely to be chosen.
   """
   chex.assert_equal_shape([bias, share], exception_type=ValueError)
   return bias + rate * jnp.sign(share.mean(-1, keepdims=True) - share)
@@ -116,12 +118,12 @@ def grouped(
   up: jax.Array,
   down: jax.Array,
 ) -> jax.Array:
-  """Sum of the chosen experts' outputs: every row is multiplied by its own
-  expert only, rows sorted by expert, in `lax.ragged_dot`.
+  """y [N,D] in x's type: rows sorted by expert, in `lax.ragged_dot`, so that a
+  row is multiplied with its chosen experts alone.
 
-  x [N,D]   gate, up [E,D,F]   down [E,F,D]   -> [N,D] in x's type
-  Weighted and summed over the experts in float32. A chosen expert may be E, for
-  none of these, with weight 0.
+  x [N,D]   gate, up [E,D,F]   down [E,F,D]
+  Outputs are weighted and summed in float32. A chosen index E with weight 0
+  stands for no expert.
   """
   _check(x, routing, gate, up, down)
   N, X = routing.experts.shape
@@ -154,8 +156,8 @@ def products(
   up: jax.Array,
   down: jax.Array,
 ) -> jax.Array:
-  """Every row [M,D] through its expert: sizes [E] rows each, in order; rows
-  beyond their sum come out as zeros."""
+  """Applies the experts to rows [M,D], sorted by expert: sizes [E] counts each
+  one's rows. Rows beyond their sum give zeros."""
   check_shapes(
     rows=(rows, 'MD'),
     sizes=(sizes, 'E'),
@@ -165,7 +167,7 @@ def products(
   )
   dot = lambda rows, w: jax.lax.ragged_dot(rows, w.astype(rows.dtype), sizes)
   y = dot(jax.nn.silu(dot(rows, gate)) * dot(rows, up), down)
-  # some backends leave rows of no group unwritten
+  # some backends leave the rows beyond all groups uninitialized
   return jnp.where(jnp.arange(y.shape[0])[:, None] < sizes.sum(), y, 0)
 
 
@@ -182,7 +184,7 @@ def dense(
   up: jax.Array,
   down: jax.Array,
 ) -> jax.Array:
-  """`grouped` by its definition: every expert on every row."""
+  """`grouped` by its definition: every expert is applied to every row."""
   _check(x, routing, gate, up, down)
   gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))
   hidden = jax.nn.silu(jnp.einsum('ND,EDF->NEF', x, gate))

@@ -1,9 +1,8 @@
 """What the recurrences share: the token scan, decay within a chunk, chunks and
 groups of chunks.
 
-Inside a chunk arrays are laid out [M,B,H,C,...]: M chunks of a group, then
-batch, heads, the C tokens of the chunk. README.md in this folder derives all
-that is used here.
+Arrays of a group of chunks are [M,B,H,C,...]: M chunks, batch, heads, the C
+tokens of a chunk. README.md in this folder has the derivations.
 """
 
 import functools
@@ -13,9 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.ops.compiler import spread, tied
+from deltanet_jax.ops import documents
+from deltanet_jax.ops.compiler import hoisting_barrier, opaque
 from deltanet_jax.ops.description import Description
-from deltanet_jax.ops.documents import Inputs, apart, runs_of, starts
+from deltanet_jax.ops.documents import Inputs
 from deltanet_jax.ops.products import matmul
 
 F32 = jnp.float32
@@ -28,12 +28,12 @@ def initial_state(
   segment_ids: jax.Array | None,
   **inputs: jax.Array | None,
 ) -> jax.Array:
-  """`state` in float32, the rule's zero state if None; ValueError where the
-  arguments do not fit."""
+  """Returns `state` in float32, the rule's zero state if None. ValueError where
+  shapes of the arguments do not fit together."""
   sizes = description.check(**inputs, state=state, segment_ids=segment_ids)
   if state is None:
     state = description.zero_state(sizes)
-  return spread(state.astype(F32))
+  return opaque(state.astype(F32))
 
 
 def token_scan(
@@ -42,13 +42,13 @@ def token_scan(
   state: jax.Array,
   segment_ids: jax.Array | None,
 ) -> Result:
-  """Runs `step(*token, state) -> (o, state)` over time.
+  """Scans `step(*token, state) -> (o, state)` over time.
 
-  inputs: arrays [B,T,...] or None, one token of each goes to `step`.
-  state [B,H,K,V] f32 belongs to the first token's segment; it is zero again
-  wherever segment_ids [B,T] change. Returns o [B,T,H,V] and the last state.
+  inputs: arrays [B,T,...] or None. state [B,H,K,V] float32 is that before the
+  first token; it is reset to zero where segment_ids [B,T] change. Returns o
+  [B,T,H,V] and the last state.
   """
-  fresh = None if segment_ids is None else starts(segment_ids)
+  fresh = None if segment_ids is None else documents.segment_starts(segment_ids)
 
   def body(state, token):
     xs, fresh = token
@@ -62,11 +62,11 @@ def token_scan(
   return jnp.moveaxis(o, 0, 1), state
 
 
-def _log_decay(g):
-  """g, or -1e4 where it is less, -inf included: a hard reset.
+def log_decay(g: jax.Array | None) -> jax.Array | None:
+  """Returns max(g, -1e4), so that g = -inf, a hard reset, stays finite.
 
-  e^-1e4 is zero in float32, and so is whatever it multiplies; but sums of g
-  meet zeros in a mask, and zero times -inf is NaN.
+  e^-1e4 is zero in float32. Sums of g are matmuls with masks of zeros and ones,
+  where zero times -inf would be NaN.
   """
   return None if g is None else jnp.maximum(g, jnp.asarray(-1e4, g.dtype))
 
@@ -83,14 +83,12 @@ def sum_heads(x: jax.Array, G: int) -> jax.Array:
   return x.reshape(*x.shape[:2], -1, G, *x.shape[3:]).sum(3)
 
 
-# ---------------------------------------------------------------- decay
-
-
 class Masks(NamedTuple):
-  """Which tokens of a chunk share a segment.
+  """Which tokens of a chunk share a segment, bool.
 
-  pair [M,B,1,C,C]: both tokens in one; enters [M,B,1,C]: the token belongs to
-  the segment of the entry state; leaves [M,B,1,C]: to that of the exit state.
+  pair [M,B,1,C,C]: both tokens are in one segment
+  enters [M,B,1,C]: the token is in the segment of the entry state
+  leaves [M,B,1,C]: the token is in the segment of the exit state
   """
 
   pair: jax.Array
@@ -99,11 +97,12 @@ class Masks(NamedTuple):
 
 
 class Decay(NamedTuple):
-  """Decay between the places of a chunk, every factor in [0, 1].
+  """Decay factors of a chunk, in [0, 1], float32; G_i = g_1 + .. + g_i.
 
-  between [...,C,C]: from token j to token i >= j, zero elsewhere; read
-  [...,C]: entry state to token; write [...,C]: token to exit state; carry
-  [...]: entry to exit state.
+  between [...,C,C]: e^{G_i-G_j}, from token j to token i >= j, else zero
+  read [...,C]: e^{G_i}, from the entry state to token i
+  write [...,C]: e^{G_C-G_i}, from token i to the exit state
+  carry [...]: e^{G_C}, from the entry state to the exit state
   """
 
   between: jax.Array
@@ -113,30 +112,30 @@ class Decay(NamedTuple):
 
 
 def triangle(C: int) -> jax.Array:
-  """1 where row >= column."""
+  """[C,C] float32: 1 where row >= column."""
   return jnp.tril(jnp.ones((C, C), F32))
 
 
 def decay_of(
   g: jax.Array | None, masks: Masks | None, shape: tuple[int, ...]
 ) -> Decay:
-  """Decay for log-decays g [M,B,H,C] (None: none); `shape` is g's.
+  """The Decay of log-decays g [M,B,H,C], or of None, no decay; `shape` is g's.
 
-  Every exponent is the plain sum of the g it spans: a difference of
-  cumulative sums would lose the small ones behind a large one.
+  Every exponent is a sum of the g_s that it spans: a difference of cumulative
+  sums would lose small ones beside a large one.
   """
   C = shape[-1]
-  low = jnp.tril(jnp.ones((C, C), bool), -1)
+  below = jnp.tril(jnp.ones((C, C), bool), -1)
   if g is None:
-    between = jnp.broadcast_to(low, (*shape, C)).astype(F32)
+    between = jnp.broadcast_to(below, (*shape, C)).astype(F32)
     read = write = jnp.ones(shape, F32)
   else:
     g = g.astype(F32)
-    # [i, j] sums g over j < s <= i
+    # span [i, j]: the sum of g_s over j < s <= i
     span = matmul(
-      'is,...sj->...ij', triangle(C), jnp.where(low, g[..., None], 0)
+      'is,...sj->...ij', triangle(C), jnp.where(below, g[..., None], 0)
     )
-    between = jnp.where(low, jnp.exp(span), 0)
+    between = jnp.where(below, jnp.exp(span), 0)
     write = jnp.exp(span[..., -1, :])
     read = jnp.exp(matmul('is,...s->...i', triangle(C), g))
   if masks is not None:
@@ -147,22 +146,21 @@ def decay_of(
   return Decay(between + eye, read, write, read[..., -1])
 
 
-# ---------------------------------------------------------------- chunks
-
-
 Forward = Callable[[Inputs, Masks | None, jax.Array], Result]
 Backward = Callable[
-  [Inputs, Masks | None, jax.Array, *Result], tuple[Inputs, jax.Array]
+  [Inputs, Masks | None, jax.Array, *Result],
+  tuple[Inputs, jax.Array],
 ]
 
 
 class Rule(NamedTuple):
-  """A recurrence, as its forms need it.
+  """The functions of a recurrence that its forms are made of.
 
-  step: as in `token_scan`. associative, forward(inputs, masks, state) ->
-  (o, state), M chunks at once: inputs [M,B,heads,C,...] as the op's arguments,
-  o [M,B,H,C,V]. backward(inputs, masks, state, d_o, d_state) -> (d_inputs,
-  d_state) of `forward`; None: by differentiating it.
+  step: of `token_scan`
+  associative, forward(inputs, masks, state) -> (o, state): M chunks; inputs
+    [M,B,heads,C,...] in the order of the op's arguments, o [M,B,H,C,V]
+  backward(inputs, masks, state, d_o, d_state) -> (d_inputs, d_state): the
+    gradient of `forward`; None: JAX differentiates `forward`
   """
 
   step: Callable[..., Result]
@@ -172,7 +170,7 @@ class Rule(NamedTuple):
 
 
 def forms_of(run: Callable[..., Result]) -> dict[str, Callable[..., Result]]:
-  """The forms of a rule by name, all with the arguments of its `run`."""
+  """Returns the forms of a rule by name, each with the arguments of `run`."""
   names = 'recurrent', 'associative', 'chunked'
   return {name: functools.partial(run, form=name) for name in names}
 
@@ -187,30 +185,29 @@ def run(
   chunk: int,
   group: int,
 ) -> Result:
-  """`rule` in one of three forms, which agree:
+  """Computes `rule` in one of three forms, which agree:
 
   recurrent: token by token, the definition
   associative: chunks as affine maps of the state, composed by
     lax.associative_scan, all in float32
   chunked: lax.scan over chunks, all else in parallel over a group of chunks
 
-  inputs: arrays [B,T,...] or None by name, q first and v third; one without B
-  and T is the same for all tokens. Returns o [B,T,H,V] in v's type and the
-  last state in float32. ValueError where the arguments do not fit.
+  inputs: by name, arrays [B,T,...] or None, q first and v third; an array
+  without B and T holds for all tokens. Returns o [B,T,H,V] in v's type and the
+  last state in float32. ValueError where shapes do not fit together.
   """
   v: jax.Array = inputs['v']  # type: ignore[assignment]
   state = initial_state(description, state, segment_ids, **inputs)
+  every = lambda x: jnp.broadcast_to(x, (*v.shape[:2], *x.shape))
   arrays: Inputs = tuple(  # type: ignore[assignment]
-    x
-    if x is None or x.ndim > 2
-    else jnp.broadcast_to(x, (*v.shape[:2], *x.shape))
-    for x in inputs.values()
+    x if x is None or x.ndim > 2 else every(x) for x in inputs.values()
   )
   if form == 'recurrent':
     return token_scan(rule.step, arrays, state, segment_ids)
+  require_positive(chunk)
   described = description.inputs | description.gates
   arrays = tuple(  # type: ignore[assignment]
-    _log_decay(x) if described[name].kind == 'decay' else x
+    log_decay(x) if described[name].kind == 'decay' else x
     for name, x in zip(inputs, arrays, strict=True)
   )
   if form == 'associative':
@@ -221,65 +218,64 @@ def run(
 
 
 def _chunked(rule, inputs, state, segment_ids, chunk, group):
-  """Runs `rule` over time; keeps the inputs and each group's entry state.
+  """The chunked form; o [B,T,H,V] float32 and the last state.
 
-  The T tokens are padded with zeros to groups of chunks; a zero key changes no
-  state. Backward recomputes one group at a time, so temporaries do not grow
-  with T. Returns o [B,T,H,V] (float32) and the last state.
+  Tokens are padded with zeros to whole groups: a zero key changes no state. The
+  backward pass keeps the inputs and every group's entry state, and recomputes
+  one group at a time, so that its temporaries do not grow with T.
   """
-  require_positive(chunk)
   T = inputs[0].shape[1]
   group = min(group, -(-T // chunk))
 
   def run(inputs, state, segment_ids):
-    inputs, run = _pad(inputs, segment_ids, chunk * group)
-    run = tied(run, inputs[0][..., :1])
-    o, state = _grouped(rule, chunk, group, inputs, run, state)
+    inputs, ids = _pad(inputs, segment_ids, chunk * group)
+    ids = hoisting_barrier(ids, inputs[0][..., :1])
+    o, state = _grouped(rule, chunk, group, inputs, ids, state)
     return o[:, :T], state
 
-  return _over_documents(run, inputs, state, segment_ids)
+  return _per_document(run, inputs, state, segment_ids)
 
 
 def _all_chunks(rule, inputs, state, segment_ids, chunk):
-  """All chunks as one group."""
-  require_positive(chunk)
+  """The associative form: all chunks are one group."""
 
   def run(inputs, state, segment_ids):
     T = inputs[0].shape[1]
-    inputs, run = _pad(inputs, segment_ids, chunk)
-    runs = None if run is None else (run, run[:, 0])
+    inputs, ids = _pad(inputs, segment_ids, chunk)
+    segments = None if ids is None else (ids, ids[:, 0])
     inputs = jax.tree.map(lambda x: _to_chunks(x, chunk), inputs)
-    o, state = rule.associative(inputs, _masks(runs, chunk), state)
+    o, state = rule.associative(inputs, _masks(segments, chunk), state)
     return _from_chunks(o)[:, :T], state
 
-  return _over_documents(run, inputs, state, segment_ids)
+  return _per_document(run, inputs, state, segment_ids)
 
 
 def require_positive(chunk: int) -> None:
-  """ValueError for a chunk without tokens."""
+  """Raises ValueError for a chunk without tokens."""
   if chunk < 1:
     raise ValueError(f'chunk is {chunk}; give 1 token or more')
 
 
-def _over_documents(run, inputs, state, segment_ids):
-  """run(inputs, state, segment_ids) -> (o, state), documents kept apart."""
+def _per_document(run, inputs, state, segment_ids):
+  """run(inputs, state, segment_ids), where NaN stays in its document."""
   v = inputs[2]
   if not v.size:
     return jnp.zeros(v.shape, F32), state
-  o, state = apart(run, tuple(inputs), state, segment_ids)
-  return spread(o), spread(state)
+  o, state = documents.isolate_nonfinite(run, tuple(inputs), state, segment_ids)
+  return opaque(o), opaque(state)
 
 
 def _pad(inputs, segment_ids, size):
-  """Zeros, in the last token's segment, up to a multiple of size; and runs."""
+  """Pads to a multiple of size tokens and numbers segments, the last padded."""
   padding = -inputs[0].shape[1] % size
 
   def pad(x, **mode):
     rest = ((0, 0),) * (x.ndim - 2)
     return jnp.pad(x, ((0, 0), (0, padding), *rest), **mode)
 
-  run = None if segment_ids is None else pad(runs_of(segment_ids), mode='edge')
-  return jax.tree.map(pad, tuple(inputs)), run
+  ids = documents.number_segments(segment_ids)
+  ids = None if ids is None else pad(ids, mode='edge')
+  return jax.tree.map(pad, tuple(inputs)), ids
 
 
 def _split(x, size):
@@ -304,54 +300,51 @@ def _from_chunks(x):
   return _join(jnp.swapaxes(x, 2, 3))
 
 
-def _split_runs(run, size):
-  """Runs [N,B,size] of each group and the run [N,B] just before it."""
-  if run is None:
+def _split_segments(ids, size):
+  """Segment numbers [N,B,size] of N groups, and [N,B] of the token before."""
+  if ids is None:
     return None
-  run = _split(run, size)
-  return run, jnp.concatenate([run[:1, :, 0], run[:-1, :, -1]])
+  ids = _split(ids, size)
+  return ids, jnp.concatenate([ids[:1, :, 0], ids[:-1, :, -1]])
 
 
-def _masks(runs, chunk):
-  """Masks of the chunks of one group from its runs and the one before;
-  None: no segments are told apart."""
-  if runs is None:
+def _masks(segments, chunk):
+  """The Masks of a group's chunks, `segments` from `_split_segments`."""
+  if segments is None:
     return None
-  run, before = runs
-  run = _split(run, chunk)  # [M,B,C]
-  before = jnp.concatenate([before[None], run[:-1, :, -1]])
+  ids, before = segments
+  ids = _split(ids, chunk)  # [M,B,C]
+  before = jnp.concatenate([before[None], ids[:-1, :, -1]])
   return Masks(
-    pair=(run[..., :, None] == run[..., None, :])[:, :, None],
-    enters=(run == before[..., None])[:, :, None],
-    leaves=(run == run[..., -1:])[:, :, None],
+    pair=(ids[..., :, None] == ids[..., None, :])[:, :, None],
+    enters=(ids == before[..., None])[:, :, None],
+    leaves=(ids == ids[..., -1:])[:, :, None],
   )
 
 
-def _grouped_scan(rule, chunk, group, inputs, run, state):
+def _grouped_scan(rule, chunk, group, inputs, ids, state):
   size = chunk * group
   split = jax.tree.map(lambda x: _split(x, size), inputs)
 
   def body(state, xs):
-    inputs, runs = xs
+    inputs, segments = xs
     inputs = jax.tree.map(lambda x: _to_chunks(x, chunk), inputs)
-    o, exit_state = rule.forward(inputs, _masks(runs, chunk), state)
+    o, exit_state = rule.forward(inputs, _masks(segments, chunk), state)
     return exit_state, (_from_chunks(o), state)
 
-  state, (o, entries) = jax.lax.scan(
-    body, state, (split, _split_runs(run, size))
-  )
+  xs = split, _split_segments(ids, size)
+  state, (o, entries) = jax.lax.scan(body, state, xs)
   return _join(o), state, entries
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _grouped(rule, chunk, group, inputs, run, state):
-  o, state, _ = _grouped_scan(rule, chunk, group, inputs, run, state)
-  return o, state
+def _grouped(rule, chunk, group, inputs, ids, state):
+  return _grouped_scan(rule, chunk, group, inputs, ids, state)[:2]
 
 
-def _grouped_forward(rule, chunk, group, inputs, run, state):
-  o, state, entries = _grouped_scan(rule, chunk, group, inputs, run, state)
-  return (o, state), (inputs, run, entries)
+def _grouped_forward(rule, chunk, group, inputs, ids, state):
+  o, state, entries = _grouped_scan(rule, chunk, group, inputs, ids, state)
+  return (o, state), (inputs, ids, entries)
 
 
 def _differentiated(rule, inputs, masks, state, d_o, d_state):
@@ -360,33 +353,27 @@ def _differentiated(rule, inputs, masks, state, d_o, d_state):
 
 
 def _grouped_backward(rule, chunk, group, residuals, cotangents):
-  inputs, run, entries = residuals
+  inputs, ids, entries = residuals
   d_o, d_state = cotangents
   size = chunk * group
   split = jax.tree.map(lambda x: _split(x, size), (inputs, d_o))
   backward = rule.backward or functools.partial(_differentiated, rule)
 
   def body(d_state, xs):
-    split, runs, state = xs
+    split, segments, state = xs
     inputs, d_o = jax.tree.map(lambda x: _to_chunks(x, chunk), split)
-    d_inputs, d_state = backward(
-      inputs, _masks(runs, chunk), state, d_o, d_state
-    )
+    masks = _masks(segments, chunk)
+    d_inputs, d_state = backward(inputs, masks, state, d_o, d_state)
     return d_state, jax.tree.map(_from_chunks, d_inputs)
 
-  d_state, d_inputs = jax.lax.scan(
-    body, d_state, (split, _split_runs(run, size), entries), reverse=True
-  )
-  d_inputs = jax.tree.map(
-    lambda d, x: _join(d).astype(x.dtype), d_inputs, inputs
-  )
+  xs = split, _split_segments(ids, size), entries
+  d_state, d_inputs = jax.lax.scan(body, d_state, xs, reverse=True)
+  join = lambda d, x: _join(d).astype(x.dtype)
+  d_inputs = jax.tree.map(join, d_inputs, inputs)
   return d_inputs, None, d_state
 
 
 _grouped.defvjp(_grouped_forward, _grouped_backward)
-
-
-# ---------------------------------------------------------------- associative
 
 
 def affine_scan(
@@ -395,11 +382,12 @@ def affine_scan(
   state: jax.Array,
   apply: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-  """Entry states of chunks that map S to carry S + write, and the last exit.
+  """Entry states of M chunks, each the map S -> carry S + write, and the last
+  exit state.
 
-  carry [M,...] and write [M,B,H,K,V] per chunk; apply(carry, x) multiplies a
-  carry onto a state or onto another carry. By lax.associative_scan: log M
-  steps, every prefix composition kept.
+  carry [M,...], write [M,B,H,K,V]; apply(carry, x) is the product of a carry
+  and a state or another carry. lax.associative_scan takes log M steps and keeps
+  the composition of every prefix.
   """
 
   def compose(first, second):

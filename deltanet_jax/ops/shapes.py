@@ -1,15 +1,16 @@
-"""Shapes by their letters, checked once at the top of a public op."""
+"""Checks array shapes given as letters, at the top of every public op."""
 
 import chex
 import jax
 
 
 def check_shapes(**arrays: tuple[jax.Array | None, str]) -> dict[str, int]:
-  """The size of every letter; ValueError names the first array that misfits.
+  """Returns the size of every letter. ValueError names the first array that
+  does not fit, its shape and the expected one.
 
-  arrays: by name, an array (or None) and its axes, a letter each: 'BTHK'. A
-  figure is a size itself; 'BTH|H' is either of the two. A letter's size is
-  that of the first array that has it.
+  arrays: by name, an array (or None) and a letter for each axis: 'BTHK'. The
+  first array that has a letter sets its size. A digit is a size; 'BTH|H' means
+  either.
   """
   sizes: dict[str, int] = {}
   for name, (x, axes) in arrays.items():
@@ -29,12 +30,12 @@ def check_shapes(**arrays: tuple[jax.Array | None, str]) -> dict[str, int]:
 
 
 def _size(letter, sizes):
-  """None: any."""
+  """The size that `letter` stands for, None if it is not set yet."""
   return int(letter) if letter.isdigit() else sizes.get(letter)
 
 
 def _spell(axes, sizes):
-  """'[B,T,H] = (2, 20, 4)', a letter in the place of what may be any size."""
+  """'[B,T,H] = (2, 20, H)': a letter stands for itself where any size fits."""
   numbers = [str(_size(x, sizes) or x) for x in axes]
   comma = ',' if len(axes) == 1 else ''
   return f'[{",".join(axes)}] = ({", ".join(numbers)}{comma})'

@@ -1,18 +1,18 @@
 """DeepSeek sparse attention (DeepSeek-V3.2 report, sec. 2.1).
 
-An indexer scores every visible key, attention runs over the best ones, and
-the indexer learns the attention's own distribution:
+An indexer scores every visible key, attention runs over the X best ones, and
+the indexer is trained to predict the attention's distribution:
 
-    I_ts = sum_i w_ti relu(q^I_ti' k^I_s)
+    I_ts = sum_i w_ti relu(iq_ti^T ik_s)
     S_t  = the X visible s with the largest I_ts, ties to the smaller s
-    o_th = sum over s in S_t of softmax_s(scale q_th' k_s) v_s
+    o_th = sum over s in S_t of softmax_s(scale q_th^T k_s) v_s
     loss_t = KL(p_t || softmax_s I_ts),  p_t = mean over heads of that softmax
 
-with s over S_t (sparse stage), or everywhere over all visible keys (dense
-warm-up, X None). One key and value serve all heads: the absorbed form of
-latent attention. `attend` gathers the chosen keys, so that its products fall
-with X; `masked` is the definition. p is detached: the loss moves the indexer
-alone when the indexer's inputs are detached too.
+In the sparse stage all sums run over s in S_t, in the dense warm-up (top None)
+over all visible keys. One key and value serve all heads: the absorbed form of
+latent attention. `attend` gathers the chosen keys; `masked` is the definition.
+No gradient passes through p: with detached indexer inputs the loss trains the
+indexer alone.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.attention import visible
-from deltanet_jax.ops.compiler import tied
+from deltanet_jax.ops.compiler import hoisting_barrier
 from deltanet_jax.ops.shapes import check_shapes
 
 F32 = jnp.float32
@@ -29,7 +29,7 @@ F32 = jnp.float32
 
 class SparseQueries(NamedTuple):
   q: jax.Array  # [B,T,H,M]
-  index_q: jax.Array  # [B,T,I,K], q^I
+  index_q: jax.Array  # [B,T,I,K], iq
   weight: jax.Array  # [B,T,I] float32, w
   positions: jax.Array  # [B,T] int32, index along the sequence
   segments: jax.Array | None  # [B,T] int32
@@ -38,7 +38,7 @@ class SparseQueries(NamedTuple):
 class SparseKeys(NamedTuple):
   k: jax.Array  # [B,S,M]
   v: jax.Array  # [B,S,R]
-  index_k: jax.Array  # [B,S,K], k^I
+  index_k: jax.Array  # [B,S,K], ik
   positions: jax.Array  # [B,S] int32
   segments: jax.Array | None  # [B,S] int32
 
@@ -51,22 +51,24 @@ def attend(
   scale: float,
   block: int = 64,
 ) -> tuple[jax.Array, jax.Array]:
-  """o [B,T,H,R] in v's type and the indexer's loss [B,T] float32.
+  """Returns o [B,T,H,R] in v's type and the indexer's loss [B,T] float32.
 
-  top: X above, None for all visible keys. Queries go through in blocks, made
-  again in the backward pass: memory grows with block (X + S), not with T S.
+  top: X, or None for all visible keys. Blocks of queries are computed one after
+  the other and recomputed in the backward pass: memory grows with
+  block (X + S), not with T S.
   """
   _check(queries, keys)
   B, T, H, _ = queries.q.shape
   if T == 0:
     o = jnp.zeros((B, 0, H, keys.v.shape[-1]), keys.v.dtype)
     return o, jnp.zeros((B, 0), F32)
-  queries, keys = tied((queries, keys), ())  # positions among them
+  # so that masks made from the positions stay inside the loop
+  queries, keys = hoisting_barrier((queries, keys), ())
   C = min(block, T)
   N = -(-T // C)
 
   def split(x):
-    # a copy of the last query sees what that query sees: no empty softmax
+    # padding repeats the last query, so that no softmax is empty
     pad = [(0, 0), (0, N * C - T)] + [(0, 0)] * (x.ndim - 2)
     x = jnp.pad(x, pad, mode='edge').reshape(-1, N, C, *x.shape[2:])
     return jnp.moveaxis(x, 1, 0)  # [N,B,C,...]
@@ -82,7 +84,7 @@ def attend(
 def masked(
   queries: SparseQueries, keys: SparseKeys, *, top: int | None, scale: float
 ) -> tuple[jax.Array, jax.Array]:
-  """`attend` by its definition: all products, the keys not chosen masked."""
+  """`attend` by its definition: all scores, keys that are not chosen masked."""
   _check(queries, keys)
   mask, scores = _visible(queries, keys), index_scores(queries, keys)
   if top is not None:
@@ -106,7 +108,7 @@ def _check(queries, keys):
 
 
 def index_scores(queries: SparseQueries, keys: SparseKeys) -> jax.Array:
-  """I [B,T,S] float32."""
+  """The indexer's scores I [B,T,S] float32."""
   dots = jnp.einsum(
     'BTIK,BSK->BTIS', queries.index_q, keys.index_k, preferred_element_type=F32
   )
@@ -116,8 +118,8 @@ def index_scores(queries: SparseQueries, keys: SparseKeys) -> jax.Array:
 def select(
   scores: jax.Array, mask: jax.Array, top: int
 ) -> tuple[jax.Array, jax.Array]:
-  """The `top` best visible keys: index [B,T,X] and which of them are visible,
-  since early queries see fewer."""
+  """The `top` best visible keys: their index [B,T,X], and [B,T,X] bool, false
+  where fewer are visible."""
   best, index = jax.lax.top_k(
     jnp.where(mask, scores, -jnp.inf), min(top, scores.shape[-1])
   )
@@ -125,7 +127,7 @@ def select(
 
 
 def selected(index: jax.Array, chosen: jax.Array, S: int) -> jax.Array:
-  """[B,T,S] bool, from `select`."""
+  """The mask [B,T,S] of what `select` returned."""
   places = jax.nn.one_hot(index, S, dtype=bool)
   return jnp.any(places & chosen[..., None], axis=2)
 
@@ -133,8 +135,8 @@ def selected(index: jax.Array, chosen: jax.Array, S: int) -> jax.Array:
 def divergence(
   target: jax.Array, scores: jax.Array, mask: jax.Array
 ) -> jax.Array:
-  """KL(target || softmax of scores over mask) [...], target [...,S] detached;
-  target is zero outside mask."""
+  """KL(target || softmax of scores over mask) [...]; no gradient reaches target
+  [...,S], which is zero outside mask."""
   target = jax.lax.stop_gradient(target)
   log_q = jax.nn.log_softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
   some = target > 0
@@ -175,7 +177,8 @@ def _block(queries, keys, top, scale):
 
 
 def _all(q, keys, mask, scale):
-  """Over all keys: o [B,T,H,R], the heads' mean distribution [B,T,S]."""
+  """Attention over all keys: o [B,T,H,R] and the heads' mean softmax
+  [B,T,S]."""
   p = _softmax(
     jnp.einsum('BTHM,BSM->BTHS', q, keys.k, preferred_element_type=F32),
     mask,

@@ -1,4 +1,4 @@
-"""What hangs on the platform: asked here and nowhere else."""
+"""Choices that depend on the platform; no other file asks for it."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,16 @@ import jax
 
 
 class Choice(NamedTuple):
-  exchange: str  # of rows and experts: 'exchanged' or 'gathered'
-  slices: bool  # devices name the slice they belong to
+  exchange: str  # 'exchanged' or 'gathered', see `parallel.experts`
+  slices: bool  # whether slice_index of the devices tells slices apart
 
 
 def choose(device: jax.Device | jax.sharding.AbstractDevice | None) -> Choice:
-  """The choices for a mesh of such devices; None: of jax's default ones."""
+  """The choices for a mesh of such devices; None: jax's default devices."""
   platform = jax.default_backend() if device is None else device.platform
   return Choice(
     # XLA's CPU backend lacks `lax.ragged_all_to_all`
     exchange='gathered' if platform == 'cpu' else 'exchanged',
-    # on GPUs, every machine calls itself a slice
+    # on GPUs every machine is a slice of its own
     slices=platform == 'tpu',
   )

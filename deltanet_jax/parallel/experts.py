@@ -1,15 +1,15 @@
-"""A mixture of experts whose tokens and experts lie on different devices.
+"""Expert parallelism: tokens and experts on different devices.
 
-Every device holds E/P of the experts, P along the mesh's 'expert', and routes
-its own tokens. No token is dropped and no expert has a capacity. Two ways to
-bring rows and experts together, equal but for the order of sums:
+Each of the P devices along the mesh's 'expert' axis holds E/P experts and
+routes its own N tokens. No token is dropped; experts have no capacity. There
+are two ways, equal but for the order of sums:
 
-  exchanged   a row travels to the device of its expert and back, by
-              `lax.ragged_all_to_all`: 2 N X D numbers a device
-  gathered    every device sees the tokens of all P and computes what its
-              experts add to them: 2 P N D numbers a device
+  exchanged   rows are sent to the devices of their experts and back, by
+              `lax.ragged_all_to_all`: 2 N X D numbers per device
+  gathered    every device gathers the tokens of all P and adds the outputs of
+              its own experts: 2 P N D numbers per device
 
-`parallel.choice` says which.
+`parallel.choice` chooses.
 """
 
 import functools
@@ -25,11 +25,11 @@ from deltanet_jax.parallel.choice import choose
 
 (AXIS,) = sharding.find_mesh_axes('experts')
 (HIDDEN,) = sharding.find_mesh_axes('mlp')
-SHARES = 2  # even ones, that a device has room for in most steps
+SHARES = 2  # the usual buffer of a device, in multiples of an even share
 Weights = tuple[jax.Array, jax.Array, jax.Array]  # gate, up, down
 Route = Callable[[jax.Array, jax.Array | None], routing.Routing]
 
-FEW = 4096  # rows, too few to choose a room for: those of decoding
+FEW = 4096  # rows: the smallest buffer, enough for decoding
 
 
 def mix_experts(
@@ -39,9 +39,10 @@ def mix_experts(
   weights: Weights,
   route: Route,
 ) -> tuple[jax.Array, routing.Load]:
-  """(y [B,T,D], Load) of x [B,T,D] and the router's logits [B,T,E].
+  """The mixture of experts on the current mesh: (y [B,T,D], Load).
 
-  weights: gate, up [E,D,F], down [E,F,D]   bias: [E] or None
+  x [B,T,D]   logits [B,T,E] of the router   bias [E] or None
+  weights: gate, up [E,D,F], down [E,F,D]
   route: (logits [N,E], bias) -> Routing
   """
   mesh = sharding.get_current_mesh()
@@ -66,7 +67,7 @@ def mix_experts(
 
 
 def _own(x, logits, bias, weights, route, mesh=None):
-  """`mix_experts` of a device's own tokens [B/.., T/.., D] with its weights."""
+  """`mix_experts` on one device, with its own tokens and weights."""
   (B, T, D), E = x.shape, logits.shape[-1]
   x = x.reshape(B * T, D)
   chosen = route(logits.reshape(B * T, E), bias)
@@ -91,7 +92,7 @@ def gathered(
   up: jax.Array,
   down: jax.Array,
 ) -> jax.Array:
-  """Products of this device's tokens x [N,D] by all devices' experts."""
+  """y [N,D] of this device's tokens x [N,D], by the experts of all devices."""
   E = gate.shape[0]
   both = lambda x: jax.lax.all_gather(x, AXIS, tiled=True)
   own = both(chosen.experts) - E * jax.lax.axis_index(AXIS)
@@ -113,102 +114,104 @@ def exchanged(
   up: jax.Array,
   down: jax.Array,
 ) -> jax.Array:
-  """`gathered` by sending every row to its expert; for `jax.grad` too.
+  """`gathered`, but every row is sent to its expert's device.
 
-  At worst a device gets P N min(X, E/P) rows. It has room for so many only in
-  a step in which some device gets more than SHARES times N X, its even share,
-  and more than FEW. The backward pass sends and computes all again: no room's
-  contents are kept.
+  A device receives P N min(X, E/P) rows at worst, N X on average. Its buffer
+  has max(SHARES N X, FEW) rows, and the worst case's only in steps in which
+  some device receives more. The backward pass sends and computes all rows
+  again, so that no buffer is kept.
   """
   N, X = chosen.experts.shape
   own, P = gate.shape[0], jax.lax.axis_size(AXIS)
-  usual, most = _rooms(N, X, own, P)
+  usual, most = _buffer_rows(N, X, own, P)
 
-  def in_room(f, plan, *args):
+  def with_buffer(f, plan, *args):
     small = functools.partial(f, usual)
     if usual == most:
       return small(plan, *args)
     rare = jax.named_scope(routing.RARE)(functools.partial(f, most))
-    # of all devices, not of this exchange's: whatever collective the compiler
-    # moves to a side of the condition, all take the same
+    # the maximum over all devices, not only those of this exchange: the
+    # compiler may move collectives into a branch, and then all must take it
     everyone = jax.sharding.get_abstract_mesh().axis_names
     needed = jax.lax.pmax(plan.sizes.sum(), everyone)
     return jax.lax.cond(needed <= usual, small, rare, plan, *args)
 
-  def pull(room, plan, args, d_y):
-    return jax.vjp(functools.partial(_products, room, plan), *args)[1](d_y)
+  def pull(length, plan, args, d_y):
+    return jax.vjp(functools.partial(_products, length, plan), *args)[1](d_y)
 
   def forward(plan, *args):
-    return in_room(_products, plan, *args), (plan, args)
+    return with_buffer(_products, plan, *args), (plan, args)
 
   def backward(residuals, d_y):
-    return None, *in_room(pull, *residuals, d_y)
+    return None, *with_buffer(pull, *residuals, d_y)
 
   call = jax.custom_vjp(lambda *args: forward(*args)[0])
   call.defvjp(forward, backward)
   return call(_plan(chosen.experts, own), x, chosen.weights, gate, up, down)
 
 
-def _rooms(N, X, own, P):
-  """Rows of a device that suffice in most steps, and in all."""
+def _buffer_rows(N, X, own, P):
+  """The rows of a device's buffer: in most steps, and at worst."""
   most = P * N * min(X, own)
   return min(max(SHARES * N * X, FEW), most), most
 
 
 def find_filled_share(N: int, experts: int, top: int, P: int) -> float:
-  """The share of the usual room that even routing fills, N tokens a device."""
-  return N * top / _rooms(N, top, experts // P, P)[0] if P > 1 else 1
+  """The fraction of the usual buffer that even routing fills, with N tokens per
+  device."""
+  return N * top / _buffer_rows(N, top, experts // P, P)[0] if P > 1 else 1
 
 
 class _Plan(NamedTuple):
-  """Who sends what where; int32."""
+  """Counts and offsets of the exchanged rows, int32."""
 
-  order: jax.Array  # [N X], of the rows of a device by expert
-  send: jax.Array  # [E], to which expert
-  there: jax.Array  # where they start, here
-  places: jax.Array  # and at the expert's device
-  receive: jax.Array  # [E], P x E/P: from whom and to which expert
-  here: jax.Array  # where they start, here
-  back: jax.Array  # and at the sender
-  sizes: jax.Array  # [E/P], that this device's experts get
+  order: jax.Array  # [N X], sorts a device's rows by expert
+  send: jax.Array  # [E], rows sent to each expert
+  send_from: jax.Array  # [E], where they start in this device's rows
+  send_to: jax.Array  # [E], where they start in the receiver's buffer
+  receive: jax.Array  # [P E/P], rows received from each device for each expert
+  receive_at: jax.Array  # [P E/P], where they start in this device's buffer
+  back_to: jax.Array  # [P E/P], where they start in the sender's rows
+  sizes: jax.Array  # [E/P], rows of each of this device's experts
 
 
 def _plan(experts, own):
   P, me = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
   to = experts.reshape(-1)
   send = jnp.bincount(to, length=P * own).astype(jnp.int32)
-  counts = jax.lax.all_gather(send, AXIS)  # [P,E]: from whom, to which expert
+  counts = jax.lax.all_gather(send, AXIS)  # [P,E], from device, to expert
   places = _places(counts, own)
   mine = lambda x: x.reshape(P, P, own)[:, me].reshape(P * own)
   receive = mine(counts)
   return _Plan(
     order=jnp.argsort(to),
     send=send,
-    there=_before(send),
-    places=places[me],
+    send_from=_before(send),
+    send_to=places[me],
     receive=receive,
-    here=mine(places),
-    back=mine(_before(counts)),
+    receive_at=mine(places),
+    back_to=mine(_before(counts)),
     sizes=receive.reshape(P, own).sum(0),
   )
 
 
-def _products(room, plan, x, weights, gate, up, down):
-  """[N,D] by way of the experts' devices, `room` rows on each. What comes lies
-  sorted by expert, since each sender knows what the others send."""
+def _products(length, plan, x, weights, gate, up, down):
+  """y [N,D], computed on the experts' devices in buffers of `length` rows. Rows
+  arrive sorted by expert, since each sender knows what the others send."""
   (N, D), X = x.shape, weights.shape[1]
   exchange = functools.partial(jax.lax.ragged_all_to_all, axis_name=AXIS)
   empty = lambda size: jnp.zeros((size, D), x.dtype)
   rows = exchange(
     jnp.repeat(x, X, axis=0)[plan.order],
-    empty(room),
-    plan.there,
+    empty(length),
+    plan.send_from,
     plan.send,
-    plan.places,
+    plan.send_to,
     plan.receive,
   )
   y = routing.products(rows, plan.sizes, gate, up, down)
-  y = exchange(y, empty(N * X), plan.here, plan.receive, plan.back, plan.send)
+  back = plan.receive_at, plan.receive, plan.back_to, plan.send
+  y = exchange(y, empty(N * X), *back)
   return routing.weighted(y[jnp.argsort(plan.order)], weights)
 
 
@@ -218,8 +221,8 @@ def _before(counts):
 
 
 def _places(counts, own):
-  """[P,E]: where a sender's rows for an expert start at that expert's device,
-  after all rows of the device's earlier experts and of earlier senders."""
+  """[P,E]: where a sender's rows for an expert start in the receiver's buffer,
+  after those for its earlier experts and those of earlier senders."""
   totals = counts.sum(0).reshape(-1, own)
   earlier = jnp.cumsum(counts, 0) - counts
   return _before(totals).reshape(-1) + earlier

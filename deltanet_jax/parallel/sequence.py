@@ -1,16 +1,16 @@
-"""Time split over devices: each holds a span of T/P tokens of every row.
+"""Sequence parallelism: each device holds a span of T/P tokens of every row.
 
-A recurrence is affine in its state: a span takes the entry state S to
-A S + U. Every device finds A and U of its own span, the maps of the spans
-before it are composed in log2 P exchanges between neighbors at distance 1, 2,
-4, ..., and the rule runs from the entry state that follows. Backward, the
-gradient E of a span's exit state becomes A^T E + D, D what the span's outputs
-add: the same composition from the other end. What travels is A and U, the
-state's size, however long the row. A convolution takes its first inputs from
+A recurrence is affine in its state: a span maps its entry state S to A S + U.
+Every device computes A and U of its span; the maps of the spans before it are
+composed in log2 P exchanges, with devices at distance 1, 2, 4, ...; then the
+rule runs from the resulting entry state. In the backward pass the gradient E of
+a span's exit state becomes A^T E + D, with D from the span's outputs: the same
+composition from the other end (ops/README.md, section 6). A and U are sent,
+whose size does not depend on T. A convolution receives its first inputs from
 the device before. Softmax attention is in `parallel/softmax.py`.
 
-A row that P does not divide stays whole on every device, as does everything
-without a mesh.
+A row that P does not divide stays whole on every device, as do all rows without
+a mesh.
 """
 
 import functools
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from deltanet_jax.ops.description import STATE, VALUE
-from deltanet_jax.ops.documents import Inputs, starts
+from deltanet_jax.ops.documents import Inputs, segment_starts
 from deltanet_jax.ops.products import matmul
 from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.sharding import Axes
@@ -30,42 +30,41 @@ from deltanet_jax.parallel.sharding import Axes
 
 
 def is_split(T: int, least: int = 1) -> bool:
-  """Are rows of T tokens split, every span `least` tokens or longer?"""
+  """True where rows of T tokens are split, into spans of `least` or more."""
   P = sharding.count_parts('time')
   return P > 1 and T % P == 0 and T // P >= least
 
 
 def _on_spans(f, axes, out_axes, *args):
-  """f on every device's own share: `axes`, a tuple of logical axes for each
-  array of args (None for a None) and for f's output."""
+  """f on every device's part of args.
+
+  axes: for each array of args its logical axes, None for a None; out_axes:
+  those of f's output, or a list of those of several outputs
+  """
   mesh = sharding.get_current_mesh()
 
   def place(axes, x):
     return None if x is None else sharding.make_spec(axes, x.shape, mesh)
 
   specs = tuple(place(a, x) for a, x in zip(axes, args, strict=True))
-  like = next(x for a, x in zip(axes, args, strict=True) if a == out_axes)
-  return jax.shard_map(
-    f,
-    in_specs=specs,
-    out_specs=sharding.make_spec(out_axes, like.shape, mesh),
-    check_vma=False,
-  )(*args)
+  placed = dict(zip(axes, specs, strict=True))
+  if isinstance(out_axes, list):
+    out = tuple(placed[a] for a in out_axes)
+  else:
+    out = placed[out_axes]
+  return jax.shard_map(f, in_specs=specs, out_specs=out, check_vma=False)(*args)
 
 
 def receive_from_before(
   x: jax.Array, distance: int = 1, reverse: bool = False
 ) -> jax.Array:
-  """x of the device `distance` spans earlier (later, reversed); zeros where
-  there is none. Inside `_on_spans`."""
+  """x of the device `distance` spans earlier (with `reverse`, later), zeros
+  where there is none. For use inside `_on_spans`."""
   P = sharding.count_parts('time')
   pairs = [(i, i + distance) for i in range(P - distance)]
   if reverse:
     pairs = [(b, a) for a, b in pairs]
   return jax.lax.ppermute(x, AXIS, pairs)
-
-
-# ---------------------------------------------------------------- recurrences
 
 
 def run_rule(
@@ -75,43 +74,87 @@ def run_rule(
   segment_ids: jax.Array | None,
   gates: dict[str, jax.Array | None],
 ) -> jax.Array:
-  """o [B,T,H,V] of a rule over split time, from zero states.
+  """o [B,T,H,V] of a rule whose rows are split, from zero states.
 
-  rule: module of `ops`   form: one of its forms, with all else it takes
-  inputs: its arrays [B,T,...] or None in its order   gates: those it takes by
-  name
+  rule: a module of `ops`   form: one of its forms, with its settings
+  inputs: the rule's arrays [B,T,...] or None, in its order
+  gates: its keyword arrays
   """
-  description = rule.DESCRIPTION
-  described = description.inputs | description.gates
-  arrays = dict(zip(description.inputs, inputs, strict=True)) | gates
-  H = description.check(**arrays, segment_ids=segment_ids)['H']
-  letters = [
-    None if x is None else described[name].axes_of(x)
-    for name, x in arrays.items()
-  ]
-  repeated = [
-    repeat_to_divide(x, H) if letter and 'J' in letter else x
-    for letter, x in zip(letters, arrays.values(), strict=True)
-  ]
-  call = _with_prefix(
-    form, description.carry == 'scalar', letters, tuple(gates)
-  )
+  letters, arrays, _ = _divided(rule, inputs, gates, segment_ids=segment_ids)
+  scalar = rule.DESCRIPTION.carry == 'scalar'
+  call = _with_prefix(form, scalar, letters, tuple(gates))
   axes = [letter and _logical(letter) for letter in letters]
   return _on_spans(
     call,
     (*axes, _logical('BT')),
     _logical(VALUE.axes),
-    *repeated,
+    *arrays,
     segment_ids,
   )
 
 
+def run_on_shares(
+  rule: ModuleType,
+  form: Callable[..., tuple[jax.Array, jax.Array]],
+  inputs: Inputs,
+  state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  gates: dict[str, jax.Array | None],
+) -> tuple[jax.Array, jax.Array]:
+  """(o, last state) of a rule over whole rows by a form that no compiler can
+  split, a kernel: every device runs it on its own rows and heads.
+
+  state: [B,H,K,V] or None   all else as in `run_rule`
+  """
+  letters, arrays, sizes = _divided(
+    rule, inputs, gates, state=state, segment_ids=segment_ids
+  )
+  if state is None:
+    state = rule.DESCRIPTION.zero_state(sizes)
+
+  def call(*args):
+    *arrays, state, segment_ids = args
+    own = dict(zip(gates, arrays[len(inputs) :], strict=True))
+    how = {'state': state, 'segment_ids': segment_ids} | own
+    return form(*arrays[: len(inputs)], **how)
+
+  whole = lambda letters: _logical(letters.replace('T', '.'))
+  axes = [letter and whole(letter) for letter in letters]
+  return _on_spans(
+    call,
+    (*axes, whole(STATE), whole('BT')),
+    [whole(VALUE.axes), whole(STATE)],
+    *arrays,
+    state,
+    segment_ids,
+  )
+
+
+def _divided(rule, inputs, gates, **more):
+  """The letters of a rule's arrays, None for a None; the arrays, key heads
+  repeated where the mesh asks for it; sizes by letter."""
+  described = rule.DESCRIPTION.inputs | rule.DESCRIPTION.gates
+  arrays = dict(zip(rule.DESCRIPTION.inputs, inputs, strict=True)) | gates
+  sizes = rule.DESCRIPTION.check(**arrays, **more)
+  letters = [
+    None if x is None else described[name].axes_of(x)
+    for name, x in arrays.items()
+  ]
+  repeated = [
+    repeat_to_divide(x, sizes['H']) if letter and 'J' in letter else x
+    for letter, x in zip(letters, arrays.values(), strict=True)
+  ]
+  return letters, repeated, sizes
+
+
 def repeat_to_divide(x: jax.Array, H: int) -> jax.Array:
-  """Key heads [B,T,J,K] repeated until the mesh divides them; each still
-  serves neighboring value heads."""
+  """Repeats key heads [B,T,J,K] until the mesh divides them; each still serves
+  neighboring value heads."""
   J, parts = x.shape[2], sharding.count_parts('kv_heads')
   if H % parts:
-    raise ValueError(f'{H} heads do not divide over {parts} devices')
+    raise ValueError(
+      f'{H} heads do not divide over {parts} devices; change mesh.tensor'
+    )
   times = next(
     n for n in range(1, H // J + 1) if not J * n % parts and not H % (J * n)
   )
@@ -125,10 +168,11 @@ def _logical(letters):
 
 
 def _with_prefix(form, scalar, letters, names):
-  """The rule on one span, as part of a row: arrays, segment_ids -> o.
+  """The rule on one span of a row: (*arrays, segment_ids) -> o.
 
-  scalar: A is a number for each head, not a matrix   letters: the axes of the
-  arrays, None for a None   names: of the last arrays, which `form` takes so
+  scalar: A is a number for each head, not a matrix
+  letters: the axes of the arrays, None for a None
+  names: of the last arrays, the keyword arguments of `form`
   """
   count = len(letters) - len(names)
 
@@ -139,20 +183,20 @@ def _with_prefix(form, scalar, letters, names):
   def forward(*args):
     *arrays, segment_ids = args
     exit_state = lambda arrays, state=None: call(arrays, segment_ids, state)[1]
-    carry, write = _fold(exit_state, scalar, letters, arrays)
-    goes_on, through = _joined(segment_ids)
-    entry = _only(goes_on, _prefix(carry, write, through, scalar))
+    carry, write = _find_map(exit_state, scalar, letters, arrays)
+    continued, through = _find_continued(segment_ids)
+    entry = _keep_rows(continued, _prefix(carry, write, through, scalar))
     (o, last), pull = jax.vjp(
       lambda arrays, state: call(arrays, segment_ids, state), arrays, entry
     )
-    return o, (pull, carry, goes_on, through, jnp.zeros_like(last))
+    return o, (pull, carry, continued, through, jnp.zeros_like(last))
 
   def backward(residuals, d_o):
-    pull, carry, goes_on, through, zero = residuals
+    pull, carry, continued, through, zero = residuals
     _, d_entry = pull((d_o, zero))
     d_last = _prefix(
       carry if scalar else jnp.swapaxes(carry, -1, -2),
-      _only(goes_on, d_entry),
+      _keep_rows(continued, d_entry),
       through,
       scalar,
       reverse=True,
@@ -165,11 +209,11 @@ def _with_prefix(form, scalar, letters, names):
   return call_on_span
 
 
-def _fold(exit_state, scalar, letters, arrays):
-  """A [B,H,K,K], or [B,H,1,1], and U [B,H,K,V] of a span.
+def _find_map(exit_state, scalar, letters, arrays):
+  """A [B,H,K,K], or [B,H,1,1] for a scalar, and U [B,H,K,V] of a span.
 
-  exit_state: (arrays, state=None) -> the rule's last state. A is that of the
-  identity when all values are zero. A scalar one is that of a 1 x 1 state.
+  exit_state: (arrays, state=None) -> the rule's last state. A is the exit state
+  from the identity with all values zero, a scalar A that from a 1 x 1 state.
   """
   pairs = [(x or '', array) for x, array in zip(letters, arrays, strict=True)]
   sizes = {
@@ -186,7 +230,7 @@ def _fold(exit_state, scalar, letters, arrays):
       for axes, x in pairs
     ]
     return exit_state(none, one), exit_state(arrays)
-  # one run finds both: K more value channels, without values
+  # one call computes both: A in K more value channels, whose values are zero
   more = lambda x: jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, K),))
   eye = jnp.broadcast_to(
     jnp.pad(jnp.eye(K), ((0, 0), (V, 0))), (B, H, K, V + K)
@@ -195,34 +239,35 @@ def _fold(exit_state, scalar, letters, arrays):
   return last[..., V:], last[..., :V]
 
 
-def _joined(segment_ids):
-  """For every span and row [P,B]: does it go on with the document of the span
-  before it, and is there one document from that span's end to its own?
-  None, None: there is one in every row."""
+def _find_continued(segment_ids):
+  """Two [P,B] bool, for every span and row: does the span begin inside the
+  document that the span before ends with; and does that document reach the
+  span's end? None, None: every row is one document."""
   if segment_ids is None:
     return None, None
-  one = ~starts(segment_ids).any(1)
+  one = ~segment_starts(segment_ids).any(1)
   edges = jnp.stack([segment_ids[:, 0], segment_ids[:, -1], one])
   first, last, one = jnp.moveaxis(jax.lax.all_gather(edges, AXIS), 1, 0)
-  # the first span goes on with nothing
-  goes_on = (first == jnp.roll(last, 1, 0)).at[0].set(False)
-  return goes_on, goes_on & (one > 0)
+  # nothing is before the first span
+  continued = (first == jnp.roll(last, 1, 0)).at[0].set(False)
+  return continued, continued & (one > 0)
 
 
-def _only(where, x):
-  """x [B,...] of this span in rows that `where` [P,B] names, else zero, even
-  for what is not finite."""
+def _keep_rows(where, x):
+  """x [B,...] in rows where `where` [P,B] is true for this span, else zero,
+  also in place of NaN."""
   if where is None:
     return x
   return jnp.where(where[jax.lax.axis_index(AXIS)][:, None, None, None], x, 0)
 
 
 def _prefix(carry, write, through, scalar, reverse=False):
-  """What the spans before this one (after it, reversed) make of a zero state.
+  """The state that a zero state becomes by the spans before this one (with
+  `reverse`, after it).
 
-  through [P,B]: whether the state passes a span at all, None: it does. A
-  device without a sender receives zeros: from the first span on a map is
-  complete, and applied to the zero state its A does not matter.
+  through [P,B]: false where A of a span is zero; None: nowhere. A device
+  without a sender receives zeros: its map then covers all spans from the first
+  on, where the state is zero and A does not matter.
   """
   apply = jnp.multiply if scalar else _onto
   P, distance = sharding.count_parts('time'), 1
@@ -230,7 +275,7 @@ def _prefix(carry, write, through, scalar, reverse=False):
     before = functools.partial(
       receive_from_before, distance=distance, reverse=reverse
     )
-    write = write + _only(through, apply(carry, before(write)))
+    write = write + _keep_rows(through, apply(carry, before(write)))
     if 2 * distance < P:
       carry = apply(carry, before(carry))
       if through is not None:
@@ -243,9 +288,6 @@ def _onto(carry, x):
   return matmul('bhkl,bhlx->bhkx', carry, x)
 
 
-# ---------------------------------------------------------------- convolution
-
-
 def run_with_past(
   f: Callable[..., jax.Array],
   w: jax.Array,
@@ -255,9 +297,9 @@ def run_with_past(
   segment_ids: jax.Array | None,
   count: int,
 ) -> jax.Array:
-  """f(w, x, past, segment_ids, past_ids) over split time: `past` [B,count,...]
-  are the inputs just before those in x, zero before the first; every span
-  has `count` tokens."""
+  """f(w, x, past, segment_ids, past_ids) on every span; past [B,count,...] are
+  the inputs before those of x, zero before the first. Spans have `count` tokens
+  or more."""
 
   def local(x, w, segment_ids):
     before = lambda x: None if x is None else receive_from_before(x[:, -count:])

@@ -1,14 +1,13 @@
-"""The mesh, and where parameters, batches and activations live on it.
+"""The mesh, and the shardings of parameters, batches and activations.
 
-The layout is one table: RULES maps the logical axes that weights and
-activations name to axes of the mesh.
+RULES maps the logical axes of weights and activations to axes of the mesh:
 
-    replica   between slices or pods: copies of everything, batch split
-    data      copies of everything, batch split
-    fsdp      weights and optimizer split, batch split
-    expert    experts split, other weights split as by fsdp, batch split
-    seq       time split, weights split as by fsdp
-    tensor    heads, hidden channels and the vocabulary split
+    replica   the batch is split, weights replicated; between slices or pods
+    data      the batch is split, weights replicated
+    fsdp      the batch, weights and optimizer state are split
+    expert    the batch and experts are split, other weights as by fsdp
+    seq       time is split, weights as by fsdp
+    tensor    heads, hidden channels and the vocabulary are split
 
 A weight is gathered over fsdp, seq and expert where it is used
 (`gather_weight`).
@@ -33,13 +32,13 @@ from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.parallel.choice import choose
 
 Params = dict[str, 'Params | jax.Array']  # nested, by the modules' names
-# the same tree
-LogicalAxes = dict[str, 'LogicalAxes | PartitionSpec']  # of axis names
-Axes = Sequence[str | None]  # logical ones of an array, None: whole
+# the tree of Params, with PartitionSpecs of logical axis names
+LogicalAxes = dict[str, 'LogicalAxes | PartitionSpec']
+Axes = Sequence[str | None]  # an array's logical axes; None: not split
 # [B,T]: tokens, targets, positions, segment_ids, weights
 Batch = dict[str, jax.Array]
 
-# the last ones are neighbors on the network
+# devices along the last axes are neighbors on the network
 MESH_AXES = ('replica', 'data', 'fsdp', 'expert', 'seq', 'tensor')
 
 RULES = {
@@ -62,9 +61,9 @@ RULES = {
   'norm': None,
 }
 
-# kept whole where the mesh does not divide them: a byte vocabulary is odd, and
-# key heads may be fewer than the devices; any other axis of a weight is an
-# error, since a copy of it on every device is what the mesh was to avoid
+# replicated where the mesh does not divide them: a byte vocabulary is odd, and
+# key heads may be fewer than devices. For other axes of a weight that is an
+# error, since a copy on every device is what the mesh is to avoid
 WHOLE_IF_UNEVEN = ('vocab', 'kv_heads')
 
 
@@ -73,7 +72,8 @@ def make_mesh(
 ) -> Mesh:
   """A mesh of MeshConfig's sizes on the first of `devices`, by default all.
 
-  TPUs of several slices: `replica` counts the slices.
+  With several TPU slices `replica` must be their number. ValueError where there
+  are too few devices or another number of slices.
   """
   devices = jax.devices() if devices is None else devices
   shape = tuple(getattr(cfg, axis) for axis in MESH_AXES)
@@ -88,7 +88,7 @@ def make_mesh(
   slices = 1
   if choose(devices[0]).slices:
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
-  # a physical axis may serve two of ours: 64 x 4 on a 16 x 16 pod
+  # two of our axes may share a physical one: 64 x 4 on a 16 x 16 pod
   if slices == 1:
     grid = mesh_utils.create_device_mesh(
       shape, devices=devices, allow_split_physical_axes=True
@@ -115,7 +115,7 @@ def get_current_mesh() -> AbstractMesh | None:
 
 
 def count_parts(axis: str | None) -> int:
-  """Over how many devices the current mesh spreads a logical axis."""
+  """The number of parts into which the current mesh splits a logical axis."""
   mesh = get_current_mesh()
   return (
     1
@@ -125,7 +125,7 @@ def count_parts(axis: str | None) -> int:
 
 
 def find_mesh_axes(axis: str | None) -> tuple[str, ...]:
-  """The mesh axes of a logical axis; () where it stays whole."""
+  """The mesh axes of a logical axis; () where it is not split."""
   to = () if axis is None else RULES[axis]
   return (to,) if isinstance(to, str) else to or ()
 
@@ -136,11 +136,11 @@ def make_spec(
   mesh: Mesh | AbstractMesh,
   uneven: Callable[[int, tuple[str, ...]], None] = lambda i, to: None,
 ) -> PartitionSpec:
-  """The PartitionSpec of an array by its logical axes (None: whole).
+  """The PartitionSpec of an array by its logical axes (None: not split).
 
-  A mesh axis serves the first of the array's axes that asks for it. Where the
-  mesh does not divide the size, `uneven(index, mesh axes)` is called, and the
-  axis stays whole.
+  A mesh axis splits the first of the array's axes that it applies to. Where the
+  mesh does not divide a size, `uneven(index, mesh axes)` is called and the axis
+  is not split.
   """
   used, places = set(), []
   for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
@@ -154,7 +154,7 @@ def make_spec(
 
 
 def make_batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Of arrays [B,T]."""
+  """The sharding of arrays [B,T]."""
   whole = tuple(
     math.prod(mesh.shape[a] for a in find_mesh_axes(x)) for x in _ROWS
   )
@@ -165,8 +165,8 @@ _ROWS = ('batch', 'time')
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-  """x laid out by its logical axes (None: whole) on the current mesh; axes
-  that the mesh does not divide are whole; unchanged without a mesh."""
+  """Constrains x to the sharding of its logical axes (None: not split) on the
+  current mesh, by `make_spec`; returns x without a mesh."""
   mesh = get_current_mesh()
   if mesh is None:
     return x
@@ -174,18 +174,17 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def gather_weight(w: jax.Array, axes: Axes) -> jax.Array:
-  """A weight as products take it: gathered over the axes that only store it,
-  split over 'tensor' alone.
+  """Gathers a weight before a product, so that only 'tensor' splits it.
 
-  Said here, so that the partitioner never moves activations instead.
+  The constraint keeps the partitioner from moving activations instead.
   """
   stored = ('embed', 'experts')
   return constrain(w, *(None if axis in stored else axis for axis in axes))
 
 
 def split_time_to_rows(x: jax.Array) -> jax.Array:
-  """[B,T,...] -> [P B, T/P, ...]: the P devices' spans of time as rows, so that
-  a scan over time runs on every device's own span; x itself without a mesh."""
+  """[B,T,...] -> [P B, T/P, ...]: spans become rows, so that a scan over time
+  runs on every device's own span. Returns x where time is not split."""
   P = count_parts('time')
   if P == 1:
     return x
@@ -199,8 +198,7 @@ def split_time_to_rows(x: jax.Array) -> jax.Array:
 
 
 def count_bytes_per_device(tree: object) -> int:
-  """Bytes that arrays, or ShapeDtypeStructs with a sharding, take on the
-  device that holds most of them: all devices hold the same."""
+  """Bytes per device of arrays, or of ShapeDtypeStructs with a sharding."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
@@ -223,9 +221,10 @@ def find_logical_axes(model: nn.Module) -> LogicalAxes:
 
 
 def make_param_shardings(model: nn.Module, mesh: Mesh) -> Params:
-  """The parameters' NamedSharding by RULES.
+  """The parameters' NamedShardings by RULES.
 
-  Raises a ValueError that names the weight when the mesh does not divide it.
+  Raises:
+    ValueError: the mesh does not divide a weight, which the message names.
   """
 
   def place(path, axes, weight):
@@ -248,9 +247,9 @@ def make_param_shardings(model: nn.Module, mesh: Mesh) -> Params:
 
 
 def init_params(model: nn.Module, key: jax.Array, mesh: Mesh) -> Params:
-  """Fresh parameters, a plain nested dict of arrays born on their devices.
+  """Random parameters, a plain nested dict of arrays that are created sharded.
 
-  The values do not depend on the mesh.
+  Their values do not depend on the mesh.
   """
   shardings = make_param_shardings(model, mesh)
   tokens = jnp.zeros((1, 1), jnp.int32)

@@ -1,21 +1,22 @@
 """Softmax attention on a mesh.
 
-Batch and heads are split like everything else. Where time is split too, every
-device attends with a span of T/P tokens. With a window it takes the keys just
-before its span from the devices that have them. Without one:
+Batch and heads are split as in every layer. Where time is split too, every
+device has the queries of a span of T/P tokens. With a window, it receives the
+keys just before its span from the devices that hold them. Without one:
 
-  balance   A span is two halves, of 2 P in the row, and the later a query the
-            more keys it sees. So device i keeps half 2 i and exchanges the
-            other with device P-1-i for half 2 P-1-2 i: together they meet
-            2 P + 1 halves of keys, on every device.
-  ring      The keys go round from device to device. Beside its own, a device
-            meets two pairs of halves at every station: its later half sees
-            the earlier one of any device, and then either its earlier half
-            sees that too or its later half sees the other's later one.
-            Backward the keys go round again, their gradients with them.
+  balance   Later queries see more keys. So a row is cut into 2 P halves of
+            spans: device i keeps half 2 i and exchanges its other half with
+            device P-1-i for half 2 P-1-2 i. Its queries then see 2 P + 1
+            halves of keys, on every device.
+  ring      The keys are passed from device to device (ring attention,
+            arXiv:2310.01889). For the keys of each other device two pairs of
+            halves are computed: its later half of queries sees the earlier
+            half of keys, and either its earlier half sees that too or its
+            later half sees the later half of keys. In the backward pass the
+            keys go round again, with their gradients.
 
-Nothing of the row's size is ever on one device. Softmax is exact: what a query
-has seen so far is `attention.Sums`.
+No device ever holds an array of the length T. The softmax is exact
+(`attention.Sums`).
 """
 
 import functools
@@ -28,7 +29,7 @@ from jax.sharding import PartitionSpec
 
 from deltanet_jax.ops import attention
 from deltanet_jax.ops.attention import Place
-from deltanet_jax.ops.compiler import tied
+from deltanet_jax.ops.compiler import hoisting_barrier
 from deltanet_jax.parallel import sharding
 from deltanet_jax.parallel.sequence import (
   AXIS,
@@ -54,11 +55,12 @@ def attend(
   scale: float,
   window: int | None = None,
 ) -> jax.Array:
-  """`attention.attend` on the current mesh: o [B,T,H,V] of q [B,T,H,K].
+  """`attention.attend` on the current mesh: q [B,T,H,K] -> o [B,T,H,V].
 
-  keys: arrays [B,S,...]   weights: arrays [.,H,.]   make(*keys, *weights): k
-  and v; by default the keys are k and v. at: the queries' Place   seen: the
-  keys', or None where keys and queries are one row from its first token on.
+  keys: arrays [B,S,...]   weights: arrays [.,H,.]
+  make(*keys, *weights) -> k, v; None: the keys are k and v
+  at: the queries' Place
+  seen: the keys' Place; None: keys and queries are the same whole row
   """
   T, H = q.shape[1:3]
   make = make or (lambda k, v: (k, v))
@@ -100,12 +102,12 @@ def attend(
 
 
 def _near(q, keys, weights, ids, make, scale, window):
-  """A span's queries, with the window - 1 keys before it."""
+  """Attention of a span's queries, with the window - 1 keys before the span."""
   L, P = q.shape[1], jax.lax.axis_size(AXIS)
   reach = min(window - 1, L * (P - 1))
 
   def extended(x):
-    # of the farthest device only what is reached
+    # the farthest device sends only the tokens within the window
     far = range(-(-reach // L), 0, -1)
     before = [
       receive_from_before(x[:, -min(L, reach - L * (n - 1)) :], n) for n in far
@@ -119,7 +121,7 @@ def _near(q, keys, weights, ids, make, scale, window):
     q,
     *make(*keys, *weights),
     Place(first + jnp.arange(L), ids),
-    Place(jnp.where(positions < 0, attention.NEVER, positions), key_ids),
+    Place(jnp.where(positions < 0, attention.NO_KEY, positions), key_ids),
     ahead=reach,
     scale=scale,
     window=window,
@@ -129,8 +131,8 @@ def _near(q, keys, weights, ids, make, scale, window):
 def call_on_all_keys(f: Callable[[Q, K], R], queries: Q, keys: K) -> R:
   """f(queries, keys) with the keys of all spans, for an f that sums over heads.
 
-  queries, keys: pytrees of arrays [B,T,...]; the result is one too, row by row
-  as `queries`. Over the mesh's 'tensor' goes the time of the queries.
+  queries, keys and the result: pytrees of arrays [B,T,...]. The mesh's 'tensor'
+  axis splits the queries' time too, since f needs all heads.
   """
   B, T = jax.tree.leaves(queries)[0].shape[:2]
   mesh = sharding.get_current_mesh()
@@ -153,9 +155,6 @@ def call_on_all_keys(f: Callable[[Q, K], R], queries: Q, keys: K) -> R:
   )(queries, keys)
 
 
-# -------------------------------------------------------------------- the ring
-
-
 def _balanced_ring(q, keys, weights, ids, make, scale):
   L = q.shape[1]
   n = -(-L // (2 * attention.BLOCK))  # blocks of a half
@@ -171,13 +170,13 @@ def _balanced_ring(q, keys, weights, ids, make, scale):
 
 
 def _is_early(i):
-  """Is half 2 i the earlier of device i's two?"""
+  """True where half 2 i is the earlier of device i's two halves."""
   return 2 * i < jax.lax.axis_size(AXIS)
 
 
 def _exchange(x, back=False):
-  """A device's halves [B,2 half,...], as they are and in balance: the earlier
-  first."""
+  """Maps a device's span [B,2 half,...] to its two balanced halves, the earlier
+  first; `back`: the inverse."""
   P = jax.lax.axis_size(AXIS)
   early = _is_early(jax.lax.axis_index(AXIS))
   turned = lambda x: jnp.where(early, x, jnp.roll(x, x.shape[1] // 2, axis=1))
@@ -190,8 +189,8 @@ def _exchange(x, back=False):
 
 
 def _positions(i, L, half):
-  """Of device i's places in balance: positions [2 half], that of the span's
-  last token where there is none; and where there is one."""
+  """Of device i's balanced halves: positions [2 half], of padding that of the
+  span's last token; and [2 half] bool, false for padding."""
   P = jax.lax.axis_size(AXIS)
   own, other = jnp.arange(half), jnp.arange(half, 2 * half)
   early = _is_early(i)
@@ -201,10 +200,10 @@ def _positions(i, L, half):
   return L * jnp.repeat(of, half) + jnp.minimum(within, L - 1), within < L
 
 
-def _stations(n):
-  """Pairs of blocks, of the n of an earlier half and then the n of a later
-  one: those of a device's own keys, and those of another's, whose earlier half
-  comes after (or before) this device's."""
+def _block_pairs(n):
+  """Pairs of query and key blocks, blocks 0 to n-1 in the earlier half: those
+  for a device's own keys, and a function of those for another device's keys,
+  whose earlier half comes after (or before) this device's."""
   both = range(2 * n)
   own = [(i, j) for i in both for j in both if j <= i]
   square = [(i, j) for i in range(n) for j in range(n)]
@@ -222,7 +221,8 @@ def _stations(n):
 
 
 class _Ring(NamedTuple):
-  """(q, keys, weights, ids) of a device in balance -> o [B,2 half,H,V]."""
+  """Ring attention of a device's balanced halves: (q, keys, weights, ids) ->
+  o [B,2 half,H,V]."""
 
   make: Make  # (*keys, *weights) -> k, v
   scale: float
@@ -235,45 +235,47 @@ class _Ring(NamedTuple):
     return call(*args)
 
   def _forward(self, q, keys, weights, ids):
-    me, ids = tied((jax.lax.axis_index(AXIS), ids), q[:1, :1, :1, :1])
+    me, ids = hoisting_barrier(
+      (jax.lax.axis_index(AXIS), ids), q[:1, :1, :1, :1]
+    )
     k, v = jax.eval_shape(self.make, *keys, *weights)
     queries = self._queries(q, ids, me, k.shape[2])
 
-    def meet(result, keys, device, pairs):
+    def visit(result, keys, device, pairs):
       keys, ids = keys
       blocks = self._keys(*self.make(*keys, *weights), ids, device)
-      return attention.fold(
+      return attention.accumulate(
         result[0], queries, blocks, pairs, scale=self.scale
       ), None
 
-    result = attention.start(queries, v), None
-    sums, _ = self._round_trip(meet, me, result, (keys, ids))
-    o = attention.join(attention.finish(sums), q.shape[1]).astype(v.dtype)
-    return o, (q, keys, weights, ids, me, o, sums.most, sums.total)
+    result = attention.empty_sums(queries, v), None
+    sums, _ = self._round_trip(visit, me, result, (keys, ids))
+    o = attention.join(attention.normalize(sums), q.shape[1]).astype(v.dtype)
+    return o, (q, keys, weights, ids, me, o, sums.row_max, sums.row_sum)
 
   def _backward(self, residuals, d_o):
-    q, keys, weights, ids, me, o, most, total = residuals
+    q, keys, weights, ids, me, o, row_max, row_sum = residuals
     k, v = jax.eval_shape(self.make, *keys, *weights)
     J, T = k.shape[2], q.shape[1]
     queries = self._queries(q, ids, me, J)
     cut = functools.partial(attention.cut, J=J, N=2 * self.n)
-    slopes = attention.Slopes.of(cut(d_o), cut(o), most, total)
+    rows = attention.RowGradients.of(cut(d_o), cut(o), row_max, row_sum)
     zeros = functools.partial(jax.tree.map, attention.zeros)
     add = functools.partial(jax.tree.map, jnp.add)
     back = lambda d, x: attention.join(d, T).astype(x.dtype)
 
-    def meet(result, keys, device, pairs):
+    def visit(result, keys, device, pairs):
       d_q, d_weights, d_keys = result
       keys, ids = keys
       made, pull = jax.vjp(
         lambda keys, weights: self.make(*keys, *weights), keys, weights
       )
       blocks = self._keys(*made, ids, device)
-      d_q, d_made = attention.unfold(
+      d_q, d_made = attention.accumulate_gradients(
         (d_q, zeros((blocks.k, blocks.v))),
         queries,
         blocks,
-        slopes,
+        rows,
         pairs,
         scale=self.scale,
       )
@@ -281,7 +283,7 @@ class _Ring(NamedTuple):
       return d_q, add(d_weights, to_weights), add(d_keys, to_keys)
 
     result = zeros((queries.q, weights, keys))
-    d_q, d_weights, d_keys = self._round_trip(meet, me, result, (keys, ids))
+    d_q, d_weights, d_keys = self._round_trip(visit, me, result, (keys, ids))
     like = lambda d, x: d.astype(x.dtype)
     return (
       back(d_q, q),
@@ -290,24 +292,24 @@ class _Ring(NamedTuple):
       None,
     )
 
-  def _round_trip(self, meet, me, result, keys):
-    """meet(result, keys, of device, pairs) at every station of device `me`; a
-    result's last part travels with the keys, and comes home."""
+  def _round_trip(self, visit, me, result, keys):
+    """visit(result, keys, device, pairs) with the keys of every device in turn.
+    The last part of `result` is passed on with the keys, and returns."""
     P = jax.lax.axis_size(AXIS)
-    own, other = _stations(self.n)
+    own, other = _block_pairs(self.n)
     first = lambda i: jnp.minimum(2 * i, 2 * P - 1 - 2 * i)
     travel = lambda result: (*result[:-1], _pass_on(result[-1]))
 
-    def station(carry, r):
+    def body(carry, r):
       result, keys = carry
-      following = _pass_on(keys)  # while these are worked on
+      following = _pass_on(keys)  # overlaps with the computation below
       of = (me - r) % P
-      result = meet(result, keys, of, other(first(of) > first(me)))
+      result = visit(result, keys, of, other(first(of) > first(me)))
       return (travel(result), following), None
 
-    result = travel(meet(result, keys, me, own))
+    result = travel(visit(result, keys, me, own))
     carry = result, _pass_on(keys)
-    return jax.lax.scan(station, carry, jnp.arange(1, P))[0][0]
+    return jax.lax.scan(body, carry, jnp.arange(1, P))[0][0]
 
   def _queries(self, q, ids, me, J):
     positions, _ = _positions(me, self.L, q.shape[1] // 2)
@@ -315,7 +317,7 @@ class _Ring(NamedTuple):
 
   def _keys(self, k, v, ids, device):
     positions, token = _positions(device, self.L, k.shape[1] // 2)
-    positions = jnp.where(token, positions, attention.NEVER)
+    positions = jnp.where(token, positions, attention.NO_KEY)
     return attention.cut_keys(k, v, Place(positions, ids), 2 * self.n)
 
 

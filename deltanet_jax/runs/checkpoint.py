@@ -1,10 +1,10 @@
-"""Checkpoints: Orbax behind one file, with what it leaves unchecked.
+"""Checkpoints by Orbax, with checksums.
 
-Orbax restores flipped bits without a word and casts to another type in
-silence. Each step therefore carries shape, type and a checksum of every array,
-committed together with the arrays and compared when they are read back. Several
-processes write and read the parts that their devices hold; the checksum is a
-sum over elements, so that it does not depend on who holds what.
+Orbax restores flipped bits and casts to another dtype silently. Every step
+therefore has shape, dtype and a checksum of each array, committed together with
+the arrays and compared when they are restored. Several processes write and read
+the shards of their devices; the checksum is a sum over elements, so it does not
+depend on the sharding.
 """
 
 import itertools
@@ -36,13 +36,13 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-  """The checkpoints of one folder, newest last; a context manager.
+  """The checkpoints of a folder; a context manager.
 
   Several processes make every call together, on a folder that all share.
 
-  A checkpoint is a dict of named items (say 'params' and 'rest'), each a
-  pytree of arrays. It is kept as arrays named by their path, whatever the
-  containers around them. The newest `keep` are kept.
+  A checkpoint is a dict of items (such as 'params' and 'rest'), each a pytree
+  of arrays, which are stored by their paths, whatever their containers. The
+  newest `keep` checkpoints are kept.
   """
 
   def __init__(self, folder: str | pathlib.Path, keep: int = 1):
@@ -52,7 +52,7 @@ class Checkpoints:
     self._open()
 
   def _open(self) -> None:
-    # step 1 is saved as well as step 1000: the caller decides when
+    # the caller decides which steps are saved
     options = ocp.CheckpointManagerOptions(
       max_to_keep=self._keep, save_interval_steps=1
     )
@@ -65,7 +65,7 @@ class Checkpoints:
     try:
       self._manager.close()
     except Exception as error:
-      # after another failure this one, often its fellow, says no more
+      # after another failure this one adds nothing
       if kind is None:
         raise self._cannot_save(error) from error
 
@@ -74,12 +74,12 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, items: Mapping[str, object]) -> None:
-    """Starts to save; waits only for an earlier save and for a host copy.
+    """Starts a save; waits only for an earlier save and for a host copy.
 
-    Orbax copies before it returns: the caller may donate the arrays at once.
+    Orbax copies before it returns, so the caller may donate the arrays.
 
     Raises:
-      CheckpointError: the earlier save failed, as on a full disk.
+      CheckpointError: the earlier save failed, such as on a full disk.
     """
     self.wait()
     self._set_aside()
@@ -93,12 +93,12 @@ class Checkpoints:
       raise self._cannot_save(error) from error
     if not accepted:
       raise CheckpointError(
-        f'{self._folder} has step {self._manager.latest_step()} and takes no'
-        f' step {step}'
+        f'{self._folder} already has step {self._manager.latest_step()}; it'
+        f' cannot save step {step}'
       )
 
   def wait(self) -> None:
-    """Returns when the last save is on disk.
+    """Waits until the last save is on disk.
 
     Raises:
       CheckpointError: it failed.
@@ -114,17 +114,16 @@ class Checkpoints:
   def restore(
     self, abstract: Mapping[str, Tree]
   ) -> tuple[int, dict[str, Tree]] | None:
-    """(step, items) of the newest checkpoint that is whole, or None.
+    """(step, items) of the newest intact checkpoint, or None.
 
     abstract: dict of items, pytrees of ShapeDtypeStructs with shardings, which
-    need not be those of the save. Items left out are not read. A damaged
-    checkpoint is reported, and the one before it is taken; the next save puts
-    it aside as `damaged-STEP`, or, if there is such a one, `damaged-STEP-2`,
-    then -3.
+    need not be those of the save; other items are not read. A damaged
+    checkpoint is reported and the one before it is used; the next save renames
+    it to `damaged-STEP`, or to `damaged-STEP-2`, -3, ...
 
     Raises:
-      CheckpointError: there are checkpoints and none is whole, or the arrays
-        have other names, shapes or types than `abstract`.
+      CheckpointError: all checkpoints are damaged, or the arrays have other
+        names, shapes or dtypes than `abstract`.
     """
     steps = self.list_steps()
     for step in reversed(steps):
@@ -137,7 +136,7 @@ class Checkpoints:
       return step, items
     if steps:
       raise CheckpointError(
-        f'no checkpoint in {self._folder} is whole (tried'
+        f'all checkpoints in {self._folder} are damaged (tried'
         f' {", ".join(map(str, steps))}); remove the folder to start again'
       )
     return None
@@ -153,7 +152,7 @@ class Checkpoints:
     self._open()
 
   def _free(self, name):
-    """A path of that name, or with a number behind it, where nothing is."""
+    """A path of that name, or name-2, name-3, ..., that does not exist."""
     names = itertools.chain([name], (f'{name}-{i}' for i in itertools.count(2)))
     return next(
       path
@@ -162,7 +161,7 @@ class Checkpoints:
     )
 
   def _whole(self, step, abstract):
-    """The items of a step; what one process cannot read, none takes."""
+    """The items of a step, if every process can read its part."""
     read, sums = processes.call_together(
       lambda: self._read(step, abstract), _Damaged
     )
@@ -178,11 +177,10 @@ class Checkpoints:
     }
 
   def _read(self, step, abstract):
-    """({item: {path: array}}, their fingerprints), this process's parts."""
+    """({item: {path: array}}, stored fingerprints) of this process."""
     folder = self._folder / str(step)
     flat = {name: _flatten(tree) for name, tree in abstract.items()}
-    # the handlers themselves: the manager would wait, after each, for a process
-    # that has failed
+    # not by the manager, which would wait for a process that has failed
     try:
       json = ocp.JsonCheckpointHandler()
       sums = json.restore(folder / _SUMS, args=ocp.args.JsonRestore())
@@ -207,7 +205,7 @@ class _Damaged(Exception):
 
 
 def _line(error):
-  """The first line of an error that may be long."""
+  """The first line of an error."""
   lines = str(error).strip().splitlines()
   return f'{type(error).__name__}: {lines[0][:200] if lines else ""}'
 
@@ -221,7 +219,7 @@ def _flatten(tree):
 
 
 def _fingerprints(arrays):
-  """{path: [shape, type, checksum]}, as JSON gives it back."""
+  """{path: [shape, dtype, checksum]}, as JSON returns it."""
   own = np.array([_checksum(x) for x in arrays.values()], np.uint32)
   sums = processes.gather_arrays(own).sum(0, dtype=np.uint32)
   return {
@@ -231,11 +229,11 @@ def _fingerprints(arrays):
 
 
 def _checksum(x):
-  """Of a jax array's part in this process: the sum modulo 2^32 of `_mixed` bits
-  and place, over the elements of which it holds the first copy.
+  """The sum modulo 2^32 of hashes of bits and position, over the elements of
+  which this process holds the first replica.
 
-  `hf.pieces` has CRC-32s, which depend on the order of all bytes and could not
-  be added up over processes.
+  A CRC-32, as in `hf.pieces`, depends on the order of bytes and cannot be added
+  up over processes.
   """
   shape, total = x.shape or (1,), 0
   for shard in x.addressable_shards:
@@ -245,16 +243,16 @@ def _checksum(x):
     bits = bits.view(f'u{bits.itemsize}')
     first, *rest = shard.index or (slice(None),)
     begin, end, _ = first.indices(shape[0])
-    # by pieces of the first axis, so as not to need a large array's memory
+    # by pieces of the first axis, to bound memory
     count = max(1, _PIECE * len(bits) // bits.size)
     for i in range(begin, end, count):
-      at = _places((slice(i, min(i + count, end)), *rest), shape)
+      at = _positions((slice(i, min(i + count, end)), *rest), shape)
       total += _mixed(bits[i - begin : i - begin + count].astype('u4'), at)
   return total % 2**32
 
 
-def _places(index, shape):
-  """Numbers of the elements x[index] of an x of `shape`, modulo 2^32."""
+def _positions(index, shape):
+  """Flat positions of the elements x[index] of an x of `shape`, mod 2^32."""
   at = np.zeros((), np.uint32)
   for part, size in zip(index, shape, strict=True):
     along = np.arange(*part.indices(size), dtype=np.uint32)
@@ -263,7 +261,7 @@ def _places(index, shape):
 
 
 def _mixed(bits, at):
-  """Sum of lowbias32 (Chris Wellons' hash) of bits + place: uint32 arrays."""
+  """Sum of hashes (lowbias32 by Chris Wellons) of bits + position, uint32."""
   x = bits + at * np.uint32(0x9E3779B1)
   for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
     x ^= x >> np.uint32(shift)
@@ -279,27 +277,27 @@ def _require_same(sums, arrays, where):
     needed = tuple(wanted[path]) if path in wanted else 'nothing'
     if saved != needed:
       raise CheckpointError(
-        f'{where} holds {saved} as {path}, the program needs {needed}; use the'
-        ' version of the program that wrote it'
+        f'{where} has {saved} for {path}, this version expects {needed}; use'
+        ' the version that wrote it'
       )
 
 
 def load_params(
   workdir: Workdir, cfg: ModelConfig, mesh: Mesh | None = None
 ) -> Params:
-  """The parameters of the newest whole checkpoint, where `sharding` lays them
-  on the mesh, or on the first device."""
+  """The parameters of the newest intact checkpoint, sharded over the mesh, or
+  on the first device."""
   model = HybridLM(cfg)
   shapes = sharding.make_abstract_params(model)
   if mesh is None:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    places = jax.tree.map(lambda x: device, shapes)
+    shardings = jax.tree.map(lambda x: device, shapes)
   else:
-    places = sharding.make_param_shardings(model, mesh)
+    shardings = sharding.make_param_shardings(model, mesh)
   abstract = jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
-    places,
+    shardings,
   )
   with Checkpoints(workdir.checkpoints) as checkpoints:
     newest = checkpoints.restore({'params': abstract})

@@ -1,7 +1,7 @@
-"""The folder of a run: which configuration owns it, and where things lie.
+"""The folder of a run: its configuration and its files.
 
-Standard library only, so that a folder of another run is refused before jax is
-imported.
+Standard library only, so that the folder of another run is refused before jax
+is imported.
 """
 
 import fcntl
@@ -22,17 +22,16 @@ from deltanet_jax.config.files import (
   write_text,
 )
 
-# what a run may change when it is taken up again: nothing that the steps done
-# so far have computed
+# what may change when a run continues: nothing that affects the steps done
 CHANGEABLE = (
   'steps', 'log_every', 'eval_every', 'eval_rows', 'save_every', 'keep'
 )  # fmt: skip
 FREE = re.compile(rf'mesh\..*|train\.({"|".join(CHANGEABLE)})')
-# and where its text lies, if it is told to go on with another
+# what --new_text may change too
 TEXT = re.compile(r'data\.(path|field)')
 
 
-# what two texts are told apart by, see `TextData.fingerprint`
+# identifies a text, see `TextData.fingerprint`
 Fingerprint = Mapping[str, int | list[int]]
 
 
@@ -47,7 +46,7 @@ def require_same(
 ) -> None:
   """Refuses a folder that holds `what` of another configuration.
 
-  differences: lines of `list_differences`   advice: what else helps
+  differences: lines of `list_differences`   advice: appended to the message
   """
   if differences:
     raise ConfigError(
@@ -57,29 +56,29 @@ def require_same(
 
 
 class Workdir:
-  """Paths of a run's files, and its configuration."""
+  """The files of a run and its configuration."""
 
   def __init__(self, path: str | pathlib.Path):
     self.path = pathlib.Path(path)
     self.config = self.path / 'config.json'
-    self.metrics = self.path / 'metrics.jsonl'  # the same after any restart
+    self.metrics = self.path / 'metrics.jsonl'  # identical after any restart
     self.timing = self.path / 'timing.jsonl'
     self.plot = self.path / 'loss.png'
     self.result = self.path / 'result.json'
     self.checkpoints = self.path / 'checkpoints'
     self.tensorboard = self.path / 'tensorboard'
-    self.start = self.path / 'start.json'  # of what it began with, if released
-    self.text = self.path / 'tokenizer'  # copies: a run needs nothing outside
-    self.corpus = self.path / 'text.json'  # which text it is trained on
+    self.start = self.path / 'start.json'  # the initial weights, if released
+    self.text = self.path / 'tokenizer'  # copies: the run needs no other folder
+    self.corpus = self.path / 'text.json'  # fingerprint of the training text
     self._lock: TextIO | None = None
 
   def read(self, classes: Iterable[type] = ()) -> Experiment:
-    """The Experiment that the folder belongs to.
+    """The Experiment of the run.
 
     classes: as for `config.from_json`
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: the folder holds no run.
     """
     if not self.config.is_file():
       raise ConfigError(
@@ -92,15 +91,15 @@ class Workdir:
       raise ConfigError(f'{self.config}: {error}') from error
 
   def check(self, experiment: Experiment, new_text: bool = False) -> None:
-    """Refuses a folder that another configuration owns.
+    """Refuses the folder of a run with another configuration.
 
     The mesh and the fields of CHANGEABLE may differ: they change no step that
-    was made, beyond the order of a sum. `train.steps` may be any number that is
-    not below the steps done; from the checkpoint on the schedule is that of so
-    many steps. With `new_text` the fields of TEXT may differ too.
+    was made, up to the order of sums. `train.steps` may be any number from the
+    steps done on; from the checkpoint on the learning rate follows the schedule
+    of that many steps. With `new_text` the fields of TEXT may differ too.
 
     Raises:
-      ConfigError: with the fields that differ, or the steps that are done.
+      ConfigError: names the fields that differ, or the steps that are done.
     """
     require_folder(self.path)
     if not self.config.is_file():
@@ -115,12 +114,12 @@ class Workdir:
     self._require_steps_left(stored, experiment)
 
   def _advise(self, lines):
-    """What else to do about such differences."""
+    """Advice on such differences."""
     advice = _or_new_text(lines)
     if self._find_last_step() and not any(x.startswith('model') for x in lines):
-      advice += f' (with --released={self.path} it begins with these weights)'
+      advice += f' (with --released={self.path} it starts from these weights)'
     return (
-      f'{advice}; of a run that has begun only mesh and train.'
+      f'{advice}; once a run has started only mesh and train.'
       f'{", ".join(CHANGEABLE)} may change'
     )
 
@@ -142,26 +141,26 @@ class Workdir:
     if result is not None and not done:
       raise ConfigError(
         f'{self.path} holds the results of {result["step"]} steps and no'
-        ' checkpoint to go on from; give another --workdir'
+        ' checkpoint to continue from; give another --workdir'
       )
 
   def find_tokenizer(self, experiment: Experiment) -> str:
-    """What `data.tokenizer` names, or the folder's own copy of it."""
+    """`data.tokenizer`, or the copy of it in the folder."""
     copy = self.text / 'tokenizer.json'
     return str(copy) if copy.is_file() else experiment.data.tokenizer
 
-  def claim(
+  def lock(
     self, experiment: Experiment, texts: Mapping[str, str] | None = None
   ) -> str | None:
-    """Makes the folder this run's own, until `release` or the process's end.
+    """Creates the folder if needed and locks it until `unlock` or process end.
 
-    texts: {relative path: text} of the files that a new run is to have.
-    `config.json` is from here on what the run goes on with. Where that is
-    another number of steps, the results of the former number are removed first:
-    killed at any moment, the folder is that of a run with steps to do, or with
-    its results to write.
+    texts: {relative path: text} of further files of a new run
 
-    Returns what to say of another number of steps, else None.
+    Writes `config.json`. If the number of steps changes, `result.json` is
+    removed first, so that the folder is consistent whenever the process is
+    killed.
+
+    Returns a message if the number of steps changes, else None.
 
     Raises:
       ConfigError: it cannot be written, or another process trains in it.
@@ -199,44 +198,47 @@ class Workdir:
       return None
     self.result.unlink(missing_ok=True)
     return (
-      f'{now} steps in the place of {before}; from the last checkpoint on the'
+      f'{now} steps instead of {before}; from the newest checkpoint on the'
       f' learning rate follows the {experiment.optim.schedule} schedule of'
       f' {now} steps'
     )
 
   def check_text(self, text: Fingerprint, new_text: bool = False) -> None:
-    """Refuses another text than the run was trained on so far.
+    """Refuses another text than the run was trained on.
 
-    new_text: the run is to go on with this one
+    new_text: continue with this one
 
     Raises:
-      ConfigError: with what differs.
+      ConfigError: says what differs.
     """
     before = self._text()
     if before is None or new_text:
       return
     if lines := _changes(before, text):
       raise ConfigError(
-        f'the text of {self.path} has changed: {"; ".join(lines)}; bring back'
-        ' the text it was, or add --new_text to go on with this one, its rows'
-        ' from the first on in an order of their own'
+        f'the text of {self.path} has changed: {"; ".join(lines)}; restore the'
+        ' files, or add --new_text to continue with the new text from its first'
+        ' row, newly shuffled'
       )
 
   def take_text(
     self, text: Fingerprint, step: int, new_text: bool = False
   ) -> tuple[int, str | None]:
-    """(step since when the run is trained on `text`, what to say of it or
-    None), known from here on, `step` steps being done."""
+    """Records `text` as the text from `step` on.
+
+    Returns (step since when the run is trained on it, message or None).
+    """
     before, message = self._text(), None
     if before is None:
       since = step if new_text else 0
       if step:
         message = (
-          'stored before texts were known; this one is its text from now on'
+          'an older version stored no fingerprint of the text; this text is'
+          ' assumed to be the same'
         )
     elif lines := _changes(before, text):
       since = step
-      message = f'another text from here on ({"; ".join(lines)})'
+      message = f'new text from here on ({"; ".join(lines)})'
     else:
       since = min(before['since'], step)
     record = {**text, 'since': since}
@@ -251,49 +253,49 @@ class Workdir:
     since = record.get('since')
     if not isinstance(since, int) or since < 0:
       raise ConfigError(
-        f'{self.corpus}: no "since"; remove the file, and the run takes its'
-        ' text for the one it was trained on'
+        f'{self.corpus}: no "since"; remove the file, and the present text is'
+        ' assumed to be the one of the run'
       )
     return record
 
   def require_seen(self, experiment: Experiment, seconds: float = 60) -> None:
-    """Waits until the folder shows what another process claimed it with.
+    """Waits until the `config.json` of process 0 is visible here.
 
     Raises:
-      ConfigError: it does not: it is not a folder that the processes share.
+      ConfigError: it is not: the processes do not share the folder.
     """
     wanted = config.to_json(experiment) + '\n'
     until = time.monotonic() + seconds  # a network disk may show it late
     while not self.config.is_file() or self.config.read_text() != wanted:
       if time.monotonic() > until:
         raise ConfigError(
-          f'--workdir={self.path}: what process 0 wrote there is not seen'
-          ' here; give a folder on a disk that all processes share'
+          f'--workdir={self.path}: files of process 0 are not visible here;'
+          ' give a folder on a disk that all processes share'
         )
       time.sleep(0.1)
 
-  def release(self) -> None:
-    """Gives the folder free, if it was claimed."""
+  def unlock(self) -> None:
+    """Unlocks the folder, if it is locked."""
     if self._lock:
       self._lock.close()
 
   def read_result(self) -> JsonObject | None:
-    """The results of a run that is done, or None."""
+    """The results of a finished run, or None."""
     if not self.result.is_file():
       return None
     result = read_json(self.result)
     if 'step' not in result:
       raise ConfigError(
-        f'{self.result}: no results of a run; remove it, and the run is scored'
-        ' again'
+        f'{self.result}: not the results of a run; remove it, and the run is'
+        ' scored again'
       )
     return result
 
 
 def _or_new_text(lines):
-  """What else to do where nothing but the text's place differs."""
+  """Advice if only the path of the text differs."""
   if all(TEXT.fullmatch(line.split(':')[0]) for line in lines):
-    return ', or add --new_text to go on with another text'
+    return ', or add --new_text to continue with another text'
   return ''
 
 
@@ -305,5 +307,5 @@ def _changes(before, text):
     if before.get(name) != value and name != 'sums'
   ]
   if not counts and before.get('sums') != text['sums']:
-    return ['as many files, documents and bytes, and others among them']
+    return ['the same number of files, documents and bytes, other contents']
   return counts

@@ -1,7 +1,6 @@
-"""Several processes that run one program together, by jax's own runtime.
+"""Several processes that run one program, by jax's distributed runtime.
 
-All of them call every function here alike. A process that runs alone gets its
-answer at once.
+All processes make the calls here together; a single process returns at once.
 """
 
 import os
@@ -23,7 +22,7 @@ from deltanet_jax.data.rows import HostBatch
 from deltanet_jax.parallel.sharding import Batch
 
 T = TypeVar('T')
-LINGER = 3  # seconds that process 0 outlives a failure
+LINGER = 3  # seconds that process 0 stays after a failure
 
 
 def join_processes(
@@ -32,23 +31,22 @@ def join_processes(
   processes: int | None = None,
   process: int | None = None,
 ) -> None:
-  """Meets the other processes; before any device is touched.
+  """Joins the other processes; call it before any device is touched.
 
-  seconds: in which all have to come, or this process ends with status 1
-  coordinator: HOST:PORT of process 0   processes: how many   process: which one
-  this is. Without them jax finds the others by SLURM, Open MPI, Kubernetes or
-  Cloud TPU.
+  seconds: to wait for all, then this process ends with status 1
+  coordinator: HOST:PORT of process 0   processes: their number   process: the
+  number of this one. Without these jax finds the others through SLURM, Open
+  MPI, Kubernetes or Cloud TPU.
 
-  From here on the death of one process ends all others: at once where the
-  network tells, and after 100 seconds without a heartbeat where it does not.
+  From here on, if one process dies, all others end: at once if the connection
+  breaks, else after 100 seconds without a heartbeat.
 
   Raises:
-    ConfigError: the environment names no cluster.
+    ConfigError: the environment is that of no cluster.
   """
-  # the runtime would take SIGTERM for itself, and a process that hangs could
-  # only be killed
+  # the runtime would handle SIGTERM, so that a hanging process ignores it
   jax.config.update('jax_enable_preemption_service', False)
-  # it would end the process with a stack trace
+  # a timer of ours: the runtime's own would end with a stack trace
   late = threading.Timer(seconds, _give_up, (seconds, coordinator, process))
   late.daemon = True
   late.start()
@@ -69,8 +67,9 @@ def join_processes(
 def _give_up(seconds, coordinator, process):
   where = f' at {coordinator}, as process {process}' if coordinator else ''
   print(
-    f'error: waited {seconds} s for the other processes{where}; not all came.'
-    ' Start every one with the same coordinator, and look why one ended',
+    f'error: waited {seconds} s for the other processes{where}; not all joined.'
+    ' Start all with the same --coordinator, and see in their output why one'
+    ' ended',
     file=sys.stderr,
     flush=True,
   )
@@ -78,38 +77,38 @@ def _give_up(seconds, coordinator, process):
 
 
 def leave_processes(status: int) -> NoReturn:
-  """Ends this process at once, without the wait for others that jax has at the
-  end: they may be gone, or wait for this one."""
+  """Ends this process without the wait of jax for the others, which may be gone
+  or wait for this one."""
   sys.stdout.flush()
   sys.stderr.flush()
   if is_first():
-    # it serves the runtime: the others shall end by their own words
+    # it serves the runtime; the others first print their own errors
     time.sleep(LINGER)
   os._exit(status)
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes what all have in common."""
+  """Whether this is process 0, which writes the files that all share."""
   return jax.process_index() == 0
 
 
 def gather_arrays(x: ArrayLike) -> np.ndarray:
-  """[P, ...] of every process's x, a numpy array or a number of 32 bits."""
+  """[P,...]: x of every process, a numpy array or a 32-bit number."""
   return np.asarray(multihost_utils.process_allgather(np.asarray(x)))
 
 
 def find_largest(number: int) -> int:
-  """The largest of the processes' whole numbers."""
+  """The largest `number` of all processes."""
   return int(gather_arrays(np.int32(number)).max())
 
 
 def call_together(
   call: Callable[[], T], kind: type[Exception] = ConfigError
 ) -> T:
-  """What call() returns, when it succeeds in every process.
+  """Returns call() if it succeeds in every process.
 
   Raises:
-    kind: it does in one of them.
+    kind: it fails in one of them.
   """
   error = None
   try:
@@ -118,17 +117,17 @@ def call_together(
     error = raised
   failed = np.flatnonzero(gather_arrays(np.int32(error is not None)))
   if failed.size:
-    raise error or kind(f'process {failed[0]} failed; its own output says why')
+    raise error or kind(f'process {failed[0]} failed; its output says why')
   return result
 
 
 def require_same_start(parts: Mapping[str, str]) -> None:
   """Refuses processes that were started differently.
 
-  parts: {what it is: text}
+  parts: {name: text}
 
   Raises:
-    ConfigError: in every process, with what differs.
+    ConfigError: in every process; says what differs.
   """
   sums = [zlib.crc32(text.encode()) for text in parts.values()]
   everyone = gather_arrays(np.array(sums, np.uint32))
@@ -136,36 +135,36 @@ def require_same_start(parts: Mapping[str, str]) -> None:
     others = np.flatnonzero(column != column[0])
     if others.size:
       raise ConfigError(
-        f'process {others[0]} has {name} other than that of process 0; start'
-        ' all with the same command, code and files'
+        f'process {others[0]} has {name} that differs from process 0; start all'
+        ' with the same command, code and files'
       )
 
 
 def require_devices(mesh: Mesh) -> None:
-  """Refuses a mesh without a device of every process.
+  """Refuses a mesh that lacks the devices of a process.
 
   Raises:
-    ConfigError: with how many processes have one.
+    ConfigError: says how many processes have devices in it.
   """
   count = len({device.process_index for device in mesh.devices.flat})
   if count < jax.process_count():
     raise ConfigError(
-      f'the mesh takes {mesh.devices.size} of {jax.device_count()} devices,'
-      f' those of {count} of {jax.process_count()} processes; make it larger or'
-      ' start fewer'
+      f'the mesh uses {mesh.devices.size} of {jax.device_count()} devices,'
+      f' of {count} of {jax.process_count()} processes; make it larger or start'
+      ' fewer processes'
     )
 
 
 class RowShare(NamedTuple):
-  """This process's part of batches of arrays [B,T].
+  """The rows of batches of arrays [B,T] that this process supplies.
 
-  Several processes bring the same rows where the mesh splits time or weights
-  over them.
+  Several processes supply the same rows if the mesh splits time or weights over
+  them.
   """
 
-  home: NamedSharding
+  sharding: NamedSharding
   shape: tuple[int, int]
-  rows: np.ndarray  # numbers of the rows to bring, ascending
+  rows: np.ndarray  # row numbers, ascending
 
   def place(self, batch: HostBatch) -> Batch:
     """The global arrays of a dict of [len(rows), T] arrays."""
@@ -177,15 +176,15 @@ class RowShare(NamedTuple):
         at = np.searchsorted(self.rows, first)
         return x[at : at + last - first, times]
 
-      return jax.make_array_from_callback(self.shape, self.home, part)
+      return jax.make_array_from_callback(self.shape, self.sharding, part)
 
     return {name: put(x) for name, x in batch.items()}
 
 
-def find_row_share(home: NamedSharding, shape: tuple[int, int]) -> RowShare:
-  """The `RowShare` of this process in batches [B,T] laid out by `home`."""
+def find_row_share(sharding: NamedSharding, shape: tuple[int, int]) -> RowShare:
+  """The `RowShare` of this process in batches [B,T] with this sharding."""
   own = np.zeros(shape[0], bool)
-  for index in home.addressable_devices_indices_map(shape).values():
+  for index in sharding.addressable_devices_indices_map(shape).values():
     if index is not None:
       own[index[0]] = True
-  return RowShare(home, shape, np.flatnonzero(own))
+  return RowShare(sharding, shape, np.flatnonzero(own))

@@ -1,4 +1,4 @@
-"""A run's result written as released weights."""
+"""Writes the parameters of a run as released weights."""
 
 import json
 import math
@@ -14,28 +14,28 @@ from deltanet_jax.runs.source import read_start
 
 
 class _Released(files.RecordedTensors):
-  """The tensors that a trained model is written as."""
+  """The tensors of a release with trained values."""
 
   def dtype(self, name):
     dtype = super().dtype(name)
-    # values that were trained have no place in another's blocks and scales
+    # the stored float8 scales do not fit trained values
     return files.WEIGHTS['BF16'] if dtype == files.FLOAT8 else dtype
 
   def find_scale(self, name):
-    del name  # what the scales of a release belonged to has none any more
+    del name  # trained weights are written without scales
 
 
 def write_release(workdir: Workdir, target: str | pathlib.Path) -> None:
-  """Writes a run's newest parameters as released weights, with its tokenizer.
+  """Writes the newest parameters of a run as released weights, with tokenizer.
 
-  A run that began with released weights gives their names, files, types and
-  config.json again (float8 becomes bfloat16, rows of embeddings beyond the
-  vocabulary are left out); any other one those of the first family that fits,
-  and in config.json the id that its texts ended with.
+  A run that started from a release is written with its names, files, dtypes and
+  config.json (float8 becomes bfloat16; embedding rows beyond the vocabulary are
+  left out). Any other run is written in the first family that fits, with the
+  end-of-document id in config.json.
 
   Raises:
-    ConfigError: no family describes the model, or `target` holds another.
-    CheckpointError: no checkpoint is whole.
+    ConfigError: no family fits the model, or `target` holds another model.
+    CheckpointError: no checkpoint is intact.
   """
   from deltanet_jax import hf
   from deltanet_jax.data.tokenizer import FileTokenizer

@@ -1,7 +1,6 @@
-"""What a model is opened from: a run, released weights, or what a conversion
-made of them.
+"""Opens a model from a run, released weights or converted ones.
 
-Nothing here needs jax before weights are read.
+jax is imported only when weights are loaded.
 """
 
 import json
@@ -26,32 +25,32 @@ if TYPE_CHECKING:
 
 
 class Release(TypedDict):
-  """A released folder, as a converted folder or a run records it."""
+  """Record of a release in a converted folder or a run."""
 
   family: str
   config: names.Json  # config.json
-  tensors: names.Json  # [file, type, shape] of each
+  tensors: names.Json  # {name: [file, dtype, shape]}
 
 
 class Source(NamedTuple):
-  """A model that can be opened: a released folder, a converted one, a run."""
+  """A model that can be opened: a release, a conversion or a run."""
 
   name: str  # the folder's absolute path, or its id on the hub
   model: ModelConfig
   tokenizer: str  # 'bytes', or the path of a tokenizer.json
-  released: Release | None  # None for a model trained from nothing
+  released: Release | None  # None for a model trained from scratch
   dtype: str = 'bfloat16'  # of the computation
-  trained: bool = False  # by a run here, on documents that follow an end
-  seq_len: int = 2048  # tokens of a row that it is scored in
+  trained: bool = False  # by a run: documents follow an end-of-document token
+  seq_len: int = 2048  # tokens per row when it is scored
 
   def load(
     self, mesh: 'Mesh | None' = None, dtype: 'DTypeLike' = np.float32
   ) -> 'Params':
-    """The parameters on a mesh, or on the first device, weight by weight.
+    """Loads the parameters, weight by weight, on a mesh or the first device.
 
     Raises:
-      ConfigError: the folder is gone, or lacks something.
-      CheckpointError: a run has no whole checkpoint.
+      ConfigError: the folder is gone or incomplete.
+      CheckpointError: a run has no intact checkpoint.
     """
     folder = hub.find_folder(self.name)
     if is_run(folder):
@@ -63,8 +62,8 @@ class Source(NamedTuple):
     return hf.load_model(folder, dtype=dtype, mesh=mesh)[1]
 
   def check(self) -> None:
-    """Refuses a released folder whose tensors do not fit its config.json, and
-    a run without a checkpoint."""
+    """Refuses a release whose tensors do not fit its config.json, and a run
+    without a checkpoint."""
     folder = hub.find_folder(self.name)
     if is_run(folder):
       if not Workdir(folder).checkpoints.is_dir():
@@ -76,7 +75,7 @@ class Source(NamedTuple):
       converted.Converted(folder)
       return
     if self.released is None:
-      raise ConfigError(f'{folder} holds no run any more')
+      raise ConfigError(f'{folder} no longer holds a run')
     from deltanet_jax.hf import store
 
     family = families.get_family(self.released['family'])
@@ -84,19 +83,19 @@ class Source(NamedTuple):
     store.match_tensors(source, family, self.model)
 
   def require_tokenizer(self) -> None:
-    """Refuses a folder without the tokenizer that it should bring."""
+    """Refuses a folder that lacks its tokenizer.json."""
     path = pathlib.Path(self.tokenizer)
     if self.tokenizer != 'bytes' and not path.is_file():
       raise ConfigError(f'{path}: no such file; copy it from the release')
 
 
 def open_model(name: str, classes: Iterable[type] = ()) -> Source:
-  """The Source of a folder, or of an id on the hub.
+  """The Source of a folder or of an id on the hub.
 
   classes: as for `config.from_json`
 
   Raises:
-    ConfigError: nothing there that we can start from.
+    ConfigError: there is no model that can be opened.
   """
   folder = hub.find_folder(name)
   if is_run(folder):
@@ -119,7 +118,7 @@ def open_model(name: str, classes: Iterable[type] = ()) -> Source:
 
 
 def open_run(workdir: Workdir, classes: Iterable[type] = ()) -> Source:
-  """The Source that a run's newest checkpoint is."""
+  """The Source of the newest checkpoint of a run."""
   experiment, start = workdir.read(classes), read_start(workdir, classes)
   return Source(
     str(workdir.path.resolve()),
@@ -133,7 +132,7 @@ def open_run(workdir: Workdir, classes: Iterable[type] = ()) -> Source:
 
 
 def read_start(workdir: Workdir, classes: Iterable[type] = ()) -> Source | None:
-  """The Source that a run began with, or None.
+  """The Source of the initial weights of a run, or None.
 
   Raises:
     ConfigError: its record cannot be read.
@@ -159,15 +158,15 @@ def read_start(workdir: Workdir, classes: Iterable[type] = ()) -> Source | None:
 
 
 def is_run(folder: str | pathlib.Path) -> bool:
-  """Whether config.json is that of a training run."""
+  """Whether the folder holds a training run."""
   try:
     return '_type' in names.read_json(pathlib.Path(folder) / 'config.json')
   except ConfigError:
-    return False  # who reads it as a release says what is wrong
+    return False  # reading it as a release says what is wrong
 
 
 def _record(folder: pathlib.Path) -> Release:
-  """What `hf.convert` keeps of a released folder, from its headers."""
+  """The record of a released folder, from its headers."""
   family, _ = families.read_config(folder)
   source = family.tensors(folder)
   is_needless = Spelling(family, source.names).is_needless

@@ -1,4 +1,4 @@
-"""What a run begins with: checked, recorded in its folder."""
+"""The initial weights of a run: checks and records."""
 
 import dataclasses
 import json
@@ -13,13 +13,13 @@ from deltanet_jax.hf import hub
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.runs.source import Source
 
-# what may change though the weights are given: how they are computed with
+# fields of the model that may change: how it is computed
 _FREE = re.compile(r'(.*\.)?(remat|mixer\.(form|chunk|stage))')
 
 
 def make_texts(source: Source | None, tokenizer: str) -> dict[str, str]:
-  """Texts that a run keeps, by their paths: what it began with, its tokenizer's
-  files.
+  """{path in the folder: text} of a run: the record of its initial weights and
+  the files of its tokenizer.
 
   tokenizer: 'bytes', or the path of a tokenizer.json
   """
@@ -50,13 +50,13 @@ def make_texts(source: Source | None, tokenizer: str) -> dict[str, str]:
 def make_experiment(
   source: Source, path: str, changes: Iterable[tuple[str, str]]
 ) -> Experiment:
-  """The Experiment that trains a Source further.
+  """The Experiment that fine-tunes a Source.
 
   path: of a configuration file, whose get_config takes the Source, or whose
   model is the same   changes: (name, text) pairs, as for `override_fields`
 
   Raises:
-    ConfigError: the file or the changes are wrong, or ask for another model.
+    ConfigError: the file or the changes are wrong, or of another model.
   """
   experiment = config.load(path, source)
   if experiment.model.mtp is None:
@@ -70,21 +70,21 @@ def make_experiment(
 def require_same_source(
   workdir: Workdir, source: Source | None, name: str
 ) -> Source:
-  """The model that a run began with; refuses one that is not `name`.
+  """Returns the Source of the initial weights of a run; refuses another `name`.
 
-  source: the one recorded in it   name: as for `open_model`
+  source: the one recorded in the run   name: as for `open_model`
 
   Raises:
-    ConfigError: with both.
+    ConfigError: names both.
   """
   if source is None:
     raise ConfigError(
-      f'{workdir.path} holds a run that did not begin with released weights;'
+      f'{workdir.path} holds a run that did not start from released weights;'
       ' give another --workdir'
     )
   if source.name not in hub.list_names(name):
     raise ConfigError(
-      f'{workdir.path} holds a run that began with {source.name}, not with'
+      f'{workdir.path} holds a run that started from {source.name}, not from'
       f' {name}; give another --workdir'
     )
   return source
@@ -104,7 +104,7 @@ def _require_same(model, source, where):
   if lines:
     more = f' and {len(lines) - 3} more' if len(lines) > 3 else ''
     raise ConfigError(
-      f'{where} asks for another model than {source.name} holds:'
+      f'{where} is another model than that of {source.name}:'
       f' {"; ".join(lines[:3])}{more} (there != here); only remat, form, chunk'
       ' and stage may change'
     )

@@ -1,4 +1,4 @@
-"""Compiled programs that the next start finds again: JAX's cache on disk."""
+"""JAX's persistent compilation cache, so that the next start is faster."""
 
 import os
 import pathlib
@@ -10,23 +10,23 @@ VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
 
 
 def find_folder() -> pathlib.Path:
-  """Where compiled programs are kept unless `VARIABLE` is set."""
+  """The cache's folder, unless the environment sets `VARIABLE`."""
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   return pathlib.Path(base).expanduser() / 'deltanet_jax' / 'compiled'
 
 
 def keep_programs() -> str | None:
-  """Has JAX keep what it compiles in `find_folder`, unless `VARIABLE` says
-  where; set to nothing, it keeps none.
+  """Turns the cache on, in `find_folder`; a `VARIABLE` that is set names
+  another folder, or none if it is empty.
 
-  Returns what to say where the folder cannot be written, else None.
+  Returns a message if the folder cannot be written, else None.
   """
   if VARIABLE in os.environ:
     return None  # JAX reads it
   try:
     folder = find_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    # a folder of another user, or on a disk that is read only
+    # it may be another user's, or on a read-only disk
     with tempfile.TemporaryFile(dir=folder):
       pass
   except (OSError, RuntimeError) as error:  # a RuntimeError: no home
@@ -41,7 +41,7 @@ def keep_programs() -> str | None:
 
 
 def describe_kept() -> str:
-  """How long compiling takes, and where what is kept of it lies."""
+  """A text for progress lines: how long compiling takes, and the cache."""
   folder = jax.config.values['jax_compilation_cache_dir']
   if not folder or not jax.config.values['jax_enable_compilation_cache']:
     return 'up to a minute or two'

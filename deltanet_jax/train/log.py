@@ -1,4 +1,4 @@
-"""What a run leaves to read: lines of JSON, TensorBoard, a plot, a terminal."""
+"""Logs of a run: JSON lines, TensorBoard events, a plot, terminal lines."""
 
 import collections
 import contextlib
@@ -15,15 +15,15 @@ from deltanet_jax.config.files import replace_nonfinite, write_text
 from deltanet_jax.progress import Line, format_span
 from deltanet_jax.runs.folder import Workdir
 
-Record = dict[str, float]  # with a step
-Stored = dict[str, float | None]  # a number that is not finite is None
+Record = dict[str, float]  # numbers by name, 'step' among them
+Stored = dict[str, float | None]  # as read back: inf and nan are None
 
 
 class JsonLines:
-  """A file of one JSON object a line, continued after `step`.
+  """A file with a JSON object on each line, continued after `step`.
 
-  Lines of later steps, and a last line cut short, go: the run will write them
-  again.
+  Lines of later steps, and an incomplete last line, are removed: the run writes
+  them again.
   """
 
   def __init__(self, path: pathlib.Path, step: int):
@@ -44,10 +44,10 @@ class JsonLines:
 
 
 def read_records(path: pathlib.Path) -> list[Stored]:
-  """The records of a JsonLines file, without a last line cut short.
+  """The records of a JsonLines file, without an incomplete last line.
 
-  Complete lines that are no records, as a machine that lost its power may
-  leave, are left out, and told on stderr.
+  Complete lines that are no records, as after a power failure, are left out
+  and reported on stderr.
   """
   if not path.is_file():
     return []
@@ -70,8 +70,8 @@ def _encode(record):
 class Log:
   """The records of a run in its Workdir, continued after `step`.
 
-  `metrics.jsonl` holds only what the configuration determines; whatever
-  depends on the clock is in `timing.jsonl`.
+  `metrics.jsonl` holds what the configuration determines, `timing.jsonl` what
+  depends on the clock.
   """
 
   def __init__(self, workdir: Workdir, step: int):
@@ -98,14 +98,14 @@ class Log:
       self._board.write(record)
 
   def sync(self) -> None:
-    """Returns when all is on disk: before a checkpoint that counts on it."""
+    """Returns when all is on disk; call it before a checkpoint is saved."""
     self._metrics.sync()
     self._timing.sync()
     if self._board is not None:
       self._board.flush()
 
   def close(self) -> None:
-    # all, though one of them fails
+    # closes all of them even if one fails
     with contextlib.ExitStack() as stack:
       for file in (self._metrics, self._timing, self._board):
         if file is not None:
@@ -117,10 +117,10 @@ def _say_missing(file, library):
 
 
 class Board:
-  """TensorBoard's events, continued after `step`.
+  """TensorBoard events, continued after `step`.
 
-  Written where `write` is called: the library's own writer does so in a thread,
-  which a full disk ends without the run's knowing, until it waits for it.
+  `write` writes in the caller's thread. The library's own writer has a thread
+  of its own: when a full disk ends it, the run does not notice at once.
   """
 
   def __init__(self, folder: pathlib.Path, step: int):
@@ -130,7 +130,7 @@ class Board:
     folder.mkdir(exist_ok=True)
     self._events = EventsWriter(str(folder / 'events'))
     if step > 0:
-      # what an earlier process told of later steps is not shown
+      # hides events that an earlier process wrote for later steps
       start = SessionLog(status=SessionLog.START)
       self._events.write_event(Event(step=step + 1, session_log=start))
 
@@ -153,7 +153,7 @@ class Board:
 
 
 class NoLog:
-  """In the place of a Log where another process writes."""
+  """The Log of a process that writes nothing."""
 
   def metrics(self, record: Record) -> None:
     pass
@@ -171,7 +171,7 @@ class NoLog:
 class Clock:
   """Tokens per second and time left, from the latest steps."""
 
-  _start: float  # of the step that goes on
+  _start: float  # of the current step
 
   def __init__(self, tokens: int, total: int):
     self._tokens = tokens  # of a step
@@ -186,7 +186,7 @@ class Clock:
     """Ends the step that `start` began."""
     seconds = time.perf_counter() - self._start
     if self._count == 1:
-      self._seconds.clear()  # the first step compiles, and counts only alone
+      self._seconds.clear()  # drops the first step, which compiles
     self._seconds.append(seconds)
     self._count += 1
 
@@ -195,12 +195,13 @@ class Clock:
     return self._tokens * len(self._seconds) / sum(self._seconds)
 
   def left(self, step: int) -> float:
-    """Seconds of training still to come after `step`."""
+    """Seconds of training left after `step`."""
     return (self._total - step) * sum(self._seconds) / len(self._seconds)
 
 
 class Steps:
-  """The latest step in one line of the terminal, or a line now and then."""
+  """Shows steps: one line that is updated on a terminal, else a line every
+  `every` steps."""
 
   def __init__(self, total: int, every: int, stream: TextIO | None = None):
     self._total = total

@@ -1,4 +1,4 @@
-"""The run: from a configuration and a folder to results, whatever happens."""
+"""A training run: start or resume, train, evaluate, save, finish."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ from deltanet_jax.runs.source import Source
 from deltanet_jax.train import compiled, log
 from deltanet_jax.train.program import make_program
 from deltanet_jax.train.state import State
-from deltanet_jax.train.step import MAX_STREAK
+from deltanet_jax.train.step import MAX_SKIPPED_IN_A_ROW
 
 Result = dict[str, int | float | None]
 
@@ -35,11 +35,11 @@ RATE = 'tokens_per_second'
 
 
 class NonFiniteError(RuntimeError):
-  """Too many steps in a row had no finite loss, gradient and parameters."""
+  """Too many steps in a row had a loss, gradient or parameter not finite."""
 
 
 def make_items(state: State) -> dict[str, object]:
-  """A State as the items of a checkpoint: generation reads 'params' alone."""
+  """The items of a checkpoint; generation reads 'params' alone."""
   return {'params': state.params, 'rest': tuple(state[1:])}
 
 
@@ -52,29 +52,31 @@ def train(
   texts: Mapping[str, str] | None = None,
   new_text: bool = False,
 ) -> Result | int | None:
-  """Trains to the end, or up to SIGTERM or SIGINT; then saves.
+  """Trains to the last step, or up to SIGTERM or SIGINT; then saves.
 
-  experiment: Experiment   workdir: Workdir, checked   data: TextData of it
-  source: the `Source` whose weights take the place of fresh ones, or None
-  texts: see `Workdir.claim`   new_text: see `Workdir.check_text`
-  Returns the results, also in `result.json`, or the signal that stopped it.
-  Of several processes all call this; the first alone writes but for the
-  checkpoints, and the others return None in the place of results.
-  Continues from the newest whole checkpoint: what follows it is, to the bit,
-  what an unbroken run on the same mesh would have written to `metrics.jsonl`.
-  With another `train.steps` than before, see `Workdir.check`, the lines up to
-  the checkpoint stay as they are.
+  workdir: a Workdir that was checked   data: the experiment's TextData
+  source: the initial weights; None: random ones
+  texts: see `Workdir.lock`   new_text: see `Workdir.check_text`
+
+  Returns the results, which are also in `result.json`, or the number of the
+  signal that stopped the run. Every process calls this; all of them write
+  checkpoints, the first alone writes the other files and returns results, the
+  others return None.
+
+  A run resumes from the newest complete checkpoint: on the same mesh,
+  `metrics.jsonl` is then bitwise identical to that of an uninterrupted run. If
+  `train.steps` has changed (`Workdir.check`), lines up to the checkpoint stay.
 
   Raises:
     ConfigError: the mesh needs more devices, or does not divide the model;
       the folder cannot be written, or another run trains in it; `source`
       cannot be read; the text is not that of the run; the processes were
       started differently.
-    NonFiniteError: MAX_STREAK steps in a row were skipped.
+    NonFiniteError: MAX_SKIPPED_IN_A_ROW steps in a row were skipped.
     CheckpointError: no checkpoint can be read or written.
     OSError: another file of the run cannot be written, as on a full disk.
   """
-  stored = experiment  # as it is: -1 are all devices of whoever goes on
+  stored = experiment  # with -1 in the mesh, so that another size can resume
   try:
     filled = experiment.mesh.fill(jax.device_count())
     experiment = dataclasses.replace(experiment, mesh=filled)
@@ -83,8 +85,8 @@ def train(
     raise ConfigError(str(error)) from error
   processes.require_devices(mesh)
   program = make_program(experiment, mesh)
-  # only now: a configuration that cannot run shall not own the folder
-  note = _claim(stored, workdir, data, source, texts, new_text)
+  # not earlier: a configuration that cannot run must not lock the folder
+  note = _lock(stored, workdir, data, source, texts, new_text)
   keep = experiment.train.keep
   with (
     jax.set_mesh(mesh),
@@ -95,13 +97,13 @@ def train(
       run.begin(source, mesh, new_text, note)
       with _signals() as caught:
         stop = run.train(caught)
-      # all is saved: from here a signal may end the process as usual
+      # all is saved: from here on a signal ends the process as usual
       return stop or run.finish()
 
 
-def _claim(experiment, workdir, data, source, texts, new_text):
-  """Process 0 claims the folder, once all are known to do the same; what it
-  has to say of that."""
+def _lock(experiment, workdir, data, source, texts, new_text):
+  """Checks that all processes run the same, then process 0 locks the folder;
+  returns a message, or None."""
   text = data.fingerprint()
   processes.require_same_start(
     {
@@ -113,19 +115,19 @@ def _claim(experiment, workdir, data, source, texts, new_text):
   )
   first = processes.is_first()
 
-  def claim():
+  def lock():
     if first:
       workdir.check_text(text, new_text)
-      return workdir.claim(experiment, texts)
+      return workdir.lock(experiment, texts)
     return None
 
-  note = processes.call_together(claim)
+  note = processes.call_together(lock)
   processes.call_together(lambda: workdir.require_seen(experiment))
   return note
 
 
 class _Run:
-  """One process's share of a run."""
+  """A run, in one of its processes."""
 
   def __init__(self, experiment, workdir, data, program, checkpoints, stream):
     self._experiment, self._workdir, self._data = experiment, workdir, data
@@ -138,15 +140,15 @@ class _Run:
     self._clock = log.Clock(size.batch * size.seq_len, cfg.steps)
     self._bytes = size.tokenizer == 'bytes'
     self._log = None
-    self._scored = False  # whether the program that scores is compiled
+    self._scored = False  # true once the held-out loss is compiled
 
   def close(self):
     if self._log is not None:
       self._log.close()
 
   def begin(self, source, mesh, new_text, note):
-    """Takes up the newest checkpoint; without one, `source`'s weights or fresh
-    ones, the former scored as they are.   note: to say before, or None"""
+    """Restores the newest checkpoint; without one, loads `source` and scores
+    it, or makes random weights.   note: a message to show first, or None"""
     if note:
       self._progress.say(f'{self._workdir.path}: {note}')
     size = lambda tree: (
@@ -178,7 +180,7 @@ class _Run:
       self._evaluate_some()
 
   def _take_text(self, new_text):
-    """Tells the data since which step the run has its text."""
+    """Tells the data from which step on the run has its present text."""
     since = 0
     if self._first:
       text = self._data.fingerprint()
@@ -191,8 +193,8 @@ class _Run:
     return log.Log(self._workdir, step) if self._first else log.NoLog()
 
   def train(self, caught):
-    """Steps until the last one, or until `caught` holds a signal, in any
-    process, which is returned; 0 if there was none."""
+    """Trains to the last step, or until `caught` of any process has a signal;
+    returns the signal, or 0."""
     cfg = self._experiment.train
     if self._step == cfg.steps:
       return 0
@@ -204,7 +206,7 @@ class _Run:
       last = self._step == cfg.steps
       if self._step % cfg.eval_every == 0 or last:
         self._evaluate_some()
-      # whichever process was told to stop, all do so after the same step
+      # one process got the signal, and all stop after the same step
       stop = processes.find_largest(caught[0] if caught else 0)
       if self._step % cfg.save_every == 0 or last or stop:
         self._save()
@@ -219,7 +221,7 @@ class _Run:
     return processes.find_largest(caught[0] if caught else 0)
 
   def _compile(self):
-    """Before the first step, which finds the program compiled."""
+    """Compiles before the first step, which uses the compiled program."""
     self._progress.say(f'compiling the step ({compiled.describe_kept()})')
     start = time.monotonic()
     step = self._program.step.lower(self._state, self._program.batch).compile()
@@ -233,14 +235,17 @@ class _Run:
     cfg, step = self._experiment.train, self._step
     self._clock.start()
     self._state, metrics = self._program.step(self._state, batch)
-    # waits for the step: programs in flight together can lock up a simulated
-    # mesh, and a step is far longer than a dispatch
+    # waits for the step: concurrent programs can deadlock on a simulated mesh,
+    # and a step takes far longer than its dispatch
     metrics = {k: x.item() for k, x in jax.device_get(metrics).items()}
     self._clock.stop()
-    counts = {name: metrics.pop(name) for name in ('streak', 'tokens', 'bytes')}
-    if counts['streak'] >= MAX_STREAK:
+    counts = {
+      name: metrics.pop(name)
+      for name in ('skipped_in_a_row', 'tokens', 'bytes')
+    }
+    if counts['skipped_in_a_row'] >= MAX_SKIPPED_IN_A_ROW:
       raise NonFiniteError(
-        f'steps {step - MAX_STREAK + 1} to {step} had no finite loss,'
+        f'steps {step - MAX_SKIPPED_IN_A_ROW + 1} to {step} had no finite loss,'
         ' gradient and parameters; lower the rate or look at the data (the last'
         f' checkpoint is in {self._workdir.checkpoints})'
       )
@@ -257,8 +262,8 @@ class _Run:
     self._progress.step(step, metrics['loss'], bits, self._clock)
 
   def _score(self, least=None):
-    """(Score, a text that says of what) of the held-out text, or of its first
-    `least` rows, rounded up to whole batches."""
+    """(Score, its description) of the held-out text, or of the first `least`
+    rows, rounded up to whole batches."""
     if not self._scored:
       self._progress.say('compiling the held-out loss (less than the step)')
       self._scored = True
@@ -279,7 +284,7 @@ class _Run:
     record = {'step': self._step, 'heldout_loss': score.loss}
     line = f'step {self._step}: {what} {score.loss:.4f}'
     if self._bytes:
-      # of a byte text every target but the eod is a byte
+      # with the byte tokenizer every target but the eod is a byte
       bits = score.bits_per_byte(score.tokens - score.ends)
       record['heldout_bits_per_byte'] = bits
       line += f', {bits:.3f} bits/byte'
@@ -289,13 +294,13 @@ class _Run:
       log.draw_losses(self._workdir)
 
   def _save(self):
-    # first the lines: a checkpoint promises those up to its step
+    # logs first: they must have every line up to a checkpoint's step
     self._log.sync()
     self._checkpoints.save(self._step, make_items(self._state))
 
   def finish(self):
-    """Scores the whole held-out text; the first process writes and returns
-    `result.json`."""
+    """Scores the whole held-out text; the first process writes the results to
+    `result.json` and returns them."""
     self._progress.say('scoring the whole held-out text')
     (score, what), skipped = self._score(), int(self._state.skipped)
     bits = score.bits_per_byte(self._data.heldout_bytes)
@@ -310,7 +315,7 @@ class _Run:
     result = {
       'step': self._step,
       'tokens': self._step * size.batch * size.seq_len,
-      # unknown where timing.jsonl is lost
+      # None where timing.jsonl is lost
       RATE: statistics.median(rates) if rates else None,
       'parameters': sum(x.size for x in jax.tree.leaves(self._state.params)),
       'skipped': skipped,
@@ -326,7 +331,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _signals():
-  """A list that collects SIGTERM and SIGINT instead of their usual effect."""
+  """Collects SIGTERM and SIGINT in a list, without their usual effect."""
   caught = []
 
   def catch(number, frame):

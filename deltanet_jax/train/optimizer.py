@@ -1,4 +1,4 @@
-"""AdamW and Muon, their schedules, and which parameter gets what."""
+"""AdamW and Muon, their schedules, and the choice between them per weight."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ _STACKED = ('layers', 'experts')  # axes along which matrices are stacked
 
 class Optimizer(NamedTuple):
   """init(params) -> state; update(grads, state, params) -> (updates, state,
-  rate): the learning rate in the updates."""
+  rate), rate the learning rate that the updates include."""
 
   init: Callable[[Params], optax.OptState]
   update: Callable[
@@ -28,10 +28,11 @@ class Optimizer(NamedTuple):
 
 
 def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
-  """step -> rate as a fraction of the peak, after a linear warm-up.
+  """step -> learning rate as a fraction of the peak, with a linear warm-up.
 
-  cosine: falls to `cfg.final` at the last step; wsd: stays, then falls
-  linearly over the last `cfg.decay` of the steps; constant: stays.
+  cosine: falls to `cfg.final` at the last step; wsd (warm-up, stable, decay):
+  1, then linear to `cfg.final` over the last `cfg.decay` of the steps;
+  constant: 1.
   """
 
   def factor(step):
@@ -55,13 +56,13 @@ def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
 def find_matrix_axes(
   axes: Sequence[str | None],
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-  """Axes over which a weight is one matrix: (inputs, outputs), or None.
+  """The indices (inputs, outputs) of a weight's axes as a matrix, or None.
 
-  axes: the logical axis names of an array. 'layers' and 'experts' stack
-  separate matrices. 'embed' first is the input, 'embed' last the output, and
-  the rest is the other side: ('layers', 'embed', 'heads', 'head_k') is one
-  D x HK matrix a layer. None for what is no hidden matrix: embedding and head
-  ('vocab'), norms, biases, taps of a convolution.
+  axes: the weight's logical axis names. 'layers' and 'experts' stack separate
+  matrices. A first 'embed' is the input, a last 'embed' the output, and the
+  other axes are the other side: ('layers', 'embed', 'heads', 'head_k') is a
+  D x HK matrix in each layer. None for what is no hidden matrix: embedding and
+  head ('vocab'), norms, biases, taps of a convolution.
   """
   names = [(i, name) for i, name in enumerate(axes) if name not in _STACKED]
   kinds = {name for _, name in names}
@@ -73,7 +74,7 @@ def find_matrix_axes(
 
 
 def _dimension_numbers(axes, label):
-  """What Muon knows of an array with these axes."""
+  """Muon's dimension numbers of a weight with these axes."""
   if label != 'muon':
     return optax.transforms.MaskedNode()
   return optax.contrib.MuonDimensionNumbers(*find_matrix_axes(axes))
@@ -99,28 +100,29 @@ def make_optimizer(
   cfg: OptimConfig,
   steps: int,
   axes: LogicalAxes,
-  moved: Flags | None = None,
+  trainable: Flags | None = None,
   lr: jax.Array | None = None,
 ) -> Optimizer:
-  """The Optimizer of a run; its rate is Adam's.
+  """The Optimizer of a run; the rate that it returns is Adam's.
 
-  cfg: OptimConfig   steps: of the whole run   axes: tree of the parameters
-  whose leaves are PartitionSpecs of logical axis names   moved: such a tree of
-  bool, False keeps a parameter as it is, without moments; None: all move.
-  lr: in place of `cfg.lr`, where it is an array and not a number.
+  steps: of the whole run
+  axes: the parameters' tree, with PartitionSpecs of logical axis names
+  trainable: the same tree of bool; False: a parameter stays as it is and has
+    no moments; None: all are trained
+  lr: an array in place of `cfg.lr`
 
   The gradient is clipped to global norm `cfg.clip`. 'muon' orthogonalizes
   every hidden matrix (`find_matrix_axes`) and leaves the rest to Adam. Weight
-  decay, times the rate, acts on hidden matrices, embedding and head only.
+  decay, times the rate, acts on hidden matrices, embedding and head alone.
   """
   factor = make_schedule(cfg, steps)
-  if moved is None:
-    moved = jax.tree.map(lambda a: True, axes)
+  if trainable is None:
+    trainable = jax.tree.map(lambda a: True, axes)
   hidden = 'muon' if cfg.name == 'muon' else 'adam'
   labels = jax.tree.map(
     lambda a, m: (hidden if find_matrix_axes(a) else 'adam') if m else 'fixed',
     axes,
-    moved,
+    trainable,
   )
   dims = jax.tree.map(_dimension_numbers, axes, labels)
   decayed = jax.tree.map(
@@ -152,8 +154,8 @@ def make_optimizer(
 
 
 def _descend(name):
-  """Updates times -rates[name], `rates` given to the update; the state counts
-  the steps that were taken, as optax's own schedules do."""
+  """Multiplies updates by -rates[name], an argument of update; the state counts
+  steps, as in optax's schedules."""
 
   def update(updates, state, params=None, *, rates, **others):
     del params, others

@@ -19,7 +19,7 @@ from deltanet_jax.train.optimizer import make_optimizer
 from deltanet_jax.train.state import State, create_state, make_state_shardings
 from deltanet_jax.train.step import train_step
 
-# what a step takes, all [B,T]
+# the arrays [B,T] of a batch
 BATCH = {
   'tokens': jnp.int32,
   'targets': jnp.int32,
@@ -34,18 +34,17 @@ class Program:
   """The compiled functions of an Experiment on a mesh."""
 
   abstract: State  # ShapeDtypeStructs with shardings
-  init: Callable[[], Params]  # fresh parameters
-  begin: Callable[[Params], State]  # with parameters that it takes over
-  # the state is donated; metrics
+  init: Callable[[], Params]  # random parameters
+  begin: Callable[[Params], State]  # the State before the first step
+  # returns the next state and metrics; the state is donated
   step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
-  loss: Callable[[Params, Batch], jax.Array]  # nats
-  share: Callable[[int], processes.RowShare]  # of so many rows of a batch
-  # with shardings, what `step` takes
-  batch: dict[str, jax.ShapeDtypeStruct]
+  loss: Callable[[Params, Batch], jax.Array]  # summed nats
+  share: Callable[[int], processes.RowShare]  # a process's rows of so many
+  batch: dict[str, jax.ShapeDtypeStruct]  # with shardings
 
 
 def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
-  """The `Program` of an Experiment.
+  """Returns the `Program` of an Experiment; nothing is compiled yet.
 
   Raises:
     ConfigError: the mesh does not divide a weight.
@@ -56,22 +55,22 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
   objective = train.objective.make(experiment.model, dtype)
   optim = _make_optimizer(experiment, model, objective)
   abstract = _abstract_state(model, optim, mesh)
-  homes = jax.tree.map(lambda x: x.sharding, abstract)
-  rows, whole = sharding.make_batch_sharding(mesh), homes.step
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  rows, replicated = sharding.make_batch_sharding(mesh), shardings.step
   return Program(
     abstract=abstract,
     init=lambda: sharding.init_params(model, jax.random.key(train.seed), mesh),
-    begin=functools.partial(_begin, optim, homes),
+    begin=functools.partial(_begin, optim, shardings),
     step=jax.jit(
       _make_step(experiment, objective, optim),
-      in_shardings=(homes, rows),
-      out_shardings=(homes, whole),
+      in_shardings=(shardings, rows),
+      out_shardings=(shardings, replicated),
       donate_argnums=0,
     ),
     loss=jax.jit(
       make_loss(experiment.model, dtype),
-      in_shardings=(homes.params, rows),
-      out_shardings=whole,
+      in_shardings=(shardings.params, rows),
+      out_shardings=replicated,
     ),
     share=lambda count: processes.find_row_share(rows, (count, data.seq_len)),
     batch={
@@ -85,38 +84,39 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
 
 def _make_optimizer(experiment, model, objective):
   axes = sharding.find_logical_axes(model)
-  moved = jax.tree_util.tree_map_with_path(
+  trainable = jax.tree_util.tree_map_with_path(
     lambda path, _: objective.has_gradient([key.key for key in path]),
     axes,
   )
-  return make_optimizer(experiment.optim, experiment.train.steps, axes, moved)
+  return make_optimizer(
+    experiment.optim, experiment.train.steps, axes, trainable
+  )
 
 
 def _abstract_state(model, optim, mesh):
-  """State of ShapeDtypeStructs, each with its sharding."""
-  place = lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
+  """A State of ShapeDtypeStructs with shardings."""
+  place = lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
   try:
-    homes = sharding.make_param_shardings(model, mesh)
+    shardings = sharding.make_param_shardings(model, mesh)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  params = jax.tree.map(place, sharding.make_abstract_params(model), homes)
+  params = jax.tree.map(place, sharding.make_abstract_params(model), shardings)
   shapes = jax.eval_shape(lambda p: create_state(p, optim), params)
   return jax.tree.map(place, shapes, make_state_shardings(params, optim, mesh))
 
 
-def _begin(optim, homes, params):
-  """The first State: the parameters stay out of the program, which would copy
-  them."""
+def _begin(optim, shardings, params):
+  """The first State. The program returns no parameters, which it would copy."""
   rest = jax.jit(
     lambda params: tuple(create_state(params, optim)[1:]),
-    out_shardings=tuple(homes[1:]),
+    out_shardings=tuple(shardings[1:]),
   )
   return State(params, *rest(params))
 
 
 def _make_step(experiment, objective, optim):
-  """`train_step` of a state and a batch; with the batch's sizes."""
-  take = functools.partial(
+  """(state, batch) -> `train_step`, its metrics with the batch's sizes."""
+  take_step = functools.partial(
     train_step,
     objective=objective,
     optimizer=optim,
@@ -124,8 +124,8 @@ def _make_step(experiment, objective, optim):
   )
 
   def step(state, batch):
-    state, metrics = take(state, batch)
-    # of a byte text every target but the end of a document is a byte
+    state, metrics = take_step(state, batch)
+    # with the byte tokenizer every target but the end of a document is a byte
     bytes_ = (batch['weights'] > 0) & (batch['targets'] != ByteTokenizer.eod)
     sizes = {'tokens': batch['weights'].sum(), 'bytes': bytes_.sum()}
     return state, metrics | sizes

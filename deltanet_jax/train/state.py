@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The training state: what a step takes and returns."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,17 @@ from deltanet_jax.train.optimizer import Optimizer
 
 
 class State(NamedTuple):
-  """A value: parameters in float32, the optimizer's state, three counters."""
+  """Parameters in float32, the optimizer's state and three counters."""
 
   params: Params
   opt_state: optax.OptState
   step: jax.Array  # [] int32, batches seen
-  skipped: jax.Array  # [] int32, of these, batches that left no trace
-  streak: jax.Array  # [] int32, skipped batches up to now without a break
+  skipped: jax.Array  # [] int32, batches that changed nothing (`train_step`)
+  skipped_in_a_row: jax.Array  # [] int32, of these, the latest without a break
 
 
 def create_state(params: Params, optimizer: Optimizer) -> State:
-  """State before the first step."""
+  """The State before the first step."""
   zero = jnp.zeros((), jnp.int32)
   return State(params, optimizer.init(params), zero, zero, zero)
 
@@ -30,9 +30,9 @@ def create_state(params: Params, optimizer: Optimizer) -> State:
 def make_state_shardings(
   params: Params, optimizer: Optimizer, mesh: Mesh
 ) -> State:
-  """State of NamedShardings: an optimizer moment lies as its parameter does.
+  """The State's NamedShardings: an optimizer moment has its parameter's.
 
-  params: arrays, or ShapeDtypeStructs with a sharding.
+  params: arrays, or ShapeDtypeStructs with a sharding
   """
   whole = NamedSharding(mesh, PartitionSpec())
   names = {

@@ -1,4 +1,4 @@
-"""One optimizer step, as a jitted function of state and batch."""
+"""One optimizer step, a pure function of state and batch."""
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,14 @@ from deltanet_jax.parallel.sharding import Batch, Params
 from deltanet_jax.train.optimizer import Optimizer
 from deltanet_jax.train.state import State
 
-MAX_STREAK = 10  # skipped steps in a row that end a run
+MAX_SKIPPED_IN_A_ROW = 10  # skipped steps in a row that end a run
 
 
 def split_micro_batches(batch: Batch, parts: int) -> Batch:
-  """[B, ...] -> [parts, B/parts, ...], every device keeping its own rows."""
+  """[B,...] -> [parts,B/parts,...]; no row moves to another device."""
 
   def split(x):
-    # rows i, i + parts, ...: a split into runs of rows would move them
+    # rows i, i + parts, ...: a split into neighboring rows would move them
     x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
     return x.swapaxes(0, 1)
 
@@ -26,12 +26,12 @@ def split_micro_batches(batch: Batch, parts: int) -> Batch:
 def compute_outcome_and_grads(
   objective: Objective, params: Params, batch: Batch, accumulate: int
 ) -> tuple[Outcome, Params]:
-  """The Outcome with its nats and reports as means, and the gradient per token
-  of the objective, over all micro-batches.
+  """The Outcome, as means, and the objective's gradient, both per token over
+  `accumulate` micro-batches.
 
   Sums over tokens are divided by the weight of the whole batch, so that
-  `accumulate` changes the memory and nothing else, however the weights are
-  spread; only the balance of experts is that of each micro-batch.
+  `accumulate` changes memory alone, however the weights are spread. Only the
+  experts' balance is computed for each micro-batch.
   """
   count = batch['weights'].sum()
 
@@ -59,7 +59,7 @@ def compute_outcome_and_grads(
 
 
 def _finite(tree):
-  """Whether all numbers of all arrays are."""
+  """[] bool: true where all numbers of a tree are finite."""
   return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
@@ -71,17 +71,17 @@ def train_step(
   optimizer: Optimizer,
   accumulate: int,
 ) -> tuple[State, dict[str, jax.Array]]:
-  """The next State and the step's metrics.
+  """Returns the next State and the step's metrics.
 
-  objective: an `Objective`, whose `adjust` comes after the optimizer's update
-  optimizer: an `optimizer.Optimizer`
+  objective: its `adjust` is called after the optimizer's update
+  accumulate: the number of micro-batches
 
   A batch whose loss, gradient norm or new parameters are not finite changes
-  neither parameters nor optimizer; it is counted in `skipped` and, until a good
-  one, in `streak`.
+  neither parameters nor optimizer; it is counted in `skipped` and, up to the
+  next good one, in `skipped_in_a_row`.
 
   metrics: loss (next token, nats per token), grad_norm (before clipping), lr,
-  skipped, streak, and `objective.figures`.
+  skipped, skipped_in_a_row, and those of `objective.figures`.
   """
   outcome, grads = compute_outcome_and_grads(
     objective, state.params, batch, accumulate
@@ -92,7 +92,7 @@ def train_step(
     grads, state.opt_state, state.params
   )
   params = optax.apply_updates(state.params, updates)
-  # moments of finite gradients are finite
+  # the moments need no check: those of finite gradients are finite
   good = jnp.isfinite(loss) & jnp.isfinite(norm) & _finite(params)
   params = objective.adjust(params, outcome)
 
@@ -105,7 +105,7 @@ def train_step(
     'grad_norm': norm,
     'lr': rate,
     'skipped': state.skipped + bad,
-    'streak': (state.streak + bad) * bad,
+    'skipped_in_a_row': (state.skipped_in_a_row + bad) * bad,
     **objective.figures(outcome),
   }
   state = state._replace(
@@ -113,6 +113,6 @@ def train_step(
     opt_state=choose(opt_state, state.opt_state),
     step=state.step + 1,
     skipped=metrics['skipped'],
-    streak=metrics['streak'],
+    skipped_in_a_row=metrics['skipped_in_a_row'],
   )
   return state, metrics

@@ -77,7 +77,7 @@ def launch(main, *args):
 @pytest.mark.parametrize(
   'flag, words',
   [
-    (b'--prompt=a\xff\xfe', '--prompt is no UTF-8 text: the byte 0xff'),
+    (b'--prompt=a\xff\xfe', '--prompt is not UTF-8 text: the byte 0xff'),
     (b'--seed=4294967296', '[0, 4294967295]'),
     (b'--seed=-1', '[0, 4294967295]'),
     (b'--seed=99999999999999999999', '[0, 4294967295]'),

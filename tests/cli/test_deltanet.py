@@ -4,6 +4,9 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
+from deltanet_jax.cli import command
 from deltanet_jax.cli.deltanet import COMMANDS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -38,7 +41,31 @@ def test_help_lists_the_commands_and_imports_none():
 def test_a_command_is_that_of_launch():
   one, two = run('deltanet_jax', 'calc', '--help'), run('launch.calc', '--help')
   assert one.returncode == two.returncode == 0
-  assert one.stdout == two.stdout and '--preset' in one.stdout
+  assert '--preset' in one.stdout and 'launch' not in one.stdout
+  spelled = two.stdout.replace('python -m launch.', 'python -m deltanet_jax ')
+  assert one.stdout == spelled.replace('launch.', 'python -m deltanet_jax ')
+
+
+@pytest.mark.parametrize(
+  'program, spelled',
+  [
+    ('deltanet calc', 'deltanet'),
+    ('python -m deltanet_jax calc', 'python -m deltanet_jax'),
+    ('/a b/launch/calc.py', None),
+  ],
+)
+def test_texts_spell_commands_as_they_were_started(
+  program, spelled, monkeypatch
+):
+  monkeypatch.setattr(sys, 'argv', [program])
+  text = 'try python -m launch.calc, or launch.train; launch/env.sh, launch.'
+  found = command.spell_command(text)
+  if spelled is None:
+    assert found == text
+  else:
+    assert found == (
+      f'try {spelled} calc, or {spelled} train; launch/env.sh, launch.'
+    )
 
 
 def test_a_misspelt_name_is_one_line():

@@ -1,4 +1,4 @@
-"""Configurations: what is read, what is refused, and in what words."""
+"""Configurations: what is read, what is refused, and the messages."""
 
 import dataclasses
 import math
@@ -104,6 +104,8 @@ def test_an_override_changes_nothing_else_and_not_the_original(cfg):
     ('optim.lr.x', '1', "optim.lr is a value and has no 'x'"),
     ('train.steps', '0', 'give 1 or more'),
     ('model.period.0.mixer.chunk', '10', '16, 32, 64 or another 16 * 2^n'),
+    ('optim.name', 'sgd', 'one of adamw, muon'),
+    ('model.period.0.mixer.form', 'scan', 'one of recurrent, associative'),
   ],
 )
 def test_a_wrong_override_is_refused_in_one_line(cfg, name, text, words):
@@ -266,7 +268,7 @@ def test_reading_a_command_line_imports_nothing_heavy(file):
 
 
 def _every_kind():
-  """A working configuration of every class that has numbers."""
+  """A valid configuration of every class that has numbers."""
   layer = experiment.Layer(AttentionConfig.tiny(), experiment.MLPConfig(8))
   examples = [
     experiment.MLPConfig(8),
@@ -305,7 +307,7 @@ def _numbers(kind):
       yield field.name, number, several
 
 
-# values of fields that look impossible and are not, and why
+# values of fields that look invalid and are valid, and why
 MINUS = {
   **dict.fromkeys(('Residual.alpha', 'Residual.beta'), 'a factor of a sum'),
   **dict.fromkeys(
@@ -349,7 +351,7 @@ BOUNDED = 'OptimConfig.b1', 'OptimConfig.b2', 'DataConfig.heldout'
 
 
 def _possible(name, number, value):
-  """Why a field takes the value, or None."""
+  """Why a field accepts the value, or None."""
   field = name.split('.')[1]
   if value == -1:
     return MINUS.get(name)

@@ -1,4 +1,5 @@
-"""Every shipped configuration loads, builds, and has the size it states."""
+"""Every preset loads, builds, and has the number of parameters that it
+states."""
 
 import dataclasses
 import json
@@ -18,8 +19,8 @@ from deltanet_jax.lab.cost import calc, presets
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.parallel import sharding
 
-# every Experiment as data, of when each was a file of its own; what stands
-# more than once in it is a number of 'parts'
+# every Experiment as stored when each preset was a file; what occurs more than
+# once in it is an index into 'parts'
 STORED = json.loads(
   (pathlib.Path(__file__).parents[1] / 'fixtures' / 'presets.json').read_text()
 )

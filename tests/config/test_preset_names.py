@@ -1,4 +1,4 @@
-"""What a preset or a file of one's own is called on a command line."""
+"""Names of presets and of a user's own files on a command line."""
 
 import subprocess
 import sys

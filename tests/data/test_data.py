@@ -178,23 +178,23 @@ def test_every_suffix_gives_its_documents(tmp_path):
   'name, content, words',
   [
     ('a.jsonl', b'{"text": "a"}\n{"body": "b"}\n', 'a.jsonl:2: no field'),
-    ('a.jsonl', b'{"text": "a"}\n{"text": \n', 'a.jsonl:2: no JSON'),
-    ('a.jsonl', b'{"text": "\xff"}\n', 'a.jsonl:1: no JSON'),
+    ('a.jsonl', b'{"text": "a"}\n{"text": \n', 'a.jsonl:2: not JSON'),
+    ('a.jsonl', b'{"text": "\xff"}\n', 'a.jsonl:1: not JSON'),
     (
       'a.jsonl',
       b'{}'.replace(b'}', b'"a":' + b'[' * 10**5),
-      'a.jsonl:1: no JSON',
+      'a.jsonl:1: not JSON',
     ),
     (
       'a.jsonl',
       b'\n{"text": "a", "b": ' + b'[' * 10**5 + b']' * 10**5 + b'}',
-      'a.jsonl:2: no JSON',
+      'a.jsonl:2: not JSON',
     ),
     ('a.jsonl', b'["text"]\n', "a.jsonl:1: no field 'text'"),
     ('a.jsonl', b'{"text": 3}\n', 'holds int, not text'),
-    ('a.jsonl', b'{"text": "\\ud800"}\n', 'a.jsonl:1: no valid text'),
-    ('a.parquet', b'nonsense', 'no parquet file'),
-    ('a.txt.gz', b'x', '.gz files are not read'),
+    ('a.jsonl', b'{"text": "\\ud800"}\n', 'a.jsonl:1: not valid text'),
+    ('a.parquet', b'nonsense', 'not a parquet file'),
+    ('a.txt.gz', b'x', '.gz files are not supported'),
   ],
 )
 def test_unreadable_files_are_refused_by_place(tmp_path, name, content, words):
@@ -280,10 +280,12 @@ def test_tokenizers_that_cannot_serve_are_refused(tmp_path, folder, vocabulary):
   nothing.write_text('{}')
   assert 'holds no tokenizer' in refusal(tokenizer.load_tokenizer, str(nothing))
   endless = write_tokenizer(tmp_path / 'endless.json', ['<|pad|>'])
-  assert 'no end-of-text token' in refusal(tokenizer.load_tokenizer, endless)
+  assert 'no end-of-document token' in refusal(
+    tokenizer.load_tokenizer, endless
+  )
   (folder / 'odd.txt').write_bytes(b'the\xff')
   message = refusal(lambda: make(folder, tokenizer=vocabulary))
-  assert f'{folder}/odd.txt: no UTF-8 text (byte 3)' in message
+  assert f'{folder}/odd.txt: not UTF-8 text (byte 3)' in message
 
 
 @pytest.mark.parametrize('token', ['<end>', {'content': '<end>'}])
@@ -293,7 +295,7 @@ def test_the_end_of_text_may_be_named_beside_the_tokenizer(tmp_path, token):
   settings.write_text(json.dumps({'eos_token': token}))
   assert tokenizer.load_tokenizer(path).eod == 1
   settings.write_text(json.dumps({'eos_token': None}))
-  assert 'no end-of-text token' in refusal(tokenizer.load_tokenizer, path)
+  assert 'no end-of-document token' in refusal(tokenizer.load_tokenizer, path)
 
 
 def test_a_tokenizer_file_gives_rows_of_its_ids(folder, vocabulary):
@@ -355,7 +357,7 @@ def test_too_little_text_is_refused(folder):
     for s in range(8)
   }
   assert len(sides) == 2
-  assert all('gives 1 documents, none of them' in message for message in sides)
+  assert all('has 1 documents, none of them' in message for message in sides)
   assert not any('would do' in message for message in sides)
   message = refusal(lambda: make(folder, batch=1000))
   assert 'less than one batch of 1000 rows x 16' in message

@@ -257,7 +257,7 @@ def test_documents_end_with_the_declared_token_or_a_special_one(
   files = {name: {'eos_token': value} for name, value in said.items()}
   path = write(tmp_path, made, **files)
   if want is None:
-    assert 'no end-of-text token' in refusal(tokenizer.load_tokenizer, path)
+    assert 'no end-of-document token' in refusal(tokenizer.load_tokenizer, path)
     return
   found = tokenizer.load_tokenizer(path)
   assert found.eod == made.token_to_id(want)
@@ -337,8 +337,8 @@ def test_what_was_lost_is_shown(tmp_path, capsys):
 def test_a_text_that_is_no_utf8_is_refused(tmp_path, text):
   found = FileTokenizer(write(tmp_path, jinja="{{ '\\ud800' }}"))
   for call in found.encode_prompt, found.encode, ByteTokenizer().encode:
-    assert 'no UTF-8' in refusal(call, text)
-  assert 'no UTF-8' in refusal(found.encode_prompt, found.format_chat('Why'))
+    assert 'not UTF-8' in refusal(call, text)
+  assert 'not UTF-8' in refusal(found.encode_prompt, found.format_chat('Why'))
 
 
 def test_ids_of_documents_fit_what_holds_them(tmp_path):

@@ -60,8 +60,8 @@ def test_a_value_of_the_wrong_kind_is_named(tmp_path, name, key, value):
   [
     (b'[]', 'holds []'),
     (b'null', 'holds null'),
-    (b'{"a": ', 'no JSON'),
-    (b'\xff\xfe', 'no JSON'),
+    (b'{"a": ', 'not JSON'),
+    (b'\xff\xfe', 'not JSON'),
     (b'[' * 100_000, 'too deep'),
   ],
 )

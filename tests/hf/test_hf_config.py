@@ -153,7 +153,7 @@ def test_an_unknown_key_is_named_in_one_warning(name, read_config):
   wanted, _ = read_config(base)
   result, warned = read_config(base | {'a': None, 'b\n': {'c': 1}})
   assert result == wanted
-  assert warned.endswith(f"a {name} has no such settings: a, 'b\\n'")
+  assert warned.endswith(f"as {name} has no such settings: a, 'b\\n'")
 
 
 def test_an_unknown_key_of_an_object_is_named(read_config):

@@ -111,7 +111,7 @@ def test_what_rope_scaling_replaces_may_not_say_more(read_config):
   """transformers drops rope_parameters and its theta, without a word."""
   base = configs('qwen3')[0]
   result, _ = read_config(base | {'rope_scaling': reference.LONG})
-  assert 'rope_theta is then 10000.0 instead of 1000000.0' in str(result)
+  assert 'makes rope_theta 10000.0 instead of 1000000.0' in str(result)
   given = reference.LONG | {'rope_theta': 1e6}
   result, warned = read_config(base | {'rope_scaling': given})
   assert result.layers[0].mixer.yarn.factor == 4 and not warned

@@ -297,7 +297,7 @@ BAD_SCALES = {
   ),
   'no float8': (
     {QUERY + '_scale_inv': np.ones((1, 1), np.float32)},
-    (f'{QUERY}_scale_inv', 'not float8 but F32'),
+    (f'{QUERY}_scale_inv', 'is F32, not float8'),
   ),
   'E8M0 weights': ({QUERY: float8(ONE)[QUERY].view(E8M0)}, (QUERY, 'F8_E8M0')),
   'U8 weights': ({QUERY: float8(ONE)[QUERY].view(np.uint8)}, (QUERY, 'U8')),

@@ -85,7 +85,9 @@ def test_a_run_knows_its_folder_again_after_it_is_gone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('given', ['hub:name', 'hub:a/b/c', 'hub:a/b@'])
 def test_what_is_no_id_is_refused(given, library):
-  with pytest.raises(ConfigError, match='no id of a model; write hub:ORG/NAME'):
+  with pytest.raises(
+    ConfigError, match='not the id of a model; give hub:ORG/NAME'
+  ):
     hub.find_folder(given)
   assert not library.asked
 
@@ -95,7 +97,7 @@ def test_no_library_and_no_network_are_one_line(library, monkeypatch):
     raise ConnectionError('cannot reach\nthe hub')
 
   library.snapshot_download = offline
-  with pytest.raises(ConfigError, match='not give it: cannot reach the hub'):
+  with pytest.raises(ConfigError, match='from the hub: cannot reach the hub'):
     hub.find_folder('a/b')
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(ConfigError, match='pip install huggingface_hub'):

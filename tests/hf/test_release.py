@@ -25,10 +25,10 @@ def run_of(folder, texts, model, begun, tokenizer):
   found = dataclasses.replace(make_experiment(texts), model=model)
   data = dataclasses.replace(found.data, tokenizer=tokenizer)
   workdir = Workdir(folder)
-  workdir.claim(
+  workdir.lock(
     dataclasses.replace(found, data=data), start.make_texts(begun, tokenizer)
   )
-  workdir.release()
+  workdir.unlock()
   return workdir
 
 

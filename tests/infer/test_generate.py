@@ -18,7 +18,7 @@ from deltanet_jax.config.experiment import (
 from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.data.tokenizer import ByteTokenizer, FileTokenizer
-from deltanet_jax.infer import room, text
+from deltanet_jax.infer import cache_growth, text
 from deltanet_jax.infer.generate import generate
 from deltanet_jax.infer.sampling import keep_likely, make_key, sample_tokens
 from deltanet_jax.infer.text import TextStream
@@ -193,11 +193,13 @@ def test_a_longer_text_begins_with_the_shorter(model):
 def test_tokens_do_not_depend_on_slots_or_pieces(model, monkeypatch):
   prompt = np.random.default_rng(0).integers(0, 256, 37).tolist()
   want = _generate(model, prompt, 40)
-  monkeypatch.setattr(room, 'LEAST', 8)
-  monkeypatch.setattr(room, 'PIECE', 16)
-  grown, grow = [], room.grow_cache
+  monkeypatch.setattr(cache_growth, 'LEAST', 8)
+  monkeypatch.setattr(cache_growth, 'PIECE', 16)
+  grown, grow = [], cache_growth.grow_cache
   monkeypatch.setattr(
-    room, 'grow_cache', lambda *args: grown.append(args[3]) or grow(*args)
+    cache_growth,
+    'grow_cache',
+    lambda *args: grown.append(args[3]) or grow(*args),
   )
   assert _generate(model, prompt, 40) == want and len(set(want)) > 2
   # 64 slots for the prompt, doubled, but never beyond prompt + tokens

@@ -111,7 +111,7 @@ def _assert_equal(tab):
   assert _shown(tab) == rows, flags
   text = tab.run('document.getElementById("verdict").textContent')
   if 'hybrid' not in rows:
-    assert 'attention in every layer keeps' in text
+    assert 'attention in every layer takes' in text
     return flags
   cross = calc.find_break_even(cfg, *how)
   saved, limit = (
@@ -122,7 +122,7 @@ def _assert_equal(tab):
   assert f': {side}. ' in text, text
   assert f'smaller from {cross:,} token' in text
   # the page takes the share of layers, which positions do not change
-  assert f'saves {limit:.1%} in the limit' in text
+  assert f'by up to {limit:.1%} for long contexts' in text
   chart = tab.run('document.getElementById("chart").textContent')
   assert (f'hybrid smaller from {cross:,}' in chart) == (2**8 <= cross <= 2**24)
   return flags

@@ -10,7 +10,7 @@ import pytest
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError, preset_names
 from deltanet_jax.config.mixers import KDAConfig
-from deltanet_jax.lab.cost import arguments, calc, report
+from deltanet_jax.lab.cost import arguments, calc, presets, report
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = report.CostSettings((512, 4096), 3, 'bfloat16', 'float32')
@@ -166,3 +166,13 @@ def test_sizes_are_said_in_binary_units():
     (2**50, '1024.0 TiB'),
   ):  # fmt: skip
     assert report.format_size(n) == said
+
+
+def test_the_page_of_presets_is_written_in_a_clone_alone(tmp_path, monkeypatch):
+  monkeypatch.setattr(preset_names, 'find_folder', lambda: tmp_path)
+  monkeypatch.setattr(preset_names, 'is_installed', lambda: True)
+  presets.write_page({})
+  assert not (tmp_path / 'README.md').exists()
+  monkeypatch.setattr(preset_names, 'is_installed', lambda: False)
+  presets.write_page({})
+  assert (tmp_path / 'README.md').read_text() == presets.format_page({})

@@ -229,7 +229,7 @@ def test_without_the_right_libtpu_the_command_that_installs_it_is_named(
       raise importlib.metadata.PackageNotFoundError(name)
     return libtpu if name == 'libtpu' else '0.10.2'
 
-  for libtpu, says in ((None, 'no libtpu'), ('0.0.1', 'libtpu 0.0.1 beside')):
+  for libtpu, says in ((None, 'not installed'), ('0.0.1', 'libtpu is 0.0.1')):
     monkeypatch.setattr(
       importlib.metadata, 'version', functools.partial(version, libtpu=libtpu)
     )
@@ -291,7 +291,7 @@ def test_a_small_model_is_compiled_for(topology, slices, tiny, tmp_path):
   assert found['unknown_loops'] == []
   assert found['flops']['program'] > found['flops']['model'] > 0
   assert 0 < found['mfu'] < 1
-  assert 'at best' in done.stdout
+  assert 'at least' in done.stdout
 
 
 @needs_libtpu

@@ -49,10 +49,10 @@ def test_delta_forgets_the_oldest_and_linear_attention_all_alike():
 
 
 def test_what_is_told_is_what_was_found():
-  assert 'old ones go first' in command._who_fails(0.1, 0.9)
-  assert 'new ones go first' in command._who_fails(0.9, 0.1)
-  assert 'age makes little' in command._who_fails(0.5, 0.6)
-  assert 'cannot correct it' in command._conclude({'delta': 0, 'linear': 3})
+  assert 'old pairs first' in command._who_fails(0.1, 0.9)
+  assert 'new pairs first' in command._who_fails(0.9, 0.1)
+  assert 'old and new pairs alike' in command._who_fails(0.5, 0.6)
+  assert 'the sum of all values' in command._conclude({'delta': 0, 'linear': 3})
   assert 'differ little' in command._conclude({'delta': 0.1, 'linear': 3})
   task = first_steps.Copy(sizes=(4, 8), symbols=4)
   copier = first_steps.Copier(
@@ -62,7 +62,7 @@ def test_what_is_told_is_what_was_found():
   assert 'up to 4 tokens' in told and '0% of the first' in told
   assert '100% of the last' in told
   worse = copier._replace(by_size={4: 0.5, 8: 0.5})
-  assert 'copies no length' in command._what_happened(worse, task)
+  assert 'no length at' in command._what_happened(worse, task)
 
 
 @pytest.mark.long

@@ -98,8 +98,8 @@ def test_every_table_says_what_it_shows():
   assert tables == report.NOTES.keys()
   text = report.format_text(found())
   assert max(map(len, text.splitlines())) <= 79
-  for note in report.NOTES.values():
-    assert note in ' '.join(text.split())
+  for title, note in report.NOTES.values():
+    assert title in text and note in ' '.join(text.split())
 
 
 def test_every_permutation_takes_four_swaps_at_most():
@@ -122,7 +122,11 @@ def test_the_report_holds_every_finding(tmp_path):
     ProbeResult('overload', 'linear', 8, 'accuracy', float('nan')),
   ]
   text = report.format_text(few[:3])
-  assert 'rebinding: accuracy' in text and '0.250' in text and '1,792' in text
+  assert (
+    'accuracy of the newest value' in text
+    and '0.250' in text
+    and '1,792' in text
+  )
   tree = json.loads(report.format_json(few, {'form': 'chunked'}))
   assert tree['form'] == 'chunked' and len(tree['findings']) == 4
   assert tree['findings'][1]['value'] == 0.25

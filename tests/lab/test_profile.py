@@ -13,7 +13,7 @@ import pytest
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Layer, MLPConfig, ModelConfig
 from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
-from deltanet_jax.infer.room import grow_cache
+from deltanet_jax.infer.cache_growth import grow_cache
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.lab.profile import fit, measure, plan, report, run
 from deltanet_jax.mixers.base import UNWRITTEN
@@ -133,7 +133,7 @@ def test_a_profile_has_every_cell_and_its_bytes(small):
     assert r['batch'] == 1 and r['capped'] == (r['what'] == 'largest' or None)
     if r['what'] != 'restore':
       assert r['program_bytes'] > r['cache_bytes']
-  assert 'hybrid beside twin** (1 of 2 layers attend)' in text
+  assert 'hybrid against twin** (attention in 1 of 2 layers)' in text
   assert (folder / 'summary.md').read_text() == text
   rows = (folder / 'summary.csv').read_text().splitlines()
   assert len(rows) == 1 + len(records)
@@ -187,9 +187,9 @@ def test_the_stored_profile_is_known_again(tmp_path):
   cfgs = plan.make_models(size, size.models)
   models = {name: (cfg, None) for name, cfg in cfgs.items()}
   where = json.loads(stored.read_text())['where']
-  assert run._claim(tmp_path, size.settings, models, where) == []
+  assert run._open_folder(tmp_path, size.settings, models, where) == []
   with pytest.raises(ConfigError, match='of other where'):
-    run._claim(tmp_path, size.settings, models, where | {'jax': '0'})
+    run._open_folder(tmp_path, size.settings, models, where | {'jax': '0'})
 
 
 def test_what_would_take_too_long_is_left_out_and_named():

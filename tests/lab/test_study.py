@@ -1,4 +1,4 @@
-"""The study: arms, statistics, files, report."""
+"""The study: variants, statistics, files, report."""
 
 import dataclasses
 import subprocess
@@ -19,7 +19,7 @@ from deltanet_jax.lab.study import (
   stats,
   training,
 )
-from deltanet_jax.lab.study.config import Cell, StudyConfig, make_model
+from deltanet_jax.lab.study.config import Job, StudyConfig, make_model
 
 TINY = StudyConfig(
   d_model=16, layers=2, deep=2, key_dim=4, value_dim=4, hidden=16, length=16,
@@ -45,17 +45,17 @@ def fake_arrays(accuracy, seeds=3, items=400, pairs=8, rng=0):
   }
 
 
-def fake_rows(cell, arrays, **facts):
+def fake_rows(job, arrays, **facts):
   rows = []
-  for step in (cell.steps // 2, cell.steps):
+  for step in (job.steps // 2, job.steps):
     for seed in range(3):
-      hits = arrays['correct'][seed] * (step / cell.steps)
+      hits = arrays['correct'][seed] * (step / job.steps)
       rows.append(
         {
-          'task': cell.task, 'model': cell.arm, 'layers': cell.layers,
+          'task': job.task, 'model': job.variant, 'layers': job.layers,
           'parameters': 1000, 'cache_floats': 64, 'vocab': 32, 'length': 16,
           'phase': 'fresh', 'lr': 0.01, 'seed': seed, 'step': step,
-          'steps': cell.steps, 'slice': 'all', 'exact': 0.1, 'nats': 1.0,
+          'steps': job.steps, 'slice': 'all', 'exact': 0.1, 'nats': 1.0,
           'accuracy': float(hits.mean()), 'targets': 320, 'finite': True,
         } | facts
       )  # fmt: skip
@@ -63,22 +63,22 @@ def fake_rows(cell, arrays, **facts):
 
 
 def fake_study(tmp_path, accuracies, task='mqar', cfg=TINY):
-  """A folder with a made-up cell for each arm."""
+  """A folder with a made-up job for each variant."""
   folder = results.StudyFolder(tmp_path)
   folder.make(cfg)
-  cells = [Cell(task, arm, 4, 8) for arm in accuracies]
-  for i, cell in enumerate(cells):
-    arrays = fake_arrays(accuracies[cell.arm], rng=i)
-    rows = fake_rows(cell, arrays)
-    if cell.arm.startswith('gdn'):
-      rows += fake_rows(cell, arrays, phase='decay', scale=0.5)
-    folder.keep(cell, rows, arrays, 1.0)
-  return folder, cells
+  jobs = [Job(task, variant, 4, 8) for variant in accuracies]
+  for i, job in enumerate(jobs):
+    arrays = fake_arrays(accuracies[job.variant], rng=i)
+    rows = fake_rows(job, arrays)
+    if job.variant.startswith('gdn'):
+      rows += fake_rows(job, arrays, phase='decay', scale=0.5)
+    folder.keep(job, rows, arrays, 1.0)
+  return folder, jobs
 
 
 def test_report_of_made_up_scores_says_what_was_made_up(tmp_path):
   flat = lambda p: lambda position: p + 0 * position
-  folder, cells = fake_study(
+  folder, jobs = fake_study(
     tmp_path,
     {
       'full': flat(0.99), 'gdn': lambda x: 0.1 + 0.1 * x, 'linear': flat(0.5),
@@ -87,36 +87,36 @@ def test_report_of_made_up_scores_says_what_was_made_up(tmp_path):
     cfg=StudyConfig(pairs=8, draws=200),
   )  # fmt: skip
   cfg = StudyConfig(pairs=8, draws=200)
-  found = report.write_report(
-    cfg, 'study', cells, folder, folder.collect(cells)
-  )
+  found = report.write_report(cfg, 'study', jobs, folder, folder.collect(jobs))
   text = folder.text.read_text()
-  assert 'gdn-3:1 gave up mqar -0.' in found.text
-  assert 'gdn-1:1 was equal within 0.05 on mqar' in found.text
+  assert 'gdn-3:1 against full attention: worse on mqar -0.' in found.text
+  assert (
+    'gdn-1:1 against full attention: equal within 0.05 on mqar' in found.text
+  )
   verdicts = {
     line.split(' | ')[0]: line.split(' | ')[-1]
     for line in text.splitlines()
     if line.startswith('| ')
   }
-  assert 'holds' in verdicts['| full > linear (mqar, hardest size)']
-  assert 'not resolved' in verdicts['| full > delta (mqar, hardest size)']
-  assert 'violated' in verdicts['| gdn-3:1 = full (mqar, hardest size)']
+  assert 'holds' in verdicts['| full > linear (mqar, most pairs)']
+  assert 'undecided' in verdicts['| full > delta (mqar, most pairs)']
+  assert 'violated' in verdicts['| gdn-3:1 = full (mqar, most pairs)']
   assert 'holds' in verdicts['| gdn forgets old pairs first']
-  assert 'holds' in verdicts['| linear forgets old and new pairs alike']
+  assert 'holds' in verdicts['| linear forgets old and new pairs equally']
   assert 'Not shown to have learned' not in text
   assert found.status == 0  # a study reports and does not fail
   page = folder.report.read_text()
-  assert page.count('<svg') == 6  # three pictures in light and dark
+  assert page.count('<svg') == 6  # three plots in light and dark
   assert 'http://' not in page.replace('http://www.w3.org', '')
   assert '{{' not in page and '{%' not in page
-  assert '<td>full &gt; linear (mqar, hardest size)</td>' in page  # escaped
+  assert '<td>full &gt; linear (mqar, most pairs)</td>' in page  # escaped
 
 
-@pytest.mark.parametrize('arm', ['mla', 'dsa', 'linear', 'kda', 'gdn-3:1'])
-def test_every_arm_has_the_parameters_of_full(arm):
+@pytest.mark.parametrize('variant', ['mla', 'dsa', 'linear', 'kda', 'gdn-3:1'])
+def test_every_variant_has_the_parameters_of_full(variant):
   cfg = StudyConfig()
   built, parameters = training.match_parameters(
-    cfg, Cell('mqar', arm, 4, 8), 64
+    cfg, Job('mqar', variant, 4, 8), 64
   )
   full = calc.count_parameters(make_model(cfg, 'full', 64, 4, cfg.hidden))
   assert parameters == calc.count_parameters(built)
@@ -134,13 +134,13 @@ def test_every_task_of_a_size_can_be_traced(size):
 
   cfg = matrix.SIZES[size]
   seen = set()
-  for cell in matrix.list_cells(cfg, size, [], []):
-    if cell.task in seen:
+  for job in matrix.list_jobs(cfg, size, [], []):
+    if job.task in seen:
       continue
-    seen.add(cell.task)
-    task = matrix.make_task(cfg, cell.task)
-    built, _ = training.match_parameters(cfg, cell, task.vocab)
-    made = program.make_program(cfg, built, task, cell.steps)
+    seen.add(job.task)
+    task = matrix.make_task(cfg, job.task)
+    built, _ = training.match_parameters(cfg, job, task.vocab)
+    made = program.make_program(cfg, built, task, job.steps)
     lanes = jax.ShapeDtypeStruct((3,), 'int32')
     rates = jax.ShapeDtypeStruct((3,), 'float32')
     one = jax.ShapeDtypeStruct((), 'int32')
@@ -235,52 +235,50 @@ def test_of_rates_that_are_as_good_the_smallest_is_taken():
 def test_interrupted_study_ends_with_the_files_of_an_unbroken_one(
   tmp_path, monkeypatch
 ):
-  cells = [Cell('mqar', arm, 1, 4) for arm in ('full', 'gdn', 'delta')]
+  jobs = [Job('mqar', variant, 1, 4) for variant in ('full', 'gdn', 'delta')]
   calls = []
 
-  def fake(cfg, cell, task, tell):
-    calls.append(cell.arm)
+  def fake(cfg, job, task, tell):
+    calls.append(job.variant)
     tell(0.5)
     if len(calls) == 2:
       raise KeyboardInterrupt
     arrays = fake_arrays(lambda x: 0.5 + 0 * x)
-    return fake_rows(cell, arrays), arrays
+    return fake_rows(job, arrays), arrays
 
-  monkeypatch.setattr(training, 'run_cell', fake)
+  monkeypatch.setattr(training, 'run_job', fake)
   broken, whole = (results.StudyFolder(tmp_path / n) for n in 'ab')
   broken.make(TINY)
   whole.make(TINY)
   with pytest.raises(KeyboardInterrupt):
-    runner.run_cells(TINY, cells, broken, 1)
-  assert [broken.done(c) for c in cells] == [True, False, False]
-  assert runner.run_cells(TINY, cells, broken, 1) == {}
+    runner.run_jobs(TINY, jobs, broken, 1)
+  assert [broken.done(c) for c in jobs] == [True, False, False]
+  assert runner.run_jobs(TINY, jobs, broken, 1) == {}
   assert calls == ['full', 'gdn', 'gdn', 'delta']
-  runner.run_cells(TINY, cells, whole, 2)
-  broken.collect(cells)
-  whole.collect(cells)
+  runner.run_jobs(TINY, jobs, whole, 2)
+  broken.collect(jobs)
+  whole.collect(jobs)
   assert broken.results.read_bytes() == whole.results.read_bytes()
   assert broken.summary.read_bytes() == whole.summary.read_bytes()
 
 
-def test_cell_that_raises_is_told_and_the_others_run(tmp_path, monkeypatch):
-  def fake(cfg, cell, task, tell):
-    if cell.arm == 'gdn':
+def test_job_that_raises_is_told_and_the_others_run(tmp_path, monkeypatch):
+  def fake(cfg, job, task, tell):
+    if job.variant == 'gdn':
       raise RuntimeError('no such luck')
     arrays = fake_arrays(lambda x: 0.5 + 0 * x)
-    return fake_rows(cell, arrays), arrays
+    return fake_rows(job, arrays), arrays
 
-  monkeypatch.setattr(training, 'run_cell', fake)
+  monkeypatch.setattr(training, 'run_job', fake)
   cfg = dataclasses.replace(TINY, length=32, pairs=8)
   folder = results.StudyFolder(tmp_path)
   folder.make(cfg)
-  cells = [Cell('mqar', arm, 1, 4) for arm in ('gdn', 'full')]
-  errors = runner.run_cells(cfg, cells, folder, 1)
+  jobs = [Job('mqar', variant, 1, 4) for variant in ('gdn', 'full')]
+  errors = runner.run_jobs(cfg, jobs, folder, 1)
   assert list(errors) == ['mqar.gdn']
-  assert [folder.done(c) for c in cells] == [False, True]
+  assert [folder.done(c) for c in jobs] == [False, True]
   monkeypatch.setattr(plots, 'draw_plots', lambda view, folder: [])
-  found = report.write_report(
-    cfg, 'study', cells, folder, folder.collect(cells)
-  )
+  found = report.write_report(cfg, 'study', jobs, folder, folder.collect(jobs))
   assert 'Not trained yet: mqar.gdn.' in found.text
 
 
@@ -294,16 +292,16 @@ def test_folder_of_other_sizes_is_refused(tmp_path):
 
 def test_models_given_run_on_every_task_given():
   cfg = matrix.SIZES['study']
-  found = matrix.list_cells(cfg, 'study', ['kda', 'full'], ['copy', 's5'])
-  assert [(c.task, c.arm) for c in found] == [
+  found = matrix.list_jobs(cfg, 'study', ['kda', 'full'], ['copy', 's5'])
+  assert [(c.task, c.variant) for c in found] == [
     ('copy', 'kda'), ('copy', 'full'), ('s5', 'kda'), ('s5', 'full'),
   ]  # fmt: skip
   with pytest.raises(ValueError, match='repeats 8 layers'):
-    matrix.list_cells(cfg, 'study', ['gdn-7:1'], ['deep'])
+    matrix.list_jobs(cfg, 'study', ['gdn-7:1'], ['deep'])
   with pytest.raises(ValueError, match="no task 'mqr'"):
-    matrix.list_cells(cfg, 'study', [], ['mqr'])
+    matrix.list_jobs(cfg, 'study', [], ['mqr'])
   with pytest.raises(ValueError, match="no model 'gdm'"):
-    matrix.list_cells(cfg, 'study', ['gdm'], [])
+    matrix.list_jobs(cfg, 'study', ['gdm'], [])
 
 
 def test_hybrid_ends_each_period_with_attention():
@@ -324,19 +322,19 @@ def test_break_even_is_the_first_context_that_saves():
 def test_gate_fails_on_the_wrong_side_of_its_bound():
   cfg = StudyConfig(pairs=8, draws=100)
   good = {'full-nope': 1, 'linear': 0.5, 'delta': 0.5, 'delta-1:1': 0.99}
-  for arms, failed in (
+  for variants, failed in (
     (good, []),
     (good | {'delta-1:1': 0.8}, ['delta-1:1']),
     (good | {'full-nope': 0.9, 'linear': 1}, ['full-nope', 'linear']),
   ):
     arrays = {
-      ('mqar', arm): fake_arrays(lambda x, p=p: p + 0 * x)
-      for arm, p in arms.items()
+      ('mqar', variant): fake_arrays(lambda x, p=p: p + 0 * x)
+      for variant, p in variants.items()
     }
     wanted = expect.list_smoke_expectations(cfg)
     found = expect.judge_all(wanted, arrays, cfg.draws)
     names = [
-      e.terms[0].arm for e, f in zip(wanted, found, strict=True) if f.failed
+      e.terms[0].variant for e, f in zip(wanted, found, strict=True) if f.failed
     ]
     assert names == failed
 
@@ -416,20 +414,27 @@ def test_scaled_decays_are_drawn_of_whatever_has_them(tmp_path):
   for task, count in (('deep', 3), ('mqar', 3)):
     (tmp_path / task).mkdir()
     cfg = StudyConfig(pairs=8, draws=100)
-    folder, cells = fake_study(tmp_path / task, names, task, cfg)
-    arrays = {(c.task, c.arm): folder.arrays(c) for c in cells}
-    view = plots.View(cfg, folder.collect(cells), arrays)
+    folder, jobs = fake_study(tmp_path / task, names, task, cfg)
+    arrays = {(c.task, c.variant): folder.arrays(c) for c in jobs}
+    view = plots.View(cfg, folder.collect(jobs), arrays)
     drawn = [name for name, *_ in plots.draw_plots(view, folder.plots)]
     assert len(drawn) == count
     assert ('gates' in drawn) == (task == 'deep')
   assert view.scaled() == {}
 
 
-def test_arms_that_only_pick_a_shown_value_are_named():
+def test_claims_about_variants_that_only_guess_are_not_judged():
   arrays = {
-    ('mqar', arm): fake_arrays(lambda x, p=p: p + 0 * x)
-    for arm, p in (('full', 0.9), ('gdn', 1 / 8), ('delta', 0.4))
+    ('mqar', variant): fake_arrays(lambda x, p=p: p + 0 * x)
+    for variant, p in (('full', 0.9), ('gdn', 1 / 8), ('delta', 0.4))
   }
   view = plots.View(StudyConfig(pairs=8, draws=100), [], arrays)
-  (told,) = report.describe_unlearned(view)
-  assert 'as well: gdn.' in told
+  untrained = report.find_untrained(view)
+  assert untrained == [('mqar', 'gdn')]
+  (sentence,) = report.describe_untrained(untrained)
+  assert sentence.startswith('Not shown to have learned mqar: gdn.')
+  terms = expect.Term(1, 'mqar', 'full'), expect.Term(-1, 'mqar', 'gdn')
+  claim = expect.Expectation('full > gdn', terms)
+  judge = lambda *skip: expect.judge_all([claim], arrays, 100, *skip)
+  assert judge()[0].verdict == stats.HOLDS
+  assert judge(untrained)[0].verdict == stats.UNTRAINED

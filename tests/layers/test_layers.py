@@ -1,4 +1,4 @@
-"""The modules that mix no time, and the short convolution."""
+"""Projections, norms, the MLP and the short convolution."""
 
 import flax.linen as nn
 import jax
@@ -138,7 +138,7 @@ def test_convolution_continues_from_its_state_token_by_token():
   conv = ShortConv(4, ('embed',))
   params = {'params': {'taps': w}}
   state, parts = init_state(2, 4, (6,), jnp.float32), []
-  # parts shorter than the state, of one token, and longer than it
+  # parts shorter and longer than the state, and of one token
   for start, end in ((0, 2), (2, 3), (3, 9)):
     y, state = conv.apply(params, x[:, start:end], state)
     parts.append(y)

@@ -1,5 +1,5 @@
-"""Mixture of experts: routing against its definition in numpy, the grouped
-product against the dense one, the module and what it reports."""
+"""Mixture of experts: routing against its definition in numpy, grouped products
+against dense ones, the module and its Load."""
 
 import dataclasses
 
@@ -196,7 +196,7 @@ def test_bias_update_evens_out_a_skewed_router():
   for _ in range(60):
     bias = routing.updated_bias(bias, share(bias), 0.01)
   assert share(bias).std() < 0.3 * first.std()
-  # layers apart
+  # not averaged over layers first
   two = routing.updated_bias(
     jnp.zeros((2, 2)), jnp.asarray([[1.0, 3.0], [5.0, 1.0]]), 0.1
   )

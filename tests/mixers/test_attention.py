@@ -1,5 +1,5 @@
-"""Softmax attention against numpy: norms per head or over all, then scores; in
-blocks against float64."""
+"""Softmax attention against numpy, with norms per head or over all heads;
+attention in blocks against float64."""
 
 import dataclasses
 
@@ -12,7 +12,13 @@ import pytest
 from deltanet_jax import flops
 from deltanet_jax.config.mixers import AttentionConfig
 from deltanet_jax.mixers.base import Context
-from deltanet_jax.ops.attention import NEVER, Place, attend, attention, between
+from deltanet_jax.ops.attention import (
+  NO_KEY,
+  Place,
+  attend,
+  attention,
+  causal_mask,
+)
 from tests import float64
 
 B, T, D, H, J, K = 2, 5, 12, 4, 2, 6
@@ -115,7 +121,7 @@ def _in_blocks(q, k, v, d_o, ids, window, dtype=jnp.float32):
 
 def _at_once(q, k, v, d_o, ids, window, dtype=jnp.float32):
   place = Place(jnp.arange(q.shape[1]), ids)
-  mask = between(place, place, window)
+  mask = causal_mask(place, place, window)
   return _pull(lambda *x: attention(*x, mask, scale=SCALE), q, k, v, d_o, dtype)
 
 
@@ -129,13 +135,13 @@ def _pull(f, q, k, v, d_o, dtype):
 
 
 def _errors(got, inputs, ids, window):
-  """Distance to float64 by name, as part of the largest value that inputs of
-  this size could give: where one score outdoes all others the gradients of q
-  and k vanish, as differences of such values."""
+  """Distance to float64 by name, relative to the largest value that inputs of
+  this size can give: where one score exceeds all others the gradients of q and
+  k vanish, as differences of such values."""
   q, k, v, d_o = inputs
   T = d_o.shape[1]
   place = Place(np.arange(T), ids)
-  mask = np.broadcast_to(between(place, place, window), (B, T, T))
+  mask = np.broadcast_to(causal_mask(place, place, window), (B, T, T))
   want = float64.softmax_attention(q, k, v, mask, scale=SCALE, d_o=d_o)
   q, k, v, d_o = (abs(x).max() for x in inputs)
   slope = SCALE * d_o * v
@@ -151,7 +157,7 @@ def _errors(got, inputs, ids, window):
   'T, ends, window',
   [
     (1, None, None),
-    (BLOCK - 1, 1, None),  # every token sees itself alone
+    (BLOCK - 1, 1, None),  # every token sees only itself
     (BLOCK, None, 1),
     (BLOCK + 1, None, None),
     (3 * BLOCK + 3, None, None),
@@ -220,10 +226,11 @@ def test_keys_of_a_cache_lie_in_any_order():
   _, k, v, _ = _row(S)
   q = _row(T)[0]
   order = np.random.default_rng(0).permutation(S)
-  written = np.where(order < S - 4, order, NEVER)  # the last four never were
+  # the last four slots are unwritten
+  written = np.where(order < S - 4, order, NO_KEY)
   at, seen = Place(jnp.arange(T) + 15, None), Place(jnp.asarray(written), None)
   for window in (None, 9):
-    mask = between(at, seen, window)
+    mask = causal_mask(at, seen, window)
     got = attend(q, k, v, at, seen, scale=SCALE, window=window, block=BLOCK)
     want = attention(q, k, v, mask, scale=SCALE)
     np.testing.assert_allclose(got, want, atol=2e-6)
@@ -236,8 +243,8 @@ def test_blocks_of_a_cache_that_no_query_sees_are_not_computed():
   written = 3 * BLOCK + 1
   t = jnp.arange(S)
   at = Place(written - T + jnp.arange(T), None)
-  seen = Place(jnp.where(t < written, t, NEVER), None)
-  want = attention(q, k, v, between(at, seen), scale=SCALE)
+  seen = Place(jnp.where(t < written, t, NO_KEY), None)
+  want = attention(q, k, v, causal_mask(at, seen), scale=SCALE)
   k[:, 4 * BLOCK :] = v[:, 4 * BLOCK :] = np.nan
   got = attend(q, k, v, at, seen, scale=SCALE, block=BLOCK)
   np.testing.assert_allclose(got, want, atol=2e-6)

@@ -1,5 +1,5 @@
 """Sparse attention: gathered against masked, the choice of keys, the indexer's
-two losses and who learns from them."""
+two stages and the parameters that each trains."""
 
 import dataclasses
 import functools
@@ -45,7 +45,7 @@ def _arguments(segments=None):
 
 
 def _run(form, top, segments=None, **options):
-  """o, the losses, and the gradient of a mix of both."""
+  """o, the losses, and the gradient of a weighted sum of both."""
   queries, keys = _arguments(segments)
   v, u = _draw(B, T, H, R, seed=5), _draw(B, T, seed=6)
 

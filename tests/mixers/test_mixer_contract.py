@@ -1,5 +1,5 @@
-"""What every token mixer must do. Mixers are found, not listed: each *Config
-of config/mixers.py with a `tiny()`, and the options below."""
+"""The contract of every token mixer: each *Config of config/mixers.py with a
+`tiny()`, found by name, and the options below."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from deltanet_jax.mixers.base import Context
 from deltanet_jax.parallel import sharding
 
 B, T, D = 4, 24, 16
-FIRST = T // 2  # tokens of the first of two parts: one program for both
+FIRST = T // 2  # tokens of each of two parts: one program for both
 
 YARN = mixers.YarnConfig(
   factor=4.0, original=16, mscale=1.0, mscale_all_dim=0.5
@@ -48,7 +48,7 @@ OPTIONS = {
     {'separate_gates': True, 'conv': 0},
   ),
 }
-# those that change what a rule is given
+# options that change the inputs of a rule
 RULE_OPTIONS = {'KDAConfig': ({'separate_gates': True},)}
 
 
@@ -58,7 +58,7 @@ def _configs(options):
       for changes in ({}, *options.get(name, ())):
         cfg = dataclasses.replace(cls.tiny(), **changes)
         if hasattr(cfg, 'form'):
-          # the options in the form that compiles soonest; the forms agree
+          # options in the form that compiles fastest; the forms agree
           form = 'recurrent' if changes else cfg.form
           cfg = dataclasses.replace(cfg, chunk=16, form=form)
         yield pytest.param(cfg, id='-'.join([name, *changes]))
@@ -113,7 +113,7 @@ def _boxed(cfg):
 @functools.cache
 def _params(cfg):
   params = jax.jit(lambda: nn.unbox(_boxed(cfg)()))()
-  # no weight at its special first value: a norm of ones hides a lost weight
+  # no weight keeps its initial value: a norm of ones would hide a lost weight
   leaves, tree = jax.tree.flatten(params)
   rng = np.random.default_rng(1)
   return tree.unflatten(
@@ -147,7 +147,7 @@ def test_forms_agree_in_value_and_gradient(cfg):
   ]
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
   for path, leaf in jax.tree_util.tree_leaves_with_path(found[0]):
-    # an indexer learns from its own loss alone
+    # an indexer gets no gradient from y
     learns = "['index_" not in jax.tree_util.keystr(path)
     assert (np.abs(leaf).max() > 0) == learns
   for other in found[1:]:
@@ -182,12 +182,12 @@ LENGTHS = (5, 17, 1, 0)  # of the rows' prompts
 
 @every_mixer
 def test_rows_of_other_lengths_equal_each_alone(cfg):
-  """Prompts padded by what is no number, then row by row other pieces."""
+  """Prompts padded with NaN, then pieces of another length in each row."""
   (x, _), params = _inputs(), _params(cfg)
   cache = cfg.init_cache(B, T, jnp.float32)
   lengths = np.zeros(B, np.int32)
   got = [[] for _ in range(B)]
-  # tokens a row takes: prompts, then steps, some of them of other rows alone
+  # tokens of each row: prompts, then steps, some rows without a token
   for counts in (LENGTHS, (1, 1, 1, 1), (1, 0, 1, 0), (3, 5, 0, 4), (1,) * B):
     width = max(17 if counts == LENGTHS else 1, *counts)
     part = np.full((B, width, D), np.nan, np.float32)
@@ -239,7 +239,7 @@ def test_packed_documents_equal_separate_ones(cfg):
   )
   total = jax.tree.map(jnp.zeros_like, params)
   for start, end in zip(ends[:-1], ends[1:], strict=True):
-    # at the front of a row of the same length: what follows has no weight
+    # at the start of a row of the same length: the rest has no weight
     alone, weight = np.zeros_like(x), np.zeros_like(w)
     alone[:, : end - start] = x[:, start:end]
     weight[:, : end - start] = w[:, start:end]
@@ -276,7 +276,7 @@ def test_both_ways_is_for_attention_alone(cfg):
     with pytest.raises(ValueError, match="'bidirectional'; .* causal alone"):
       run(x)
     return
-  # the last token sees the same either way, and the first sees the last
+  # the last token sees the same in both modes; the first sees the last
   _close(run(x)[:, -1], _apply(cfg)(params, x)[0][:, -1])
   other = run(np.concatenate([x[:, :-1], -x[:, -1:]], 1))
   assert np.abs(other - run(x))[:, 0].any()

@@ -1,4 +1,4 @@
-"""Each mixer against its equations, written again token by token in numpy."""
+"""Each mixer against its equations, token by token in numpy."""
 
 import flax.linen as nn
 import jax
@@ -46,9 +46,9 @@ def _qkv(p, x, act):
 
 
 def _delta(q, k, v, write, decay, erase):
-  """S = e^g S;  S = S + k (write v - S'(erase k))';  o = S' q, per head.
+  """S' = e^g S;  S = S' + k (write v - S'^T (erase k))^T;  o = S^T q, per head.
 
-  q, k, erase [T,H,K]   v, write [T,H,V]   decay [T,H,K], already exponential
+  q, k, erase [T,H,K]   v, write [T,H,V]   decay [T,H,K]: e^g
   """
   o = np.zeros_like(v)
   for h in range(v.shape[1]):

@@ -1,5 +1,5 @@
-"""What training asks for beside the next token, on a small model of all of it:
-experts, sparse attention, multi-token prediction."""
+"""Auxiliary losses, on a small model with experts, sparse attention and
+multi-token prediction."""
 
 import dataclasses
 import functools
@@ -104,10 +104,10 @@ def _further(params, hidden, batch):
   return out
 
 
-def test_further_loss_scores_the_token_after_next_inside_a_document():
+def test_mtp_loss_scores_the_token_after_next_inside_a_document():
   params, batch, (hidden, _) = _params(), _batch(), _hidden_and_reports()
   batch['weights'][1, 3] = 0
-  got = auxiliary.compute_further_loss(params, CFG, jnp.float32, hidden, batch)
+  got = auxiliary.compute_mtp_loss(params, CFG, jnp.float32, hidden, batch)
   out = _further(params, hidden, batch)
   log_p = jax.nn.log_softmax(out @ get_head_weight(params, CFG))
   # row 0 holds two documents; in row 1 the target of token 3 has no weight
@@ -255,7 +255,7 @@ def test_every_part_of_the_objective_moves_its_own_weights():
   )
   state, metrics = _step(everything)
   plain, plain_metrics = _step(NextTokenConfig())
-  # the loss shown is the next token's, whatever else is minimized
+  # the reported loss is that of the next token, whatever else is minimized
   np.testing.assert_allclose(metrics['loss'], plain_metrics['loss'], rtol=1e-6)
   assert metrics['grad_norm'] > plain_metrics['grad_norm']
   assert metrics['expert_least'] < 1 < metrics['expert_most']
@@ -263,7 +263,7 @@ def test_every_part_of_the_objective_moves_its_own_weights():
   for name in all_:
     mtp, index = "['mtp']" in name, "['index_" in name
     bias = name.endswith("['ffn']['bias']")
-    # the block of further tokens has an indexer and biases that none ask for
+    # the MTP layer has an indexer and biases that no loss trains
     assert all_[name] == (not (mtp and (index or bias))), name
     assert next_[name] == (not (mtp or index or bias)), name
 
@@ -320,5 +320,5 @@ def test_what_moves_is_what_has_a_gradient(weights):
   grads = jax.jit(slope)(_params())
   for path, grad in jax.tree_util.tree_leaves_with_path(grads):
     keys = [key.key for key in path]
-    if keys[-2:] != ['ffn', 'bias']:  # it only ever moves by its own rule
+    if keys[-2:] != ['ffn', 'bias']:  # it changes by its own update rule alone
       assert objective.has_gradient(keys) == bool(np.any(grad)), keys

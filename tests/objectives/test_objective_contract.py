@@ -1,4 +1,4 @@
-"""What holds of every objective, found in `config.objectives`."""
+"""The contract of every objective, found in `config.objectives`."""
 
 import inspect
 

@@ -1,5 +1,5 @@
-"""A state for every document of a row, in every form of every rule: as if each
-document were alone."""
+"""With cu_seqlens every document of a row has a state of its own: each form of
+each rule gives what the document gives alone."""
 
 import functools
 
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 
 T, J, H, K, V = 60, 2, 4, 8, 6
 N, CHUNK = 6, 16
-# ends inside chunks and at their edges; documents of one token and of none
+# ends inside chunks and at their edges; documents of one token and empty ones
 LENGTHS = (
   (17, 0, 1, 16, 26, 0),
   (0, 32, 0, 0, 16, 12),
   (0, 0, 60, 0, 0, 0),
   (1, 1, 15, 31, 1, 11),
 )
-# function, the float64 rule, gates that it takes besides q, k and v
+# function, the float64 rule, the gates besides q, k and v
 RULES = {
   'gated_delta_rule': ('delta_rule', ('beta', 'g')),
   'kda': ('kda', ('beta', 'g', 'erase')),
@@ -81,7 +81,7 @@ def split(inputs):
 
 @functools.partial(jax.jit, static_argnames=('name', 'form'))
 def outcome(name, form, inputs, state, d_o, d_state, cu_seqlens):
-  """o, last states and every gradient, by name."""
+  """o, the last states and every gradient, by name."""
 
   def run(inputs, state):
     qkv, gates = split(inputs)
@@ -95,7 +95,7 @@ def outcome(name, form, inputs, state, d_o, d_state, cu_seqlens):
 
 
 def reference(name, inputs, state, d_o, d_state, cu_seqlens):
-  """Every document alone."""
+  """Every document by itself, in float64."""
   rule = getattr(float64, RULES[name][0])
   parts = []
   for n in range(N):
@@ -130,7 +130,7 @@ def test_each_document_is_as_if_alone(name, form):
       case = draw(name, hostile, seed)
       got = outcome(name, form, *case, cu_seqlens)
       want = reference(name, *case, cu_seqlens)
-      if hostile:  # the decay's: a difference of nearly equal terms
+      if hostile:  # the decay's gradient: a difference of nearly equal terms
         decay, exact = got.pop('g', None), want.pop('g', None)
         if decay is not None:
           assert np.abs(decay - exact).max() < 5e-3 * np.abs(exact).max()

@@ -1,5 +1,5 @@
-"""What a row's documents are, and what lies at the edge of what a rule takes:
-values that are not finite, hard resets, nothing at all, other defaults."""
+"""Documents in a row, and extreme inputs of the rules: non-finite values, g =
+-inf, empty arrays, other JAX defaults."""
 
 import functools
 import inspect
@@ -21,7 +21,7 @@ from deltanet_jax.config.experiment import (
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.ops import attention
-from deltanet_jax.ops.documents import runs_of
+from deltanet_jax.ops.documents import number_segments
 from tests.ops.test_ops_contract import (
   RULES,
   B,
@@ -53,12 +53,10 @@ CONFIGS = [
 def test_runs_are_counted_and_not_told_by_their_ids():
   ids = jnp.asarray([[1, 1, 2, 1, 1], [-7, 2**31 - 1, 0, 0, -7]], jnp.int32)
   np.testing.assert_array_equal(
-    runs_of(ids), [[0, 0, 1, 2, 2], [0, 1, 2, 2, 3]]
+    number_segments(ids), [[0, 0, 1, 2, 2], [0, 1, 2, 2, 3]]
   )
-  chex.assert_shape(runs_of(ids[:, :0]), (2, 0))
+  chex.assert_shape(number_segments(ids[:, :0]), (2, 0))
 
-
-# ------------------------------------------------------------- not finite
 
 # documents of 17, 9 and 14 tokens: their edges lie inside chunks of 16; and one
 # that ends at a chunk's edge
@@ -98,7 +96,7 @@ def test_what_is_not_finite_stays_in_its_document(variant, form):
       check(got)
       after = seen if name != 'q' else np.arange(T) == AT[:, None]
       assert not np.isfinite(got['o'][after]).any((-1, -2)).any(), name
-  # a gradient that is not finite, of o and of the last state
+  # a non-finite gradient of o, and of the last state
   bad = np.array(d_o)
   bad[rows, AT] = np.nan
   got = run(inputs, state, bad, d_state, IDS)
@@ -128,9 +126,6 @@ def test_an_entry_state_that_is_not_finite_stays_in_the_first_document(
   np.testing.assert_array_equal(got['last'], want['last'])
 
 
-# ------------------------------------------------------------- hard resets
-
-
 @pytest.mark.parametrize(
   'variant',
   [
@@ -143,15 +138,12 @@ def test_an_entry_state_that_is_not_finite_stays_in_the_first_document(
 def test_a_gate_of_minus_infinity_is_a_reset(variant):
   rule, inputs, *rest = draw(variant, 40)
   reset = np.random.default_rng(1).random(inputs['g'].shape) < 0.05
-  if variant == 'lightning':  # one slope a head
+  if variant == 'lightning':  # one decay per head
     reset = np.arange(H) == 1
   inputs['g'] = np.where(reset, -np.inf, inputs['g'])
   want = reference(rule, inputs, *rest)
   for form, op in RULES[rule].FORMS.items():
     assert_near(outcome(op, inputs, *rest, sizes=sizes(form)), want)
-
-
-# ------------------------------------------------------------- nothing at all
 
 
 @every_form
@@ -212,9 +204,6 @@ def test_a_model_takes_no_rows_and_no_tokens(mixer, rows, tokens):
   assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(
     lambda x: x.shape, cache
   )
-
-
-# ------------------------------------------------------------- other defaults
 
 
 @pytest.mark.parametrize(

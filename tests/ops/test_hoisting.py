@@ -1,4 +1,5 @@
-"""What depends on positions alone is not made for a whole row at once."""
+"""JAX does not hoist masks out of scanned layers: none has the size of a
+row."""
 
 import dataclasses
 import inspect
@@ -32,7 +33,7 @@ def _classes():
 
 
 def _sizes(jaxpr):
-  """(elements, type) of everything that is computed, inner programs too."""
+  """(elements, type) of every computed array, also in inner jaxprs."""
   for eqn in jaxpr.eqns:
     for x in eqn.outvars:
       if hasattr(x.aval, 'size'):
@@ -65,5 +66,5 @@ def test_scanned_layers_keep_no_masks_of_a_row(cls, spans, remat):
   with jax.set_mesh(mesh):
     step = program.step.trace(program.abstract, program.batch).jaxpr
   size, what = max(_sizes(step.jaxpr))
-  # those of all heads would be twice as large, attention's 128 times
+  # masks of all heads would be twice as large, those of attention 128 times
   assert size <= B * T * CHUNK, what

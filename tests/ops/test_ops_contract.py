@@ -1,5 +1,5 @@
-"""Every form of every rule against the float64 recurrence, and what a caller
-may rely on: any length, chunk and entry state, packed documents, causality."""
+"""The contract of every form of every rule: equal to the float64 recurrence for
+any length, chunk and entry state, with packed documents, causal."""
 
 import functools
 import inspect
@@ -168,8 +168,8 @@ def test_a_rules_carry_is_what_it_does_to_a_state(variant, quick_compile):
   )
 
 
-# compiling is all the cost here: every variant at T=100, where chunks of 16 are
-# many and the last is padded; one variant of each rule at the other sizes
+# the time goes into compiling: every variant at T=100, which has many chunks of
+# 16 and a padded one; one variant of each rule at the other sizes
 @pytest.mark.parametrize(
   'variant, T, chunk',
   [(variant, 100, 16) for variant in VARIANTS]
@@ -206,7 +206,7 @@ def test_packed_documents_equal_separate_ones_over_several_groups(
   for form, op in RULES[rule].FORMS.items():
     group = (('group', 4),) if form == 'chunked' else ()
     got = outcome(op, *case, ids, sizes=sizes(form) + group)
-    # Lightning's decay gradient is one sum over all 300 tokens
+    # the gradient of Lightning's decay is a sum over all 300 tokens
     assert_near(got, want, 5e-5)
 
 
@@ -255,7 +255,7 @@ def test_bfloat16_inputs_keep_a_float32_state(variant, quick_compile):
       *args, state=state, **keywords
     )
     assert o.dtype == jnp.bfloat16 and last.dtype == jnp.float32
-    # operands rounded to 8 bits, sums and the state kept whole
+    # operands are rounded to 8 bits, sums and the state are float32
     for got, name in ((o, 'o'), (last, 'last')):
       error = np.abs(np.float64(got) - want[name]).max()
       assert error < 2e-2 * np.abs(want[name]).max(), (form, name, error)
@@ -281,13 +281,13 @@ def test_what_does_not_fit_is_one_clear_error():
 @pytest.mark.parametrize('form', ['recurrent', 'associative', 'chunked'])
 @pytest.mark.parametrize('rule', RULES)
 def test_a_misshapen_argument_is_named_with_the_shape_it_needs(rule, form):
-  # the one with all its gates stands last
+  # the last variant has all gates
   variant = [name for name, row in VARIANTS.items() if row[0] == rule][-1]
   _, inputs, state, *_ = draw(variant, 20)
   inputs |= {'state': state, 'segment_ids': np.zeros((B, 20), np.int32)}
   op = RULES[rule].FORMS[form]
   for name in set(inputs) - {'q', 'v'}:
-    # one row of the batch would broadcast in silence
+    # a batch of one row would broadcast silently
     wrong = inputs | {name: inputs[name][:1]}
     expected = re.escape(str(inputs[name].shape))
     with pytest.raises(ValueError, match=f'^{name} has shape .*{expected}'):

@@ -1,4 +1,4 @@
-"""A wrong argument of an op is one clear line."""
+"""A wrong argument of an op raises a one-line ValueError."""
 
 import jax.numpy as jnp
 import pytest

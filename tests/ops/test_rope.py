@@ -1,4 +1,4 @@
-"""Rotary positions and YaRN against complex numbers and their limits."""
+"""Rotary positions against complex numbers; YaRN in its limits."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,10 +1,10 @@
-"""The sizes that people run, where a compiler sees what small ones hide: rows
-of one chunk, batches of 64 and more, keys 32 and wider, layers in a scan.
+"""Realistic sizes, at which a compiler bug shows that small ones hide: rows of
+one chunk, batches of 64 and more, keys 32 and wider, layers in a scan.
 
-A zero entry state, the gradient of a state that nobody uses and that of a sum
-are one number repeated, and a CPU's compiler multiplied by such numbers wrongly
-(docs/xla_cpu_repeated_number.py). The token scan is right, and all forms are
-held against it.
+A zero entry state, the gradient of an unused state and that of a sum are
+broadcast constants, by which XLA's CPU compiler multiplied wrongly
+(docs/xla_cpu_repeated_number.py). The token scan is not affected, and all forms
+are compared with it.
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ def _same(got, want, bound=1e-4):
 
 @pytest.mark.parametrize('B, T', [(64, 64), (256, 64), (256, 16)])
 def test_rows_of_one_chunk_in_scanned_layers(B, T):
-  # alone in its program: what else a program makes of a state can hide it
+  # in a program of its own: another use of the state can hide the bug
   def outputs(form, **how):
     weights, x = _weights(32), _normal(5, B, T, D)
     layer = lambda x, w: (_layer('linear', form, x, w, **how)[0], None)
@@ -131,8 +131,6 @@ def test_the_call_of_a_rule_by_itself_compiled_and_not(rule):
     zero = lambda x, w, call=call: call(x, w, state=jnp.zeros((B, 1, K, K)))
     _same(jax.jit(zero)(x, w), want)
 
-
-# ------------------------------------------------------------------- models
 
 MIXERS = {
   'linear': mixers.LinearAttentionConfig(1, 32, 32),

@@ -1,4 +1,4 @@
-"""Time, experts and weights on eight devices give what one device gives."""
+"""Split time, experts and weights on eight devices equal one device."""
 
 import dataclasses
 import functools
@@ -54,7 +54,7 @@ def _assert_same(got, want, tolerance=1e-5):
 
 
 def _pull(f, *args):
-  """f(*args), and the gradients of a number made of it."""
+  """f(*args), and the gradients of a scalar function of it."""
 
   def loss(args):
     y = f(*args)
@@ -79,7 +79,7 @@ def _rule_inputs(name, J=2, T=T):
     (B, T, J, K), (B, T, J, K), (B, T, H, V), (B, T, H), (B, T, H), (B, T, H, K)
   )
   k, beta, gates = k / K**0.5, jax.nn.sigmoid(beta), {}
-  # weak enough for the first span to matter in the last
+  # weak enough that the first span matters in the last
   g, decay = (-jax.nn.softplus(x) / 20 for x in (g, wide))
   return {
     'delta': (delta_rule, (q, k, v, beta, None), gates),
@@ -149,7 +149,9 @@ def test_only_states_travel_and_as_many_however_long_the_row():
 @pytest.mark.slow
 @pytest.mark.long
 def test_64k_tokens_on_eight_devices_take_nearly_an_eighth_of_the_memory():
-  jax.config.update('jax_disable_most_optimizations', False)  # as users compile
+  jax.config.update(
+    'jax_disable_most_optimizations', False
+  )  # compiled, as users do
   T = 1 << 16
   gdn = mixers.GatedDeltaNetConfig(
     key_heads=2, value_heads=4, key_dim=16, value_dim=16
@@ -225,7 +227,7 @@ EVEN, TILTED, ONE = (
   [
     ('gathered', TILTED, {'expert': 2, 'seq': 2, 'tensor': 2}),
     ('exchanged', TILTED, {'expert': 2, 'seq': 2, 'tensor': 2}),
-    # room for twice the even share, and for all rows of all
+    # the usual buffer, of twice the even share, and that of all rows
     ('exchanged', EVEN, {'expert': 4, 'fsdp': 2}),
     ('exchanged', ONE, {'expert': 4, 'fsdp': 2}),
   ],
@@ -279,7 +281,7 @@ MIXERS = (
 @pytest.mark.parametrize(
   'cfg',
   [
-    # the rest are rules, which are held to it above by themselves
+    # the other rules are tested above by themselves
     *(pytest.param(x, marks=SLOW) for x in MIXERS[1:4] + MIXERS[-1:]),
     *(pytest.param(x, marks=LONG) for x in MIXERS[4:-1]),
     MIXERS[0],
@@ -309,7 +311,7 @@ D, Z = 24, 40
 
 
 def _like(name):
-  """Small models of the shapes of released ones."""
+  """Small models with the structure of released ones."""
   moe = MoEConfig(experts=4, top=2, hidden=8, shared=8)
   sigmoid = dataclasses.replace(moe, score='sigmoid', bias=True, scale=2.0)
   delta = mixers.GatedDeltaNetConfig(
@@ -359,7 +361,7 @@ def _objective(name):
 
 
 def _step_on(cfg, model, f, batch):
-  """Loss and gradients on a mesh, laid out as in training; the program."""
+  """Loss and gradients on a mesh, sharded as in training; the program."""
   mesh = sharding.make_mesh(cfg)
   params = sharding.init_params(model, jax.random.key(0), mesh)
   places = jax.tree.map(lambda x: x.sharding, params)

@@ -1,5 +1,5 @@
-"""Softmax attention over split time is that of the whole row, at its share of
-the work."""
+"""Softmax attention over split time equals that of the whole row, and each
+device does its share of the work."""
 
 import jax
 import jax.numpy as jnp

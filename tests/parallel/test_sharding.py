@@ -1,4 +1,4 @@
-"""The mesh, and one layout table for everything on it."""
+"""The mesh and the shardings of parameters, batches and activations."""
 
 import chex
 import jax
@@ -27,7 +27,7 @@ DELTA = GatedDeltaNetConfig(
 )
 FULL = AttentionConfig(heads=4, kv_heads=1, head_dim=8)
 
-# what splits a weight's width
+# the mesh axes that split a weight's width
 STORED = ('fsdp', 'expert', 'seq')
 
 
@@ -85,7 +85,7 @@ def test_parameters_lie_as_their_axes_say():
   assert delta['o']['w'].spec == P(None, 'tensor', None, STORED)
   assert delta['q_conv']['taps'].spec == P(None, None, 'tensor', None)
   assert delta['A_log'].spec == P(None, 'tensor')
-  # one key head and 33 words do not divide: kept whole
+  # one key head and 33 words do not divide: not split
   assert attention['k']['w'].spec == P(None, STORED, None, None)
   assert places['head']['w'].spec == P(STORED, None)
 

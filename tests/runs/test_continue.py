@@ -95,8 +95,8 @@ def test_a_run_whose_text_has_changed_is_refused_by_what_changed(
   old, words = other_texts / '3.txt', {
     'more': ['files: 40 before, 41 now', 'documents: 40 before, 41 now'],
     'fewer': ['files: 40 before, 39 now', 'bytes: '],
-    'bytes': ['as many files, documents and bytes, and others among them'],
-    'order': ['as many files, documents and bytes, and others among them'],
+    'bytes': ['the same number of files, documents and bytes, other contents'],
+    'order': ['the same number of files, documents and bytes, other contents'],
   }[change]  # fmt: skip
   if change != 'more':
     (other_texts / 'new.txt').unlink()
@@ -137,14 +137,14 @@ def test_a_run_told_so_goes_on_with_another_text_from_its_first_row(
   crashing = Spoiled(data, 8, crash)
   with pytest.raises(Crash):
     loop.train(other, workdir, crashing, stream, new_text=True)
-  workdir.release()
-  assert 'another text from here on (files: 40 before, 41 now' in (
+  workdir.unlock()
+  assert 'new text from here on (files: 40 before, 41 now' in (
     stream.getvalue()
   )
   # killed before the next checkpoint, it begins at the same row again; the
   # flag may stay or go
   loop.train(other, workdir, spoiled, io.StringIO())
-  workdir.release()
+  workdir.unlock()
   assert workdir.read() == other
   own = TextData(data)
   own.begin(6)
@@ -168,7 +168,7 @@ def test_a_run_told_so_goes_on_with_another_text_from_its_first_row(
   assert lines.startswith(''.join(old).encode()) and len(old) == 4
   _drop(begun, 9)
   loop.train(other, workdir, TextData(data), io.StringIO(), new_text=True)
-  workdir.release()
+  workdir.unlock()
   assert (begun / 'metrics.jsonl').read_bytes() == lines
 
 
@@ -183,7 +183,7 @@ def test_a_checkpoint_from_before_the_new_text_takes_it_from_there(tmp_path):
   workdir, text = Workdir(tmp_path), {'files': 1, 'sums': [1, 2]}
   assert workdir.take_text({'files': 1, 'sums': [0, 2]}, 0) == (0, None)
   since, said = workdir.take_text(text, 6)
-  assert since == 6 and 'as many files' in said
+  assert since == 6 and 'the same number of files' in said
   assert workdir.take_text(text, 9) == (6, None)
   # the newer checkpoints are damaged
   assert workdir.take_text(text, 3) == workdir.take_text(text, 9) == (3, None)
@@ -196,8 +196,10 @@ def test_a_run_stored_before_texts_were_known_goes_on_and_keeps_its_text(
   workdir.corpus.unlink()
   stream = io.StringIO()
   loop.train(experiment, workdir, TextData(experiment.data), stream)
-  workdir.release()
-  told = [x for x in stream.getvalue().splitlines() if 'texts were known' in x]
+  workdir.unlock()
+  told = [
+    x for x in stream.getvalue().splitlines() if 'assumed to be the same' in x
+  ]
   assert len(told) == 1
   assert workdir.corpus.read_text() == Workdir(unbroken[0]).corpus.read_text()
   assert_same_run(begun, unbroken)
@@ -319,7 +321,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
     workdir = Workdir(begun)
     with pytest.raises((SystemExit, ConfigError)) as error:
       _train(experiment, workdir, data, None, 'bytes')
-    workdir.release()
+    workdir.unlock()
   told = [x for x in capsys.readouterr().err.splitlines() if 'error: ' in x]
   if where == 'claim':
     assert error.type is ConfigError and 'No space left' in str(error.value)
@@ -339,8 +341,8 @@ def test_files_of_a_run_that_are_no_json_are_refused_by_name(
   texts, tmp_path, name, content
 ):
   workdir = Workdir(tmp_path)
-  workdir.claim(make_experiment(texts))
-  workdir.release()
+  workdir.lock(make_experiment(texts))
+  workdir.unlock()
   (tmp_path / name).write_bytes(content)
   with pytest.raises(ConfigError) as error:
     workdir.read()
@@ -353,7 +355,9 @@ def test_files_of_a_run_that_are_no_json_are_refused_by_name(
 def test_results_of_no_run_are_refused_by_name(tmp_path):
   workdir = Workdir(tmp_path)
   (tmp_path / 'result.json').write_text('{}')
-  with pytest.raises(ConfigError, match='result.json: no results of a run'):
+  with pytest.raises(
+    ConfigError, match='result.json: not the results of a run'
+  ):
     workdir.read_result()
 
 
@@ -379,22 +383,22 @@ def test_a_finished_run_is_made_longer(texts, finished, tmp_path, capsys):
   stream, data = io.StringIO(), Spoiled(experiment.data, 11, crash)
   with pytest.raises(Crash):
     loop.train(experiment, workdir, data, stream)
-  workdir.release()
+  workdir.unlock()
   # killed on the way, it is a run of 12 steps that has not finished
   assert workdir.read() == experiment and workdir.read_result() is None
   assert (finished / 'metrics.jsonl').read_bytes().startswith(before)
-  said = [x for x in stream.getvalue().splitlines() if 'in the place of' in x]
+  said = [x for x in stream.getvalue().splitlines() if 'steps instead of' in x]
   assert len(said) == 1
-  assert '12 steps in the place of 9' in said[0] and 'cosine' in said[0]
+  assert '12 steps instead of 9' in said[0] and 'cosine' in said[0]
 
   flags.FLAGS.mark_as_parsed()
   result = train_run(workdir.read(), workdir)
-  workdir.release()
+  workdir.unlock()
   told = capsys.readouterr().err
-  assert 'continuing after step 9' in told and 'in the place of' not in told
+  assert 'continuing after step 9' in told and 'steps instead of' not in told
   assert result['step'] == 12 and result == workdir.read_result()
   assert train_run(workdir.read(), workdir) == result
-  assert 'finished before' in capsys.readouterr().err
+  assert 'is already finished' in capsys.readouterr().err
 
   lines = (finished / 'metrics.jsonl').read_bytes()
   assert lines.startswith(before)
@@ -418,8 +422,8 @@ def test_a_run_killed_while_it_is_made_longer_has_its_results_to_write(
     patch.setattr(folder, 'write_text', _full)
     workdir = Workdir(finished)
     with pytest.raises(ConfigError, match='No space left'):
-      workdir.claim(_of_steps(texts, 12))
-    workdir.release()
+      workdir.lock(_of_steps(texts, 12))
+    workdir.unlock()
   assert workdir.read_result() is None
   train(make_experiment(texts), finished)
   assert_same_run(finished, unbroken)

@@ -233,7 +233,7 @@ def test_processes_with_another_start_are_named(monkeypatch):
   monkeypatch.setattr(
     processes, 'gather_arrays', lambda x: np.stack([x, x, x + theirs])
   )
-  with pytest.raises(ConfigError, match='process 2 has a text other than'):
+  with pytest.raises(ConfigError, match='process 2 has a text that differs'):
     processes.require_same_start(parts)
 
 
@@ -242,18 +242,20 @@ def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   mesh = lambda n: types.SimpleNamespace(devices=np.array(devices[:n]))
   processes.require_devices(mesh(5))
-  with pytest.raises(ConfigError, match='4 of 8 devices, those of 1 of 2'):
+  with pytest.raises(ConfigError, match='4 of 8 devices, of 1 of 2'):
     processes.require_devices(mesh(4))
 
 
-def test_a_folder_that_does_not_show_the_claim_is_refused(tmp_path, texts):
+def test_a_folder_that_does_not_show_the_configuration_is_refused(
+  tmp_path, texts
+):
   experiment = _experiment(tmp_path, texts)
   workdir = Workdir(tmp_path / 'run')
   with pytest.raises(ConfigError, match='a disk that all processes share'):
     workdir.require_seen(experiment, seconds=0.2)
-  workdir.claim(experiment)
+  workdir.lock(experiment)
   workdir.require_seen(experiment, seconds=0.2)
-  workdir.release()
+  workdir.unlock()
   # as a disk of another machine may still hold it
   train = dataclasses.replace(experiment.train, save_every=3)
   with pytest.raises(ConfigError, match='a disk that all processes share'):
@@ -275,7 +277,7 @@ def _train_here(experiment, folder):
     data = TextData(experiment.data)
     return loop.train(experiment, workdir, data, io.StringIO())
   finally:
-    workdir.release()
+    workdir.unlock()
 
 
 class Job:
@@ -448,7 +450,7 @@ def test_several_processes_go_on_with_another_text_when_told(tmp_path, texts):
   assert workdir.read().mesh == MeshConfig(data=-1)
   data = TextData(experiment.data)
   loop.train(experiment, workdir, data, io.StringIO(), new_text=True)
-  workdir.release()
+  workdir.unlock()
   _assert_same_curve(run, tmp_path / 'alone')
 
 
@@ -459,7 +461,7 @@ def test_processes_that_differ_or_do_not_come_are_told_so(tmp_path, texts):
   with Job(tmp_path, 2, mesh, how=_by_slurm(2), own=other) as job:
     assert job.wait() == [2, 2], job.output(0)
     for i in range(2):
-      assert 'process 1 has a configuration other than' in job.output(i)
+      assert 'process 1 has a configuration that differs' in job.output(i)
   assert not (tmp_path / 'run').exists()
   for i in range(2):
     alone = _by_flags(2)(i)
@@ -467,7 +469,7 @@ def test_processes_that_differ_or_do_not_come_are_told_so(tmp_path, texts):
       tmp_path, 1, mesh, '--meet_seconds=1', how=lambda _, a=alone: a
     ) as job:
       assert job.wait() == [1]
-      assert f'as process {i}; not all came' in job.output(0)
+      assert f'as process {i}; not all joined' in job.output(0)
       assert 'Check failure' not in job.output(0)
 
 

@@ -74,7 +74,7 @@ def train(begun, asked, folder, wrap=lambda data: data):
       asked, workdir, wrap(data), io.StringIO(), source=begun, texts=kept
     )
   finally:
-    workdir.release()
+    workdir.unlock()
 
 
 def records(folder):
@@ -152,7 +152,7 @@ def test_how_the_weights_are_computed_with_can_be_set(tmp_path):
 def test_a_preset_of_the_same_model_will_do_and_of_another_not(tmp_path):
   begun = open_model(str(released.make('qwen3', tmp_path)))
   file = ROOT / 'configs' / 'qwen3.py:8b'
-  with pytest.raises(ConfigError, match='qwen3.py:8b asks for another model'):
+  with pytest.raises(ConfigError, match='qwen3.py:8b is another model'):
     start.make_experiment(begun, file, [])
   big = Source(
     '/released', families_model(file), '/released/tokenizer.json', None
@@ -204,7 +204,7 @@ def test_bad_input_is_one_line_before_jax(tmp_path, texts):
   refused(ask(run, '--config=configs/finetune.py', *data), '--released=DIR')
   refused(ask(given, *data), '--workdir')
   released.tokenizer('<end>').save(str(folder / 'tokenizer.json'))
-  refused(ask(run, given, *data), 'end-of-text', 'eos_token')
+  refused(ask(run, given, *data), 'end-of-document', 'eos_token')
   (folder / 'tokenizer.json').unlink()
   refused(ask(run, given, *data), 'tokenizer.json: no such file')
   refused(ask(run, given, *data, '--config.data.tokenizer=bytes'), '257', '64')
@@ -276,9 +276,9 @@ def test_a_run_goes_on_to_the_bit_when_its_folder_is_gone(
 def test_another_start_is_refused(tuned, tmp_path):
   workdir, begun = Workdir(tuned[1]), tuned[2]
   start.require_same_source(workdir, begun, begun.name)
-  with pytest.raises(ConfigError, match='began with'):
+  with pytest.raises(ConfigError, match='started from'):
     start.require_same_source(workdir, begun, str(tmp_path))
-  with pytest.raises(ConfigError, match='did not begin with released weights'):
+  with pytest.raises(ConfigError, match='did not start from released weights'):
     start.require_same_source(workdir, None, begun.name)
 
 
@@ -308,8 +308,8 @@ def test_a_run_is_released_inside_its_target_alone(file, texts, tmp_path):
   begun = open_model(str(released.make('qwen3', tmp_path / 'qwen3')))
   begun.released['tensors']['model.norm.weight'][0] = file
   workdir, asked = Workdir(tmp_path / 'run'), experiment(begun, texts)
-  workdir.claim(asked, start.make_texts(begun, 'bytes'))
-  workdir.release()
+  workdir.lock(asked, start.make_texts(begun, 'bytes'))
+  workdir.unlock()
   target = tmp_path / 'a' / 'b'
   with pytest.raises(
     ConfigError, match='start.json: model.norm.weight'
@@ -413,7 +413,7 @@ def test_a_user_trains_goes_on_and_converts(trained, tmp_path):
     assert (again.returncode, again.stdout) == (0, printed), again.stderr
   other = released.make('qwen3', tmp_path / 'other')
   again = launch('train', run, f'--released={other}', *flags, imports=['jax'])
-  refused(again, 'began with', str(folder), str(other))
+  refused(again, 'started from', str(folder), str(other))
   begun = open_model(str(converted(tmp_path)))
   assert begun.released['family'] == 'kimi_linear'
 

@@ -59,7 +59,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(folder):
   cfg, workdir = Workdir('run').read(), Workdir('run')
   workdir.check(cfg)
   loop.train(cfg, workdir, TextData(cfg.data), io.StringIO())
-  workdir.release()
+  workdir.unlock()
   lines = [
     [json.loads(line) for line in pathlib.Path(name).read_text().splitlines()]
     for name in ('run/metrics.jsonl', 'unbroken.jsonl')
@@ -102,7 +102,7 @@ def test_a_study_is_known_again_and_its_cells_are_read(folder):
   study.check(matrix.SIZES['smoke'])
   with pytest.raises(ConfigError, match='of other sizes'):
     study.check(matrix.SIZES['study'])
-  cells = matrix.list_cells(matrix.SIZES['smoke'], 'smoke', ['full'], ['mqar'])
+  cells = matrix.list_jobs(matrix.SIZES['smoke'], 'smoke', ['full'], ['mqar'])
   before = study.summary.read_text()
   assert study.done(cells[0])
   study.collect(cells)

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and what is said of it."""
+"""The folder of the compilation cache, and the messages about it."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ def get_config():
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-  """A home of nobody's; JAX's setting as before afterwards."""
+  """An empty home folder; restores JAX's setting afterwards."""
   before = jax.config.jax_compilation_cache_dir
   monkeypatch.delenv(compiled.VARIABLE, raising=False)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
@@ -48,7 +48,7 @@ def test_without_xdg_they_lie_in_the_home(cache, monkeypatch):
 def test_a_folder_that_the_user_chose_wins(cache, monkeypatch, value):
   monkeypatch.setenv(compiled.VARIABLE, value)
   assert compiled.keep_programs() is None
-  # JAX has read the variable when it was imported
+  # JAX reads the variable when it is imported
   assert jax.config.jax_compilation_cache_dir is None and not cache.exists()
 
 

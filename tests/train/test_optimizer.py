@@ -1,4 +1,4 @@
-"""Schedules, which parameter is decayed, and Muon on stacked weights."""
+"""Schedules, weight decay by parameter, and Muon on stacked weights."""
 
 import dataclasses
 
@@ -42,8 +42,8 @@ def _params(seed=0):
   }
 
 
-def _update(cfg, params, grads, moved=None):
-  optimizer = make_optimizer(cfg, 100, AXES, moved)
+def _update(cfg, params, grads, trainable=None):
+  optimizer = make_optimizer(cfg, 100, AXES, trainable)
   updates, _, _ = optimizer.update(grads, optimizer.init(params), params)
   return updates
 
@@ -83,7 +83,7 @@ def test_only_matrices_embedding_and_head_are_decayed(name):
 
 def test_muon_orthogonalizes_every_layer_alone():
   params, grads = _params(0), _params(1)
-  # layers of very different size: one matrix over both would show it
+  # layers of very different size, so that one matrix over both would show
   grads = {k: g.at[0].multiply(100.0) for k, g in grads.items()}
   cfg = OptimConfig(name='muon', weight_decay=0.0, warmup=0, muon_lr=1.0)
   updates = _update(cfg, params, grads)
@@ -92,7 +92,7 @@ def test_muon_orthogonalizes_every_layer_alone():
       update = np.asarray(updates[name][layer]).reshape(flat)
       scale = np.sqrt(max(1, flat[1] / flat[0]))
       values = np.linalg.svd(update / scale, compute_uv=False)
-      # what the quintic iteration promises
+      # the bounds of the quintic iteration
       assert values.min() > 0.3 and values.max() < 1.3, (name, values)
       grad = np.asarray(grads[name][layer]).reshape(flat)
       left, _, right = np.linalg.svd(grad, full_matrices=False)
@@ -149,11 +149,11 @@ def test_what_is_not_moved_neither_decays_nor_has_moments(name):
   params = _params()
   grads = jax.tree.map(jnp.ones_like, params)
   cfg = OptimConfig(name=name, weight_decay=0.5, warmup=0)
-  moved = {key: key not in ('q', 'embed') for key in AXES}
-  updates = _update(cfg, params, grads, moved)
+  trainable = {key: key not in ('q', 'embed') for key in AXES}
+  updates = _update(cfg, params, grads, trainable)
   changed = {key for key, update in updates.items() if np.any(update)}
-  assert changed == {key for key in moved if moved[key]}
-  state = make_optimizer(cfg, 100, AXES, moved).init(params)
+  assert changed == {key for key in trainable if trainable[key]}
+  state = make_optimizer(cfg, 100, AXES, trainable).init(params)
   shapes = [x.shape for x in jax.tree.leaves(state)]
   assert params['q'].shape not in shapes
   assert params['embed'].shape not in shapes
@@ -172,7 +172,7 @@ def test_the_rate_told_is_the_one_applied(name, lr):
   factors = make_schedule(cfg, 9)(np.arange(9))
   for factor in factors:
     updates, state, rate = optimizer.update(zeros, state, params)
-    # no gradient: decay alone moves the embedding, that Adam has in both
+    # no gradient: decay alone changes the embedding, which Adam has in both
     applied = -updates['embed'] / (0.5 * params['embed'])
     np.testing.assert_allclose(applied, rate, rtol=1e-5)
     np.testing.assert_allclose(rate, (lr or 0.01) * factor, rtol=1e-6)

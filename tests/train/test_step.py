@@ -1,4 +1,4 @@
-"""One step: of micro-batches, of what is not finite."""
+"""One training step: micro-batches, and values that are not finite."""
 
 import chex
 import jax
@@ -36,7 +36,7 @@ def _line(rows=8):
   batch = {
     'tokens': jax.random.normal(keys[0], (rows, 5, 3)),
     'targets': jax.random.normal(keys[1], (rows, 5)),
-    # uneven: a mean of the micro-batches' means would be another number
+    # uneven: a mean of the micro-batches' means would differ
     'weights': jax.random.bernoulli(keys[2], 0.5, (rows, 5)).astype(float),
   }
   return {'w': jax.random.normal(keys[3], (3,))}, batch
@@ -80,11 +80,14 @@ def test_a_batch_without_finite_loss_changes_nothing_and_is_counted():
   third, metrics_bad = step(second, bad)
   assert not np.isfinite(metrics['loss'])
   chex.assert_trees_all_equal(first[:2], third[:2])  # params, opt_state
-  counters = [int(third.step), int(third.skipped), int(third.streak)]
+  counters = [int(third.step), int(third.skipped), int(third.skipped_in_a_row)]
   assert counters == [3, 2, 2]
-  assert int(metrics_bad['streak']) == 2 and float(metrics_bad['lr']) == 1.0
+  assert (
+    int(metrics_bad['skipped_in_a_row']) == 2
+    and float(metrics_bad['lr']) == 1.0
+  )
   fourth, _ = step(third, batch)
-  assert [int(fourth.skipped), int(fourth.streak)] == [2, 0]
+  assert [int(fourth.skipped), int(fourth.skipped_in_a_row)] == [2, 0]
   assert not np.array_equal(fourth.params['w'], third.params['w'])
 
 
@@ -94,7 +97,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(what):
   scale = {'nan': jnp.nan, 'overflow': 3e38}[what]
   optimizer = _optimizer(
     optax.adam(0.1),
-    # of finite gradients: what b2 = 1 or a rate of 1e38 make of them
+    # finite gradients, but parameters that are not: b2 = 1, a rate of 1e38
     optax.stateless(lambda g, p: jax.tree.map(lambda x: x * scale * 100, g)),
   )
   step = jax.jit(
@@ -107,4 +110,8 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(what):
   second, metrics = step(first, batch)
   assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
   chex.assert_trees_all_equal(first[:2], second[:2])  # params, opt_state
-  assert [int(second.step), int(second.skipped), int(second.streak)] == [1] * 3
+  assert [
+    int(second.step),
+    int(second.skipped),
+    int(second.skipped_in_a_row),
+  ] == [1] * 3

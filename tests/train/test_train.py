@@ -1,4 +1,4 @@
-"""Whole runs: broken off, resumed, on other meshes."""
+"""Whole runs: interrupted, resumed, on other meshes."""
 
 import dataclasses
 import io
@@ -56,7 +56,7 @@ def test_a_run_leaves_all_its_files(unbroken, texts):
 
 
 def _events(folder):
-  """{(name, step): value} of TensorBoard's files, read as its format says."""
+  """{(name, step): value} of TensorBoard's files, read byte by byte."""
   from tensorboardX.proto.event_pb2 import Event
 
   found = {}
@@ -109,7 +109,7 @@ def test_a_crash_and_a_restart_equal_an_unbroken_run(
   experiment = make_experiment(texts)
   with pytest.raises(Crash):
     train(experiment, tmp_path, Spoiled(experiment.data, step, crash))
-  # as if more had been written before the end, the last line in part
+  # as if more lines had been written before the kill, the last one incomplete
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
     file.write('{"step": 9, "loss": 1.0}\n{"step": 9, "heldo')
   train(experiment, tmp_path)
@@ -135,8 +135,8 @@ def test_sigterm_saves_after_the_step_and_the_run_goes_on(
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_good_checkpoint(
   texts, tmp_path, monkeypatch
 ):
-  assert loop.MAX_STREAK == 10
-  monkeypatch.setattr(loop, 'MAX_STREAK', 3)
+  assert loop.MAX_SKIPPED_IN_A_ROW == 10
+  monkeypatch.setattr(loop, 'MAX_SKIPPED_IN_A_ROW', 3)
   experiment = make_experiment(texts)
 
   def poison(batch):
@@ -147,7 +147,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_good_checkpoint(
   records = log.read_records(tmp_path / 'metrics.jsonl')
   last = [r for r in records if 'loss' in r][-1]
   assert (last['step'], last['loss'], last['skipped']) == (6, None, 2)
-  # the checkpoint holds finite parameters: the run can be taken up
+  # the checkpoint holds finite parameters: the run can be resumed
   result = train(experiment, tmp_path)
   assert result['step'] == 9 and np.isfinite(result['heldout_loss'])
 
@@ -168,7 +168,7 @@ def test_eight_devices_give_the_loss_of_one(texts, tmp_path, unbroken):
     ):
       for name in {'loss', 'heldout_loss'} & b.keys():
         np.testing.assert_allclose(a[name], b[name], rtol=2e-5)
-    # all devices that there are, also where there are others
+    # all devices, also where their number has changed
     assert Workdir(folder).read().mesh == experiment.mesh
 
 
@@ -178,7 +178,7 @@ def test_a_mesh_larger_than_the_machine_is_bad_input(texts, tmp_path):
   )
   with pytest.raises(ConfigError, match='16 devices'):
     train(experiment, tmp_path)
-  assert not list(tmp_path.iterdir())  # the folder is free for another try
+  assert not list(tmp_path.iterdir())  # the folder is not locked
 
 
 def test_a_killed_process_continues_bit_for_bit(texts, tmp_path, unbroken):
@@ -212,7 +212,7 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
   experiment = make_experiment(texts)
   workdir = Workdir(tmp_path)
   workdir.check(experiment)
-  workdir.claim(experiment)
+  workdir.lock(experiment)
   same = dataclasses.replace(
     experiment,
     train=dataclasses.replace(experiment.train, save_every=7, keep=5, steps=99),
@@ -231,11 +231,11 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
       workdir.check(other)
     message = str(error.value)
     assert re.search(rf'{part}\.{name}: .* != {value}', message)
-    # what may change, and no weights that another run could begin with
+    # it may change, and its folder has no weights to start another run from
     assert 'mesh and train.steps, log_every' in message
     assert '--released' not in message
   (tmp_path / 'checkpoints' / '3').mkdir(parents=True)
-  with pytest.raises(ConfigError, match=rf'--released={tmp_path} it begins'):
+  with pytest.raises(ConfigError, match=rf'--released={tmp_path} it starts'):
     workdir.check(other)
   model = dataclasses.replace(experiment.model, repeats=2)
   with pytest.raises(ConfigError) as error:
@@ -246,11 +246,11 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
 def test_two_processes_do_not_share_a_folder(texts, tmp_path):
   experiment = make_experiment(texts)
   first = Workdir(tmp_path)
-  first.claim(experiment)
+  first.lock(experiment)
   with pytest.raises(ConfigError, match='another process trains'):
-    Workdir(tmp_path).claim(experiment)
-  first.release()
-  Workdir(tmp_path).claim(experiment)
+    Workdir(tmp_path).lock(experiment)
+  first.unlock()
+  Workdir(tmp_path).lock(experiment)
 
 
 def test_progress_lines_come_now_and_then_when_nobody_watches():
@@ -270,7 +270,7 @@ def test_progress_lines_come_now_and_then_when_nobody_watches():
 def test_bits_per_byte_of_training_count_bytes_as_those_of_held_out_text(
   tmp_path,
 ):
-  """Of documents of two bytes a third of all targets is no byte."""
+  """In documents of two bytes a third of the targets is no byte."""
   for i in range(200):
     (tmp_path / f'{i}.txt').write_text(f'{i:02}'[-2:])
   experiment = make_experiment(tmp_path)

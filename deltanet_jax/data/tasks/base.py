@@ -1,10 +1,10 @@
-"""What tasks that are drawn on the device share.
+"""What all tasks share: synthetic data that is sampled on the device.
 
-A task is a frozen dataclass of its sizes. `vocab` is how many tokens it uses,
-`length` the tokens of a row, and `sample(key, batch)` an `Example`: a pure
-function of the jax key with static shapes, to be jitted and vmapped. A size
-given as a tuple is drawn anew for every row and is one of the `slices`.
-`levels` are the values that each slice is reported at, in ascending order.
+A task is a frozen dataclass of its sizes. `vocab` is its number of tokens,
+`length` the tokens of a row, and `sample(key, batch)` returns an `Example`; it
+is a pure function with static shapes, for jit and vmap. A size given as a tuple
+is sampled for every row and is one of the `slices`. `levels` are the values at
+which each slice is reported, ascending.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,9 @@ class Example(NamedTuple):
   """Rows of questions and answers.
 
   tokens [B,T] int32
-  targets [B,T] int32: judged on the logits at its own position, 0 where
-    nothing is asked
-  weights [B,T] float32: 1 where something is asked, else 0
-  slices {name: [B,T] int32}: how hard the question is, -1 where none is
+  targets [B,T] int32: the answer due at this position, 0 if none
+  weights [B,T] float32: 1 where an answer is due, else 0
+  slices {name: [B,T] int32}: how hard the question is, -1 if there is none
   """
 
   tokens: jax.Array
@@ -33,7 +32,7 @@ class Example(NamedTuple):
 
 
 class Task(Protocol):
-  """What makes examples, and the sizes of what it makes."""
+  """The interface of a task."""
 
   @property
   def vocab(self) -> int: ...
@@ -48,18 +47,18 @@ class Task(Protocol):
 
 
 def check_sizes(name: str, sizes: object, least: int, most: int) -> None:
-  """ValueError unless `sizes` is a tuple of different ints in range."""
+  """Raises ValueError unless `sizes` is a tuple of distinct ints in range."""
   if isinstance(sizes, tuple) and len(sizes) == len(set(sizes)) > 0:
     if least <= min(sizes) and max(sizes) <= most:
       return
   raise ValueError(
-    f'{name} is {sizes!r}; give a tuple of different numbers from {least}'
+    f'{name} is {sizes!r}; give a tuple of distinct numbers from {least}'
     f' to {most}'
   )
 
 
 def check_least(task: Task, **least: int) -> None:
-  """ValueError where a field of `task` is below the number given for it."""
+  """Raises ValueError if a field of `task` is below the number given."""
   for name, number in least.items():
     if getattr(task, name) < number:
       raise ValueError(
@@ -68,21 +67,21 @@ def check_least(task: Task, **least: int) -> None:
 
 
 def draw_sizes(key: jax.Array, batch: int, sizes: Sequence[int]) -> jax.Array:
-  """[B]: one of `sizes` for every row."""
+  """[B]: a random one of `sizes` for every row."""
   return jax.random.choice(key, jnp.array(sizes, jnp.int32), (batch,))
 
 
 def draw_distinct(
   key: jax.Array, batch: int, size: int, count: int
 ) -> jax.Array:
-  """[B,count]: different numbers below `size`, in random order."""
+  """[B,count]: distinct numbers below `size`, in random order."""
   return jax.lax.top_k(jax.random.uniform(key, (batch, size)), count)[1]
 
 
 def place_values(
   rows: jax.Array, at: jax.Array, values: jax.Array
 ) -> jax.Array:
-  """rows [B,T] with values [B,N] at the positions `at` [B,N]; T means none."""
+  """rows [B,T] with values [B,N] at positions `at` [B,N]; T: nowhere."""
   which = jnp.arange(rows.shape[0])[:, None]
   return rows.at[which, at].set(values.astype(rows.dtype), mode='drop')
 
@@ -93,9 +92,9 @@ def make_example(
   targets: jax.Array,
   slices: Mapping[str, jax.Array],
 ) -> Example:
-  """The `Example` whose questions stand at `at` [B,N], T for none.
+  """The `Example` with questions at positions `at` [B,N]; T: no question.
 
-  targets, and every slice: [B,N] or [B,1].
+  targets and slices: [B,N] or [B,1]
   """
   spread = lambda x: jnp.broadcast_to(x, at.shape)
   none = jnp.full(tokens.shape, -1, jnp.int32)
@@ -119,5 +118,5 @@ def take_columns(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def list_powers(most: int) -> tuple[int, ...]:
-  """(1, 2, 4, ...) up to `most`: the levels of a distance."""
+  """(1, 2, 4, ...) up to `most`: levels of a distance."""
   return tuple(2**i for i in range(most.bit_length()))

@@ -1,4 +1,4 @@
-"""Tasks of long texts: what did it say, what was it about, what holds now?"""
+"""Tasks about documents: quotes and topics, and state over a conversation."""
 
 import dataclasses
 
@@ -10,19 +10,19 @@ from deltanet_jax.data.tasks import base
 
 @dataclasses.dataclass(frozen=True)
 class QuoteGist:
-  """One document, two questions: a line of it word by word, and its topic.
+  """Questions about a document: its topic, and lines word by word.
 
-  L lines of a line number and `width` words, then GIST, where the topic is
-  asked, and `quotes` times QUOTE and the number of a line, where its first
-  word is asked, and the others at the words before them. The lines quoted
-  differ. With chance `topical` a word is one of its topic's, else any; word w
-  is of topic w mod `topics`. Shorter rows are filled up with PAD.
+  L lines of a line number and `width` words; then GIST, where the answer is the
+  topic; then `quotes` times QUOTE, the number of a line, and the line: the
+  answer at its number and at each word is the next word. Quoted lines are
+  distinct. A word is of the topic with probability `topical`, else any; word w
+  belongs to topic w mod `topics`. Shorter rows are padded with PAD.
 
-  The topic is drawn, not counted: few lines may point to another one. The
-  quote alone needs a memory that grows with the document.
+  The topic is sampled, so in a few lines words of another may prevail. Only
+  quotes need memory that grows with the document.
 
-  Slices: kind (0 gist, 1 quote), lines (L), line (quoted, from 0) and word
-  (of the quote, from 0), both -1 for the gist.
+  Slices: kind (0 topic, 1 quote), lines (L), line (quoted, from 0) and word (of
+  the quote, from 0), both -1 for the topic.
   """
 
   lines: tuple[int, ...] = (8, 16, 32)
@@ -38,7 +38,7 @@ class QuoteGist:
     if self.words % self.topics or self.topical > 1:
       raise ValueError(
         f'words is {self.words}, topics {self.topics}, topical {self.topical};'
-        ' give as many words to every topic, and topical up to 1'
+        ' give every topic as many words, and topical up to 1'
       )
 
   @property
@@ -81,7 +81,9 @@ class QuoteGist:
     quoted = jnp.take_along_axis(lines, line[..., None], axis=1)  # [B,Q,W]
     start = n * W + 1 + jnp.arange(Q) * W
     tokens = base.place_values(tokens, start, jnp.full((B, Q), gist + 1))
-    shown = start[..., None] + 1 + jnp.arange(W - 1)  # number, words but one
+    shown = (
+      start[..., None] + 1 + jnp.arange(W - 1)
+    )  # number and words but the last
     flat = lambda x: jnp.broadcast_to(x, (B, Q, W - 1)).reshape(B, -1)
     tokens = base.place_values(tokens, flat(shown), flat(quoted[..., :-1]))
     join = lambda first, rest: jnp.concatenate(
@@ -99,12 +101,12 @@ class QuoteGist:
 
 @dataclasses.dataclass(frozen=True)
 class MultiTurn:
-  """A conversation: SET s x, CHAT c c and ASK s DONE; asked for s's latest x.
+  """A conversation of turns SET s x, CHAT c c and ASK s DONE.
 
-  Turns of three tokens, as many as `length` holds. ASK is about one of the
-  slots set before, its answer due at s and never shown; a slot set again gets
-  another value than it had. chat: share of turns that are chit-chat out of
-  `noise` tokens; the others set or ask with equal chance.
+  The answer to ASK, due at s and never shown, is the latest x of slot s, which
+  was set before. A slot that is set again gets another value. `length` // 3
+  turns; chat: share of turns of random `noise` tokens; other turns set or ask
+  with equal probability.
 
   Slices: age (turns since s was set), updates (times it was set again), live
   (slots set so far).
@@ -136,7 +138,7 @@ class MultiTurn:
     chat = jax.random.bernoulli(rngs[0], self.chat, (N, batch))
     asks = jax.random.bernoulli(rngs[1], 0.5, (N, batch))
     order = jax.random.uniform(rngs[2], (N, batch, S))
-    # how far a new value is from the one before, around the circle
+    # difference to the value before, modulo values
     step = jax.random.randint(rngs[3], (N, batch), 1, self.values)
     noise = jax.random.randint(rngs[4], (N, batch, 2), 0, self.noise)
     row = jnp.arange(batch)
@@ -147,7 +149,7 @@ class MultiTurn:
       live = times > 0
       asks = asks & live.any(-1) & ~chat
       sets = ~asks & ~chat
-      # the first in a random order, for a question of those set
+      # a random slot, for a question one of those set
       slot = jnp.argmax(jnp.where(live | sets[:, None], order, -1), -1)
       old = value[row, slot], when[row, slot], times[row, slot]
       new = (old[0] + step) % self.values, t, old[2] + 1

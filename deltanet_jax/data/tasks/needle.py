@@ -1,4 +1,4 @@
-"""A needle in a haystack of bytes: what was the number for this word?"""
+"""Needle in a haystack: find the number for a key in a long text."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ import numpy as np
 from deltanet_jax.data.tasks import base
 from deltanet_jax.data.tokenizer import ByteTokenizer
 
-# the filler that RULER repeats (arXiv:2404.06654)
+# the repeated filler of RULER (arXiv:2404.06654)
 NOISE = (
   b'The grass is green. The sky is blue. The sun is yellow. Here we go.'
   b' There and back again.\n'
@@ -30,25 +30,24 @@ KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Needle:
-  """`One of the special magic numbers for KEY is: VALUE.` What is it?
+  """`One of the special magic numbers for KEY is: VALUE.` What is VALUE?
 
-  RULER's needles (arXiv:2404.06654) for byte models, with one-word keys. A row
-  is eod, the haystack, in it between sentences n needles with different keys,
-  and at its end ` The special magic number for KEY mentioned in the provided
-  text is VALUE`: every byte of VALUE is asked at the byte before it. Every row
-  is full: the haystack is a piece of `text`, from a sentence's start, as long
-  as that leaves room.
+  The needles of RULER (arXiv:2404.06654) for byte models, with one-word keys. A
+  row is eod, the haystack with n needles of distinct keys between sentences,
+  and ` The special magic number for KEY mentioned in the provided text is
+  VALUE`; the answers are the bytes of VALUE. The haystack is a piece of `text`
+  from the start of a sentence that fills the row.
 
     single 1   Needle(1024)                            repeated sentences
     single 2   Needle(1024, text=essays)               a text, e.g. a file's
     single 3   Needle(1024, text=essays, digits=8, alphabet=HEX, noun=b'code')
     multi-key  Needle(1024, text=essays, needles=(4,))
 
-  The text becomes a constant of the compiled program: megabytes, not more.
-  `needles` may be several numbers, of which each row draws one.
+  The text is a constant of the compiled program: at most megabytes. Of several
+  numbers in `needles` each row samples one.
 
-  Slices: depth (0 to 39: how far into the haystack the needle asked for lies,
-  before it moves back to the start of the sentence there), needles (n), digit.
+  Slices: depth (0 to 39: position of the needle in the haystack, before it
+  moves back to the start of a sentence), needles (n), digit.
   """
 
   length: int = 512
@@ -65,8 +64,8 @@ class Needle:
       raise ValueError(f'alphabet is {self.alphabet!r}; give 2 bytes or more')
     if len(_starts(self.text)) < 2:
       raise ValueError(
-        f'the {len(self.text)} bytes of text hold less than two sentences; give'
-        ' a text where a full stop or a line end is followed by more'
+        f'the {len(self.text)} bytes of text have fewer than two sentences;'
+        ' give a text with more full stops or line ends'
       )
     longest = max(map(len, KEYS)) + self.digits
     needle = sum(map(len, self._needle)) + longest
@@ -90,12 +89,12 @@ class Needle:
 
   @property
   def _needle(self):
-    """What stands before the key, before the value and after it."""
+    """The text before the key, before the value and after it."""
     return b'One of the special magic %ss for ' % self.noun, b' is: ', b'. '
 
   @property
   def _question(self):
-    """What stands before the key and before the value."""
+    """The text before the key and before the value."""
     before = b' The special magic %s for ' % self.noun
     return before, b' mentioned in the provided text is '
 
@@ -114,7 +113,7 @@ class Needle:
     )
     size = jnp.where(jnp.arange(N) < n, size, 0)
     before, between = self._question
-    # the needle asked for is the first: depths and keys are random anyhow
+    # the first needle is asked for; depths and keys are random
     question, asks = _join(before, (word[:, 0], letters[:, 0]), between)
     # the last byte of the value is never an input
     H = T - 1 - size.sum(-1) - asks - (D - 1)
@@ -143,8 +142,8 @@ class Needle:
     return base.make_example(tokens, queries, value[:, 0], slices)
 
   def _haystack(self):
-    """text, the starts of sentences with `length` bytes after them, and for
-    every byte the start of its sentence."""
+    """(text, starts of sentences with `length` bytes after them, start of the
+    sentence of every byte)."""
     text = self.text * (1 + 2 * self.length // len(self.text))
     starts = _starts(text)
     sentence = np.searchsorted(starts, np.arange(len(text)), 'right') - 1
@@ -154,7 +153,7 @@ class Needle:
 
 
 def _starts(text):
-  """int [n]: where the sentences and lines of `text` start."""
+  """int [n]: starts of sentences and lines of `text`."""
   ends = [m.end() for m in re.finditer(rb'[.!?]\s+|\n+', text)]
   return np.array([0, *(e for e in ends if e < len(text))])
 
@@ -171,9 +170,9 @@ def _words():
 
 
 def _join(*parts):
-  """Pieces one after the other: bytes, or (tokens [...,W], lengths [...]).
+  """Concatenates parts: bytes, or (tokens [...,W], lengths [...]).
 
-  Returns (tokens [...,most], lengths [...]); what lies beyond is 0.
+  Returns (tokens [...,most] padded with 0, lengths [...]).
   """
   lead = next(part[1].shape for part in parts if not isinstance(part, bytes))
   most = sum(len(p) if isinstance(p, bytes) else p[0].shape[-1] for p in parts)

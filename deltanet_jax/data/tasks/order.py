@@ -1,4 +1,4 @@
-"""Tasks of order: which came when? Lists, backwards lists and stacks."""
+"""Tasks of order: copies, reversed copies and stacks."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ from deltanet_jax.data.tasks import base, synthetic
 
 @dataclasses.dataclass(frozen=True)
 class SelectiveCopy:
-  """Symbols among blanks, then COPY and as many blanks: asked for the symbols.
+  """Symbols among blanks, then COPY and blanks, where the symbols are due.
 
-  n symbols at random places of the first T - n - 1 tokens, in MAD's layout
-  (arXiv:2403.17844): the j-th of the last n tokens is a blank, and symbol j is
-  asked there. Answers are not shown.
+  As in MAD (arXiv:2403.17844): n symbols at random places of the first
+  T - n - 1 tokens; the last n tokens are blanks, and the answer at the j-th is
+  symbol j. Answers are not shown.
 
   Slices: size (n), position (j).
   """
@@ -56,11 +56,11 @@ class SelectiveCopy:
 
 @dataclasses.dataclass(frozen=True)
 class Palindrome(synthetic.Copy):
-  """x_1 ... x_L SEP x_L ... x_2: asked for x_{j-1} at x_j after SEP.
+  """x_1 ... x_L SEP x_L ... x_2: after SEP the answer at x_j is x_{j-1}.
 
   Teacher-forced and with the first symbol of the reversal given, as in the
-  Kimi Linear report (arXiv:2510.26692): L - 1 answers. Shorter rows are filled
-  up with PAD.
+  Kimi Linear report (arXiv:2510.26692): L - 1 answers. Shorter rows are padded
+  with PAD.
 
   Slices: size (L), position (of the answer in the reversal, from 1).
   """
@@ -85,12 +85,12 @@ class Palindrome(synthetic.Copy):
 
 @dataclasses.dataclass(frozen=True)
 class Stacks:
-  """PUSH s x and POP s x on several stacks; at a popped s, x is asked.
+  """PUSH s x and POP s x on several stacks; the answer at a popped s is x.
 
-  The task of the Kimi Linear report (arXiv:2510.26692), of `stacks` stacks:
-  three tokens an operation, as many operations as fit, the stack s random, a
-  push or a pop with equal chance, but never a pop of an empty stack. x is shown
-  after it is asked, as there.
+  The task of the Kimi Linear report (arXiv:2510.26692) with `stacks` stacks:
+  `length` // 3 operations of three tokens on a random stack, push or pop with
+  equal probability, never a pop of an empty stack. x is shown after its answer
+  was due, as in the report.
 
   Slices: age (operations since x was pushed), depth (of its stack, from 1).
   """
@@ -100,7 +100,7 @@ class Stacks:
   symbols: int = 16
 
   def __post_init__(self):
-    # a push, and what may be a pop
+    # a push and a possible pop
     base.check_least(self, length=6, stacks=1, symbols=2)
 
   @property
@@ -121,8 +121,8 @@ class Stacks:
     row = jnp.arange(batch)
 
     def operate(memory, xs):
-      # stacks as linked lists: the operation that pushed each one's top, and
-      # the operation that pushed what lies below it
+      # stacks as linked lists: the operation that pushed the top, and the one
+      # that pushed the element below
       top, below, depth = memory
       t, pop, s, x = xs
       pushed, height = top[row, s], depth[row, s]

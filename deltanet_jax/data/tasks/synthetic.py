@@ -1,6 +1,6 @@
-"""Tasks of recall: what was paired with this key?
+"""Recall tasks: which value belongs to a key?
 
-`order` asks for lists, `tracking` for states, `documents` for what a text said.
+Beside it: `order` (sequences), `tracking` (states), `documents`, `needle`.
 """
 
 import dataclasses
@@ -14,11 +14,10 @@ from deltanet_jax.data.tasks import base
 def draw_slots(
   key: jax.Array, free: jax.Array, size: tuple[int, int], power: float
 ) -> jax.Array:
-  """[B,size] different numbers below free [B], the small ones likely.
+  """[B,size]: distinct numbers below free [B], small ones more likely.
 
-  p(g) ~ g^(power - 1) for the gap g = 1 + the number, drawn one after the
-  other without replacement (Gumbel top-k). Where free < size, only the first
-  `free` are of use.
+  p(g) ~ g^(power - 1) for the gap g = 1 + number, without replacement (Gumbel
+  top-k). If free < size, only the first `free` are valid.
   """
   most = jnp.arange(size[1])
   noise = jax.random.gumbel(key, (free.shape[0], size[1]))
@@ -31,11 +30,10 @@ def draw_slots(
 class MQAR:
   """Multi-query associative recall (Zoology, arXiv:2312.04927).
 
-  k_1 v_1 ... k_n v_n, then every key once more, each at an even place of the
-  rest, near ones likely (p(gap) ~ gap^(power - 1)); at a key seen again its
-  value is asked. The value is never shown there. The places between are
-  random tokens out of `noise` that are neither keys nor values, so that a
-  filler is no key and all the answers can be known.
+  k_1 v_1 ... k_n v_n, then every key once more as a query, at an even place,
+  near places more likely (p(gap) ~ gap^(power - 1)). The answer at a query is
+  its value, which is not shown there. Other places have random `noise` tokens,
+  which are neither keys nor values.
 
   Slices: pairs (n), position (of the pair in the list), distance (tokens from
   the key to its query).
@@ -87,14 +85,14 @@ class MQAR:
 
 @dataclasses.dataclass(frozen=True)
 class Rebinding:
-  """MQAR whose keys are bound again; the latest value is asked.
+  """MQAR where keys get new values; the answer is the newest one.
 
-  k_1 v_1 ... k_n v_n, then m more bindings of each of a random half of the
-  keys, n // 2, in random order and to values new in the row, then queries as
-  in `MQAR`. (Zoology's forgetting task, arXiv:2312.04927, is m = 1.)
+  k_1 v_1 ... k_n v_n, then m further pairs for each key of a random half, n //
+  2, in random order, with values new in the row; then queries as in `MQAR`.
+  (The forgetting task of Zoology, arXiv:2312.04927, is m = 1.)
 
   Slices: pairs (n), updates (m, or 0 for a key of the other half), distance
-  (tokens from the latest binding to the query).
+  (tokens from the newest pair of the key to the query).
   """
 
   length: int = 64
@@ -112,7 +110,7 @@ class Rebinding:
     N, E = max(self.pairs), self._events
     if self.length < 4 * N + 2 * E or self.values < N + E:
       raise ValueError(
-        f'{N} pairs and {E} further bindings need {4 * N + 2 * E} tokens and'
+        f'{N} pairs and {E} further ones need {4 * N + 2 * E} tokens and'
         f' {N + E} values; length is {self.length}, values is {self.values}'
       )
 
@@ -144,7 +142,7 @@ class Rebinding:
     bound, again = i < n, e < events
     half = base.shuffle_valid(rngs[4], jnp.broadcast_to(bound, (batch, N)))
     turn = base.shuffle_valid(rngs[5], jnp.broadcast_to(again, (batch, E)))
-    # that each event binds again
+    # the key of each further pair
     pair = base.take_columns(half, turn % (n // 2))
     of_pair = again[..., None] & (pair[..., None] == i)
     last = jnp.max(of_pair * (e + 1)[:, None], 1, initial=0)  # 0: never
@@ -175,12 +173,11 @@ class Rebinding:
 
 @dataclasses.dataclass(frozen=True)
 class TwoHop:
-  """Facts a b and b c, shuffled; asked for b by `a ONE` and for c by `a TWO`.
+  """Facts a b and b c, shuffled; the answer to `a ONE` is b, to `a TWO` c.
 
-  n chains of three different symbols each are 2 n facts; then both questions
-  about every a, in random order, each asked at its ONE or TWO. The answers are
-  never shown, and both kinds are asked on one context, so that what the second
-  hop costs is paired with what the first one does.
+  n chains of three distinct symbols are 2 n facts; then both questions about
+  every a, in random order, answered at ONE or TWO. Answers are not shown. Both
+  kinds of question share a context, so one and two hops are paired.
 
   Slices: pairs (n), hop (1 or 2), forward (1 if a b stood before b c).
   """
@@ -236,9 +233,9 @@ class TwoHop:
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-  """x_1 ... x_L SEP x_1 ... x_{L-1}: asked for x_1 at SEP, x_{j+1} at x_j.
+  """x_1 ... x_L SEP x_1 ... x_{L-1}: the answer at SEP is x_1, at x_j x_{j+1}.
 
-  L is one of `sizes`; shorter rows are filled up with PAD.
+  L is one of `sizes`; shorter rows are padded with PAD.
 
   Slices: size (L), position (j).
   """

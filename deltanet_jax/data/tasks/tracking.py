@@ -1,4 +1,4 @@
-"""Tasks of state: what has everything so far come to? Nothing is looked up."""
+"""State tracking: the result of all tokens so far."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ from deltanet_jax.data.tasks import base
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-  """Random bits; asked at each whether the ones so far are odd.
+  """Random bits; the answer at each is the parity of the bits so far.
 
   Train at one `length`, test at longer ones (arXiv:2411.12537). Chance is 1/2.
 
@@ -39,13 +39,13 @@ class Parity:
 
 @dataclasses.dataclass(frozen=True)
 class S5Word:
-  """Permutations of five objects; asked at each for the product so far.
+  """Permutations of five objects; the answer at each is the product so far.
 
   A token is one of the 120 permutations p, in lexicographic order of
-  (p(0), ..., p(4)); the answer, out of the same, is p_t after ... after p_1.
-  moves: the most objects that a permutation moves. 2: identity and swaps, 5:
-  all (arXiv:2411.12537, section 5). steps: tokens for each permutation; it and
-  then WAIT, with the answer due at the last.
+  (p(0), ..., p(4)); the answer is p_t after ... after p_1. moves: most objects
+  that a permutation moves, 2: identity and swaps, 5: all (arXiv:2411.12537,
+  section 5). steps: tokens per permutation: it, then WAIT; the answer is due at
+  the last.
 
   Slice: position (which permutation, from 0).
   """
@@ -60,7 +60,8 @@ class S5Word:
       raise ValueError(f'moves is {self.moves}; there are 5 objects')
     if self.length < self.steps:
       raise ValueError(
-        f'length {self.length} holds no permutation of {self.steps} steps'
+        f'length {self.length} is too short for a permutation of {self.steps}'
+        ' steps'
       )
 
   vocab = 121  # WAIT is the last

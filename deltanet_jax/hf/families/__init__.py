@@ -1,7 +1,7 @@
-"""Which family does a folder or a model belong to?
+"""Finds the family of a folder or a model.
 
-A module here is a family: `FAMILIES` has its models' kinds, of which the first
-that fits a model is the one that it is written as.
+Every module here is a family with a tuple `FAMILIES` of model kinds; a model is
+written as the first kind that fits.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ FAMILIES: tuple[Family, ...] = tuple(
 
 
 def find_family(model_type: object, where: str) -> Family:
-  """The family of a config.json's model_type.
+  """The family of a model_type in config.json.
 
   Raises:
-    ConfigError: none.
+    ConfigError: it is not supported.
   """
   for family in FAMILIES:
     if model_type in family.model_types:
@@ -47,11 +47,11 @@ def find_family(model_type: object, where: str) -> Family:
 def read_config(folder: AnyPath) -> tuple[Family, ModelConfig]:
   """(family, ModelConfig) of the config.json in a folder.
 
-  One warning names the keys that are not read. Here fails all reading of a
-  config.json: a value that a class of ours refuses gets its file.
+  A warning names the keys that are not read. Errors of our configuration
+  classes get the name of the file.
 
   Raises:
-    ConfigError: the file is missing, or asks for what we do not have.
+    ConfigError: the file is missing or not supported.
   """
   keys = read_keys(folder)
   try:
@@ -67,7 +67,7 @@ def read_config(folder: AnyPath) -> tuple[Family, ModelConfig]:
 
 
 def _report_unread(family: Family, keys: ConfigKeys) -> None:
-  """Says which keys were not read, and refuses those of rotary positions."""
+  """Warns of keys that were not read; refuses those of rotary positions."""
   harmless, unknown = common.collect_harmless_keys(family), []
   for place, name, value in keys.unread():
     key = (place.at + name).removeprefix('text_config.')
@@ -79,16 +79,16 @@ def _report_unread(family: Family, keys: ConfigKeys) -> None:
     unknown.append(show_key(key))
   if unknown:
     warnings.warn(
-      f'{keys.where}: not read, for a {family.name} has no such settings:'
+      f'{keys.where}: ignored, as {family.name} has no such settings:'
       f' {", ".join(unknown)}',
-      stacklevel=2,  # one place, so that it is shown once
+      stacklevel=2,  # one location, so that it is shown once
     )
 
 
 def add_mtp(
   family: Family, cfg: ModelConfig, names: Collection[str]
 ) -> ModelConfig:
-  """cfg with its multi-token prediction when the tensors' names have it."""
+  """cfg with multi-token prediction if the tensors have it."""
   if family.mtp is None:
     return cfg
   if Spelling(family, names).find(family.mtp.marker(cfg)) is None:
@@ -112,10 +112,10 @@ def get_family(name: object) -> Family:
 
 
 def match_family(cfg: ModelConfig) -> Family:
-  """The first family whose config.json says all that a ModelConfig says.
+  """The first family whose config.json can describe a ModelConfig.
 
   Raises:
-    ConfigError: none does.
+    ConfigError: none can.
   """
   for family in FAMILIES:
     try:
@@ -124,7 +124,7 @@ def match_family(cfg: ModelConfig) -> Family:
       ):
         return family
     except (StopIteration, AttributeError, ValueError, TypeError):
-      continue  # another family's mixers
+      continue  # mixers of another family
   raise ConfigError(
     'no released family describes this model; give family= or like= (supported:'
     f' {", ".join(family.name for family in FAMILIES)})'
@@ -133,7 +133,7 @@ def match_family(cfg: ModelConfig) -> Family:
 
 def is_same_model(a: ModelConfig, b: ModelConfig) -> bool:
   """Whether two models are the same function of the same weights, apart from
-  multi-token prediction, which no config.json has."""
+  multi-token prediction, which config.json does not describe."""
   return _essence(a) == _essence(b)
 
 

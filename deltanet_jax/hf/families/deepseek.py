@@ -52,7 +52,7 @@ def _read_mixer(
 
 def _read_v3(keys: ConfigKeys) -> ModelConfig:
   mixer = _read_mixer(keys, MLAConfig)
-  # the class counts its frequencies from head_dim where a file has one
+  # the class derives frequencies from head_dim if the file has one
   width = keys.get('head_dim', default=mixer.shared_dim)
   if width != mixer.shared_dim:
     keys.refuse('head_dim', width, f'qk_rope_head_dim {mixer.shared_dim}')
@@ -124,7 +124,7 @@ def _v32_rules(layer):
 
 
 def _mtp(layer_rules: Callable[[Layer], Rules]) -> Mtp:
-  """Stored as one more layer, with copies of the embedding and the head."""
+  """Stored as one more layer, with copies of embedding and head."""
   at = lambda cfg: f'model.layers.{len(cfg.layers)}.'
 
   def rules(cfg):
@@ -152,9 +152,9 @@ def _mtp(layer_rules: Callable[[Layer], Rules]) -> Mtp:
 
 
 _HARMLESS = {
-  'sums of other widths, whatever they say': 'qk_head_dim head_dim',
-  'the names of the tensors say it': 'num_nextn_predict_layers num_mtp_layers',
-  'of training, and of devices': 'aux_loss_alpha seq_aux ep_size',
+  'sums of other widths': 'qk_head_dim head_dim',
+  'known from the names of tensors': 'num_nextn_predict_layers num_mtp_layers',
+  'training and devices': 'aux_loss_alpha seq_aux ep_size',
 }
 
 FAMILIES = (

@@ -1,10 +1,10 @@
 """Kimi Linear.
 
-The experts' weights are the sigmoid scores without the bias that chooses them,
-as in transformers and in arXiv:2408.15664. The modeling_kimi.py beside the
-released weights adds the bias to the scores in place before it gathers them, so
-that its weights contain the bias: an alias rather than a method, absent from
-Kimi K3's file. Its outputs differ from these by that.
+Expert weights are the sigmoid scores without the selection bias, as in
+transformers and arXiv:2408.15664. The modeling_kimi.py beside the released
+weights adds the bias to the scores in place before gathering them, so its
+weights include the bias: a bug by aliasing, absent from the file of Kimi K3.
+Its outputs differ accordingly.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from deltanet_jax.hf.keys import KINDS, ConfigKeys, get_agreed
 from deltanet_jax.hf.layout import Conv, Flat, Linear, Rules, Same
 from deltanet_jax.hf.names import Json
 
-_EPS = 1e-5  # where the file has none
+_EPS = 1e-5  # default
 
 
 def _moe(keys: ConfigKeys) -> MoEConfig:
@@ -52,10 +52,10 @@ def _read_numbers(linear: ConfigKeys, name: str) -> list[int]:
 
 
 def _full(keys: ConfigKeys, linear: ConfigKeys) -> list[bool]:
-  """For each layer, whether it is latent attention.
+  """Whether each layer is latent attention.
 
-  The released lists count layers from one; transformers reads its own
-  layer_types before them.
+  The released lists count layers from one; in transformers layer_types takes
+  precedence.
   """
   kinds, count = keys.kinds('layer_types', KINDS), keys.layers()
   names = ('full_attn_layers', 'kda_layers')
@@ -78,7 +78,7 @@ def _full(keys: ConfigKeys, linear: ConfigKeys) -> list[bool]:
 
 def _read(keys: ConfigKeys) -> ModelConfig:
   keys.require('mla_use_nope', True, default=True)
-  # of Kimi K3, whose files say the same model_type
+  # of Kimi K3, whose files have the same model_type
   keys.without('mla_use_output_gate', 'attn_res_block_size')
   keys.without('routed_expert_hidden_size')
   linear = keys.table('linear_attn_config')
@@ -169,18 +169,18 @@ FAMILIES = (
     _read,
     _write,
     (_rules,),
-    # what transformers' save_pretrained makes of the dense layers
+    # as written by save_pretrained of transformers
     spellings=((r'\.mlp\.', '.block_sparse_moe.'),),
     harmless={
-      'there are no positions': (
+      'this model has no positions': (
         'rope_theta rope_scaling rope_parameters partial_rotary_factor'
         ' rope_interleave'
       ),
-      'no context is refused': 'model_max_length',
-      'sums of other widths, whatever they say': 'qk_head_dim head_dim',
-      'the class has no such prediction': 'num_nextn_predict_layers',
-      'every router is of this kind': 'topk_method',
-      'of several groups': 'use_grouped_topk',
+      'context limit, not enforced': 'model_max_length',
+      'sums of other widths': 'qk_head_dim head_dim',
+      'not in the class': 'num_nextn_predict_layers',
+      'the only kind of router here': 'topk_method',
+      'grouped routing': 'use_grouped_topk',
     },
   ),
 )

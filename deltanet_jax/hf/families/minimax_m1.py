@@ -18,12 +18,12 @@ from deltanet_jax.hf.keys import KINDS, ConfigKeys, get_agreed
 from deltanet_jax.hf.layout import Linear, Rules, Same
 from deltanet_jax.hf.names import Json
 
-_EPS = 1e-5  # where the file has none
+_EPS = 1e-5  # default
 
 
 def _residual(keys: ConfigKeys, kind: str) -> Residual:
   def read(branch: str, factor: str) -> float:
-    # the second as transformers' class, and what it was made from, spell it
+    # the second spelling is that of transformers
     other = branch.replace('attention', 'attn')
     return keys.number(
       f'layernorm_{branch}_{factor}',
@@ -55,7 +55,7 @@ def _read(keys: ConfigKeys) -> ModelConfig:
     eps=_EPS,
     positions=partial(rope.read_positions, theta=1e6, rotary_dim=True),
   )
-  # its norm takes its class's epsilon and not the configuration's
+  # its norm has the fixed epsilon of the class
   lightning = LightningConfig(
     attention.heads, attention.head_dim, norm_eps=1e-6
   )
@@ -78,7 +78,7 @@ def _read(keys: ConfigKeys) -> ModelConfig:
     None,
   )
   if full is None:
-    keys.refuse('attn_type_list', None, 'a list of 0 and 1, one for each layer')
+    keys.refuse('attn_type_list', None, 'a list of 0 and 1, one per layer')
   return common.make_model_config(keys, [kinds[x] for x in full], eps=_EPS)
 
 
@@ -134,9 +134,9 @@ FAMILIES = (
     _write,
     (_rules,),
     harmless={
-      'how it is computed, not what': 'block_size',
-      'of shared experts, and there are none': 'shared_moe_mode',
-      'no context is refused': 'max_model_len',
+      'how the function is computed': 'block_size',
+      'shared experts, of which there are none': 'shared_moe_mode',
+      'context limit, not enforced': 'max_model_len',
     },
   ),
 )

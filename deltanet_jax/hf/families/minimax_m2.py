@@ -77,18 +77,18 @@ FAMILIES = (
     (_rules,),
     ignored=(r'mtp\..*',),
     harmless={
-      'this prediction is ignored': (
+      'multi-token prediction, ignored': (
         'use_mtp num_mtp_modules mtp_transformer_layers'
       ),
-      'of dense layers and shared experts, and there are none': (
+      'dense layers and shared experts, of which there are none': (
         'mlp_intermediate_size shared_moe_mode'
       ),
-      'of MiniMax-M1; the class does not read them': (
+      'keys of MiniMax-M1, which the class does not read': (
         'layernorm_full_attention_beta layernorm_linear_attention_beta'
         ' layernorm_mlp_beta'
       ),
-      'of windows, and there are none': 'swa_rope_theta',
-      'no context is refused': 'max_model_len',
+      'windows, of which there are none': 'swa_rope_theta',
+      'context limit, not enforced': 'max_model_len',
     },
   ),
 )

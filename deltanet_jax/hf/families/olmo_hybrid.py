@@ -1,9 +1,9 @@
 """Olmo Hybrid.
 
-Names of the norms: of attention layers post_attention_layernorm and
-post_feedforward_layernorm, of the others attention_layer_norm and
-feedforward_layer_norm, as the script writes them that made the release
-(convert_olmo_hybrid_weights_to_hf.py of transformers).
+Norms are called post_attention_layernorm and post_feedforward_layernorm in
+attention layers, attention_layer_norm and feedforward_layer_norm in others, as
+the script of the release writes them (convert_olmo_hybrid_weights_to_hf.py of
+transformers).
 """
 
 import re
@@ -48,7 +48,7 @@ def _read(keys: ConfigKeys) -> ModelConfig:
     value_dim=size('value_head_dim', 2 * key_dim),
     conv=keys.size('linear_conv_kernel_dim', default=4),
     negative_eigenvalues=keys.flag('linear_allow_neg_eigval', default=True),
-    norm_eps=1e-5,  # its class's, not the configuration's
+    norm_eps=1e-5,  # fixed in the class
   )
   ffn = common.read_mlp(keys)
   full = keys.kinds('layer_types', KINDS)
@@ -108,16 +108,16 @@ _CONV = re.compile(r'(.*\.linear_attn\.)([qkv])(_conv1d\.weight)')
 
 
 class _Recut(files.FolderTensors):
-  """A folder whose convolutions are of q, k and v.
+  """A folder with separate convolutions of q, k and v.
 
-  transformers' save_pretrained cuts their taps, one after another, into three
-  parts as torch.chunk does, of as many rows each as a third rounded up and the
-  last of the rest, though v is wider than q and k.
+  save_pretrained of transformers splits the concatenated taps with torch.chunk
+  into three parts of equal size (rounded up, the last one smaller), although v
+  is wider than q and k.
   """
 
   def _cuts(self, name: str) -> tuple[list[str], int, int] | None:
-    """(the three names, where the tensor begins and ends in them together),
-    None of one that is as released."""
+    """(the three names, start and end of the tensor in their concatenation), or
+    None if the tensor is as released."""
     if not (match := _CONV.fullmatch(name)):
       return None
     at, own, rest = match.groups()
@@ -157,10 +157,10 @@ FAMILIES = (
     _read,
     _write,
     (_rules,),
-    # what transformers' save_pretrained makes of the attention layers' norm
+    # the norm of attention layers as written by save_pretrained
     spellings=((r'\.post_attention_layernorm\.', '.feedforward_layer_norm.'),),
     harmless={
-      'of fresh weights': (
+      'initialization': (
         'linear_a_log_min linear_a_log_max linear_dt_min linear_dt_max'
         ' linear_dt_init_floor'
       ),

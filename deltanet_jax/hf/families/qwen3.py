@@ -69,8 +69,10 @@ def _read_moe(keys: ConfigKeys) -> ModelConfig:
   return _read(keys, ffn, kv_heads=4, width=None)
 
 
-_WINDOWS = {'of use_sliding_window': 'sliding_window max_window_layers'}
-_DENSE = {'of dense layers, and every layer has experts': 'intermediate_size'}
+_WINDOWS = {
+  'windows, see use_sliding_window': 'sliding_window max_window_layers'
+}
+_DENSE = {'dense layers, of which there are none': 'intermediate_size'}
 
 FAMILIES = (
   Family(

@@ -29,7 +29,7 @@ def _read(
   keys.require('attention_bias', False, default=False)
   keys.require('decoder_sparse_step', 1, default=1)
   keys.require('mlp_only_layers', [], None, default=[])
-  # released files say these, and the classes compute nothing else
+  # values of the release; the classes support no others
   keys.require('attn_output_gate', True, default=True)
   keys.require('output_gate_type', 'swish', 'silu', default='swish')
   attention = common.read_attention(
@@ -59,7 +59,7 @@ def _moe(keys: ConfigKeys, top: int) -> MoEConfig:
     experts=keys.size('num_experts', 'num_local_experts'),
     top=keys.size('num_experts_per_tok', default=top),
     hidden=keys.size('moe_intermediate_size'),
-    # Qwen3.5 has no such key: it always renormalizes
+    # Qwen3.5 has no such key and always renormalizes
     renormalize=keys.flag('norm_topk_prob', default=True),
     shared=keys.size('shared_expert_intermediate_size'),
     shared_gate=True,
@@ -166,20 +166,20 @@ _MTP = Mtp(lambda cfg: 'mtp.fc.weight', _mtp_layer, _mtp_rules, lambda cfg: ())
 
 _OTHERS = (r'mtp\..*', r'model\.visual\..*')
 
-_KINDS = {'layer_types says it, where there is one': 'full_attention_interval'}
-_EXPERTS = {'of dense layers, and every layer has experts': 'intermediate_size'}
+_KINDS = {'layer_types takes precedence': 'full_attention_interval'}
+_EXPERTS = {'dense layers, of which there are none': 'intermediate_size'}
 _AROUND = {
-  'of images and videos, beside the text': (
+  'images and videos': (
     'vision_config image_token_id video_token_id vision_start_token_id'
     ' vision_end_token_id language_model_only'
   ),
-  'text has one position for all three': (
+  'text has one position on all three axes': (
     'rope_parameters.mrope_section rope_parameters.mrope_interleaved'
   ),
-  'this prediction is ignored': (
+  'multi-token prediction, ignored': (
     'mtp_num_hidden_layers mtp_use_dedicated_embeddings'
   ),
-  'states are float32 here': 'mamba_ssm_dtype',
+  'dtype of states, float32 here': 'mamba_ssm_dtype',
 }
 
 FAMILIES = (

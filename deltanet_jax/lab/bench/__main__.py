@@ -1,17 +1,17 @@
-"""Times the forms of a rule, forward and with backward, side by side.
+"""Times the forms of a recurrence, forward and with backward.
 
-  python -m launch.bench --op=delta_rule --forms=chunked,recurrent --length=4096
+  python -m launch.bench --op=delta_rule --length=4096
 
-All are compiled first, run once, then take turns in one process; the ratios
-are over the first form. Temporary bytes are those of the compiled program. A
-program that needs more of them than --memory_limit is not run.
+Every program is compiled and run once; then all run in turn. Columns "x" are
+ratios to the first form. Temporary bytes are those of the compiled program; a
+program that needs more than --memory_limit is not run.
 
   --peer=FILE.py:NAME
 
-adds a function of your own, as often as given: NAME(q, k, v, beta, g,
-state=None) -> (o, last state), for linear_attention without beta; q and k
-[B,T,J,K], v [B,T,H,V], beta and g [B,T,H], for kda g [B,T,H,K]; the shapes
-are those of deltanet_jax/ops. Its o is compared with the first form's.
+also times a function of your own (repeatable) and compares its output o with
+that of the first form: NAME(q, k, v, beta, g, state=None) -> (o, final state),
+without beta for linear_attention; q, k [B,T,J,K]   v [B,T,H,V]   beta, g
+[B,T,H], for kda g [B,T,H,K].
 
 Several lengths (--length=4096,8192,16384) show how time and temporary bytes
 grow; --plot draws it.
@@ -27,16 +27,16 @@ from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError, forms
 
 OP = flags.DEFINE_string(
-  'op', 'delta_rule', f'The rule: {", ".join(forms.FORMS)}.'
+  'op', 'delta_rule', f'The recurrence: {", ".join(forms.FORMS)}.'
 )
 FORMS = flags.DEFINE_list(
   'forms', ['chunked', 'associative', 'recurrent'],
-  'Its forms; ratios are over the first.',
+  'Forms to time.',
 )  # fmt: skip
 PEER = flags.DEFINE_multi_string(
-  'peer', [], 'FILE.py:NAME of a function to time too; repeatable.'
+  'peer', [], 'FILE.py:NAME of your own function to time; repeatable.'
 )
-LENGTH = flags.DEFINE_list('length', ['4096'], 'Tokens; one number or more.')
+LENGTH = flags.DEFINE_list('length', ['4096'], 'Tokens; one or more numbers.')
 BATCH = flags.DEFINE_integer('batch', 1, 'Sequences.', lower_bound=1)
 HEADS = flags.DEFINE_integer('heads', 16, 'Value heads.', lower_bound=1)
 KEY_HEADS = flags.DEFINE_integer(
@@ -45,21 +45,24 @@ KEY_HEADS = flags.DEFINE_integer(
 DIM = flags.DEFINE_integer(
   'dim', 128, 'Width of a key and of a value.', lower_bound=1
 )
-CHUNK = flags.DEFINE_integer('chunk', 64, 'Tokens of a chunk, 16 * 2^n.')
+CHUNK = flags.DEFINE_integer('chunk', 64, 'Tokens per chunk: 16, 32, 64, ...')
 DTYPE = flags.DEFINE_enum(
-  'dtype', 'float32', ['float32', 'bfloat16'], 'Of all but g and the state.'
+  'dtype',
+  'float32',
+  ['float32', 'bfloat16'],
+  'dtype of all inputs but g and the state.',
 )
 ROUNDS = flags.DEFINE_integer(
   'rounds', 5, 'Timed runs of each program.', lower_bound=1
 )
 MEMORY_LIMIT = flags.DEFINE_float(
-  'memory_limit', 8.0, 'GB of temporaries above which nothing is run.',
+  'memory_limit', 8.0, 'Most GB of temporaries of a program that is run.',
   lower_bound=0.0,
 )  # fmt: skip
-JSON = flags.DEFINE_string('json', None, 'File for everything measured.')
+JSON = flags.DEFINE_string('json', None, 'File to write all measurements to.')
 PLOT = flags.DEFINE_string('plot', None, 'PNG of time and memory by length.')
 
-# what papers and flash-linear-attention call a rule
+# names in papers and in flash-linear-attention
 OTHER_NAMES = {
   'gdn': 'delta_rule (with g)',
   'gated_delta_rule': 'delta_rule (with g)',
@@ -74,7 +77,7 @@ OTHER_NAMES = {
 
 @command.as_main()
 def main(_):
-  different = 'give different numbers of tokens, as 4096 or 4096,8192'
+  different = 'give different numbers of tokens, such as 4096 or 4096,8192'
   lengths = command.read_numbers(LENGTH, 1, sys.maxsize, different)
   if len(lengths) < len(LENGTH.value):
     raise ConfigError(f'--length={",".join(LENGTH.value)}: {different}')
@@ -112,8 +115,9 @@ def _check_flags():
   if op not in forms.FORMS:
     names = {name: name for name in forms.FORMS} | OTHER_NAMES
     close = difflib.get_close_matches(op.lower(), names, n=1)
-    meant = f'did you mean {names[close[0]]}? ' if close else ''
-    raise ConfigError(f'--op={op}: {meant}there is {", ".join(forms.FORMS)}')
+    advice = f'did you mean {names[close[0]]}? ' if close else ''
+    advice += f'Recurrences: {", ".join(forms.FORMS)}'
+    raise ConfigError(f'--op={op}: {advice}')
   if KEY_HEADS.value and HEADS.value % KEY_HEADS.value:
     raise ConfigError(
       f'{HEADS.value} heads are no multiple of {KEY_HEADS.value} key heads'
@@ -123,7 +127,7 @@ def _check_flags():
     raise ConfigError(
       f'chunk is {CHUNK.value}; give 16, 32, 64, 128 or another 16 * 2^n'
     )
-  # which forms there are, only the op can say
+  # find_functions checks the names
   if not FORMS.value or len(set(FORMS.value)) < len(FORMS.value):
     raise ConfigError(
       f'--forms={",".join(FORMS.value)}: name at least one, none twice'

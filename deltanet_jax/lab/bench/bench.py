@@ -1,7 +1,7 @@
-"""Times the forms of a rule and functions of others, side by side.
+"""Times the forms of a recurrence and functions of others.
 
-Every program is compiled first and run once; then all take turns, round by
-round in one process, so that whatever slows the machine slows each of them.
+Every program is compiled and run once; then all run in turn, round by round in
+one process, so that what slows the machine slows all of them.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from deltanet_jax.ops.description import VALUE
 from deltanet_jax.progress import format_span
 
 PASSES = ('forward', 'forward+backward')
-# largest difference of outputs, over the largest output, that is rounding
+# largest relative difference of outputs that counts as rounding
 ROUNDING = {'float32': 1e-3, 'bfloat16': 5e-2}
 
 
@@ -54,7 +54,7 @@ class TimedProgram:
   compile_seconds: float | None = None
   temporary_bytes: int | None = None
   seconds: list = dataclasses.field(default_factory=list)
-  difference: float | None = None  # of o from the first function's
+  difference: float | None = None  # of o from that of the first function
   run: Callable | None = None
 
   def __str__(self):
@@ -69,7 +69,7 @@ class TimedProgram:
     self.temporary_bytes = self.run.memory_analysis().temp_size_in_bytes
 
   def record(self):
-    """All of it but the compiled program, for JSON."""
+    """Everything but the compiled program, for JSON."""
     return {
       'name': self.name,
       'pass': self.way,
@@ -89,16 +89,17 @@ def _forward(function, inputs, state, d_o):
 
 
 def _both(function, inputs, state, d_o):
-  # o is kept, as training keeps it
+  # returns o, which training needs too
   run = lambda inputs, state: function(*inputs, state=state)
   (o, last), pull = jax.vjp(run, inputs, state)
   return o, pull((d_o, jnp.zeros_like(last)))
 
 
 def find_functions(settings):
-  """{name: function} of the forms, then the peers. No device is touched.
+  """{name: function} of the forms, then the peers; touches no device.
 
-  ValueError for a form or peer that is not there or does not take the inputs.
+  Raises:
+    ValueError: a form or peer does not exist or does not take the inputs.
   """
   forms = kernels.forms(_rule(settings))
   functions = {}
@@ -123,10 +124,10 @@ def _rule(settings):
 
 
 def _load(path, name):
-  # not imported, which would leave a cached copy beside the file
+  # run, not imported: an import would write bytecode beside the file
   try:
     names = runpy.run_path(path, run_name=pathlib.Path(path).stem)
-  except Exception as error:  # whatever a stranger's file raises
+  except Exception as error:  # the file may raise anything
     raise ValueError(f'{path} cannot be loaded: {_line(error)}') from error
   function = names.get(name)
   if not callable(function):
@@ -135,7 +136,7 @@ def _load(path, name):
 
 
 def _check_peer(peer, function, settings):
-  """One trace per length: a peer that fails, fails before the first timing."""
+  """Traces the peer once per length, so that it fails before any timing."""
   names = ', '.join(_rule(settings).DESCRIPTION.inputs)
   for length in settings.lengths:
     inputs, state, d_o = infer_shapes(settings, length)
@@ -144,9 +145,9 @@ def _check_peer(peer, function, settings):
         functools.partial(_forward, function), inputs, state, d_o
       )
       given = f'{o.dtype}{[*o.shape]} and {[*last.shape]}'
-    except Exception as error:  # whatever a stranger's function raises
+    except Exception as error:  # the function may raise anything
       raise ValueError(
-        f'{peer} fails as NAME({names}, state=...) -> (o, last state) at'
+        f'{peer} fails as NAME({names}, state=...) -> (o, final state) at'
         f' length {length}: {_line(error)}'
       ) from error
     if (o.shape, o.dtype, last.shape) != (d_o.shape, d_o.dtype, state.shape):
@@ -162,11 +163,10 @@ def _line(error):
 
 
 def make_inputs(settings, length, key):
-  """What a mixer gives: (inputs, state, d_o).
+  """Inputs as a mixer makes them: (inputs, state, d_o).
 
-  inputs as the rule describes them: a key has norm 1, a query K^-0.5; values
-  are normal; gates in (0, 1); decays -softplus(normal - 3), in float32. The
-  state is zero, d_o is normal.
+  Keys have norm 1, queries K^-0.5; values are normal; beta is in (0, 1); decays
+  are -softplus(normal - 3), in float32. The state is zero, d_o is normal.
   """
   description, s = _rule(settings).DESCRIPTION, settings
   sizes = {
@@ -194,13 +194,13 @@ def make_inputs(settings, length, key):
 
 
 def infer_shapes(settings, length):
-  """`make_inputs` without the numbers."""
+  """The shapes and dtypes of `make_inputs`."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.eval_shape(lambda key: make_inputs(settings, length, key), key)
 
 
 def measure_programs(settings, functions, progress):
-  """The programs of `functions` (see `find_functions`), compiled and timed."""
+  """Compiles and times the `functions` of `find_functions`."""
   programs = [
     TimedProgram(name, way, length)
     for length in settings.lengths
@@ -221,20 +221,19 @@ def measure_programs(settings, functions, progress):
   }
   once = _warm_up(next(iter(functions)), runnable, inputs, progress)
   left = settings.rounds * sum(once)
-  for i in range(settings.rounds):
-    for program, seconds in zip(runnable, once, strict=True):
-      progress.show(
-        f'round {i + 1}/{settings.rounds}: {program}, about'
-        f' {format_span(left)} left'
-      )
+  for i in range(settings.rounds if runnable else 0):
+    progress.show(
+      f'round {i + 1}/{settings.rounds}, about {format_span(left)} left'
+    )
+    for program in runnable:
       program.seconds.append(_time(program, inputs)[0])
-      left -= seconds
+    left -= sum(once)
   progress.clear()
   return programs
 
 
 def _warm_up(reference, programs, inputs, progress):
-  """Runs each once, compares o with that of `reference`; seconds of each."""
+  """Runs each once and compares o with that of `reference`; seconds of each."""
   once, first = [], {}
   for i, program in enumerate(programs):
     progress.show(f'first run {i + 1}/{len(programs)}: {program}')
@@ -260,6 +259,6 @@ def _difference(o, first):
 
 
 def is_same(program, settings):
-  """False where o differs by more than rounding; a nan differs."""
+  """Whether o equals that of the first function up to rounding."""
   difference = program.difference
   return difference is None or difference <= ROUNDING[settings.dtype]

@@ -1,4 +1,4 @@
-"""What was measured, as tables, as JSON and as a plot."""
+"""Tables, JSON and a plot of what was measured."""
 
 import math
 import pathlib
@@ -10,10 +10,12 @@ from deltanet_jax.lab.pages import render_page
 
 
 def compute_growth(programs):
-  """How time and temporary bytes grow with the length, a row per function
-  and pass: {name, pass, lengths, time, temporary: [per token, over that of
-  the first length], time_slope, temporary_slope}; slopes are least squares
-  on logarithms, 1 is linear; only lengths that ran count for time."""
+  """How time and temporary bytes grow with the length.
+
+  Returns a dict per function and pass: name, pass, lengths, time and temporary
+  (per token, relative to the first length), time_slope and temporary_slope
+  (least squares of logarithms; 1 is linear). Slopes need three lengths.
+  """
   rows = {}
   for program in programs:
     rows.setdefault((program.name, program.way), []).append(program)
@@ -47,13 +49,13 @@ def _slope(lengths, values):
     for length, x in zip(lengths, values, strict=True)
     if x
   ]
-  if len(points) < 2:
+  if len(points) < 3:  # two points make no fit
     return None
   return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
 def format_text(settings, programs, where):
-  """The tables to read. where: of `describe_environment`."""
+  """The tables as text.   where: of `describe_environment`"""
   tables = [
     (n, way, [p for p in programs if (p.length, p.way) == (n, way)])
     for n in settings.lengths
@@ -71,7 +73,7 @@ def format_text(settings, programs, where):
 
 
 def _cells(program, first):
-  """Each number of a program, and over that of the first one."""
+  """The numbers of a program, each with its ratio to the first program."""
   record, base, cells = program.record(), first.record(), ''
   for key, scale, width in (
     ('median', 1e3, 10), ('minimum', 1e3, 11), ('temporary_bytes', 1e-6, 10)
@@ -88,7 +90,7 @@ def _number(x):
 
 
 def format_json(settings, programs, where):
-  """Everything measured, as JSON; a number that is not finite is null."""
+  """All measurements as JSON; numbers that are not finite are null."""
   return files.format_json(
     {
       'settings': settings._asdict(),
@@ -103,7 +105,7 @@ def format_json(settings, programs, where):
 
 
 def draw_growth(settings, programs, where, path):
-  """Draws time and temporary bytes against the length, both logarithmic."""
+  """Draws time and temporary bytes against the length, on log scales."""
   from deltanet_jax.lab import plots
 
   figure, (left, right) = plots.make_figure((12, 4.8), 2)
@@ -141,7 +143,7 @@ def draw_growth(settings, programs, where, path):
 
 
 def _proportional(axes):
-  """A line of slope 1 from the highest first point."""
+  """Draws a line of slope 1, from above the highest first point."""
   lengths = max((line.get_xdata() for line in axes.lines), key=len)
   if len(lengths) < 2:
     return

@@ -1,27 +1,28 @@
-"""Sizes and work of models, from their shapes: nothing is allocated.
+r"""Counts parameters, cache bytes and FLOP of models, from shapes alone.
 
   python -m launch.calc --preset=qwen3_next:80b_a3b,kimi_linear:48b_a3b \
     --context=4096,32768,1048576
 
-prints parameters, bytes of weights, the decoding cache by layer kind at each
-context, what it saves against the same model with attention in every layer and
-from how many tokens on, and the operations of a token; several presets also
-side by side. A preset is FAMILY:SIZE of configs/, or a path as for --config.
+prints parameters, bytes of weights, state and KV cache by kind of layer at each
+context, the saving against the same model with attention in every layer, and
+FLOP per token; several presets also side by side. A preset is FAMILY:SIZE (see
+launch.presets) or a path as for --config.
 
-A model with other numbers:
+To change a model:
 
   python -m launch.calc --preset=qwen3_next:80b_a3b --ratio=7 \
     --attention=kv_heads=4 --recurrent=KDA,heads=32,key_dim=128,value_dim=128
 
-A word without '=' replaces the mixer by one of that kind; fields alone change
-the model's own.
+A name without '=' replaces the mixer by one of that kind; fields alone change
+the mixer of the model.
 
   python -m launch.calc --html=calc.html
 
-also writes a page with sliders for all of this; it needs no network.
+also writes an interactive page of the cache bytes; it needs no network.
 """
 
 import os
+import sys
 
 from absl import flags
 
@@ -35,50 +36,58 @@ DTYPES = {
 }  # fmt: skip
 
 PRESET = flags.DEFINE_list(
-  'preset', ['qwen3_next:80b_a3b'], 'Names in configs/, or paths.'
+  'preset', ['qwen3_next:80b_a3b'], 'Presets, or paths of your own.'
 )
 CONTEXT = flags.DEFINE_list(
-  'context', ['4096', '32768', '1048576'], 'Tokens of a sequence.'
+  'context', ['4096', '32768', '1048576'], 'Tokens per sequence.'
 )
 BATCH = flags.DEFINE_integer(
-  'batch', 1, 'Sequences.', lower_bound=1, upper_bound=ranges.LARGEST_INT
+  'batch',
+  1,
+  'Number of sequences.',
+  lower_bound=1,
+  upper_bound=ranges.LARGEST_INT,
 )
 DTYPE = flags.DEFINE_enum(
-  'dtype', 'bfloat16', list(DTYPES), 'Of the weights and the cache.'
+  'dtype', 'bfloat16', list(DTYPES), 'dtype of weights and cache.'
 )
 STATE_DTYPE = flags.DEFINE_enum(
   'state_dtype', 'float32', ['float32', 'bfloat16'],
-  'Of the recurrent states; the models here keep float32.',
+  'dtype of recurrent states; the models here use float32.',
 )  # fmt: skip
 LAYERS = flags.DEFINE_integer(
-  'layers', None, 'Another number of layers.', lower_bound=1
+  'layers', None, 'Number of layers. Default: that of the model.', lower_bound=1
 )
 RATIO = flags.DEFINE_string(
-  'ratio', None, 'Recurrent layers to attention: 3, 3:1, 20:7; 0: attention.'
+  'ratio',
+  None,
+  'Recurrent to attention layers: 3, 3:1, 20:7; 0: attention only.',
 )
 ATTENTION = flags.DEFINE_list(
-  'attention', [], 'Fields of the attention layers, as kv_heads=4.'
+  'attention', [], 'Fields of attention layers, such as kv_heads=4.'
 )
 RECURRENT = flags.DEFINE_list(
-  'recurrent', [], 'Fields of the recurrent layers, as value_heads=16.'
+  'recurrent', [], 'Fields of recurrent layers, such as value_heads=16.'
 )
-JSON = flags.DEFINE_string('json', None, 'File for all the numbers.')
-PNG = flags.DEFINE_string('png', None, 'Plot of the cache against context.')
-HTML = flags.DEFINE_string('html', None, 'Interactive page.')
+JSON = flags.DEFINE_string('json', None, 'File to write all numbers to.')
+PNG = flags.DEFINE_string(
+  'png', None, 'File to plot cache bytes against context to.'
+)
+HTML = flags.DEFINE_string('html', None, 'File to write the page to.')
 
 
 @command.as_main()
 def main(_):
   contexts = command.read_numbers(
-    CONTEXT, 1, ranges.LARGEST_INT,  # positions are numbers of a device
-    f'give numbers of tokens from 1 to {ranges.LARGEST_INT:,}, as 4096 or'
-    ' 4096,32768',
+    CONTEXT, 1, ranges.LARGEST_INT,  # positions are int32
+    f'give numbers of tokens from 1 to {ranges.LARGEST_INT:,}, such as 4096'
+    ' or 4096,32768',
   )  # fmt: skip
   ratio = arguments.parse_ratio(RATIO.value)
   given = [(x, config.load(x).model) for x in PRESET.value]
   cfgs = {preset_names.label_preset(x): cfg for x, cfg in given}
   if not cfgs:
-    raise ConfigError('--preset= names nothing; give names, as qwen3:8b')
+    raise ConfigError('--preset= is empty; give presets, such as qwen3:8b')
   changes = {
     name: {
       'layers': LAYERS.value,
@@ -110,7 +119,10 @@ def main(_):
   if paths['html']:
     from deltanet_jax.lab.cost import page
 
-    write_text(paths['html'], page.build_page(next(iter(models))))
+    text = command.spell_command(page.build_page(next(iter(models))))
+    write_text(paths['html'], text)
+  for path in filter(None, paths.values()):
+    print(f'wrote {path}', file=sys.stderr)
   return 0
 
 

@@ -1,6 +1,6 @@
-"""What `launch.calc` is given: ratios, mixers. Standard library only,
-so that a mistake is answered before jax is imported.
+"""Parses the ratios and mixers that `launch.calc` is given.
 
+Standard library only, so that a mistake is refused before jax is imported.
 Every failure is a ConfigError of one line.
 """
 
@@ -27,17 +27,19 @@ def parse_ratio(text):
   numbers = [int(x) if x.isdecimal() else -1 for x in (first, second or '1')]
   if min(numbers) < 0 or not any(numbers):
     raise ConfigError(
-      f'--ratio={text}: give recurrent layers to one of attention, as 3, or'
-      ' 20:7'
+      f'--ratio={text}: give recurrent layers per attention layer, such as 3'
+      ' or 20:7'
     )
   return tuple(numbers)
 
 
 def change_mixer(cfg, items, flag):
-  """The model's first mixer of a sort with other fields, or a new one.
+  """The first attention or recurrent mixer of a model, changed; or a new one.
 
-  flag: 'attention' or 'recurrent', which sort; items: 'name=value', and to
-  have a new one the name of its kind. None without items.
+  flag: 'attention' or 'recurrent'   items: 'name=value' fields, and the name of
+  a kind for a new mixer
+
+  Returns None without items.
   """
   if not items:
     return None
@@ -57,7 +59,7 @@ def change_mixer(cfg, items, flag):
     base = next((x for x in own if attends(type(x)) == is_attention), None)
     if base is None:
       raise refusal(
-        'the model has no such layer to change; name a kind first, as'
+        'the model has no such layer to change; name a kind first, such as'
         ' --recurrent=KDA,heads=32,key_dim=128,value_dim=128'
       )
   try:
@@ -68,7 +70,7 @@ def change_mixer(cfg, items, flag):
 
 
 def _new(kind, fields, flag):
-  """A mixer of its needed fields, and the other fields."""
+  """(A mixer made of its required fields, the other fields)."""
   needed = [
     field.name
     for field in dataclasses.fields(kind)
@@ -84,7 +86,7 @@ def _new(kind, fields, flag):
 
 
 def _nearest(name, names):
-  # by its beginning: 'Gated' is enough for GatedDeltaNet
+  # compares beginnings: 'Gated' finds GatedDeltaNet
   like = lambda x: difflib.SequenceMatcher(
     None, name, x[: len(name) + 1]
   ).ratio()

@@ -1,5 +1,5 @@
-"""Sizes and work of a model, from shapes alone: nothing is computed or
-allocated, so a million tokens of a large model are answered at once."""
+"""Parameters, cache bytes and FLOP of a model, from shapes alone: nothing is
+computed or allocated."""
 
 import bisect
 import collections
@@ -17,7 +17,7 @@ from deltanet_jax.config.mixers import ATTENTION
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.parallel import sharding
 
-# of caches and computation: neither shapes nor products depend on it
+# any dtype: shapes and products do not depend on it
 _DTYPE = jnp.bfloat16
 
 LONGEST = 2**40  # tokens; beyond any context
@@ -29,9 +29,9 @@ def count_parameters(cfg):
 
 
 def count_active_parameters(cfg):
-  """Parameters that work on one token: all but the experts not chosen.
+  """Parameters active per token: all but the experts not chosen.
 
-  Embedding table and output head are counted whole, as model cards do.
+  Embedding table and output head count fully, as in model cards.
   """
   tree = _params(cfg)
   idle = sum(
@@ -72,9 +72,9 @@ def count_cache_bytes(cfg, context, batch, dtype, state_dtype=jnp.float32):
 
 
 def count_cache_parts(cfg, context, batch, dtype, state_dtype=jnp.float32):
-  """`count_cache_bytes` with each mixer's bytes by what they hold: 'tokens'
-  (keys and values, latents), 'convolution' (its last inputs), both in dtype;
-  'state' in state_dtype (the model's own is float32); 'positions', int32."""
+  """`count_cache_bytes` by part: 'tokens' (keys and values, latents) and
+  'convolution' (its last inputs) in dtype; 'state' in state_dtype (float32 in
+  the model); 'positions', int32."""
   widths = {'state': jnp.dtype(state_dtype).itemsize, 'positions': 4}
   sizes = collections.defaultdict(collections.Counter)
   for mixer, count in collections.Counter(x.mixer for x in cfg.layers).items():
@@ -87,9 +87,9 @@ def count_cache_parts(cfg, context, batch, dtype, state_dtype=jnp.float32):
 
 @functools.lru_cache(maxsize=1024)
 def list_cache_parts(mixer):
-  """What each array of a mixer's cache holds, as in `count_cache_parts`."""
+  """The part of each cache array of a mixer, as in `count_cache_parts`."""
   cache = jax.eval_shape(lambda: mixer.init_cache(1, 1, _DTYPE))
-  # a part may be none: the inputs of a convolution that is not there
+  # a part may be None: the inputs of an absent convolution
   arrays = zip(cache._fields, cache, strict=True)
   return tuple(
     cache.describe_parts()[name] for name, x in arrays if x is not None
@@ -98,32 +98,40 @@ def list_cache_parts(mixer):
 
 @functools.lru_cache(maxsize=4096)
 def infer_cache_shapes(mixer, context, batch):
-  """The shapes of those arrays."""
+  """The shapes of the cache arrays of a mixer."""
   fresh = lambda: mixer.init_cache(batch, context, _DTYPE)
   return jax.tree.leaves(jax.eval_shape(fresh))
 
 
 def count_total_bytes(cfg, context, batch, dtype, state_dtype=jnp.float32):
-  """Bytes of all layers' caches."""
+  """Bytes of the caches of all layers."""
   sizes = count_cache_bytes(cfg, context, batch, dtype, state_dtype)
   return sum(sizes.values())
 
 
 def find_break_even(cfg, batch, dtype, state_dtype=jnp.float32):
-  """The fewest tokens at which the cache is smaller than the all-attention
-  twin's; None when it never is. A ValueError without attention."""
+  """The fewest tokens at which the cache is smaller than that of the
+  all-attention twin, or None.
+
+  Raises:
+    ValueError: the model has no attention.
+  """
   twin = make_attention_twin(cfg)
   size = lambda which, n: count_total_bytes(which, n, batch, dtype, state_dtype)
-  # the difference never falls: attention's cache only grows
+  # the difference never falls: the cache of attention only grows
   smaller = lambda n: size(cfg, n) < size(twin, n)
   tokens = bisect.bisect_left(range(1, LONGEST), True, key=smaller) + 1
   return tokens if tokens < LONGEST else None
 
 
 def compute_saving(cfg, context, batch, dtype, state_dtype=jnp.float32):
-  """The part of the all-attention twin's cache that the model does without:
-  0.75 where a quarter is left, below zero where it takes more. context None:
-  the limit for long contexts. A ValueError without attention."""
+  """1 - cache bytes / those of the all-attention twin.
+
+  context: tokens, or None for the limit of long contexts
+
+  Raises:
+    ValueError: the model has no attention.
+  """
   size = lambda which, n: count_total_bytes(which, n, batch, dtype, state_dtype)
   own, full = cfg, make_attention_twin(cfg)
   if context is not None:
@@ -136,17 +144,19 @@ def compute_saving(cfg, context, batch, dtype, state_dtype=jnp.float32):
 
 
 def make_attention_twin(cfg):
-  """The same model with every recurrent mixer replaced by its first attention.
+  """The model with its first attention in every layer.
 
-  Raises a ValueError for a model without attention.
+  Raises:
+    ValueError: the model has no attention.
   """
   return _twin(cfg, 'attention')
 
 
 def make_recurrent_twin(cfg):
-  """The same model with every attention replaced by its first recurrent mixer.
+  """The model with its first recurrent mixer in every layer.
 
-  Raises a ValueError for a model without recurrent layers.
+  Raises:
+    ValueError: the model has no recurrent layer.
   """
   return _twin(cfg, 'recurrent')
 
@@ -163,7 +173,8 @@ def _twin(cfg, kind):
 
 
 def find_mixer(cfg, recurrent):
-  """The model's first recurrent mixer, or its first attention; or None."""
+  """The first recurrent mixer, or else the first attention, of a model; or
+  None."""
   mixers = (layer.mixer for layer in cfg.layers)
   return next((x for x in mixers if _attends(x) != recurrent), None)
 
@@ -183,12 +194,14 @@ def _with_mixers(cfg, swap):
 
 
 def resize_model(cfg, layers=None, ratio=None, attention=None, recurrent=None):
-  """The model with other numbers: how many layers, how many recurrent ones to
-  how many with attention (a pair), which mixers.
+  """The model with another number of layers, ratio (recurrent, attention) or
+  mixers.
 
-  With layers or ratio the pattern is laid out again, attention spread evenly
-  and last; layer i has the ffn of the old layer i, or of the last one. A
-  ValueError when the model has no mixer of a kind that is needed.
+  With layers or ratio, attention layers are spread evenly, the last layer being
+  one; layer i keeps the ffn of the old layer i, or of the last.
+
+  Raises:
+    ValueError: the model has no mixer of a kind that is needed.
   """
   attention = attention or find_mixer(cfg, recurrent=False)
   recurrent = recurrent or find_mixer(cfg, recurrent=True)
@@ -215,22 +228,20 @@ def resize_model(cfg, layers=None, ratio=None, attention=None, recurrent=None):
 
 
 def count_attention_layers(L, R, A):
-  """How many of L layers attend at R recurrent ones to A: rounded, half up,
-  and at least one unless A is 0."""
+  """Attention layers of L at R recurrent to A: rounded half up, at least one
+  unless A is 0."""
   return max(min(A, 1), (2 * L * A + R + A) // (2 * (R + A)))
 
 
 def count_flops(cfg, context):
-  """Operations of the forward pass for one of `context` tokens: a sequence's
-  mean, as in training and prefill. A float.
+  """FLOP per token of the forward pass, the mean over a sequence of `context`
+  tokens, as in training and prefill. A float.
 
-  Counted are the products of the model's own program (`deltanet_jax.flops`):
-  recurrences in the form that the configuration names, with its padding to
-  whole chunks; attention over whole blocks of tokens (`ops.attention`), masked
-  pairs in them too; of the experts those chosen; the output head at every
-  token. A training step takes three times as much (each product has two in the
-  backward pass), without what is made again there, scores and rematerialized
-  layers, which model-FLOPs utilisation leaves out.
+  Counts the products of the model's program (`deltanet_jax.flops`): recurrences
+  in the configured form, padded to whole chunks; attention over whole blocks of
+  tokens with their masked pairs; the chosen experts; logits of every token. A
+  training step takes three times as much (each product has two in the backward
+  pass), without recomputation, which model FLOP utilization leaves out.
   """
   return _blocks_flops(cfg, context, decoding=False) / context + _head_flops(
     cfg
@@ -238,14 +249,14 @@ def count_flops(cfg, context):
 
 
 def count_decoding_flops(cfg, context):
-  """Operations of decoding one token as the last of `context`, from a cache
-  of that many slots; counted as in `count_flops`. An int."""
+  """FLOP of decoding the last of `context` tokens, counted as in `count_flops`.
+  An int."""
   return _blocks_flops(cfg, context, decoding=True) + _head_flops(cfg)
 
 
 def _blocks_flops(cfg, context, decoding):
-  """Of all layers: over the whole context, or one token from its cache."""
-  # what of the model a block's operations depend on: twins share counts
+  """FLOP of all layers over the whole context, or of decoding one token."""
+  # what the FLOP of a block depend on: twins share counts
   alone = lambda layer: dataclasses.replace(
     cfg, prefix=(), period=(layer,), repeats=1, suffix=(), mtp=None
   )
@@ -268,7 +279,7 @@ def _block_flops(cfg, context, decoding):
 
 @functools.lru_cache(maxsize=64)
 def _block(cfg):
-  """The only layer of the model, and its parameters' shapes."""
+  """The only layer of the model, and the shapes of its parameters."""
   block = model.Block(cfg, cfg.period[0], _DTYPE)
   inputs = _inputs(cfg, 1)
   return block, jax.eval_shape(block.init, jax.random.key(0), *inputs, None)

@@ -1,9 +1,8 @@
 """The calculator as one HTML file: no network, no library.
 
-Its script multiplies and adds; what it multiplies comes from here: for every
-mixer the arrays of its cache, each axis traced to a field of the
-configuration, to the batch or to the context by giving those distinct values
-and looking at the shapes.
+Its script multiplies and adds the axes of cache arrays, which come from here.
+Each axis of each mixer's arrays is traced to a configuration field, the batch
+or the context by giving these distinct values and looking at the shapes.
 """
 
 import dataclasses
@@ -19,8 +18,8 @@ from deltanet_jax.lab.cost import arguments, calc
 FOLDER = pathlib.Path(__file__).parent / 'page'
 SCRIPTS = 'model.js', 'controls.js', 'draw.js'  # in this order
 
-# fields that sizes depend on: what the page calls them, the largest it takes,
-# and a value that no other axis has
+# fields that sizes depend on: (label, largest value on the page, a value that
+# no other axis has)
 FIELDS = {
   'heads': ('Heads', 256, 6000),
   'kv_heads': ('Key-value heads', 256, 3000),
@@ -38,7 +37,7 @@ CONTEXT, BATCH = 100_000, 17
 # the first must divide the second
 DIVIDES = {'kv_heads': 'heads', 'key_heads': 'value_heads'}
 
-# what a recurrent layer is made of when the model has none of the kind
+# a recurrent mixer of each kind, for models that have none
 NEW = {
   'GatedDeltaNet': {
     'key_heads': 16, 'value_heads': 32, 'key_dim': 128, 'value_dim': 128
@@ -51,7 +50,7 @@ NEW = {
 
 
 def build_page(start):
-  """The page's text, opened at the preset `start` if it can show that."""
+  """The text of the page; it opens at the preset `start` if it can show it."""
   data = {
     'start': start,
     'presets': list_models(),
@@ -79,8 +78,8 @@ def build_page(start):
 
 
 def list_models():
-  """Every model of configs/ that the page can show, hybrids first: one kind of
-  attention without a window, at most one kind of recurrent layer."""
+  """The presets that the page can show, hybrids first: one kind of attention
+  without a window, at most one kind of recurrent layer."""
   models = {}
   for name in preset_names.list_presets():
     cfg = config.load(name).model
@@ -105,11 +104,10 @@ def list_models():
 
 
 def describe_mixer(mixer):
-  """A mixer's kind, the arrays of its cache, and the fields they depend on.
+  """The kind of a mixer, its cache arrays, and the fields they depend on.
 
-  An array: what it holds (`calc.count_cache_parts`) and its axes, each a number
-  or [name, number to add]. A field: its value, and the range that the
-  configuration takes.
+  An array: its part (`calc.count_cache_parts`) and its axes, each a number or
+  [name, number to add]. A field: its value and its range.
   """
   parts = zip(calc.list_cache_parts(mixer), _axes(mixer), strict=True)
   arrays = [{'part': part, 'axes': axes} for part, axes in parts]
@@ -126,8 +124,8 @@ def describe_mixer(mixer):
 
 
 def _ranges(mixer, fields):
-  """[least, most, step] of each field: what the configuration takes, whatever
-  the other fields are; those of DIVIDES keep each other in step."""
+  """[least, most, step] of each field, whatever the other fields are; the page
+  keeps those of DIVIDES multiples of each other."""
   ranges, free = {}, {*DIVIDES, *DIVIDES.values()}
   for name in fields:
     values = range(1, FIELDS[name][1] + 1)
@@ -163,7 +161,7 @@ def _axes(mixer):
 
 
 def _check(mixer, arrays):
-  """The axes give the mixer's own shapes."""
+  """Checks that the axes give the shapes of the cache."""
   values = {name: getattr(mixer, name, None) for name in FIELDS}
   values |= {'context': 4099, 'batch': 5}
   size = lambda x: x if isinstance(x, int) else values[x[0]] + x[1]

@@ -1,4 +1,4 @@
-"""What `launch.calc` answers: records of models, as text, JSON and a plot."""
+"""The results of `launch.calc`: records of models as text, JSON and a plot."""
 
 import collections
 import math
@@ -22,10 +22,10 @@ class CostSettings(NamedTuple):
 
 
 def measure_model(name, cfg, settings):
-  """Everything about a model, ready for JSON; bytes, operations, tokens.
+  """The record of a model for JSON.
 
-  A twin that is not defined (no attention, or no recurrent layer) is null, and
-  so is what is compared with it.
+  A twin is null if the model has no attention or no recurrent layer, and so are
+  comparisons with it.
   """
   parameters = calc.count_parameters(cfg)
   record = {
@@ -61,7 +61,7 @@ def _twin(cfg, make, settings):
 
 
 def measure_costs(cfg, settings):
-  """The cache, and the operations of one token at every context."""
+  """Cache bytes, and FLOP per token at every context."""
   return {
     'cache': measure_cache(cfg, settings),
     'flops_per_token': {
@@ -72,13 +72,12 @@ def measure_costs(cfg, settings):
 
 
 def measure_cache(cfg, settings):
-  """Bytes of the cache: by mixer and part, and in all. Of each: what a token
-  more adds beyond the longest context, what no token takes, the sum at every
-  context."""
+  """Bytes of the cache, in total and by mixer and part: per token beyond the
+  longest context, constant, and the sum at every context."""
   last = max(settings.contexts)
-  places = (0, *settings.contexts, last, last + 1)
+  sizes = (0, *settings.contexts, last, last + 1)
   how = settings.batch, settings.dtype, settings.state_dtype
-  at = [calc.count_cache_parts(cfg, n, *how) for n in places]
+  at = [calc.count_cache_parts(cfg, n, *how) for n in sizes]
 
   def row(of):
     constant, *sums, before, after = (of(sizes) for sizes in at)
@@ -112,7 +111,7 @@ def format_size(n):
   if not power:
     return f'{n} B'
   unit = 1024**power
-  tenths = (20 * n + unit) // (2 * unit)  # half up, as the page rounds
+  tenths = (20 * n + unit) // (2 * unit)  # rounds half up, as the page does
   return f'{tenths / 10:.1f} {("KiB", "MiB", "GiB", "TiB")[power - 1]}'
 
 
@@ -122,21 +121,22 @@ def count_kinds(cfg):
 
 
 def format_kinds(layers):
-  """'36 GatedDeltaNet + 12 Attention' of what `count_kinds` returns."""
+  """'36 GatedDeltaNet + 12 Attention' of the result of `count_kinds`."""
   return ' + '.join(f'{n} {kind}' for kind, n in layers.items())
 
 
 def describe_saving(record):
-  """In words what the model saves against all attention."""
+  """A sentence on the saving against attention in every layer."""
   if record['all_attention'] is None:
     return 'No attention layer: the cache does not grow with the context.'
   if record['all_recurrent'] is None:
-    return 'No recurrent layer: every layer keeps something of every token.'
+    return 'No recurrent layer: every layer caches every token.'
   if record['break_even'] is None:
     return 'Never smaller than with attention in every layer.'
   return (
-    f'Smaller than all attention from {record["break_even"]:,} tokens on;'
-    f' {record["saved_in_the_limit"]:.1%} saved in the limit.'
+    f'Smaller than with attention in every layer from'
+    f' {record["break_even"]:,} tokens on, by up to'
+    f' {record["saved_in_the_limit"]:.1%} for long contexts.'
   )
 
 
@@ -145,14 +145,19 @@ def _model(record, settings):
   return render_page(
     pathlib.Path(__file__).with_name('model.txt.jinja'),
     record=record, settings=settings, line=_line, size=format_size,
-    count='{:,}'.format, giga=lambda n: f'{n / 1e9:,.2f}',
+    count='{:,}'.format, giga=_giga,
     kinds=format_kinds(record['layers']), saving=describe_saving(record),
     twins=[(label, record[key]) for key, label in TWINS.items() if known],
   ).rstrip('\n')  # fmt: skip
 
 
+def _giga(n):
+  x = n / 1e9
+  return f'{x:,.2f}' if x >= 1 else f'{x:.2g}'
+
+
 def _line(label, values, show, per_token='', constant=''):
-  """values: at every context, each of which `show` makes text"""
+  """values: at every context, formatted by `show`"""
   cells = ''.join(f'{show(value):>11}' for value in values)
   return f'  {label:28}{per_token:>10}{constant:>13}{cells}'.rstrip()
 
@@ -168,7 +173,7 @@ def _beside(records, settings):
   add = lambda label, of: lines.append(line(label, map(of, records)))
   add('layers', lambda x: number(sum(x['layers'].values())))
   add('parameters', lambda x: number(x['parameters']))
-  add('  for a token', lambda x: number(x['active_parameters']))
+  add('  active per token', lambda x: number(x['active_parameters']))
   total = lambda x: x['cache']['total']
   add('cache, B / token', lambda x: number(total(x)['per_token']))
   add('cache, constant B', lambda x: number(total(x)['constant']))
@@ -176,19 +181,19 @@ def _beside(records, settings):
     add(f'cache at {n:,}', lambda x, i=i: format_size(total(x)['at'][i]))
   for i, n in enumerate(settings.contexts):
     of = lambda x, i=i: share(x['saved'] and x['saved'][i])
-    add(f'saved at {n:,}', of)
-  add('saved in the limit', lambda x: share(x['saved_in_the_limit']))
-  add('smaller from, tokens', lambda x: number(x['break_even']))
+    add(f'smaller by, at {n:,}', of)
+  add('  for long contexts', lambda x: share(x['saved_in_the_limit']))
+  add('  from tokens', lambda x: number(x['break_even']))
   for way, name in (('forward', 'prefill'), ('decode', 'decode')):
     for i, n in enumerate(settings.contexts):
-      of = lambda x, i=i, way=way: f'{x["flops_per_token"][way][i] / 1e9:,.2f}'
-      add(f'{name} GFLOP at {n:,}', of)
+      of = lambda x, i=i, way=way: _giga(x['flops_per_token'][way][i])
+      add(f'{name} GFLOP/token at {n:,}', of)
   return '\n'.join(lines)
 
 
 def draw_cache(cfgs, settings, path):
-  """Draws cache against context for every (name, ModelConfig): all attention,
-  the model, all recurrent; the break-even marked."""
+  """Draws the cache against context for every (name, ModelConfig), beside its
+  all-attention and all-recurrent twins; marks the break-even."""
   from deltanet_jax.lab import plots
 
   figure, panels = plots.make_figure(

@@ -1,24 +1,23 @@
-"""Compiles the real step for a TPU topology, on a machine without a TPU.
+"""Compiles a program for a TPU topology on a machine without a TPU.
 
-  python -m launch.dryrun --config=configs/gdn.py:hybrid_1p3b \\
+  python -m launch.dryrun --config=gdn:hybrid_1p3b \\
     --topology=v5p:2x2x2
 
-prints the memory that a device needs and has, the collectives with their bytes,
-the operations, and the least time that compute, memory and network leave. It
-needs libtpu (requirements-tpu.txt), and is best installed in an environment of
-its own. --topology is a chip (v5e, v5p, v6e, tpu7x) and the sides of a slice;
-the mesh of the configuration must fill it:
+prints the memory that the training step needs on a device, its collectives with
+their bytes, its FLOP, and a lower bound of its time (roofline: compute, memory
+bandwidth, network). It needs libtpu (requirements-tpu.txt), best in an
+environment of its own. --topology is a chip (v5e, v5p, v6e, tpu7x) and the
+sides of a slice; the mesh of the configuration must fill it:
 
-  python -m launch.dryrun --config=configs/gdn.py:hybrid_1p3b \\
+  python -m launch.dryrun --config=gdn:hybrid_1p3b \\
     --topology=v5e:16x16 --slices=2 --config.mesh.replica=2 \\
     --config.mesh.fsdp=256 --config.data.batch=512 --config.optim.accumulate=1
 
 --of=prefill and --of=decode compile what launch.generate runs, for --batch
-sequences of --context tokens. Of a prompt the last piece is taken for all; the
-earlier ones are cheaper where there is attention.
+sequences of --context tokens. Prefill runs in pieces; all are counted as the
+last one, which is the most expensive with attention.
 
-Times are bounds: everything overlaps, nothing waits, experts are used alike. Of
-loops every turn is counted.
+Times are lower bounds: they assume perfect overlap and balanced experts.
 
 Exit status: 0 fits; 1 does not fit, and what to change is printed; 2 bad input.
 """
@@ -36,27 +35,28 @@ from deltanet_jax.config import ConfigError
 from deltanet_jax.lab.dryrun import chips
 
 TOPOLOGY = flags.DEFINE_string(
-  'topology', None, 'Chip and sides of a slice, as v5p:4x4x8.'
+  'topology', None, 'Chip and sides of a slice, such as v5p:4x4x8.'
 )
-SLICES = flags.DEFINE_integer('slices', 1, 'Of that topology.', lower_bound=1)
+SLICES = flags.DEFINE_integer('slices', 1, 'Number of slices.', lower_bound=1)
 OF = flags.DEFINE_enum(
-  'of', 'train', ['train', 'prefill', 'decode'], 'Which program.'
+  'of', 'train', ['train', 'prefill', 'decode'], 'The program to compile.'
 )
 CONTEXT = flags.DEFINE_integer(
-  'context', None, 'Tokens of the prompt or the cache; else data.seq_len.',
+  'context', None, 'Tokens of the prompt or the cache. Default: data.seq_len.',
   lower_bound=1,
 )  # fmt: skip
 BATCH = flags.DEFINE_integer(
-  'batch', None, 'Sequences of prefill and decoding; else 1.', lower_bound=1
+  'batch', None, 'Sequences of prefill and decoding. Default: 1.', lower_bound=1
 )
 WEIGHTS = flags.DEFINE_enum(
   'weights', 'float32', ['float32', 'bfloat16'],
-  "Of prefill and decoding: a run's are float32, released ones bfloat16.",
+  'dtype of the weights of prefill and decoding: float32 for a training run,'
+  ' bfloat16 for a release.',
 )  # fmt: skip
-JSON = flags.DEFINE_string('json', None, 'File for all the numbers.')
+JSON = flags.DEFINE_string('json', None, 'File to write all numbers to.')
 
 INSTALL = 'python -m pip install -r requirements-tpu.txt'
-# libtpu asks a cloud machine what it is unless told; two processes may compile
+# libtpu queries a cloud metadata server unless told; two processes may compile
 ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-16',
@@ -71,7 +71,7 @@ ENVIRONMENT = {
 def main(experiment):
   if TOPOLOGY.value is None:
     raise ConfigError(
-      'no --topology given; name a chip and the sides of a slice, as'
+      'no --topology given; give a chip and the sides of a slice, such as'
       ' --topology=v5p:4x4x8'
     )
   topology = chips.parse_topology(TOPOLOGY.value, SLICES.value)
@@ -104,23 +104,23 @@ def _check_flags():
   for flag in (CONTEXT, BATCH):
     if flag.value is not None:
       raise ConfigError(
-        f'--{flag.name} is of prefill and decode; a training step has'
+        f'--{flag.name} is for prefill and decode; for training give'
         f' --config.{instead[flag.name]}'
       )
 
 
 def _check_libtpu():
-  """The compiler must be there, and the one that this jax was made with."""
+  """Refuses if libtpu is missing or not the version that this jax requires."""
   try:
     have = importlib.metadata.version('libtpu')
   except importlib.metadata.PackageNotFoundError:
-    raise ConfigError(f'no libtpu here; {INSTALL}') from None
+    raise ConfigError(f'libtpu is not installed; {INSTALL}') from None
   needs = [x for x in importlib.metadata.requires('jax') if 'libtpu' in x]
   want = needs[0].split(';')[0].partition('==')[2].strip() if needs else ''
   if not have.startswith(want.rstrip('*')):
     raise ConfigError(
-      f'libtpu {have} beside jax {importlib.metadata.version("jax")}, which'
-      f' asks for {want}; {INSTALL}'
+      f'libtpu is {have} and jax {importlib.metadata.version("jax")} requires'
+      f' {want}; {INSTALL}'
     )
 
 

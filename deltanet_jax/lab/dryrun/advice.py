@@ -1,15 +1,15 @@
-"""What to change about a program that does not fit, from what fills it."""
+"""Advice on what to change if a program does not fit."""
 
 import math
 
 from deltanet_jax.lab.dryrun.chips import GIB
 
-# a program that was measured to fill all the memory is no plan
-ROOM = 0.95
+# share of the memory that a program should fill at most
+USABLE = 0.95
 
 
 def give_advice(experiment, record):
-  """Sentences, the most useful first; sizes in them are estimates."""
+  """Sentences, the most useful first; their sizes are estimates."""
   memory = record['memory']
   if record['of'] == 'train':
     return _train(experiment, memory)
@@ -22,9 +22,9 @@ def _gib(x):
 
 def _train(experiment, memory):
   held = memory['held']
-  have = ROOM * memory['available']
+  have = USABLE * memory['available']
   fixed = memory['total'] - memory['temporaries']
-  # a gradient for every parameter is there whatever the batch is
+  # gradients take as much as parameters, whatever the batch
   state = held['parameters'] + held['optimizer'] + held['parameters']
   if fixed + held['parameters'] >= have:
     return _split_weights(experiment, state, have)
@@ -38,12 +38,13 @@ def _split_weights(experiment, state, have):
   times = _power(state / (0.7 * have))
   sentence = (
     f'parameters, optimizer state and gradients take {_gib(state)} of'
-    f' {_gib(have)} on every device: split them over {times} times as many'
+    f' {_gib(have)} on every device: shard them over {times} times as many'
   )
   copies = mesh.data
   if copies >= times:
     return [
-      f'{sentence}, which hold copies now: --config.mesh.data={copies // times}'
+      f'{sentence}, which hold replicas now:'
+      f' --config.mesh.data={copies // times}'
       f' --config.mesh.fsdp={mesh.fsdp * times}'
     ]
   rows = mesh.replica * mesh.data * mesh.expert * mesh.fsdp * times
@@ -71,23 +72,23 @@ def _split_work(experiment, moving, left):
   if experiment.model.remat != 'full':
     sentences.append(
       f'--config.model.remat=full: activations are kept for every layer'
-      f' (remat is {experiment.model.remat!r}) and temporaries take'
-      f' {_gib(moving)} where {_gib(left)} are left'
+      f' (remat is {experiment.model.remat!r}), and temporaries take'
+      f' {_gib(moving)} with {_gib(left)} left'
     )
   fewer = [k for k in range(2, rows + 1) if rows % k == 0]
   enough = next((k for k in fewer if k >= times), fewer[-1] if fewer else 1)
   if enough > 1:
     sentences.append(
       f'--config.optim.accumulate={parts * enough}: {rows // enough} rows of'
-      f' {data.seq_len:,} tokens on a device at once in place of {rows};'
-      f' temporaries of activations are then about {_gib(moving / enough)} and'
-      f' {_gib(left)} are left'
+      f' {data.seq_len:,} tokens on a device at once instead of {rows};'
+      f' temporaries then take about {_gib(moving / enough)} with {_gib(left)}'
+      ' left'
     )
   spans = _power(times / enough)
   if spans == 1:
     return sentences
   if mesh.fsdp % spans == 0 and data.seq_len % (mesh.seq * spans) == 0:
-    # the same devices: what no longer splits rows splits time
+    # the same devices, moved from fsdp to seq
     sentences.append(
       f'--config.mesh.fsdp={mesh.fsdp // spans}'
       f' --config.mesh.seq={mesh.seq * spans}'
@@ -104,13 +105,13 @@ def _split_work(experiment, moving, left):
 
 
 def _generate(record, memory):
-  held, have = memory['held'], ROOM * memory['available']
+  held, have = memory['held'], USABLE * memory['available']
   sentences = []
   if held['cache'] > held['parameters']:
     left = have - (memory['total'] - held['cache'])
     if left > 0:
       sentences.append(
-        f'the cache takes {_gib(held["cache"])} a device and {_gib(left)} are'
+        f'the cache takes {_gib(held["cache"])} per device and {_gib(left)} are'
         f' left for it: divide --batch or --context by'
         f' {_power(held["cache"] / left)}'
       )
@@ -118,16 +119,16 @@ def _generate(record, memory):
       sentences.append('fewer sequences with --batch, or a shorter --context')
   times = _power(memory['total'] / have)
   sentences.append(
-    f'parameters take {_gib(held["parameters"])} a device: split everything'
-    f' over {times} times as many with --config.mesh.tensor'
+    f'parameters take {_gib(held["parameters"])} per device: shard over {times}'
+    ' times as many devices with --config.mesh.tensor'
   )
   if record['weights'] == 'float32':
     sentences.append(
-      '--weights=bfloat16, as released weights are read, halves them'
+      '--weights=bfloat16, the dtype of released weights, halves them'
     )
   return sentences
 
 
 def _power(x):
-  """The least power of two that is at least x, and at least 1."""
+  """The least power of two that is at least x and 1."""
   return 1 << max(0, math.ceil(math.log2(x)))

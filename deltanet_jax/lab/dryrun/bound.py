@@ -1,4 +1,4 @@
-"""The least time that a compiled program needs on a chip."""
+"""Roofline lower bound of the time of a compiled program."""
 
 import collections
 import dataclasses
@@ -9,30 +9,30 @@ from deltanet_jax.lab.dryrun import hlo
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """Collectives of one kind over devices that lie alike."""
+  """Collectives of one kind over device groups of one shape."""
 
   kind: str
-  devices: int  # of a group
+  devices: int  # in a group
   count: int
   bytes: int  # of the results, on one device
   sent: float  # by one device
   seconds: float
 
 
-def time_networks(collectives, topology, places):
+def time_networks(collectives, topology, coordinates):
   """[Network], the longest first.
 
-  places: the coordinates of the devices of one slice in the order of the mesh
+  coordinates: coordinates of the devices of a slice in mesh order
   """
   sums = collections.defaultdict(lambda: [0, 0, 0.0, 0.0])
   for x in collectives:
     between = x.kind.startswith(hlo.BETWEEN)
-    n = topology.slices if between else len(x.group) or len(places)
+    n = topology.slices if between else len(x.group) or len(coordinates)
     sent = _sent(x.kind, x.bytes, n)
     if between:
       rate = topology.chip.dcn_rate / topology.chip.devices
     else:
-      rate = topology.ici_rate(_axes(x.group, places))
+      rate = topology.ici_rate(_axes(x.group, coordinates))
     row = sums[x.kind, n]
     for i, value in enumerate((1, x.bytes, sent, sent / rate)):
       row[i] += x.times * value
@@ -41,8 +41,8 @@ def time_networks(collectives, topology, places):
 
 
 def _sent(kind, size, n):
-  """Bytes that each of n devices sends, `size` those of its result, by the
-  least that moves: rings, and halves both ways in an all-reduce."""
+  """Bytes that each of n devices sends at least for a result of `size` bytes:
+  rings, in both directions for an all-reduce."""
   kind = kind.removeprefix(f'{hlo.BETWEEN}: ')
   if kind == 'all-reduce':
     return 2 * size * (n - 1) / n
@@ -53,9 +53,9 @@ def _sent(kind, size, n):
   return size
 
 
-def _axes(group, places):
-  """The axes of the slice along which a group of devices extends."""
-  corners = [places[i] for i in group] if group else places
+def _axes(group, coordinates):
+  """The axes of the slice that a group of devices spans."""
+  corners = [coordinates[i] for i in group] if group else coordinates
   return tuple(
     axis
     for axis in range(len(corners[0]))
@@ -65,7 +65,7 @@ def _axes(group, places):
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """Seconds of one run if nothing but this limited it."""
+  """Lower bounds in seconds, each by one resource."""
 
   compute: float
   memory: float
@@ -74,7 +74,7 @@ class Bound:
 
   @property
   def seconds(self):
-    """Of one run, when everything overlaps perfectly."""
+    """The largest bound: perfect overlap."""
     return max(dataclasses.astuple(self))
 
   @property
@@ -91,7 +91,7 @@ class Bound:
 def compute_bound(topology, flops, traffic, networks):
   """The Bound of a program.
 
-  flops: of all devices   traffic: bytes of HBM that one device moves
+  flops: of all devices   traffic: HBM bytes of one device
   """
   chip = topology.chip
   between = lambda x: x.kind.startswith(hlo.BETWEEN)

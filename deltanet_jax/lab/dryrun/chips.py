@@ -1,6 +1,6 @@
-"""TPU chips and the topologies that they are wired to.
+"""TPU chips and their topologies.
 
-Standard library only: a wrong topology is answered before jax is imported.
+Standard library only, so that a wrong topology is refused before jax loads.
 """
 
 import dataclasses
@@ -14,22 +14,22 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What one chip can do, each way of a link counted once."""
+  """Peak rates of a chip; each direction of a link counts once."""
 
-  flops: float  # bfloat16 operations a second
-  hbm: float  # bytes a program may use, of all its devices
-  hbm_rate: float  # bytes a second
-  link_rate: float  # bytes a second, one way over one link to a neighbor
-  axes: int  # of its network, two links each
-  dcn_rate: float  # bytes a second, one way to other slices
-  devices: int  # that jax sees
+  flops: float  # bfloat16 FLOP/s
+  hbm: float  # bytes that programs may use on the chip
+  hbm_rate: float  # bytes per second
+  link_rate: float  # bytes per second, one direction of one link
+  axes: int  # of the network, two links each
+  dcn_rate: float  # bytes per second, one direction to other slices
+  devices: int  # jax devices
   pod: tuple  # the longest sides of a slice
-  wraps: int  # a side is a ring where this divides it (0: the pod's side alone)
+  wraps: int  # sides divisible by it are rings; 0: only the pod's
 
 
 # docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, tables "System
 # architecture": peak in bf16, HBM bandwidth, bidirectional ICI bandwidth of a
-# chip over 2 x its ports for one way of one link, data centre network per chip
+# chip over 2 x its ports for one way of one link, data center network per chip
 # (v5e, v6e: a pod's over 256). The memory is what libtpu 0.0.42 leaves to
 # programs; the tables say 16, 95, 32 and 192. A v5p chip's two cores are one
 # device, those of a tpu7x two. Rings: jax-ml.github.io/scaling-book/tpus.
@@ -51,7 +51,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Slices of one kind: 'v5p:4x4x8', perhaps several."""
+  """One or more slices of a kind, such as 'v5p:4x4x8'."""
 
   kind: str
   sides: tuple
@@ -82,7 +82,7 @@ class Topology:
     return f'{self.name}, {chips}'
 
   def links(self, axis):
-    """Links that a ring or line of devices along an axis sends over at once."""
+    """Links used at once by a ring or line of devices along an axis."""
     side, wraps = self.sides[axis], self.chip.wraps
     if side == 1:
       return 0
@@ -90,9 +90,8 @@ class Topology:
     return 2 if ring else 1
 
   def ici_rate(self, axes):
-    """Bytes a second that a device sends at most within a group of devices that
-    spreads over these axes of the slice; (): within a chip, taken for as fast
-    as the chip's whole network."""
+    """Most bytes per second that a device sends within a group that spans these
+    axes of the slice; (): within a chip, assumed as fast as its network."""
     links = sum(map(self.links, axes)) or 2 * self.chip.axes
     return links * self.chip.link_rate / self.chip.devices
 
@@ -101,23 +100,23 @@ def parse_topology(text, slices=1):
   """The Topology of 'v5p:4x4x8'.
 
   Raises:
-    ConfigError: no such chip, or sides that no slice has.
+    ConfigError: unknown chip, or sides that no slice has.
   """
   refusal = lambda why: ConfigError(f'--topology={text}: {why}')
   kind, _, sides = text.partition(':')
   if kind not in CHIPS or not re.fullmatch(r'\d+(x\d+)*', sides):
     raise refusal(
-      f'give a chip of {", ".join(CHIPS)} and the sides of a slice, as'
+      f'give a chip ({", ".join(CHIPS)}) and the sides of a slice, such as'
       ' v5e:16x16 or v5p:4x4x8'
     )
   topology = Topology(kind, tuple(map(int, sides.split('x'))), slices)
   pod = topology.chip.pod
   example = f'{kind}:{"x".join(["4"] * len(pod))}'
   if len(topology.sides) != len(pod):
-    raise refusal(f'a slice of {kind} has {len(pod)} sides, as {example}')
+    raise refusal(f'a slice of {kind} has {len(pod)} sides, such as {example}')
   if any(side % 2 for side in topology.sides[:2]):
     raise refusal(
-      f'hosts have 2x2 chips; make the first two sides even, as in {example}'
+      f'hosts have 2x2 chips; make the first two sides even, such as {example}'
     )
   pairs = zip(sorted(topology.sides), sorted(pod), strict=True)
   if 0 in topology.sides or any(side > most for side, most in pairs):

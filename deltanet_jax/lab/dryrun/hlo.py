@@ -1,7 +1,7 @@
-"""What a compiled program does, from its text: collectives and memory traffic.
+"""Parses the text of a compiled program; finds its collectives.
 
-Bodies of loops count as often as they run, which XLA's own cost analysis does
-not do; `routing.RARE` sides of conditions do not count.
+Loop bodies count as often as they run, unlike in XLA's cost analysis. Branches
+marked `routing.RARE` do not count.
 """
 
 import math
@@ -16,7 +16,7 @@ KINDS = (
   'all-gather', 'all-reduce', 'reduce-scatter', 'collective-permute',
   'ragged-all-to-all', 'all-to-all', 'collective-broadcast',
 )  # fmt: skip
-BETWEEN = 'between slices'  # what a program sends to other slices
+BETWEEN = 'between slices'  # traffic to other slices
 
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$')
 _NAME = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = ')
@@ -31,7 +31,7 @@ _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 class Array(NamedTuple):
   shape: tuple
   bytes: int
-  fast: bool  # lies in the chip's own memory, not in its HBM
+  fast: bool  # in on-chip memory, not in HBM
 
 
 class Instruction(NamedTuple):
@@ -50,11 +50,11 @@ class HloProgram(NamedTuple):
 
 
 class Step(NamedTuple):
-  """An instruction where it runs."""
+  """An instruction and where it runs."""
 
   instruction: Instruction
-  computation: str  # in whose text it stands
-  home: str  # the computation that runs it, fusions looked through
+  computation: str  # whose text has it
+  home: str  # that runs it, looking through fusions
   times: int
 
 
@@ -63,11 +63,11 @@ class Collective(NamedTuple):
   shapes: tuple  # of its results on one device
   bytes: int  # of its results on one device
   times: int  # how often a device does it
-  group: tuple  # the first group of devices; () where it is all or not told
+  group: tuple  # the first group of devices; (): all, or unknown
 
 
 def parse_program(text):
-  """The Program of a compiled module's text."""
+  """The HloProgram of the text of a compiled module."""
   computations, entry, now = {}, None, None
   for line in text.splitlines():
     if now is None:
@@ -94,7 +94,7 @@ def _instruction(name, text, root):
 
 
 def _closing(text):
-  """Where the parenthesis that opens the text closes."""
+  """The index of the parenthesis that closes the first one."""
   depth = 0
   for match in re.finditer(r'[()]', text):
     depth += 1 if match[0] == '(' else -1
@@ -107,7 +107,7 @@ def _arrays(text):
   arrays = []
   for kind, bits, sizes, layout in _ARRAY.findall(text):
     shape = tuple(map(int, filter(None, sizes.split(','))))
-    # pred has a byte an element; token and opaque have no size
+    # pred has one byte per element; token and opaque have no size
     width = int(bits) / 8 if bits else kind == 'pred'
     fast = re.search(r'S\([1-9]', layout) is not None
     arrays.append(Array(shape, math.ceil(width * math.prod(shape)), fast))
@@ -115,7 +115,7 @@ def _arrays(text):
 
 
 def list_steps(program):
-  """Every Step, in no particular order; those of a fusion too."""
+  """All Steps, unordered, with those of fusions."""
   yield from _steps(program, program.entry, program.entry, 1)
 
 
@@ -132,7 +132,7 @@ def _steps(program, name, home, times):
         continue
       if x.op == 'conditional' and _rare(program.computations[target]):
         continue
-      # a reduction's function works on single elements
+      # the function of a reduction works on single elements
       if link == 'to_apply' and x.op not in ('call', 'call-start'):
         continue
       inner = home if x.op == 'fusion' else target
@@ -144,7 +144,7 @@ def _rare(branch):
 
 
 def list_called(instruction):
-  """(how, name) of every computation that an instruction runs."""
+  """(attribute, name) of every computation that an instruction runs."""
   links = _CALLED.findall(instruction.text)
   for branches in _BRANCHES.findall(instruction.text):
     links += [('calls', x.strip(' %')) for x in branches.split(',')]
@@ -152,7 +152,7 @@ def list_called(instruction):
 
 
 def count_trips(program, loop, around):
-  """How often a while runs; None where the text does not tell."""
+  """Iterations of a while loop; None if the text does not say."""
   known = re.search(r'known_trip_count[^\d]*(\d+)', loop.text)
   if known:
     return int(known[1])
@@ -174,8 +174,7 @@ def count_trips(program, loop, around):
 
 
 def find_unknown_loops(text):
-  """The names of loops that count once because nothing tells how often they
-  run."""
+  """The names of loops of unknown length, which count once."""
   program = parse_program(text)
   return sorted(
     x.name
@@ -193,7 +192,7 @@ def _constant(computation, name):
 
 
 def _index(computation, name):
-  """Which part of a loop's tuple a value of its condition is."""
+  """The index in the tuple of the loop of a value of its condition."""
   value = _origin(computation, name)
   if value.op != 'get-tuple-element':
     return None
@@ -201,7 +200,7 @@ def _index(computation, name):
 
 
 def _origin(computation, name):
-  """The instruction that a value is of, copies looked through; or None."""
+  """The instruction that computes a value, looking through copies; or None."""
   value = computation.get(name)
   while value is not None and value.op in ('copy', 'bitcast'):
     value = computation.get(value.operands[0])
@@ -209,7 +208,7 @@ def _origin(computation, name):
 
 
 def _first(around, name, index):
-  """What that part is before the loop: 0 unless it says otherwise."""
+  """The value of that part before the loop; 0 if unknown."""
   before = around.get(name)
   if before is None or before.op != 'tuple':
     return 0
@@ -220,8 +219,8 @@ def _first(around, name, index):
 def find_collectives(text):
   """Every Collective of a compiled program's text.
 
-  A transfer that a TPU's compiler spread over several fusions, so that other
-  work hides it, stands in each of them and counts once.
+  A transfer that the TPU compiler splits over several fusions, to overlap it,
+  appears in each of them and counts once.
   """
   program = parse_program(text)
   collectives, seen = [], set()
@@ -240,7 +239,7 @@ def find_collectives(text):
       seen.add(key)
     arrays = _result(x)
     if kind == 'ragged-all-to-all':
-      # room for all rows of all, while a device sends no more than it has
+      # the result has room for the rows of all; a device sends only its own
       arrays = (find_smaller(program.computations[step.computation], x),)
     if kind == 'all-reduce' and 'reduce-scatter' in step.computation:
       kind = 'reduce-scatter'
@@ -252,18 +251,18 @@ def find_collectives(text):
 
 
 def find_root(computation):
-  """The instruction whose value a computation returns."""
+  """The instruction that a computation returns."""
   return next(x for x in computation.values() if x.root)
 
 
 def find_smaller(around, x):
-  """The smaller array of those that an exchange reads and writes into."""
+  """The smaller of the arrays that an exchange reads and writes."""
   both = (around[name].arrays[0] for name in x.operands[:2])
   return min(both, key=lambda a: a.bytes)
 
 
 def _result(x):
-  """The arrays that a collective returns; a '-start' names its operands too."""
+  """The arrays that a collective returns, without the operands of '-start'."""
   if x.op == 'all-gather-start':
     return x.arrays[len(x.arrays) // 2 :]
   if x.op == 'collective-permute-start':
@@ -280,7 +279,7 @@ def _sent(x, times):
 
 
 def parse_group(text):
-  """The first group of devices of a collective, by place in the mesh."""
+  """The first device group of a collective, as indices into the mesh."""
   if pairs := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', text):
     return tuple(map(int, pairs.groups()))
   if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', text):

@@ -1,4 +1,4 @@
-"""The programs that a run would start, lowered from shapes for any mesh."""
+"""The programs of a run, lowered from shapes for any mesh."""
 
 import math
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MoEConfig
 from deltanet_jax.config.sampling import Sampling
-from deltanet_jax.infer import room
+from deltanet_jax.infer import cache_growth
 from deltanet_jax.infer.generate import make_advance
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.parallel import experts, sharding
 from deltanet_jax.train import loop
 
-# the axes of a cache's arrays by their names; what is not here is whole
+# logical axes of cache arrays by name; others are replicated
 _CACHE = {
   'state': ('batch', 'heads', None, None),
   'q': ('batch', None, 'kv_heads', None),
@@ -33,16 +33,16 @@ _CACHE = {
 
 
 class Lowered(NamedTuple):
-  """A program before it is compiled, and what it is for."""
+  """A lowered program with its sizes."""
 
   lowered: object
-  flops: int  # of the program on all devices, what it repeats included
-  tokens: int  # that it takes in
-  filled: float  # of the room for experts' rows, when all are used alike
-  held: dict  # bytes a device holds of each argument
+  flops: int  # of the program on all devices, with recomputation
+  tokens: int  # of its input
+  filled: float  # share of expert capacity in use, balanced
+  held: dict  # bytes per device of each argument
   what: str = ''
-  model_flops: float = 0  # what the model needs, of the same
-  runs: int = 1  # of it, for what the user asked
+  model_flops: float = 0  # without recomputation
+  runs: int = 1  # runs of it for the whole prompt
 
 
 def lower_training(experiment, mesh):
@@ -50,7 +50,7 @@ def lower_training(experiment, mesh):
   program = loop.make_program(experiment, mesh)
   data, state = experiment.data, program.abstract
   tokens = data.batch * data.seq_len
-  # not under the mesh: its devices are not there to hold even a key
+  # not under the mesh: its devices do not exist and cannot hold a key
   need = 3 * tokens * calc.count_flops(experiment.model, data.seq_len)
   filled = _filled(
     experiment.model, mesh, tokens // experiment.optim.accumulate
@@ -68,7 +68,7 @@ def lower_training(experiment, mesh):
 
 
 def _lower(mesh, function, given, arguments, tokens, filled):
-  """arguments: those of `given` whose bytes count, by name"""
+  """arguments: {name: part of `given` whose bytes are reported}"""
   with jax.set_mesh(mesh):
     traced = function.trace(*given)
     count = flops.count_in_jaxpr(traced.jaxpr.jaxpr, filled)
@@ -79,22 +79,21 @@ def _lower(mesh, function, given, arguments, tokens, filled):
 
 
 def lower_prefill(experiment, mesh, context, batch, weights):
-  """The last piece of a prompt of `context` tokens, as `launch.generate` runs
-  it. `runs` pieces are the prompt; attention's earlier ones are cheaper, since
-  they skip the slots that are not written yet."""
-  piece = min(context, room.PIECE)
+  """The last piece of a prompt of `context` tokens, as in `launch.generate`.
+  The prompt has `runs` pieces; earlier ones attend to less."""
+  piece = min(context, cache_growth.PIECE)
   program = _advance(experiment, mesh, context, batch, weights, piece)
   runs = -(-context // piece)
   need = batch * context * calc.count_flops(experiment.model, context)
   what = f'prefill of {batch} x {context:,} tokens, {piece:,} at a time'
-  # that count has the output head at every token, a piece at its last alone
+  # the count has logits of every token, a piece only those of its last
   need = min(need / runs, program.flops)
   return program._replace(what=what, model_flops=need, runs=runs)
 
 
 def lower_decoding(experiment, mesh, context, batch, weights):
-  """One token of each sequence, the last of `context`, as `launch.generate`
-  runs it."""
+  """One token of each sequence, the last of `context`, as in
+  `launch.generate`."""
   program = _advance(experiment, mesh, context, batch, weights, 1)
   need = batch * calc.count_decoding_flops(experiment.model, context)
   what = f'decoding {batch} x 1 token in a cache of {context:,}'
@@ -121,25 +120,25 @@ def _advance(experiment, mesh, context, batch, weights, tokens):
   if batch % rows:
     raise ConfigError(
       f'--batch={batch} does not divide over the {rows} devices of mesh.replica'
-      ' x data x fsdp x expert; make it a multiple or change the mesh'
+      ' x data x fsdp x expert; give a multiple or change the mesh'
     )
   model = HybridLM(cfg)
   with command.bad_input():
-    places = sharding.make_param_shardings(model, mesh)
+    shardings = sharding.make_param_shardings(model, mesh)
   params = jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, weights, sharding=place),
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, weights, sharding=s),
     sharding.make_abstract_params(model),
-    places,
+    shardings,
   )
 
   def put(axes, x):
-    place = sharding.make_spec(axes, x.shape, mesh)
-    place = jax.sharding.NamedSharding(mesh, place)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    spec = sharding.make_spec(axes, x.shape, mesh)
+    named = jax.sharding.NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=named)
 
   def put_cache(path, x):
     axes = _CACHE.get(getattr(path[-1], 'name', None), ())
-    # stacked over the repeats
+    # stacked over repeats
     return put((None,) * (x.ndim - len(axes)) + axes, x)
 
   ids = put(('batch', None), jax.ShapeDtypeStruct((batch, tokens), jnp.int32))

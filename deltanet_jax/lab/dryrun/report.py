@@ -1,4 +1,4 @@
-"""A dry run as text."""
+"""The report of a dry run."""
 
 import pathlib
 
@@ -7,7 +7,7 @@ from deltanet_jax.lab.pages import render_page
 
 
 def format_text(record, topology):
-  """The page of one record of `run.run_dryrun`."""
+  """The text of a record of `run.run_dryrun`."""
   return render_page(
     pathlib.Path(__file__).with_name('report.txt.jinja'),
     record=record, topology=topology, gib=GIB,

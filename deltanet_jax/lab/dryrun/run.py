@@ -1,4 +1,4 @@
-"""Compiles a program for a topology and measures what came out."""
+"""Compiles a program for a topology and analyzes it."""
 
 import importlib.metadata
 import re
@@ -15,8 +15,8 @@ from deltanet_jax.parallel import sharding
 def run_dryrun(experiment, topology, of, context, batch, weights, say):
   """What `launch.dryrun` prints, as a dict for JSON.
 
-  of: 'train', 'prefill' or 'decode'   context, batch, weights: of the latter
-  two   say: takes lines of progress
+  of: 'train', 'prefill' or 'decode'   context, batch, weights: of prefill and
+  decode   say: called with progress lines
 
   Raises:
     ConfigError: the mesh does not fit the topology or the model.
@@ -65,7 +65,7 @@ def run_dryrun(experiment, topology, of, context, batch, weights, say):
 
 
 def _compile(lowered):
-  """(the program, None), or (None, why its memory was refused)."""
+  """(program, None), or (None, message) if it exceeds the memory."""
   try:
     return lowered.compile(), None
   except jax.errors.JaxRuntimeError as error:
@@ -78,8 +78,8 @@ _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 def parse_refused_bytes(text, arguments):
-  """The bytes that the compiler asks for in the message by which it refuses: it
-  names those of temporaries alone, or those of all."""
+  """The bytes that a program needs by the compiler's out-of-memory message,
+  which names those of temporaries or of everything."""
   size = r'([\d.]+)([KMGT]?)'
   of = lambda x: int(float(x[1]) * _UNITS[x[2]])
   if match := re.search(rf'temporaries \({size}\)', text):
@@ -90,7 +90,7 @@ def parse_refused_bytes(text, arguments):
 
 
 def _memory(compiled, refused, lowered, topology):
-  """Bytes on one device."""
+  """Bytes on a device."""
   chip = topology.chip
   sizes = {'available': chip.hbm / chip.devices, 'held': lowered.held}
   if compiled is None:
@@ -117,8 +117,10 @@ def _memory(compiled, refused, lowered, topology):
 def _work(record, compiled, lowered, topology, mesh):
   text = compiled.as_text()
   per_slice = topology.devices // topology.slices
-  places = [tuple(d.coords) for d in mesh.devices.flat][:per_slice]
-  networks = bound.time_networks(hlo.find_collectives(text), topology, places)
+  coordinates = [tuple(d.coords) for d in mesh.devices.flat][:per_slice]
+  networks = bound.time_networks(
+    hlo.find_collectives(text), topology, coordinates
+  )
   moved = traffic.count_bytes(text, lowered.filled)
   least = bound.compute_bound(topology, lowered.flops, moved, networks)
   peak = topology.chips * topology.chip.flops

@@ -2,14 +2,14 @@
 
 from deltanet_jax.lab.dryrun import hlo
 
-# nothing moves, or what moves is counted where it is used
+# these move nothing, or it is counted where it is used
 _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while',
   'call', 'conditional', 'after-all', 'iota', 'partition-id', 'replica-id',
   'opt-barrier', 'broadcast', 'domain', 'recv', 'async-start', 'reshape',
   'call-start', 'add-dependency',
 }  # fmt: skip
-# in a fusion: made only where it is used
+# in a fusion: computed where it is used
 _SAME = ('bitcast', 'copy')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
@@ -17,11 +17,10 @@ _SLICES = ('dynamic-slice', 'slice', 'gather')
 def count_bytes(text, filled=1):
   """Bytes of one run on one device.
 
-  Every instruction reads its operands and writes its results once; of what is
-  sliced, only the slice; nothing that the compiler keeps in the chip's own
-  memory.
+  Every instruction reads its operands and writes its results once; of a sliced
+  array only the slice counts, of on-chip memory nothing.
 
-  filled: the share of a grouped product's rows that belong to a group
+  filled: share of the rows of a grouped product that belong to a group
   """
   program = hlo.parse_program(text)
   total = 0
@@ -43,13 +42,13 @@ def _moved(program, step, x, filled):
   if x.op == 'dynamic-update-slice':
     return 2 * _hbm(read[1])
   if x.op in ('copy-start', 'slice-start'):
-    # results: the new array and the old one, whichever comes first
+    # results: the new and the old array, in any order
     size = min(a.bytes for a in x.arrays[:2])
     return size * sum(not a.fast for a in x.arrays[:2])
   if x.op.startswith('ragged-all-to-all'):
     return 2 * _hbm((hlo.find_smaller(around, x),))
   if x.op == 'custom-call' and x.name.startswith('ragged-dot'):
-    # rows are matrices; the groups' matrices are stacked
+    # rows are matrices; those of groups are stacked
     arrays = [a for arrays in (x.arrays, *read) for a in arrays]
     return sum(
       _hbm((a,)) * (filled if len(a.shape) == 2 else 1) for a in arrays
@@ -62,7 +61,7 @@ def _moved(program, step, x, filled):
 
 
 def _inlined(program, fusion):
-  """A fusion's computation, with those that are fused within it written out."""
+  """The computation of a fusion, with nested fusions inlined."""
   (name,) = [
     target for link, target in hlo.list_called(fusion) if link == 'calls'
   ]
@@ -88,8 +87,8 @@ def _hbm(arrays):
 
 
 def _fused(inner, read, written):
-  """Of a fusion: parameters of which only slices are used count as those, a
-  result that is written into an operand as what is written."""
+  """In a fusion a parameter that is only sliced counts as its slices, a result
+  written into an operand as what is written."""
   users = {}
   for x in inner.values():
     for name in x.operands:
@@ -116,7 +115,7 @@ def _fused(inner, read, written):
 
 
 def _used(x, users, inner):
-  """Bytes of a value that its users in the fusion look at."""
+  """Bytes of a value that its users in the fusion read."""
   size = sum(a.bytes for a in x.arrays)
   used = 0
   for user in users.get(x.name, ()):

@@ -1,5 +1,5 @@
-"""A state that fills up: pairs written into it one by one, then a trained layer
-that has to copy more tokens than its keys are wide."""
+"""Pairs written into a state one by one, and a trained layer that has to copy
+more tokens than its keys are wide."""
 
 import functools
 from typing import NamedTuple
@@ -15,30 +15,30 @@ from deltanet_jax.model import HybridLM
 from deltanet_jax.ops import delta_rule, linear_attention
 from deltanet_jax.parallel import sharding
 
-WIDTH = 16  # of the keys and values that are written by hand
+WIDTH = 16  # of the keys and values of part 1
 PAIRS = 48
 DRAWS = 100
 TASK = Copy(sizes=(4, 8, 16, 24, 32), symbols=16)
 
 
 RULES = {
-  # S + k (v - S^T k)^T: the delta rule writes what is not yet there
+  # S + k (v - S^T k)^T: writes the difference to what k returns
   'delta': lambda k, v, state: delta_rule.step(
     k, k, v, jnp.ones(k.shape[:2]), None, state
   )[1],
-  # S + k v^T: linear attention writes without looking
+  # S + k v^T
   'linear': lambda k, v, state: linear_attention.step(k, k, v, None, state)[1],
 }
 
 
 def write_one_by_one(rule, keys, values):
-  """What is read back of every pair after each write.
+  """Reads every pair after each write.
 
   rule: of RULES   keys [B,N,K], values [B,N,V]: B draws of N pairs
 
   Returns (error, right), [B,N,N] each, by (writes done - 1, pair): the error
-  |S^T k - v| / |v|, and whether v is the value nearest to S^T k of those
-  written so far. Pairs not yet written are nan.
+  |S^T k - v| / |v|, and whether v is the nearest to S^T k of the values written
+  so far. nan for pairs not yet written.
   """
   B, N, K = keys.shape
 
@@ -52,7 +52,7 @@ def write_one_by_one(rule, keys, values):
   states = jax.lax.scan(write, empty, tuple(by_time))[1]  # [N,B,K,V]
   read = jnp.einsum('NBKV,BIK->BNIV', states, keys)
   written = jnp.arange(N)[:, None] >= jnp.arange(N)  # [writes, pair]
-  # |read - v|^2 but for |read|^2, which is the same for every v
+  # |read - v|^2 without |read|^2, which is the same for every v
   far = jnp.sum(values**2, -1)[:, None, None] - 2 * jnp.einsum(
     'BNIV,BJV->BNIJ', read, values
   )
@@ -70,21 +70,21 @@ def make_pairs(key, draws, pairs, width):
 
 
 class Overload(NamedTuple):
-  """Means over draws, [N,N] by (writes done - 1, pair), nan: not written."""
+  """Means over draws, [N,N] by (writes done - 1, pair); nan: not written."""
 
   error: np.ndarray
   right: np.ndarray
 
   def share(self, written, part='all'):
-    """Of `written` pairs, the fraction read back rightly: of all, or of the
-    oldest or newest quarter of them."""
+    """The share of `written` pairs, or of their oldest or newest quarter, that
+    is read right."""
     row, quarter = self.right[written - 1, :written], max(1, written // 4)
     cut = {'all': row, 'oldest': row[:quarter], 'newest': row[-quarter:]}
     return float(cut[part].mean())
 
 
 def measure_overload(key):
-  """{rule: Overload} of the same random pairs."""
+  """{rule: Overload} for the same random pairs."""
   keys, values = make_pairs(key, DRAWS, PAIRS, WIDTH)
   out = {}
   for rule in RULES:
@@ -94,15 +94,14 @@ def measure_overload(key):
 
 
 def measure_orthogonal_error(key):
-  """{rule: largest error} with as many pairs as the keys are wide, their keys
-  at right angles."""
+  """{rule: largest error} of WIDTH pairs with orthogonal keys."""
   keys, values = make_pairs(key, DRAWS, WIDTH, WIDTH)
   last = _measure_last_errors(jnp.linalg.qr(keys)[0], values)
   return {rule: float(error.max()) for rule, error in last.items()}
 
 
 def measure_overwrite_error(key, times):
-  """{rule: mean error} of a key's newest value, after `times` values of it."""
+  """{rule: mean error} of the newest value of a key that got `times` values."""
   keys, values = make_pairs(key, DRAWS, times, WIDTH)
   keys = jnp.broadcast_to(keys[:, :1], keys.shape)
   last = _measure_last_errors(keys, values)
@@ -110,12 +109,12 @@ def measure_overwrite_error(key, times):
 
 
 def _measure_last_errors(keys, values):
-  """{rule: [B,N]}, of every pair once all are written."""
+  """{rule: [B,N]}: the error of every pair once all are written."""
   return {r: write_one_by_one(r, keys, values)[0][:, -1] for r in RULES}
 
 
 class Copier(NamedTuple):
-  """One layer, trained to copy, and how well it does."""
+  """A layer trained to copy, and its accuracy."""
 
   rule: str
   width: int  # of its keys
@@ -128,12 +127,11 @@ class Copier(NamedTuple):
 
 
 def make_model(rule, width, task, d_model):
-  """The model: an embedding, one mixer with one head, an MLP, a head."""
+  """An embedding, one mixer with one head, an MLP and the output layer."""
   kind = {
     'delta': mixers.DeltaNetConfig, 'linear': mixers.LinearAttentionConfig
   }[rule]  # fmt: skip
-  # both with a short convolution, by which a token knows the ones before it;
-  # token by token, as the equation is written
+  # the short convolution makes keys of the last few tokens
   mixer = kind(1, width, d_model, conv=4, form='recurrent')
   layer = experiment.Layer(mixer, experiment.MLPConfig(2 * d_model))
   return experiment.ModelConfig(task.vocab, d_model, (layer,), repeats=1)
@@ -142,7 +140,7 @@ def make_model(rule, width, task, d_model):
 def train_copier(
   rule, width, task, *, steps, seed, show, d_model=64, batch=32, lr=1e-2
 ):
-  """A `Copier`.   show: takes (steps done, loss), about ten times."""
+  """Trains a `Copier`.   show: called with (steps done, loss)"""
   model = HybridLM(make_model(rule, width, task, d_model))
   data, test, start = jax.random.split(jax.random.key(seed), 3)
   mesh = sharding.make_mesh(experiment.MeshConfig())
@@ -189,7 +187,7 @@ def _judge(model, params, task, key, rows=1024):
 
 
 def draw_state(overloads, path):
-  """Error of every pair after every write, a panel a rule."""
+  """Draws the error of every pair after every write, a panel per rule."""
   from deltanet_jax.lab import plots
 
   figure, axes = plots.make_figure((10, 5), len(overloads), share_y=True)
@@ -203,13 +201,13 @@ def draw_state(overloads, path):
     panel.set(title=rule, xlabel='pairs written')
   axes[0].set(ylabel='pair, in the order of writing')
   figure.colorbar(
-    image, ax=axes, label='error of what is read, |S^T k - v| / |v|'
+    image, ax=axes, label='error of the value read, |S^T k - v| / |v|'
   )
   plots.save_figure(figure, path)
 
 
 def draw_copiers(copiers, path):
-  """Accuracy by the tokens to copy, and by position of the longest copy."""
+  """Draws accuracy by length, and by position in the longest copy."""
   from deltanet_jax.lab import plots
 
   figure, (left, right) = plots.make_figure((11, 4.4), 2, share_y=True)
@@ -227,7 +225,7 @@ def draw_copiers(copiers, path):
   left.set(xlabel='tokens to copy (dashed: width of the keys)', ylim=(0, 1.03))
   left.set_xscale('log', base=2)
   left.set_xticks(sizes, [str(n) for n in sizes])
-  left.set(ylabel='tokens copied rightly')
+  left.set(ylabel='share of tokens that is right')
   right.set(xlabel=f'position among the {sizes[-1]} tokens to copy')
   right.legend(frameon=False)
   for axes in (left, right):

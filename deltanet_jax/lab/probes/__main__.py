@@ -1,11 +1,12 @@
-"""What can each recurrence hold? Seconds, no training.
+"""Tests what the state of each recurrence can store, without training.
 
   python -m launch.probes --json=probes.json --png=probes.png
 
-writes random pairs into the states of the rules (16 wide), reads them back and
-prints how many come out right: keys written again, more pairs than the state
-is wide, by age; the parity of 4096 bits and products of 2000 permutations by
-hand-set weights, at several beta; rules that must agree; bytes of the caches.
+Keys and values are random vectors of width 16, weights are set by hand. The
+probes: keys whose values are replaced; more pairs than the state is wide;
+orthogonal and correlated keys; parity of 4096 bits and products of 2000
+permutations at several beta; recurrences that must agree; bytes of the caches.
+Under each table stands what it shows. Takes seconds.
 """
 
 import sys
@@ -16,11 +17,9 @@ from absl import flags
 from deltanet_jax.cli import command
 from deltanet_jax.config.forms import OWN
 
-FORM = flags.DEFINE_enum(
-  'form', 'recurrent', OWN, 'Of the rules: the step, or what trains.'
-)
-JSON = flags.DEFINE_string('json', None, 'File for all the numbers.')
-PNG = flags.DEFINE_string('png', None, 'Plot of capacity and recency.')
+FORM = flags.DEFINE_enum('form', 'recurrent', OWN, 'Form of the recurrences.')
+JSON = flags.DEFINE_string('json', None, 'File to write all numbers to.')
+PNG = flags.DEFINE_string('png', None, 'File to plot recall to.')
 
 
 @command.as_main()
@@ -33,12 +32,12 @@ def main(_):
 
   start = time.monotonic()
 
-  def tell(name):
+  def show(name):
     spent = time.monotonic() - start
     print(f'{spent:5.1f} s  {name}', file=sys.stderr, flush=True)
 
-  results = probes.run_probes(FORM.value, tell)
-  tell('done')
+  results = probes.run_probes(FORM.value, show)
+  show('done')
   print(report.format_text(results))
   if paths['json']:
     where = {

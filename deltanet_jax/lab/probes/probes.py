@@ -1,8 +1,7 @@
-"""What can each recurrence hold? Asked of the rules themselves, untrained.
+"""Tests what the state of each recurrence can store, without training.
 
-Keys are random, values are random, weights are set by hand and the rules are
-those of `deltanet_jax.ops`, so a result needs seconds and no budget. What a
-trained model makes of a rule is another question (`data.tasks`).
+Keys and values are random, weights are set by hand, recurrences are those of
+`deltanet_jax.ops`. `lab/study` tests trained models.
 """
 
 from typing import NamedTuple
@@ -23,11 +22,11 @@ PAIRS = (D // 2, D, 2 * D, 4 * D)
 BETAS = (0.5, 1.0, 1.5, 2.0)
 BITS = 4096
 SWAPS = 2000
-SHARP = 64.0  # scale of the softmax: a cosine of 0.9 counts e^-6
+SHARP = 64.0  # scale of the softmax: a key with cosine 0.9 has weight e^-6
 
 
 class ProbeResult(NamedTuple):
-  """probe: what was done; rule; at: the size; what: of the value."""
+  """The value of quantity `what`, of a recurrence `rule` at size `at`."""
 
   probe: str
   rule: str
@@ -36,8 +35,8 @@ class ProbeResult(NamedTuple):
   value: float
 
 
-def run_probes(form='recurrent', tell=lambda name: None):
-  """Every probe's findings. form: of `FORMS`; tell: called before each."""
+def run_probes(form='recurrent', show=lambda name: None):
+  """Results of all probes.   form: of `FORMS`   show: called with each name"""
   results = []
   memories = _memories(form)
   for name, probe, *given in (
@@ -49,7 +48,7 @@ def run_probes(form='recurrent', tell=lambda name: None):
     ('special cases', probe_special_cases, form),
     ('cache', probe_cache),
   ):
-    tell(name)
+    show(name)
     results += probe(*given)
   return results
 
@@ -57,19 +56,19 @@ def run_probes(form='recurrent', tell=lambda name: None):
 def _memories(form):
   """{rule: jitted (k [B,S,D], v [B,S,D], writes [B,S], q [B,R,D]) -> [B,R,D]}
 
-  What is read at q after the pairs where `writes` is 1. The reads are further
-  tokens, whose keys, values, betas and decays are 0.
+  Writes the pairs where `writes` is 1, then reads at q. Reads are further
+  tokens with key, value, beta and decay 0.
   """
   linear = linear_attention.FORMS[form]
   delta, channels = delta_rule.FORMS[form], kda.FORMS[form]
   log = lambda x, like: jnp.log(jnp.float32(x)) * like
-  # every channel its own decay, none stronger than the 1% of the gated rule
+  # a decay per channel, none stronger than the 1% of Gated DeltaNet
   spread = jnp.log(jnp.linspace(0.99, 1, D))
 
   def softmax(q, k, v, w, slope=0.0):
     T = k.shape[1]
     seen = jnp.tril(jnp.ones((T, T), bool)) & (w[:, None, :, 0] > 0)
-    # a score that grows with the position of the key, as one more channel
+    # one more channel, whose score grows with the position of the key
     late = jnp.broadcast_to(jnp.arange(T)[:, None, None], (*k.shape[:3], 1))
     k = jnp.concatenate([k, slope / SHARP * late], -1)
     q = jnp.concatenate([q, jnp.ones_like(q[..., :1])], -1)
@@ -102,7 +101,7 @@ def _memories(form):
 
 
 def probe_rebinding(memories):
-  """Accuracy of the latest value of 4 keys, each given m values in turn."""
+  """Accuracy of the newest value of 4 keys that get m values in turn."""
   draw = np.random.default_rng(0)
   m = np.repeat(BINDINGS, DRAWS)
   B, keys, rounds = len(m), 4, max(BINDINGS)
@@ -125,8 +124,8 @@ def probe_rebinding(memories):
 
 
 def probe_overload(memories):
-  """Accuracy of n random pairs, each written once; of the first and the last
-  quarter of them too. A value is right if it is the nearest of the n."""
+  """Accuracy of n random pairs, and of their first and last quarter. A read is
+  right if its value is the nearest of the n."""
   draw = np.random.default_rng(1)
   n = np.repeat(PAIRS, DRAWS)
   k, v = _units(draw, len(n), WRITES), _units(draw, len(n), WRITES)
@@ -134,7 +133,7 @@ def probe_overload(memories):
   results = []
   for name, memory in memories.items():
     if name == 'softmax, recent first':
-      continue  # for keys that come again
+      continue  # only for keys that repeat
     o = memory(k, v, writes.astype('f'), k)
     right = _nearest(o, v, writes) == np.arange(WRITES)
     for size in PAIRS:
@@ -149,12 +148,10 @@ def probe_overload(memories):
 
 
 def probe_geometry(memories):
-  """|read - written| / |written|: keys at right angles, keys with cosine 1/2.
-
-  D orthonormal keys, read back; D / 2 keys that share half of their square.
-  """
+  """|read - written| / |written| of D orthonormal keys, and of D / 2 keys with
+  pairwise cosine 1/2."""
   draw = np.random.default_rng(2)
-  B = DRAWS * len(PAIRS)  # the shapes of the programs above
+  B = DRAWS * len(PAIRS)  # as above, so that nothing compiles again
   v = _units(draw, B, WRITES)
   square = np.linalg.qr(draw.standard_normal((B, D, D)))[0].astype('f')
   shared = (square[:, :1] + square[:, 1 : D // 2 + 1]) * np.float32(0.5**0.5)
@@ -176,20 +173,19 @@ def _units(draw, *shape):
 
 
 def _fill(x):
-  """x [B,N,D] with zeros behind, [B,WRITES,D]."""
+  """x [B,N,D] padded with zeros to [B,WRITES,D]."""
   return np.pad(x, [(0, 0), (0, WRITES - x.shape[1]), (0, 0)])
 
 
 def _nearest(o, v, writes):
-  """[B,R]: which of the values written has the smallest angle to what was
-  read."""
+  """[B,R]: index of the written value with the smallest angle to the read."""
   scores = np.einsum('brv,bsv->brs', o, v)
   return np.where(writes[:, None], scores, -np.inf).argmax(-1)
 
 
 def _act(form):
   """Jitted (k [B,T,K], beta [B,1], q [K], state [K,V]) -> o [B,T,V]: the
-  delta rule with v = 0, that is, products of I - beta k k' acting on `state`.
+  delta rule with v = 0: products of I - beta k k^T act on `state`.
   """
 
   def act(k, beta, q, state):
@@ -208,9 +204,9 @@ def _act(form):
 
 
 def probe_parity(form='recurrent'):
-  """Accuracy of the parity so far, from the sign of a state of one number.
+  """Accuracy of the parity so far, read from the sign of a 1 x 1 state.
 
-  k is the bit, v is 0: a 1 multiplies the state by 1 - beta.
+  k is the bit and v = 0, so a 1 multiplies the state by 1 - beta.
   """
   rows = 8
   bits = np.random.default_rng(4).integers(0, 2, (rows, BITS))
@@ -232,12 +228,12 @@ def probe_parity(form='recurrent'):
 
 
 def probe_permutations(form='recurrent'):
-  """Accuracy of all five objects' places after products of permutations.
+  """Accuracy of the places of five objects after products of permutations.
 
-  The state is the permutation itself, [places, objects]. A swap of the places
-  i and j is one token with k = (e_i - e_j) / sqrt(2): at beta = 2 it reflects,
-  which exchanges two rows. Of S5, every permutation takes four tokens, being a
-  product of at most four swaps; so one token cannot do it, with any weights.
+  The state is the permutation matrix, [places, objects]. A swap of places i and
+  j is one token with k = (e_i - e_j) / sqrt(2): at beta = 2 it is the
+  reflection that exchanges two rows. A permutation of five is a product of at
+  most four swaps, so it takes four tokens; one token cannot do it.
   """
   rows, act = 4, _act(form)
   results = []
@@ -248,7 +244,7 @@ def probe_permutations(form='recurrent'):
     word = draw.choice(np.flatnonzero(moved <= moves), (rows, size))
     product = np.empty_like(word)
     for t in range(size):
-      before = product[:, t - 1] if t else 0  # the identity is the first
+      before = product[:, t - 1] if t else 0  # 0 is the identity
       product[:, t] = tracking.PRODUCTS[before, word[:, t]]
     places = tracking.PERMUTATIONS[product]
     k = _reflections(steps)[word].reshape(rows, SWAPS, 5)
@@ -269,8 +265,8 @@ def probe_permutations(form='recurrent'):
 
 
 def _reflections(steps):
-  """float32 [120,steps,5]: keys whose swaps, in turn, make each permutation;
-  0, which does nothing, for the rest. Zeros for what would take more."""
+  """float32 [120,steps,5]: the keys of the swaps that make each permutation,
+  padded with zeros; all zero if it takes more than `steps`."""
   table = np.zeros((120, steps, 5), 'f')
   for p, places in enumerate(tracking.PERMUTATIONS):
     order = np.argsort(places)  # the object at each place
@@ -287,7 +283,7 @@ def _reflections(steps):
 
 
 def probe_special_cases(form='recurrent'):
-  """Largest difference, over the largest value, of rules that are one rule."""
+  """Largest relative difference of recurrences that are equal in theory."""
   draw = np.random.default_rng(3)
   B, T, H = 2, 100, 2
   q, k, v = (_units(draw, B, T, H) for _ in range(3))
@@ -319,7 +315,7 @@ def probe_special_cases(form='recurrent'):
 
 
 def probe_cache():
-  """Bytes that a small mixer of each kind keeps of T tokens, in float32."""
+  """Bytes of the cache of a small mixer of each kind, T tokens, float32."""
   results = []
   for cfg in mixers.MixerConfig.__subclasses__():
     tiny = cfg.tiny()

@@ -1,98 +1,108 @@
-"""The findings of the probes, as a table, as JSON and as plots."""
+"""The results of the probes as tables, JSON and a plot."""
 
 import json
 import textwrap
 
 from deltanet_jax.config.files import replace_nonfinite
 
-# (probe, what): what the columns are, what is good, what to conclude
+# (probe, what): (title, what the table shows and means)
 NOTES = {
   ('rebinding', 'accuracy'): (
-    'Columns: how many values each of 4 keys got in turn; cells: the share of'
-    ' keys that give the newest one back, 1 is best. The delta rule writes a'
-    ' new value in the place of the old one; linear attention adds them up and'
-    ' confuses them, and softmax needs positions to prefer the newest.'
+    'Keys with replaced values: accuracy of the newest value',
+    'Columns: values that each of 4 keys got in turn. Cells: share of keys that'
+    ' return the newest; 1 is best. The delta rule replaces the old value.'
+    ' Linear attention returns the sum of all, and softmax attention needs'
+    ' positions ("recent first") to prefer the newest.',
   ),
   ('overload', 'accuracy'): (
-    'Columns: pairs written into a state 16 wide, each once; cells: the share'
-    ' read back right, 1 is best. Beyond its width every state loses pairs;'
-    ' softmax attention keeps them all, in a cache that grows.'
+    'More pairs than the state is wide: accuracy of all',
+    'Columns: pairs written into a state of width 16. Cells: share read right;'
+    ' 1 is best. Beyond its width every state loses pairs; softmax attention'
+    ' keeps all in a cache that grows.',
   ),
   ('overload', 'first quarter'): (
-    'The same of the oldest quarter of the pairs. The delta rule and decay give'
-    ' them up first: that is the price of keeping new ones.'
+    'More pairs than the state is wide: accuracy of the oldest quarter',
+    'The delta rule and decay lose the oldest pairs first, to store new ones.',
   ),
   ('overload', 'last quarter'): (
-    'The same of the newest quarter. The delta rule and decay keep these beyond'
-    ' the width; linear attention loses old and new alike.'
+    'More pairs than the state is wide: accuracy of the newest quarter',
+    'The delta rule and decay keep these beyond the width; linear attention'
+    ' loses old and new pairs alike.',
   ),
   ('orthonormal keys', 'relative error'): (
-    'Of 16 keys at right angles, the largest error over the length of the'
-    ' value; 0 is best. As many pairs as the state is wide can be exact.'
+    'Orthonormal keys: largest relative error of 16 values',
+    '0 is best: as many pairs as the state is wide can be stored exactly.',
   ),
   ('cosine 1/2', 'relative error'): (
-    'Of 8 keys with a cosine of 1/2, the mean error; 0 is best. Keys that are'
-    ' alike disturb each other, and the delta rule less.'
+    'Keys with a cosine of 1/2: mean relative error of 8 values',
+    '0 is best. Correlated keys disturb each other, under the delta rule less.',
   ),
   ('parity', 'first 64'): (
-    'The share of the first 64 bits after which the parity is right, 1 is best'
-    ' and 0.5 a guess; 1 - beta is what a 1 multiplies the state by.'
+    'Parity: accuracy over the first 64 bits',
+    'Share of the bits after which the sign of the state is the parity; 1 is'
+    ' best, 0.5 is chance. A bit of 1 multiplies the state by 1 - beta.',
   ),
   ('parity', 'last quarter'): (
-    'The same of the last quarter of 4,096 bits. Only beta = 2, which turns the'
-    ' sign and keeps the size, still knows the parity.'
+    'Parity: accuracy over the last quarter of 4,096 bits',
+    'Only beta = 2 still knows the parity: it flips the sign of the state and'
+    ' keeps its size.',
   ),
   ('parity', 'accuracy'): (
-    'The same of all bits: a beta up to 1 cannot turn the sign, and one between'
-    ' 1 and 2 turns it until the state has shrunk to 0.'
+    'Parity: accuracy over all bits',
+    'beta up to 1 cannot flip the sign; between 1 and 2 it flips the sign until'
+    ' the state has shrunk to 0.',
   ),
   ('swaps', 'last quarter'): (
-    'The share of the last quarter of 2,000 swaps of 5 objects after which all'
-    ' places are right, 1 is best: beta = 2 swaps two objects in one token.'
+    'Swaps of 5 objects: accuracy over the last quarter of 2,000',
+    'Share of the swaps after which all places are right; 1 is best. With'
+    ' beta = 2 one token swaps two objects.',
   ),
   ('swaps', 'largest error'): (
-    'The largest error of a place, 0 to 4; below 0.5 it rounds to the right'
-    ' one, and near 1e-5 it is the rounding of float32.'
+    'Swaps of 5 objects: largest error of a place, 0 to 4',
+    'Below 0.5 it rounds to the right place; near 1e-5 it is float32 rounding.',
   ),
   ('S5', 'last quarter'): (
-    'The same of arbitrary permutations of 5 objects, four tokens each: what is'
-    ' a product of swaps can be tracked with beta = 2, and not below.'
+    'Permutations of 5 objects: accuracy over the last quarter of 500',
+    'As for swaps; a permutation is up to four swaps, one token each. Only'
+    ' beta = 2 tracks them.',
   ),
   ('S5', 'largest error'): (
-    'The largest error of a place, as for the swaps: it does not grow with the'
-    ' length at beta = 2.'
+    'Permutations of 5 objects: largest error of a place, 0 to 4',
+    'At beta = 2 it does not grow with the length.',
   ),
   ('special cases', 'apart from delta'): (
-    'The largest difference over the largest value: rules that are equal on'
-    ' paper should differ by the rounding of float32 alone, below 1e-5.'
+    'Recurrences that equal the delta rule: largest relative difference',
+    'Recurrences that are equal in theory should differ by float32 rounding'
+    ' alone, below 1e-5.',
   ),
   ('special cases', 'apart from GDN'): (
-    'The same: with one decay for all channels KDA is Gated DeltaNet.'
+    'Recurrences that equal Gated DeltaNet: largest relative difference',
+    'KDA with the same decay for all channels is Gated DeltaNet.',
   ),
   ('cache', 'bytes'): (
-    'Columns: tokens; cells: bytes that a tiny mixer keeps of them in float32.'
-    ' The states stay as they are, what attention keeps doubles; kinds are not'
-    ' comparable in size, as their tiny configurations differ.'
+    'Cache of a tiny mixer of each kind: bytes in float32',
+    'Columns: tokens. States do not grow; the cache of attention doubles. The'
+    ' tiny configurations differ, so compare growth, not size.',
   ),
 }
 
 
 def format_text(results):
-  """A table for every probe and quantity: rules down, sizes across; under each
-  what it says."""
+  """A table for every probe and quantity, with what it shows."""
   lines = []
   for probe, what in _distinct((f.probe, f.what) for f in results):
     rows = [f for f in results if (f.probe, f.what) == (probe, what)]
     sizes = _distinct(f.at for f in rows)
     width = max(len(f.rule) for f in rows) + 2
-    lines += ['', f'{probe}: {what}']
+    title, note = NOTES[probe, what]
+    lines += ['', title]
     if len(sizes) > 1:
       lines.append(f'  {"":{width}}' + ''.join(f'{n:>10}' for n in sizes))
     for rule in _distinct(f.rule for f in rows):
       values = {f.at: f.value for f in rows if f.rule == rule}
       cells = ''.join(f'{_show(values[n])}' for n in sizes if n in values)
       lines.append(f'  {rule:{width}}{cells}')
-    lines += textwrap.wrap(NOTES[probe, what], 79)
+    lines += textwrap.wrap(note, 79)
   return '\n'.join(lines[1:])
 
 
@@ -107,7 +117,7 @@ def _distinct(values):
 
 
 def format_json(results, where):
-  """One record a finding; `where`: the form, versions and device."""
+  """One record per result; `where`: form, version and device."""
   records = [
     f._asdict() | {'at': int(f.at), 'value': float(f.value)} for f in results
   ]
@@ -116,7 +126,7 @@ def format_json(results, where):
 
 
 def draw_results(results, path):
-  """Capacity, recency under overload and overwriting, side by side."""
+  """Draws recall of pairs, recall by age and recall of replaced values."""
   from deltanet_jax.lab import plots
 
   figure, panels = plots.make_figure((13, 4), 3, share_y=True)
@@ -130,16 +140,16 @@ def draw_results(results, path):
   _lines(recency, results, 'overload', 'last quarter', colors, 'o-')
   _lines(again, results, 'rebinding', 'accuracy', colors, 'o-')
   for axes, title, label in (
-    (capacity, 'pairs written once', 'pairs, 16 wide'),
-    (recency, 'last quarter (solid), first (dashed)', 'pairs, 16 wide'),
-    (again, '4 keys, each given m values', 'm'),
+    (capacity, 'all pairs', 'pairs (state of width 16)'),
+    (recency, 'newest quarter (solid), oldest (dashed)', 'pairs'),
+    (again, 'newest of m values of a key', 'm'),
   ):
     axes.set(title=title, xlabel=label, xscale='log', ylim=(-0.03, 1.03))
     ticks = sorted({int(x) for line in axes.lines for x in line.get_xdata()})
     axes.minorticks_off()
     plots.mark_places(axes, ticks, list(map(str, ticks)))
     plots.style_axes(axes)
-  capacity.set_ylabel('share right')
+  capacity.set_ylabel('share read right')
   handles = [h for h in again.lines if h.get_label() in colors]
   figure.legend(handles=handles, loc='outside right upper', frameon=False)
   plots.save_figure(figure, path)

@@ -1,23 +1,23 @@
-"""Measures prefill, decoding and memory from short contexts to long ones.
+"""Measures time and memory of prefill and decoding against context length.
 
   python -m launch.profile --size=cpu --out=runs/profile
 
-compares models of one width and depth: attention (full), latent attention
-(mla), that with chosen keys (dsa), 3:1 hybrids (gdn3, kda3) and recurrent ones
-(gdn, kda). --size=smoke takes seconds, --size=gpu goes to 1,048,576 tokens. Or
-a model of your own, beside the same with attention in every layer:
+compares models of the same width and depth: attention (full), multi-head latent
+attention (mla), DeepSeek sparse attention (dsa), hybrids with three recurrent
+layers per attention layer (gdn3, kda3) and recurrent models (gdn, kda).
+--size=smoke takes seconds, --size=gpu goes to 1,048,576 tokens. To measure one
+model, beside the same model with attention in every layer:
 
-  python -m launch.profile --config=configs/small.py:hybrid_gdn   random weights
-  python -m launch.profile --workdir=runs/quickstart        a training run's
-  python -m launch.profile --released=Qwen3-0.6B            released ones
+  python -m launch.profile --config=small:hybrid_gdn     random weights
+  python -m launch.profile --workdir=runs/quickstart     a training run
+  python -m launch.profile --released=Qwen3-0.6B         a release
 
-For each context: the time to the first token, the time of a token (64 steps at
-the end of the context, in a cache that is just full), both for one sequence;
-decoding with as many sequences as --budget_gib holds with the parameters; the
-time to put a saved cache back; the cache's bytes, which must equal what the
-calculator says; and the peak memory of each program by XLA's plan. Compiling is
-not timed. What would take longer than --seconds, or more memory than there is,
-is left out and named.
+For each context: time to the first token and time per token (the last 64 of the
+context) of one sequence; throughput of decoding with as many sequences as fit
+--budget_gib beside the parameters; time to copy a saved cache to the device;
+bytes of the cache, checked against launch.calc; peak memory of each program as
+XLA plans it. Compilation is not timed. What would take longer than --seconds or
+exceed the memory is listed and not run.
 
 --out gets results.jsonl, summary.md, summary.csv and plots. A profile that was
 stopped continues with the next context.
@@ -40,29 +40,33 @@ SIZE = flags.DEFINE_enum(
 )
 MODELS = flags.DEFINE_list(
   'models', None,
-  f"Some of {','.join(plan.MODELS)}, in place of the size's; ratios are over"
-  ' the first.',
+  f"Some of {','.join(plan.MODELS)}; ratios are to the first. Default: those"
+  ' of the size.',
 )  # fmt: skip
 CONTEXTS = flags.DEFINE_list(
-  'contexts', None, "Tokens; in place of the size's."
+  'contexts', None, 'Tokens, such as 1024,4096. Default: those of the size.'
 )
 BUDGET = flags.DEFINE_float(
-  'budget_gib', None, 'Memory for the largest batch.', lower_bound=0.0
+  'budget_gib',
+  None,
+  'Memory for parameters and caches of the largest batch.',
+  lower_bound=0.0,
 )
 SECONDS = flags.DEFINE_float(
-  'seconds', None, 'For all rounds of one model, context and quantity.',
+  'seconds', None,
+  'Most seconds for all rounds of one model, context and quantity.',
   lower_bound=0.0,
 )  # fmt: skip
 flags.adopt_module_key_flags(model_flags)
 
 TWIN = flags.DEFINE_bool(
-  'twin', True, 'Beside one model, the same with attention in every layer.'
+  'twin', True, 'Also measure the model with attention in every layer.'
 )
 OUT = flags.DEFINE_string('out', 'runs/profile', 'Folder of the results.')
 
 
 def take_experiment(argv):
-  """(Experiment or None, the other arguments)."""
+  """(Experiment or None, other arguments)."""
   if any(arg.split('=')[0].split('.')[0] == '--config' for arg in argv):
     return config.parse_argv(argv)
   return None, argv
@@ -95,7 +99,7 @@ def _settings():
   if CONTEXTS.value is not None:
     changes['contexts'] = command.read_numbers(
       CONTEXTS, plan.SHORTEST, sys.maxsize,
-      f'give numbers of tokens, from {plan.SHORTEST} on, as 1024,4096',
+      f'give numbers of tokens from {plan.SHORTEST} on, such as 1024,4096',
     )  # fmt: skip
   return dataclasses.replace(settings, **changes)
 
@@ -111,7 +115,8 @@ def _names():
 
 
 def _one(experiment, settings):
-  """{name: (ModelConfig, its parameters or None)} of one model and its twin."""
+  """{name: (ModelConfig, parameters or None)} of one model and its
+  all-attention twin."""
   import jax.numpy as jnp
 
   from deltanet_jax.lab.cost import calc

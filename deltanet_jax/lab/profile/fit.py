@@ -1,4 +1,4 @@
-"""Medians, and lines of cost against context, each with its interval."""
+"""Medians and line fits with confidence intervals."""
 
 import math
 from typing import NamedTuple
@@ -10,7 +10,7 @@ LEVEL = 0.95
 
 
 class Estimate(NamedTuple):
-  """A value and its interval; low and high are nan where nothing tells."""
+  """A value and its interval; low and high are nan if unknown."""
 
   value: float
   low: float
@@ -24,18 +24,18 @@ class Estimate(NamedTuple):
 
 
 def estimate_median(samples):
-  """The median between order statistics: they hold the true one with 95%, or
-  with what so few samples allow (6: 97%, 5: 94%, 3: 75%); one has none."""
+  """The median with an interval of order statistics, of 95% or what few samples
+  allow (6: 97%, 5: 94%, 3: 75%); none of a single sample."""
   x, n = np.sort(samples), len(samples)
   if n < 2:
     return Estimate(float(np.median(x)), math.nan, math.nan)
-  # the smallest and largest are always left in
+  # the smallest and largest are always kept
   drop = max(0, int(stats.binom.ppf((1 - LEVEL) / 2, n, 0.5)) - 1)
   return Estimate(float(np.median(x)), float(x[drop]), float(x[n - 1 - drop]))
 
 
 def fit_power(contexts, times):
-  """The exponent of times ~ context^e: least squares of the logarithms."""
+  """The exponent e of times ~ context^e by least squares of logarithms."""
   (slope, _), (spread, _) = _fit_line(np.log(contexts), np.log(times))
   return _student(slope, spread, len(times) - 2)
 
@@ -64,9 +64,8 @@ def fit_line(contexts, times):
 
 
 def compare_slopes(over, under):
-  """The ratio of two lines' slopes, its interval symmetric in logarithms.
-
-  None where a slope is not above zero by more than its error."""
+  """The ratio of two slopes, with an interval symmetric in logarithms; None if
+  a slope is not above zero by more than its error."""
   if min(over.a.value - over.spread, under.a.value - under.spread) <= 0:
     return None
   value = over.a.value / under.a.value
@@ -79,7 +78,7 @@ def compare_slopes(over, under):
 
 
 def _fit_line(x, y, weights=None):
-  """(slope, intercept), their standard errors (nan without spare points)."""
+  """(slope, intercept) and their standard errors, nan of two points."""
   if len(x) < 3:
     return np.polyfit(x, y, 1, w=weights), (math.nan, math.nan)
   value, covariance = np.polyfit(x, y, 1, w=weights, cov=True)

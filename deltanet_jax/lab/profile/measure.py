@@ -1,7 +1,7 @@
-"""Time and memory of prefill and decoding against the context.
+"""Time and memory of prefill and decoding at a context.
 
-At every context all models are compiled first and run once; then they take
-turns, round by round, so that whatever slows the machine slows each of them.
+All models are compiled and run once; then they run in turn, round by round, so
+that what slows the machine slows all of them.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltanet_jax.config.sampling import Sampling
-from deltanet_jax.infer import room
+from deltanet_jax.infer import cache_growth
 from deltanet_jax.infer.generate import make_advance
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.lab.profile.plan import STEPS, WARM
@@ -22,16 +22,16 @@ from deltanet_jax.mixers.base import UNWRITTEN
 from deltanet_jax.model import init_cache
 
 GREEDY = Sampling(temperature=0.0)
-# what is timed, in the order of a turn
+# what is timed, in this order
 WHATS = 'prefill', 'decode', 'largest', 'restore'
 
 
 class Skip(Exception):
-  """A cell that is not run, and why."""
+  """Why a measurement is not run."""
 
 
 class Subject:
-  """A model under measurement: its programs, compiled once for each shape."""
+  """A model to measure, with its programs compiled once per shape."""
 
   def __init__(self, name, cfg, params, settings):
     self.name = name
@@ -68,8 +68,8 @@ class Subject:
     return self._makers[key]()
 
   def largest_batch(self, context):
-    """How many sequences' caches fit beside the parameters, and whether it is
-    max_batch that limits them."""
+    """(sequences whose caches fit beside the parameters, whether max_batch is
+    the limit)."""
     size = lambda n: calc.count_total_bytes(self.cfg, context, n, self.dtype)
     each = size(2) - size(1)
     shared = self.parameter_bytes + size(1) - each
@@ -84,9 +84,8 @@ def make_empty_cache(subject, batch, slots):
 
 
 def make_nearly_full_cache(subject, batch, slots):
-  """A cache that STEPS + WARM tokens fill up. Its values are noise between -1
-  and 1, the same for every sequence: no time depends on them but that of
-  the choice of keys, which should not find them in order."""
+  """A cache with room for STEPS + WARM more tokens. Its values are noise, so
+  that the top-k choice of sparse attention does not find them sorted."""
   length = slots - STEPS - WARM
 
   def fill(path, row, rows):
@@ -96,7 +95,7 @@ def make_nearly_full_cache(subject, batch, slots):
     index = jax.lax.broadcasted_iota(jnp.int32, row.shape, max(0, row.ndim - 1))
     if name == 'positions':
       size = row.shape[-1]
-      # the newest position that is written to this slot, if there is one
+      # the newest position written to this slot, if any
       newest = index + size * ((length - 1 - index) // size)
       newest = jnp.where(newest < 0, UNWRITTEN, newest)
       return jnp.broadcast_to(newest, rows.shape)
@@ -113,10 +112,10 @@ def make_nearly_full_cache(subject, batch, slots):
 class Measurement:
   """One model, context and quantity: `run` measures it once.
 
-  prefill: a prompt of `context` tokens to the first token. decode: a token,
-  the mean of the last STEPS of the context, from a cache of `context` slots.
-  largest: the same with as many sequences as fit the budget. restore: the
-  cache of the context from the host's memory back to the device.
+  prefill: a prompt of `context` tokens up to the first token. decode: one
+  token, the mean of the last STEPS of the context. largest: the same with as
+  many sequences as fit the budget. restore: copy of the cache from host to
+  device.
   """
 
   def __init__(self, subject, what, context):
@@ -127,7 +126,7 @@ class Measurement:
     if what == 'largest':
       self.batch, self.capped = subject.largest_batch(context)
     self.program_bytes = self.cache_bytes = self.device_peak_bytes = None
-    self.once = None  # seconds of a turn, with what is not timed
+    self.once = None  # seconds of a run, with its untimed parts
     self.rounds = 0
     self.seconds = []
     self.skipped = None
@@ -137,7 +136,7 @@ class Measurement:
     return f'{self.subject.name} {self.what}'
 
   def attempt(self, action):
-    """Runs it; what does not fit becomes the reason this cell is skipped."""
+    """Runs `action`; if memory is short, notes why this is skipped."""
     if self.skipped:
       return
     try:
@@ -160,18 +159,18 @@ class Measurement:
     tokens = jnp.zeros((self.batch, length), jnp.int32)
     self._programs = [
       (part, self.subject.program(self.batch, part.shape[1], self.context))
-      for part in room.split_prompt(tokens)
+      for part in cache_growth.split_prompt(tokens)
     ]
     self.program_bytes = max(_peak(p) for _, p in self._programs)
     limit = find_memory_limit()
     if self.program_bytes > limit:
       raise Skip(
-        f'needs {self.program_bytes / 2**30:.1f} GiB of {limit / 2**30:.1f} GiB'
+        f'needs {self.program_bytes / 2**30:.1f} of {limit / 2**30:.1f} GiB'
       )
 
   def expect(self, before):
-    """Refuses what would take too long; before: None, or the record of the
-    same at a shorter context."""
+    """Skips what would take too long.   before: the record of the same at a
+    shorter context, or None"""
     if before is None or not before['seconds']:
       # a batch gets smaller with the context, a prompt does not
       if before is not None and self.what != 'largest':
@@ -197,7 +196,7 @@ class Measurement:
     self.rounds = int(self.subject.settings.seconds / self.once)
     self.rounds = min(self.subject.settings.rounds, max(1, self.rounds))
     if self.rounds > 1:
-      self.seconds = []  # the first is slower; of one alone it is little
+      self.seconds = []  # the first run is slower
 
   def run(self, first=False):
     getattr(self, f'_{self.what}')(first)
@@ -244,7 +243,7 @@ class Measurement:
     self._measured(time.perf_counter() - start, cache)
 
   def _measured(self, seconds, cache):
-    """Keeps the time, and the bytes of the cache as it lies in memory."""
+    """Notes the time and the bytes of the cache in memory."""
     layers = cache.prefix, cache.period, cache.suffix
     self.cache_bytes = sum(x.nbytes for x in jax.tree.leaves(layers))
     calculated = calc.count_total_bytes(
@@ -252,7 +251,7 @@ class Measurement:
     )
     if self.cache_bytes != calculated:
       raise AssertionError(
-        f'{self}: the cache of {self.context} tokens takes {self.cache_bytes}'
+        f'{self}: the cache of {self.context} tokens has {self.cache_bytes}'
         f' bytes and the calculator says {calculated}'
       )
     stats = jax.devices()[0].memory_stats()
@@ -261,7 +260,7 @@ class Measurement:
     self.seconds.append(seconds)
 
   def record(self):
-    """All of it, for JSON; seconds are of the prompt, token or copy."""
+    """The record for JSON; seconds are those of a prompt, token or copy."""
     names = (
       'what', 'context', 'batch', 'capped', 'skipped', 'seconds',
       'cache_bytes', 'program_bytes', 'device_peak_bytes',
@@ -270,8 +269,8 @@ class Measurement:
 
 
 def _peak(program):
-  """Bytes that the program holds at most by XLA's own plan: arguments (with
-  the parameters and the cache), results and temporaries."""
+  """Peak bytes of the program as XLA plans it: arguments (parameters and cache
+  included), results and temporaries."""
   m = program.memory_analysis()
   return (
     m.argument_size_in_bytes
@@ -282,7 +281,7 @@ def _peak(program):
 
 
 def find_memory_limit():
-  """Bytes there are for a program: the device's, or the free ones of a CPU."""
+  """Bytes available to a program: those of the device, or free on a CPU."""
   stats = jax.devices()[0].memory_stats()
   if stats:
     return stats['bytes_limit']
@@ -290,30 +289,30 @@ def find_memory_limit():
 
 
 def measure_context(subjects, context, before, show):
-  """The records of every subject at a context.
+  """Measures every subject at a context; returns the records.
 
-  before: the records of the context before it, or an empty list
-  show: takes a line of progress and the seconds left here, or None
+  before: the records of the context before, or []
+  show: called with a progress line and the seconds left here, or None
   """
-  cells = [Measurement(s, what, context) for what in WHATS for s in subjects]
+  runs = [Measurement(s, what, context) for what in WHATS for s in subjects]
   before = {(r['model'], r['what']): r for r in before}
-  for i, cell in enumerate(cells):
-    show(f'compiling {i + 1}/{len(cells)}: {cell}', None)
-    past = before.get((cell.subject.name, cell.what))
-    cell.attempt(functools.partial(cell.expect, past))
-    cell.attempt(cell.compile)
-  for i, cell in enumerate(cells):
-    show(f'first run {i + 1}/{len(cells)}: {cell}', None)
-    cell.attempt(cell.warm_up)
+  for i, run in enumerate(runs):
+    show(f'compiling {i + 1}/{len(runs)}: {run}', None)
+    past = before.get((run.subject.name, run.what))
+    run.attempt(functools.partial(run.expect, past))
+    run.attempt(run.compile)
+  for i, run in enumerate(runs):
+    show(f'first run {i + 1}/{len(runs)}: {run}', None)
+    run.attempt(run.warm_up)
   turns = [
-    (i, cell)
+    (i, run)
     for i in range(subjects[0].settings.rounds)
-    for cell in cells
-    if not cell.skipped and len(cell.seconds) + i < cell.rounds
+    for run in runs
+    if not run.skipped and len(run.seconds) + i < run.rounds
   ]
-  left = sum(cell.once for _, cell in turns)
-  for i, cell in turns:
-    show(f'round {i + 1}: {cell}', left)
-    cell.attempt(cell.run)
-    left -= cell.once
-  return [cell.record() for cell in cells]
+  left = sum(run.once for _, run in turns)
+  for i, run in turns:
+    show(f'round {i + 1}: {run}', left)
+    run.attempt(run.run)
+    left -= run.once
+  return [run.record() for run in runs]

@@ -1,36 +1,36 @@
-"""What a profile measures: sizes, models, settings. Standard library only."""
+"""Sizes, models and settings of a profile. Standard library only."""
 
 import dataclasses
 
 from deltanet_jax.config import mixers
 from deltanet_jax.config.experiment import Layer, MLPConfig, ModelConfig
 
-STEPS = 64  # timed tokens of one decoding turn
-WARM = 2  # tokens before them
-# the shortest context: the timed tokens and a prompt before them
+STEPS = 64  # timed tokens of decoding
+WARM = 2  # untimed tokens before them
+# the shortest context: the timed tokens and a prompt
 SHORTEST = 2 * STEPS
 
 
 @dataclasses.dataclass(frozen=True)
 class ProfileSettings:
-  """Everything a result depends on beside the models and the machine."""
+  """Everything that a result depends on beside models and machine."""
 
   contexts: tuple[int, ...]  # tokens, ascending
-  dtype: str  # of the computation and of the caches
+  dtype: str  # of computation and caches
   budget_gib: float  # for parameters and caches at the largest batch
-  max_batch: int  # never more sequences than these
+  max_batch: int  # most sequences
   seconds: float  # for all rounds of one model, context and quantity
-  rounds: int = 6  # the range of 6 holds the median at 97%
+  rounds: int = 6  # the range of 6 holds the median with 97%
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """Of the models that are compared, and where they are measured."""
+  """The models of a size and their settings."""
 
   d_model: int
   layers: int  # a multiple of 4
   heads: int
-  models: tuple[str, ...]  # of MODELS, the first is what others are held to
+  models: tuple[str, ...]  # of MODELS; ratios are to the first
   settings: ProfileSettings
 
 
@@ -39,7 +39,7 @@ def _doubling(first, last):
 
 
 def _list_mixers(d_model, heads):
-  """name -> (the mixer of three layers of four, of the fourth)."""
+  """{name: (mixer of three of four layers, mixer of the fourth)}."""
   width = d_model // heads
   latent = {
     'heads': heads, 'latent': d_model // 2, 'key_dim': width,
@@ -65,11 +65,11 @@ def _list_mixers(d_model, heads):
 
 
 MODELS = {
-  'full': 'attention in every layer, a key and a value for every head',
+  'full': 'multi-head attention in every layer',
   'mla': 'multi-head latent attention in every layer',
-  'dsa': 'that with an indexer that chooses the keys, in every layer',
-  'gdn3': 'Gated DeltaNet and that attention, 3:1',
-  'kda3': 'Kimi Delta Attention and that latent attention, 3:1',
+  'dsa': 'DeepSeek sparse attention in every layer',
+  'gdn3': 'Gated DeltaNet and multi-head attention, 3:1',
+  'kda3': 'Kimi Delta Attention and multi-head latent attention, 3:1',
   'gdn': 'Gated DeltaNet alone',
   'kda': 'Kimi Delta Attention alone',
 }

@@ -1,4 +1,4 @@
-"""Cost against context, drawn: both axes logarithmic, a label at each line."""
+"""Plots of time and memory against context, on log scales."""
 
 import math
 
@@ -9,26 +9,28 @@ from deltanet_jax.lab.profile import report
 
 PANELS = {
   'ttft.png': (
-    'Prefill to the first token, ms', 'prefill', report.compute_milliseconds
+    'Time to the first token (prefill), ms', 'prefill',
+    report.compute_milliseconds,
   ),
   'tpot.png': (
-    'Decoding at batch 1, ms a token', 'decode', report.compute_milliseconds
+    'Decoding at batch 1, ms per token', 'decode', report.compute_milliseconds
   ),
   'throughput.png': (
-    'Decoding at the largest batch, tokens a second', 'largest',
+    'Decoding at the largest batch, tokens per second', 'largest',
     report.compute_throughput,
   ),
   'cache.png': (
-    'Cache of one sequence, MiB', 'restore', report.compute_cache_mib
+    'State and KV cache of one sequence, MiB', 'restore',
+    report.compute_cache_mib,
   ),
   'memory.png': (
-    'Peak of the decoding program, MiB', 'decode', report.compute_program_mib
+    'Peak memory of decoding, MiB', 'decode', report.compute_program_mib
   ),
 }  # fmt: skip
 
 
 def draw_panels(settings, records, where, folder):
-  """Writes each of PANELS into the folder."""
+  """Writes the PANELS into the folder."""
   table = report.Table(records)
   for file, (title, what, value) in PANELS.items():
     figure, (axes,) = plots.make_figure((7.5, 4.8))
@@ -63,7 +65,7 @@ def _short(n):
 
 
 def _label(axes, ends):
-  """Names the lines at their ends, no name upon another."""
+  """Labels the lines at their ends, without overlap."""
   low, high = axes.get_ylim()
   step = math.log(high / low) / 22
   height = -math.inf

@@ -1,4 +1,4 @@
-"""What was measured, as tables, CSV and plots."""
+"""Tables and CSV of what was measured."""
 
 import csv
 import functools
@@ -29,7 +29,7 @@ class Table:
     return record if record and record['seconds'] else None
 
   def series(self, model, what):
-    """(contexts, median seconds) of the cells that ran."""
+    """(contexts, median seconds) of the contexts that ran."""
     ran = [self[model, what, n] for n in self.contexts]
     ran = [r for r in ran if r]
     return (
@@ -39,14 +39,14 @@ class Table:
 
 
 def find_pairs(cfgs):
-  """(model, its all-attention twin) for the models whose twin is there."""
+  """[(model, its all-attention twin)] of the models whose twin was measured."""
   pairs = []
   for name, cfg in cfgs.items():
     try:
       twin = calc.make_attention_twin(cfg)
     except ValueError:
       continue
-    # a period of equal layers may be written with another number of repeats
+    # equal layers may be written with another number of repeats
     size = lambda cfg: (cfg.layers, cfg.d_model)
     same = [n for n in cfgs if n != name and size(cfgs[n]) == size(twin)]
     pairs += [(name, same[0])] if same else []
@@ -54,7 +54,7 @@ def find_pairs(cfgs):
 
 
 def format_text(settings, cfgs, records, where):
-  """The page to read, in Markdown."""
+  """The report in Markdown."""
   t = Table(records)
   return render_page(
     pathlib.Path(__file__).with_name('summary.md.jinja'),
@@ -67,9 +67,6 @@ def format_text(settings, cfgs, records, where):
     cache_mib=compute_cache_mib, program_mib=compute_program_mib,
     skipped=[r for r in records if r['skipped']],
   )  # fmt: skip
-
-
-# what of a record is told, in milliseconds, tokens a second and MiB
 
 
 def compute_milliseconds(record):
@@ -94,8 +91,8 @@ def _cells(t, model, what, value):
 
 
 def _below(t, model, what, value, base):
-  """What belongs to each cell: of the largest batch the batch, else the ratio
-  over the model `base`, or over the prefill."""
+  """The line below a row: the batch size of the largest batch, else the ratio
+  to the model `base`, or to the prefill."""
   texts = []
   for n in t.contexts:
     record, text = t[model, what, n], ''
@@ -121,7 +118,7 @@ def _fit_decoding(t, model):
 
 
 def _fits(t, model):
-  """The cells of a model's row in the table of fits."""
+  """The row of a model in the table of fits."""
   (x, y), line = t.series(model, 'prefill'), _fit_decoding(t, model)
   cells = ['-'] * 5
   if len(x) > 1:
@@ -134,10 +131,10 @@ def _fits(t, model):
 
 
 def _compare(t, cfgs, settings, name, twin):
-  """What a hybrid saves beside the same model with attention alone."""
+  """Compares a hybrid with its all-attention twin."""
 
   def last(what):
-    """Of the longest context that both ran, in a list that may be empty."""
+    """[(context, records)] of the longest context that both ran, or []."""
     both = [(n, t[name, what, n], t[twin, what, n]) for n in t.contexts]
     return [(n, mine, full) for n, mine, full in both if mine and full][-1:]
 
@@ -156,7 +153,7 @@ def _compare(t, cfgs, settings, name, twin):
 
 
 def format_csv(records):
-  """A row a cell: medians in seconds of a prompt, a token or a copy."""
+  """A row per record: median seconds of a prompt, a token or a copy."""
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
   names = (

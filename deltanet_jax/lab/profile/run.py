@@ -1,4 +1,4 @@
-"""A profile from its settings to the files it leaves, one context at a time."""
+"""Runs a profile from its settings to its files, one context at a time."""
 
 import json
 import time
@@ -18,18 +18,18 @@ from deltanet_jax.progress import Line, format_span
 
 
 def run_profile(settings, models, folder):
-  """The text of the report; everything else is written into `folder`.
+  """Writes all results into `folder` and returns the text of the report.
 
-  models: {name: (ModelConfig, its parameters, or None for random ones)}
+  models: {name: (ModelConfig, parameters or None for random ones)}
 
-  Contexts that the folder already holds are not measured again.
+  Skips contexts that the folder already holds.
 
   Raises:
     ConfigError: the folder holds another profile, or cannot be written.
   """
   cfgs = {name: cfg for name, (cfg, _) in models.items()}
   where = describe_environment() | {'machine': describe_machine()}
-  records = _claim(folder, settings, models, where)
+  records = _open_folder(folder, settings, models, where)
   done = {r['context'] for r in records}
   if done != set(settings.contexts):
     _measure(settings, models, folder, records, done)
@@ -41,11 +41,11 @@ def run_profile(settings, models, folder):
 
 
 def _measure(settings, models, folder, records, done):
-  """Appends what is missing to `records`, and to the file."""
+  """Measures the missing contexts; appends them to `records` and the file."""
   progress = Line()
   subjects = []
   for name, (cfg, params) in models.items():
-    progress.show(f'parameters of {name}')
+    progress.show(f'making the parameters of {name}')
     subjects.append(
       measure.Subject(name, cfg, params or make_random_params(cfg), settings)
     )
@@ -68,7 +68,7 @@ def _measure(settings, models, folder, records, done):
 
 
 def _sparsely(progress, head):
-  """Shows lines, not all of them: ten a second, in a log six a minute."""
+  """Limits progress lines to ten a second, in a file to six a minute."""
   shortest = 0.1 if progress.live else 10.0
   last = 0.0
 
@@ -87,8 +87,8 @@ def make_random_params(cfg):
   return sharding.init_params(HybridLM(cfg), jax.random.key(0), mesh)
 
 
-def _claim(folder, settings, models, where):
-  """The records that the folder holds already."""
+def _open_folder(folder, settings, models, where):
+  """The records in the folder, which is made if needed."""
   tree = {
     'settings': json.loads(config.to_json(settings)),
     'models': {
@@ -109,7 +109,7 @@ def _claim(folder, settings, models, where):
     return []
   classes = config.find_own_classes(tuple(cfg for cfg, _ in models.values()))
   try:
-    stored, given = (_read_claim(x, classes) for x in (stored, tree))
+    stored, given = (_read_settings(x, classes) for x in (stored, tree))
   except (ConfigError, KeyError) as error:
     raise ConfigError(f'{path}: {error}; give another folder') from error
   if names := [name for name in given if stored[name] != given[name]]:
@@ -122,9 +122,8 @@ def _claim(folder, settings, models, where):
   return [json.loads(line) for line in results.read_text().splitlines()]
 
 
-def _read_claim(tree, classes):
-  """settings.json as values: whatever its classes were called when it was
-  written."""
+def _read_settings(tree, classes):
+  """settings.json as values, which compare equal after a class is renamed."""
   read = lambda part: config.from_json(
     json.dumps(part), classes=(ProfileSettings, *classes)
   )

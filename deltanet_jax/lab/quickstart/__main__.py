@@ -1,8 +1,10 @@
-"""Trains the quickstart model and shows what came of it.
+"""Trains a small model on Python's own sources and shows the results.
 
-  bash launch/quickstart.sh
+  python -m launch.quickstart
 
-Takes what launch.train takes; --workdir is runs/quickstart unless given.
+About five minutes on a CPU. Ctrl-C saves; the same command continues.
+Takes the flags of launch.train. Default --workdir: runs/quickstart. In a clone
+launch/quickstart.sh first makes an environment.
 """
 
 import math
@@ -24,12 +26,17 @@ flags.set_default(train.WORKDIR, 'runs/quickstart')
 flags.adopt_module_key_flags(train)
 
 
-@command.as_main(train.parse_flags)
+def _parse_flags(argv):
+  (path, changes), rest = train.split_flags(argv)
+  return config.read_experiment(path or 'quickstart', changes), rest
+
+
+@command.as_main(_parse_flags)
 def main(experiment):
   if train.RELEASED.value is not None:
-    raise ConfigError('--released is a flag of launch.train')
+    raise ConfigError('--released is not for the quickstart; use launch.train')
   if process_flags.read_process_flags():
-    raise ConfigError('the quickstart is one process; use launch.train')
+    raise ConfigError('the quickstart runs in one process; use launch.train')
   workdir = Workdir(train.WORKDIR.value)
   result = train.train_run(experiment, workdir)
   if isinstance(result, int):
@@ -47,9 +54,9 @@ def main(experiment):
 
 
 def _baselines(experiment, workdir):
-  """Bits per byte of the order-2 and order-3 models, computed once."""
+  """Bits per byte of order-2 and order-3 n-gram models, computed once."""
   path = workdir.path / 'baselines.json'
-  # a run may have gone on with another text
+  # a run may have continued with another text
   newer = lambda a, b: a.stat().st_mtime > b.stat().st_mtime
   corpus, there = workdir.corpus, path.is_file()
   if not there or corpus.is_file() and newer(corpus, path):
@@ -69,13 +76,15 @@ def _baselines(experiment, workdir):
 def _show_bits(result, baselines):
   number = lambda name: math.nan if result[name] is None else result[name]
   model = number('heldout_bits_per_byte')
-  print(f'\nBits per byte of {result["heldout_bytes"]:,} bytes never seen')
+  print(f'\nBits per byte on {result["heldout_bytes"]:,} held-out bytes')
   print(f'  {"this model":16} {model:.3f}')
   for name, bits in baselines.items():
-    print(f'  {name:16} {bits:.3f}   model: {100 * (model / bits - 1):+.0f}%')
+    print(
+      f'  {name:16} {bits:.3f}   this model: {100 * (model / bits - 1):+.0f}%'
+    )
   print(
-    f'  {result["parameters"]:,} parameters, {result["tokens"]:,} tokens'
-    f' trained on, {number("tokens_per_second"):,.0f} a second'
+    f'  {result["parameters"]:,} parameters, trained on {result["tokens"]:,}'
+    f' tokens, {number("tokens_per_second"):,.0f} per second'
   )
 
 
@@ -97,7 +106,7 @@ def _show_cache(experiment):
 
   own = experiment.model
   twin = calc.make_attention_twin(own)
-  print('\nCache of one sequence in bfloat16, MiB')
+  print('\nState and KV cache of one sequence in bfloat16, MiB')
   print(f'  {"tokens":16}' + ''.join(f'{n:>12,}' for n in CONTEXTS))
   for name, model in (('this model', own), ('all attention', twin)):
     sizes = [calc.count_total_bytes(model, n, 1, 'bfloat16') for n in CONTEXTS]

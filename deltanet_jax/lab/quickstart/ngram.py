@@ -1,29 +1,28 @@
-"""How well does counting predict the held-out text? Byte models of order n.
+"""Byte n-gram models, a baseline for bits per byte.
 
-The baseline of a language model's bits per byte: an order-n model predicts
-each symbol from the n symbols before it. Symbols are the 256 bytes and END,
-which closes every document and stands before its first byte: the same events
-that `data.text.TextData` scores, so that the figures compare.
+An order-n model predicts each symbol from the n symbols before it. Symbols are
+the 256 bytes and END, which ends every document and precedes its first byte:
+the events that `data.text.TextData` scores, so that the figures compare.
 """
 
 import numpy as np
 
 END = 256
 SYMBOLS = 257
-FIT_SHARE = 20  # one document in so many fits the weights
+FIT_SHARE = 20  # one document in 20 fits the weights
 EM_STEPS = 20
 BUCKETS = 64
-SLICE_BYTES = 8 << 20  # counted at a time, which bounds the memory
+SLICE_BYTES = 8 << 20  # counted at a time, to bound memory
 
 
 def measure_bits_per_byte(train, heldout, order):
   """Bits per byte of the order-`order` model of `train` on `heldout`.
 
-  train, heldout: iterables of documents, as bytes. The bits of the END after
-  each document count, its byte does not. order: context length, 0 to 6.
+  train, heldout: iterables of documents, as bytes. Counts the bits of the END
+  after each document, but no byte for it. order: context length, 0 to 6.
 
   Raises:
-    ValueError: an order out of range, or too few documents to fit.
+    ValueError: order is out of range, or there are too few documents to fit.
   """
   heldout = list(heldout)
   size = sum(map(len, heldout))
@@ -38,10 +37,10 @@ class NGram:
 
     p_k(s | c) = w f_k(s | c) + (1 - w) p_{k-1}(s | c without its oldest symbol)
 
-  p_{-1} is uniform; f_k is the relative frequency after the last k symbols;
-  w depends on k and on the power of two below the count of the context, and
-  is 0 for a context never seen. The weights are fitted by EM on one training
-  document in `FIT_SHARE`, counted without it; all are counted in the end.
+  p_{-1} is uniform; f_k is the relative frequency after the last k symbols; w
+  depends on k and on the power of two below the count of the context, and is 0
+  for an unseen context. EM fits w on one training document in `FIT_SHARE`, with
+  counts of the others; the final counts are those of all documents.
   """
 
   def __init__(self, documents, order):
@@ -50,8 +49,8 @@ class NGram:
       raise ValueError(f'order is {order}; give 0 to 6 symbols of context')
     if len(documents) < 2:
       raise ValueError(
-        f'{len(documents)} training documents; give 2 or more, one fits the'
-        ' weights'
+        f'{len(documents)} training documents; give 2 or more, one to fit'
+        ' the weights'
       )
     self._order = order
     held = documents[::FIT_SHARE]
@@ -90,7 +89,7 @@ class NGram:
       yield count / np.maximum(total, 1), _bucket(total)
 
   def _fit(self, codes):
-    """The weights [bucket] of every k that suit the events `codes` best."""
+    """Fits the weights [bucket] of every k to the events `codes`."""
     levels = list(self._frequencies(codes))
     weights = [np.full(BUCKETS, 0.5) for _ in levels]
     for w in weights:
@@ -105,14 +104,14 @@ class NGram:
         stop = weights[k][bucket] * f / p[k + 1]
         hits = np.bincount(bucket, reach * stop, minlength=BUCKETS)
         tries = np.bincount(bucket, reach, minlength=BUCKETS)
-        # one hit and one miss beforehand: no weight reaches 0 or 1
+        # one pseudo-count of hit and miss: no weight reaches 0 or 1
         weights[k][1:] = (hits[1:] + 1) / (tries[1:] + 2)
         reach = reach * (1 - stop)
     return weights
 
 
 def _windows(documents, order):
-  """int64 [events]: each symbol with the `order` before it, in base 257."""
+  """int64 [events]: each symbol and the `order` before it, in base 257."""
   lengths = np.array([len(d) + 1 for d in documents], np.int64)
   symbols = np.frombuffer(b''.join(d + b'\0' for d in documents), np.uint8)
   symbols = symbols.astype(np.int64)
@@ -123,7 +122,7 @@ def _windows(documents, order):
     earlier = np.empty_like(symbols)
     earlier[j:] = symbols[:-j]
     for document in range(j):
-      # the first j symbols of a document have END for a context this far back
+      # before a document's first symbols the context is END
       at = (ends - lengths) + document
       earlier[at[document < lengths]] = END
     codes += earlier * SYMBOLS**j

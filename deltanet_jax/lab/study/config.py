@@ -1,4 +1,4 @@
-"""What a study is: its sizes, its arms and what each is trained on.
+"""The sizes of a study, its model variants and its tasks.
 
 Standard library only, so that a mistake is answered before jax is imported.
 """
@@ -11,7 +11,7 @@ from deltanet_jax.config import mixers, ranges
 from deltanet_jax.config.experiment import Layer, MLPConfig, ModelConfig
 from deltanet_jax.config.ranges import Count, NotNegative, Positive, Size, Whole
 
-# arms without attention, and those that keep something of every token
+# a state of fixed size; a cache that grows with the context
 RECURRENT = ('linear', 'lightning', 'delta', 'delta-neg', 'gdn', 'kda')
 GROWING = ('full', 'full-nope', 'window', 'mla', 'dsa')
 RATIOS = ('1:1', '3:1', '7:1')
@@ -20,54 +20,71 @@ HYBRIDS = tuple(
   for name in ('lightning', 'delta', 'gdn', 'kda')
   for ratio in RATIOS
 )
-ARMS = GROWING + RECURRENT + HYBRIDS
+VARIANTS = GROWING + RECURRENT + HYBRIDS
 
-TASKS = (
-  'mqar', 'deep', 'rebinding', 'copy', 'selective-copy', 'palindrome', 'stack',
-  'two-hop', 'parity', 's5', 'quote', 'multi-turn',
-)  # fmt: skip
-# these compare ratios and take `deep` layers; 'deep' is mqar so
+VARIANT_LEGEND = (
+  'full: softmax attention; full-nope: without positions; window: of a few'
+  ' tokens; mla: multi-head latent attention; dsa: sparse attention. With a'
+  ' state of fixed size: linear attention, lightning, delta (DeltaNet),'
+  ' delta-neg (beta up to 2), gdn (Gated DeltaNet), kda. gdn-3:1: three'
+  ' recurrent layers for every attention layer.'
+)
+TASKS = {
+  'mqar': 'recall: after key-value pairs, keys are queried',
+  'deep': 'mqar in models with more layers',
+  'rebinding': 'recall where keys get new values; the latest is queried',
+  'copy': 'repeat a sequence',
+  'selective-copy': 'repeat the symbols that stood among blanks',
+  'palindrome': 'repeat a sequence backwards',
+  'stack': 'push and pop on several stacks',
+  'two-hop': 'recall in two steps: the value found is the next key',
+  'parity': 'parity of the bits so far',
+  's5': 'products of permutations of five',
+  'quote': 'name the topic of a document, quote one of its lines',
+  'multi-turn': 'a conversation that sets slots and asks for them',
+}
+# these compare ratios of recurrent to attention layers, in `deep` layers
 DEEP = ('deep', 'copy', 'quote', 'two-hop')
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
-  """Sizes of a study; every arm has the parameters of `full` within 2 %."""
+  """Sizes of a study; every variant has as many parameters as `full` (2%)."""
 
   # model
   d_model: Count = 48
-  layers: Count = 2  # after the local one
-  deep: Count = 4  # the same, of the tasks that compare ratios
+  layers: Count = 2  # after the local layer
+  deep: Count = 4  # the same, for the tasks that compare ratios
   heads: Count = 1
-  key_dim: Count = 8  # of a recurrent head: its state holds key_dim x value_dim
+  key_dim: Count = 8  # a recurrent state is key_dim x value_dim per head
   value_dim: Count = 16
-  # of the MLP of `full`; the others' follows
+  # width of the MLP of `full`; that of the others follows from it
   hidden: Annotated[int, Whole(8)] = 48
-  local: Size = 2  # tokens of the first layer's window, the same in every arm
+  local: Size = 2  # window of the first layer, the same in every variant
   conv: Size = 4  # taps of the recurrent mixers' short convolution
-  window: Count = 8  # tokens of the window arm
-  top: Count = 8  # keys of a query of the dsa arm
+  window: Count = 8  # tokens of the window variant
+  top: Count = 8  # keys that a query of dsa attends to
   dtype: str = 'float32'
   # tasks
-  symbols: Count = 24  # keys, and as many values
-  length: Count = 64  # tokens of a sequence, where the task lets choose
-  pairs: Count = 16  # the most that is to be remembered
-  updates: Count = 4  # times that a key gets a new value
+  symbols: Count = 24  # number of keys, and of values
+  length: Count = 64  # tokens of a sequence, if the task leaves it open
+  pairs: Count = 16  # at most, of recall tasks
+  updates: Count = 4  # new values of a key, in rebinding
   stacks: Count = 4
-  lines: Count = 12  # of a document that is quoted
-  width: Count = 3  # words of a line
+  lines: Count = 12  # of the document in quote
+  width: Count = 3  # words per line
   # training
   batch: Count = 16
   steps: Count = 800
   deep_steps: Count = 800
-  chunk: Count = 50  # steps of one dispatch
+  chunk: Count = 50  # steps per dispatch
   lrs: tuple[Positive, ...] = (2e-3, 4e-3, 8e-3)
-  seeds: Count = 3  # fresh ones, after the learning rate is chosen on another
+  seeds: Count = 3  # scored; another one chooses the learning rate
   warmup: Size = 20
   weight_decay: NotNegative = 0.0
   clip: Positive = 1.0
-  items: Count = 256  # sequences of an evaluation, of each seed
-  draws: Annotated[int, Whole(100)] = 1000  # of the bootstrap
+  items: Count = 256  # sequences per evaluation and seed
+  draws: Annotated[int, Whole(100)] = 1000  # bootstrap samples
 
   def __post_init__(self):
     ranges.check_ranges(self)
@@ -77,51 +94,52 @@ class StudyConfig:
       raise ValueError('lrs is empty; give rates above 0')
     if self.d_model % (2 * self.heads):
       raise ValueError(
-        f'd_model {self.d_model} is no multiple of twice the {self.heads} heads'
+        f'd_model is {self.d_model}; give a multiple of twice the'
+        f' {self.heads} heads'
       )
     for name in ('steps', 'deep_steps'):
       if getattr(self, name) % (4 * self.chunk):
         raise ValueError(
-          f'{name} is {getattr(self, name)}; give a multiple of 4 times chunk'
-          f' {self.chunk}, so that a quarter of the budget is logged'
+          f'{name} is {getattr(self, name)}; give a multiple of'
+          f' {4 * self.chunk}, 4 times chunk'
         )
 
 
-class Cell(NamedTuple):
-  """arm: a name of ARMS   task: a name of TASKS"""
+class Job(NamedTuple):
+  """One variant on one task, names of VARIANTS and TASKS."""
 
   task: str
-  arm: str
+  variant: str
   layers: int
   steps: int
 
   @property
   def name(self):
-    """Of its files."""
-    return f'{self.task}.{self.arm.replace(":", "to")}'
+    """The name of its files."""
+    return f'{self.task}.{self.variant.replace(":", "to")}'
 
 
-def parse_arm(name):
-  """(mixer, r) of an arm: 'gdn-3:1' is ('gdn', 3), 'gdn' ('gdn', 0).
+def parse_variant(name):
+  """(mixer, r) of a variant: ('gdn', 3) of 'gdn-3:1', ('gdn', 0) of 'gdn'.
 
   Raises:
-    ValueError: there is no such arm.
+    ValueError: there is no such variant.
   """
   match = re.fullmatch(r'(.+)-(\d+):1', name)
-  if name not in ARMS:
-    raise ValueError(f'no model {name!r}; there is {", ".join(ARMS)}')
+  if name not in VARIANTS:
+    raise ValueError(f'no model {name!r}; there is {", ".join(VARIANTS)}')
   return (match[1], int(match[2])) if match else (name, 0)
 
 
 def _list_mixers(cfg):
-  """Every mixer by the name of its arm."""
+  """{name: mixer configuration}."""
   H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
   width = cfg.d_model // H
   shared = {'conv': cfg.conv, 'form': 'chunked'}
   if cfg.length <= 64:
-    shared['form'] = 'recurrent'  # as fast on rows so short, compiled sooner
+    shared['form'] = 'recurrent'  # as fast on short rows, and compiles sooner
   attention = {'heads': H, 'kv_heads': H, 'head_dim': width}
-  # half the channels without positions: matching keys is learned sooner
+  # half the channels have no positions: matching keys is learned sooner
   turned = attention | {'rotary_dim': width // 4 * 2}
   latent = {
     'heads': H, 'latent': cfg.d_model // 2, 'key_dim': width,
@@ -139,7 +157,7 @@ def _list_mixers(cfg):
       index_dim=width, top=cfg.top,
     ),
     'linear': mixers.LinearAttentionConfig(**rule),
-    # one width for keys and values: that of a state of the same size
+    # keys and values of one width, so that the state has the same size
     'lightning': mixers.LightningConfig(
       heads=H, head_dim=round((K * V) ** 0.5), **shared
     ),
@@ -152,24 +170,24 @@ def _list_mixers(cfg):
   }  # fmt: skip
 
 
-def make_model(cfg, arm, vocab, layers, hidden):
-  """The ModelConfig of an arm: a local layer, then `layers` of its pattern.
+def make_model(cfg, variant, vocab, layers, hidden):
+  """The ModelConfig of a variant: a layer of windowed attention, then `layers`.
 
-  A hybrid r:1 ends every r + 1 layers with attention without positions, as
-  Kimi Linear's.
+  A hybrid r:1 repeats r recurrent layers and one of attention without
+  positions, as Kimi Linear does.
 
   Raises:
-    ValueError: `layers` are no multiple of the pattern.
+    ValueError: `layers` is no multiple of the repeating block.
   """
-  name, ratio = parse_arm(arm)
+  name, ratio = parse_variant(variant)
   known, ffn = _list_mixers(cfg), MLPConfig(hidden)
   period = (Layer(known[name], ffn),)
   if ratio:
     period = period * ratio + (Layer(known['full-nope'], ffn),)
   if layers % len(period):
     raise ValueError(
-      f'{arm} repeats {len(period)} layers and the model has {layers}; give a'
-      ' multiple'
+      f'{variant} repeats {len(period)} layers and the model has {layers}; give'
+      ' a multiple'
     )
   first = (Layer(known['local'], ffn),) if cfg.local else ()
   return ModelConfig(

@@ -1,7 +1,12 @@
-"""What a study of each size trains: cells of arm and task."""
+"""The jobs of a study of each size: pairs of variant and task."""
 
 from deltanet_jax.lab.study import config
-from deltanet_jax.lab.study.config import DEEP, TASKS, StudyConfig, parse_arm
+from deltanet_jax.lab.study.config import (
+  DEEP,
+  TASKS,
+  StudyConfig,
+  parse_variant,
+)
 
 SIZES = {
   # continuous integration: minutes
@@ -10,7 +15,7 @@ SIZES = {
     lrs=(2e-3, 4e-3), seeds=2, items=128,
   ),
   'study': StudyConfig(),
-  # one H200: the widths and the length of Kimi Linear's figure 4
+  # one H200: widths and length of figure 4 of Kimi Linear (arXiv:2510.26692)
   'gpu': StudyConfig(
     d_model=256, layers=2, deep=8, heads=2, key_dim=128, value_dim=128,
     hidden=256, local=0, conv=4, symbols=512, length=1024, pairs=128,
@@ -20,8 +25,7 @@ SIZES = {
   ),
 }  # fmt: skip
 
-# (task, arms), in the order of what is to be known first; a line is only
-# begun when those above it are
+# (task, variants), the most informative first; jobs start in this order
 ORDER = {
   'smoke': [('mqar', ('full-nope', 'linear', 'delta', 'delta-1:1'))],
   'study': [
@@ -43,9 +47,9 @@ ORDER = {
 }  # fmt: skip
 
 
-def list_cells(cfg, size, models, tasks):
-  """The Cells of a size; `tasks`, where given, choose, and `models` too: every
-  model then runs on every task.
+def list_jobs(cfg, size, models, tasks):
+  """The Jobs of a size. If `tasks` or `models` are given, only these; every
+  model given then runs on every task.
 
   Raises:
     ValueError: an unknown name, or layers that a ratio does not divide.
@@ -54,26 +58,26 @@ def list_cells(cfg, size, models, tasks):
     if name not in TASKS:
       raise ValueError(f'no task {name!r}; there is {", ".join(TASKS)}')
   for name in models:
-    parse_arm(name)
+    parse_variant(name)
   order = ORDER[size]
   if models:
     names = tasks or dict.fromkeys(task for task, _ in order)
     order = [(task, models) for task in names]
   elif tasks:
-    arms = {task: row for task, row in reversed(order)}
-    others = arms[order[0][0]]  # of a task that has none of its own
+    variants = {task: row for task, row in reversed(order)}
+    others = variants[order[0][0]]  # for a task that this size does not have
     order = [x for x in order if x[0] in tasks]
-    order += [(task, others) for task in tasks if task not in arms]
-  cells = []
-  for task, arms in order:
+    order += [(task, others) for task in tasks if task not in variants]
+  jobs = []
+  for task, variants in order:
     layers, steps = cfg.layers, cfg.steps
     if task in DEEP:
       layers, steps = cfg.deep, cfg.deep_steps
-    for arm in arms:
-      # or it says what is odd
-      config.make_model(cfg, arm, cfg.symbols, layers, cfg.hidden)
-      cells.append(config.Cell(task, arm, layers, steps))
-  return list(dict.fromkeys(cells))
+    for variant in variants:
+      # raises if the layers do not fit
+      config.make_model(cfg, variant, cfg.symbols, layers, cfg.hidden)
+      jobs.append(config.Job(task, variant, layers, steps))
+  return list(dict.fromkeys(jobs))
 
 
 def make_task(cfg, name):
@@ -81,7 +85,7 @@ def make_task(cfg, name):
   from deltanet_jax.data.tasks import documents, order, synthetic, tracking
 
   N, T = cfg.pairs, cfg.length
-  # short lists too: on them the lookup is learned, the long ones need it
+  # lookup is learned on short lists
   levels = tuple(sorted({min(N, max(2, N // part)) for part in (8, 4, 2, 1)}))
   sizes = tuple(sorted({T // 8, T // 4, T // 2}))
   pool = {'keys': cfg.symbols, 'values': cfg.symbols}
@@ -117,12 +121,12 @@ def make_task(cfg, name):
   return make[name]()
 
 
-def estimate_seconds(cfg, cell):
-  """About how long a core works at a cell: measured on 2 cores of an AMD
-  EPYC, linear in tokens and layers."""
-  name, ratio = parse_arm(cell.arm)
+def estimate_seconds(cfg, job):
+  """Estimated seconds of one core: linear in tokens and layers, as measured on
+  an AMD EPYC."""
+  name, ratio = parse_variant(job.variant)
   heavy = {'kda': 5.0, 'gdn': 2.2, 'delta': 2.0, 'delta-neg': 2.0, 'dsa': 2.0}
   weight = heavy.get(name, 1.2)
   per_layer = (weight * ratio + 1) / (ratio + 1) if ratio else weight
-  work = cfg.batch * cfg.length * cell.steps * 2 * max(len(cfg.lrs), cfg.seeds)
-  return 30 + 2.9e-6 * work * cfg.d_model / 48 * (cell.layers * per_layer + 1)
+  work = cfg.batch * cfg.length * job.steps * 2 * max(len(cfg.lrs), cfg.seeds)
+  return 30 + 2.9e-6 * work * cfg.d_model / 48 * (job.layers * per_layer + 1)

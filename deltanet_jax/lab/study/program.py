@@ -1,7 +1,7 @@
-"""The one compiled program of a cell: trains and scores all members at once.
+"""The compiled program of a job: trains and scores all members at once.
 
-A member is a learning rate with a seed. Members lie on a leading axis, the
-data are made on the device, and a seed gives every arm the same data.
+A member is a learning rate with a seed. Members are vmapped, data are drawn on
+the device, and a seed gives every variant the same data.
 """
 
 import math
@@ -18,23 +18,23 @@ from deltanet_jax.config.objectives import NextTokenConfig
 from deltanet_jax.parallel import sharding
 from deltanet_jax.train import optimizer
 
-EVALUATION = 2**31 - 1  # the step whose data are never trained on
+EVALUATION = 2**31 - 1  # the step number that draws evaluation data
 
 
 class Scores(NamedTuple):
-  """What a member scored, for each target; M members, I sequences."""
+  """Scores of every target; M members, I sequences."""
 
   correct: Any  # [M,I,T] bool
   nats: Any  # [M,I,T] float32
-  weights: Any  # [M,I,T]; 0: no target
+  weights: Any  # [M,I,T], 0: no target
   slices: dict  # name -> [M,I,T] int32
-  tokens: Any  # [M,I,T] int32, what the model read
+  tokens: Any  # [M,I,T] int32, the input
 
 
 class StudyProgram(NamedTuple):
   """init: seeds [M] -> state
-  advance: (state, rates [M], seeds [M], start, stop) -> (state, Scores), the
-  scores after the steps start, ..., stop - 1; start == stop only scores
+  advance: (state, rates [M], seeds [M], start, stop) -> (state, Scores): trains
+  the steps start, ..., stop - 1, then scores; start == stop only scores
   """
 
   init: Any
@@ -42,7 +42,7 @@ class StudyProgram(NamedTuple):
 
 
 def make_program(cfg, model_cfg, task, steps):
-  """The Program that trains `model_cfg` on `task` for `steps` in all."""
+  """The StudyProgram that trains `model_cfg` on `task` for `steps`."""
   lm = model.HybridLM(model_cfg, jnp.dtype(cfg.dtype))
   axes = sharding.find_logical_axes(lm)
   rules = OptimConfig(
@@ -60,7 +60,7 @@ def make_program(cfg, model_cfg, task, steps):
     state = _train(loss, make_adam(rate), sample, state, start, stop)
     return state, _score(lm, state[0], draw(EVALUATION, cfg.items))
 
-  # compiled sooner than for all seeds at once
+  # compiles sooner than a vmap over seeds
   init = jax.jit(lambda seed: _init(lm, make_adam(1.0), seed))
 
   def begin(seeds):
@@ -71,20 +71,20 @@ def make_program(cfg, model_cfg, task, steps):
 
 
 def _init(lm, adam, seed):
-  """Parameters and moments of a member."""
+  """Parameters and optimizer state of a member."""
   plain = jax.tree.structure(sharding.make_abstract_params(lm))
   boxed = lm.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))
-  # without the names of the axes
+  # without the boxes that hold axis names
   params = jax.tree.unflatten(plain, jax.tree.leaves(boxed['params']))
-  # tokens enter as large as what a layer adds to them: smaller, they drown
-  # in it, and small models learn no lookup in some hundred steps
+  # unit-variance embeddings: with smaller ones, small models do not learn
+  # lookup within some hundred steps
   params['backbone']['embed'] /= model.EMBED_STD
   return params, adam.init(params)
 
 
 def _make_loss(cfg, model_cfg):
   sparse = any(isinstance(x.mixer, DSAConfig) for x in model_cfg.layers)
-  # the choice of keys has no gradient of the loss: the indexer has its own
+  # the choice of keys has no gradient, so the indexer has a loss of its own
   weights = NextTokenConfig(indexer=float(sparse))
   objective = weights.make(model_cfg, jnp.dtype(cfg.dtype))
 
@@ -119,8 +119,8 @@ def _score(lm, params, example):
 
 
 def scale_decay(params, scale):
-  """`params` whose mixers decay at e^(scale g) where they did at e^g: the
-  logarithm of every decay is -exp(A_log) softplus(.), so A_log moves."""
+  """`params` with decay e^(scale g) instead of e^g, by a shift of A_log: every
+  log-decay is g = -exp(A_log) softplus(.)."""
 
   def shift(path, x):
     if path[-1].key != 'A_log':

@@ -1,4 +1,4 @@
-"""What a study found: findings, a verdict in words, summary.md, report.html."""
+"""The report of a study: findings in words, summary.md, report.html."""
 
 import bisect
 import pathlib
@@ -7,10 +7,16 @@ from typing import NamedTuple
 from deltanet_jax.config.files import write_text
 from deltanet_jax.lab.pages import render_page
 from deltanet_jax.lab.study import expect, plots, stats
-from deltanet_jax.lab.study.config import ARMS, make_model, parse_arm
+from deltanet_jax.lab.study.config import (
+  TASKS,
+  VARIANT_LEGEND,
+  VARIANTS,
+  make_model,
+  parse_variant,
+)
 from deltanet_jax.lab.study.training import count_cache_floats
 
-LONG = 131_072  # tokens at which memory is compared too
+LONG = 131_072  # tokens; memory is also compared at this context
 
 
 class Report(NamedTuple):
@@ -18,24 +24,24 @@ class Report(NamedTuple):
   status: int  # 1: a gate failed
 
 
-def write_report(cfg, size, cells, folder, rows):
-  """Draws, judges and writes everything; the cells that `folder` lacks are
-  named as missing."""
-  done = [cell for cell in cells if folder.done(cell)]
-  missing = [cell.name for cell in cells if cell not in done]
-  arrays = {(c.task, c.arm): folder.arrays(c) for c in done}
+def write_report(cfg, size, jobs, folder, rows):
+  """Writes plots, summary.md and report.html; names the jobs not yet done."""
+  done = [job for job in jobs if folder.done(job)]
+  missing = [job.name for job in jobs if job not in done]
+  arrays = {(c.task, c.variant): folder.arrays(c) for c in done}
   failed = [f'{t} {a}' for (t, a), scores in arrays.items() if not scores]
   arrays = {key: scores for key, scores in arrays.items() if scores}
   view = plots.View(cfg, rows, arrays)
-  arms = {task: view.arms(task) for task, _ in arrays}
+  variants = {task: view.variants(task) for task, _ in arrays}
   expectations = (
     expect.list_smoke_expectations(cfg)
     if size == 'smoke'
-    else expect.list_expectations(cfg, arms)
+    else expect.list_expectations(cfg, variants)
   )
-  findings = expect.judge_all(expectations, arrays, cfg.draws)
+  untrained = find_untrained(view)
+  findings = expect.judge_all(expectations, arrays, cfg.draws, untrained)
   verdict, counts = describe_hybrids(cfg, view), _counts(findings)
-  remarks = describe_unlearned(view)
+  remarks = describe_untrained(untrained)
   if failed:
     remarks.append(f'Not finite at any learning rate: {", ".join(failed)}.')
   if missing:
@@ -44,7 +50,9 @@ def write_report(cfg, size, cells, folder, rows):
     'cfg': cfg, 'size': size, 'margin': f'{expect.MARGIN:g}',
     'sentences': verdict, 'remarks': remarks, 'counts': counts,
     'findings': findings, 'show': format_estimate, 'head': HEAD,
-    'tables': {task: _table(cfg, view, task) for task in arms},
+    'tables': {task: _table(cfg, view, task) for task in variants},
+    'overview': _overview(cfg, view, variants, untrained), 'about': TASKS,
+    'legend': VARIANT_LEGEND,
     'figures': plots.draw_plots(view, folder.plots),
     'sizes': ', '.join(f'{k} {v}' for k, v in vars(cfg).items()),
   }  # fmt: skip
@@ -60,7 +68,7 @@ def write_report(cfg, size, cells, folder, rows):
   ]
   lost = size == 'smoke' and len(findings) < len(expectations) and not missing
   if lost:
-    lines.append('FAILED: a model of the gates was not finite')
+    lines.append('FAILED: the loss of a gated model was not finite')
   status = int(lost or any(f.failed for f in findings))
   return Report('\n'.join([*lines, str(folder.report)]), status)
 
@@ -71,96 +79,104 @@ def format_estimate(e):
 
 
 def _counts(findings):
-  kinds = stats.HOLDS, stats.VIOLATED, stats.OPEN
+  kinds = stats.HOLDS, stats.VIOLATED, stats.OPEN, stats.UNTRAINED
   number = lambda kind: sum(f.verdict == kind for f in findings)
   counts = ', '.join(f'{number(kind)} {kind}' for kind in kinds)
-  return [f'Expectations: {counts}.'] if findings else []
+  return [f'{len(findings)} expectations: {counts}.'] if findings else []
 
 
 def describe_hybrids(cfg, view):
-  """Sentences on what each hybrid gave up and saved against full attention."""
+  """Sentences on the accuracy and memory of each hybrid against attention."""
   out = []
-  names = {a for _, a in view.arrays if parse_arm(a)[1]}
-  for arm in sorted(names, key=ARMS.index):
-    tasks = [t for t, a in view.arrays if a == arm and _base(view, t)]
+  names = {a for _, a in view.arrays if parse_variant(a)[1]}
+  for variant in sorted(names, key=VARIANTS.index):
+    tasks = [t for t, a in view.arrays if a == variant and _base(view, t)]
     if tasks:
-      out.append(_sentence(cfg, view, arm, tasks))
-  return out or ['No hybrid ran beside full attention.']
+      out.append(_sentence(cfg, view, variant, tasks))
+  return out or ['No hybrid was trained beside full attention.']
 
 
-def describe_unlearned(view):
-  """Sentences on the arms that are not shown to bind values to keys, not even
-  in the shortest lists: to pick any of the n values shown is right in 1/n."""
+def find_untrained(view):
+  """[(task, variant)] of the recall models that may still guess among the n
+  values shown, which is right in 1/n, even with the fewest pairs."""
   out = []
   for task in ('mqar', 'deep'):
-    names = []
-    for arm in view.arms(task):
+    for variant in view.variants(task):
       n = int(view.levels(task, 'pairs').min())
-      estimate = view.accuracy(task, arm, {'pairs': (n, n)})
+      estimate = view.accuracy(task, variant, {'pairs': (n, n)})
       if estimate.low < 1 / n + expect.MARGIN:
-        names.append(arm)
-    if names:
-      out.append(
-        f'Not shown to have learned {task} within the steps, where any of the'
-        f' values shown would do as well: {", ".join(names)}. There the numbers'
-        ' speak of the training, not of the memory.'
-      )
+        out.append((task, variant))
+  return out
+
+
+def describe_untrained(untrained):
+  """A sentence for each task with untrained models."""
+  out = []
+  for task in dict.fromkeys(task for task, _ in untrained):
+    names = ', '.join(variant for name, variant in untrained if name == task)
+    out.append(
+      f'Not shown to have learned {task}: {names}. Within the steps they did no'
+      ' better than guess among the values shown, even with the fewest pairs;'
+      ' their scores need not show what they could store.'
+    )
   return out
 
 
 def _base(view, task):
-  """The attention that a task's arms are compared with, or None."""
+  """The attention that a task is compared with, or None."""
   names = 'full', 'full-nope'
   return next((a for a in names if (task, a) in view.arrays), None)
 
 
-def _sentence(cfg, view, arm, tasks):
-  clauses = {'gave up': [], 'gained': []}
-  equal, open_ = f'was equal within {expect.MARGIN:g} on', 'is not resolved on'
-  clauses |= {equal: [], open_: []}
+def _sentence(cfg, view, variant, tasks):
+  worse, better, open_ = 'worse on', 'better on', 'undecided on'
+  equal = f'equal within {expect.MARGIN:g} on'
+  clauses = {worse: [], better: [], equal: [], open_: []}
   for task in tasks:
-    limits = expect.limit_to_hardest(cfg, task)
+    limits = expect.limit_to_largest(cfg, task)
     mine, base = (
       stats.make_part(sign, task, view.arrays[task, name], limits)
-      for sign, name in ((1, arm), (-1, _base(view, task)))
+      for sign, name in ((1, variant), (-1, _base(view, task)))
     )
     e = stats.estimate_sum([mine, base], cfg.draws)
-    kind = {stats.HOLDS: 'gained', stats.VIOLATED: 'gave up'}.get(
-      e.above(0), open_
-    )
+    kind = {stats.HOLDS: better, stats.VIOLATED: worse}.get(e.above(0), open_)
     if e.within(expect.MARGIN) == stats.HOLDS:
       kind = equal
     clauses[kind].append(
-      f'{task} {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}] of'
-      f' {base.right.sum() / base.questions.sum():.2f}'
+      f'{task} {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}] (full:'
+      f' {base.right.sum() / base.questions.sum():.2f})'
     )
-  said = '; '.join(f'{k} {", ".join(x)}' for k, x in clauses.items() if x)
-  saved = _saved(cfg, view, arm, tasks[0])
-  return f'Against full attention, {arm} {said}. {saved}'
+  compared = '; '.join(
+    f'{kind} {", ".join(x)}' for kind, x in clauses.items() if x
+  )
+  memory = _compare_memory(cfg, view, variant, tasks[0])
+  return f'{variant} against full attention: {compared}. {memory}'
 
 
-def _saved(cfg, view, arm, task):
-  """What decoding keeps, at the length trained on and at LONG tokens."""
-  facts = view.facts(task, arm)
+def _compare_memory(cfg, view, variant, task):
+  """Scalars in state and KV cache, at the length trained on and at LONG."""
+  facts = view.facts(task, variant)
 
-  def floats(arm, context):
-    model = make_model(cfg, arm, facts['vocab'], facts['layers'], cfg.hidden)
+  def floats(variant, context):
+    model = make_model(
+      cfg, variant, facts['vocab'], facts['layers'], cfg.hidden
+    )
     return count_cache_floats(model, context)
 
   clauses = []
   for n in (facts['length'], LONG):
-    mine, full = floats(arm, n), floats('full', n)
+    mine, full = floats(variant, n), floats('full', n)
     less = f'{mine / full - 1:+.0%}'
-    clauses.append(f'{mine:,} numbers of {n:,} tokens, full {full:,} ({less})')
-  meet = find_break_even(lambda n: floats(arm, n) - floats('full', n))
-  least = f' It saves from {meet:,} tokens on.' if meet else ''
-  return f'It keeps {"; ".join(clauses)}.{least}'
+    clauses.append(f'{mine:,} after {n:,} tokens (full: {full:,}, {less})')
+  meet = find_break_even(lambda n: floats(variant, n) - floats('full', n))
+  least = f'; fewer from {meet:,} tokens on' if meet else ''
+  return f'Scalars in state and KV cache: {", ".join(clauses)}{least}.'
 
 
 def find_break_even(difference, most=1 << 20):
-  """The least context at which difference(context) <= 0; None above most.
+  """The least context with difference(context) <= 0; None if above most.
 
-  difference: never grows with the context
+  difference: does not increase with the context
   """
   saves = lambda n: difference(n) <= 0
   context = bisect.bisect_left(range(1, most + 1), True, key=saves) + 1
@@ -168,17 +184,37 @@ def find_break_even(difference, most=1 << 20):
 
 
 HEAD = (
-  'model', 'parameters', 'numbers kept', 'accuracy', 'hardest size', 'by seed'
+  'model', 'parameters', 'scalars in state and KV cache', 'accuracy',
+  'largest size', 'largest size, by seed',
 )  # fmt: skip
 
 
+def _overview(cfg, view, variants, untrained):
+  """Rows of accuracies at the largest size: a variant, then all tasks; * marks
+  the untrained."""
+  rows = [('model', *variants)]
+
+  def cell(task, variant):
+    if variant not in variants[task]:
+      return ''
+    limits = expect.limit_to_largest(cfg, task)
+    mark = '*' if (task, variant) in untrained else ''
+    return f'{view.accuracy(task, variant, limits).value:.2f}{mark}'
+
+  for variant in VARIANTS:
+    cells = [cell(task, variant) for task in variants]
+    if any(cells):
+      rows.append((variant, *cells))
+  return rows
+
+
 def _table(cfg, view, task):
-  """The cells of HEAD of every arm of a task."""
-  limits, rows = expect.limit_to_hardest(cfg, task), []
-  for arm in view.arms(task):
-    facts = view.facts(task, arm)
+  """Rows of the columns HEAD, one for each variant of a task."""
+  limits, rows = expect.limit_to_largest(cfg, task), []
+  for variant in view.variants(task):
+    facts = view.facts(task, variant)
     sizes = (f'{facts[x]:,}' for x in ('parameters', 'cache_floats'))
-    estimates = (view.accuracy(task, arm, x) for x in ({}, limits))
-    by_seed = ' '.join(f'{x:.2f}' for x in view.seeds(task, arm, limits))
-    rows.append((arm, *sizes, *map(format_estimate, estimates), by_seed))
+    estimates = (view.accuracy(task, variant, x) for x in ({}, limits))
+    by_seed = ' '.join(f'{x:.2f}' for x in view.seeds(task, variant, limits))
+    rows.append((variant, *sizes, *map(format_estimate, estimates), by_seed))
   return rows

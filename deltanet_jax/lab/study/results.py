@@ -1,4 +1,4 @@
-"""The files of a study: a cell is kept whole or not at all."""
+"""The files of a study; a job is stored whole or not at all."""
 
 import csv
 import io
@@ -20,12 +20,12 @@ COLUMNS = (
 
 
 class StudyFolder:
-  """Paths of a study's files."""
+  """The files of a study."""
 
   def __init__(self, path):
     self.path = pathlib.Path(path)
     self.config = self.path / 'study.json'
-    self.cells = self.path / 'cells'
+    self.jobs = self.path / 'cells'
     self.results = self.path / 'results.jsonl'
     self.summary = self.path / 'summary.csv'
     self.text = self.path / 'summary.md'
@@ -34,65 +34,66 @@ class StudyFolder:
     self.timing = self.path / 'timing.jsonl'
 
   def check(self, cfg):
-    """Refuses a folder that a study of other sizes owns.
+    """Refuses the folder of a study of other sizes.
 
     Raises:
-      ConfigError: with the fields that differ.
+      ConfigError: names the fields that differ.
     """
     require_folder(self.path)
     if not self.config.is_file():
       return
     stored = config.from_json(self.config.read_text(), classes=(type(cfg),))
     if type(stored) is not type(cfg):
-      raise ConfigError(f'{self.config} is of no study; give another --workdir')
+      raise ConfigError(
+        f'{self.config} belongs to no study; give another --workdir'
+      )
     lines = config.list_differences(stored, cfg)
     require_same(self.path, lines, 'a study of other sizes')
 
   def make(self, cfg):
-    """Makes the folder.
+    """Creates the folder.
 
     Raises:
       ConfigError: it cannot be written.
     """
     try:
-      self.cells.mkdir(parents=True, exist_ok=True)
+      self.jobs.mkdir(parents=True, exist_ok=True)
       self.plots.mkdir(exist_ok=True)
       write_text(self.config, config.to_json(cfg) + '\n')
     except OSError as error:
       raise ConfigError(f'--workdir={self.path}: {error.strerror}') from error
 
-  def done(self, cell):
-    """Whether the cell's rows are kept."""
-    return (self.cells / f'{cell.name}.json').is_file()
+  def done(self, job):
+    """Whether the job is stored."""
+    return (self.jobs / f'{job.name}.json').is_file()
 
-  def keep(self, cell, rows, arrays, seconds):
-    """Keeps a cell; its rows come last and make it count."""
-    path = self.cells / f'{cell.name}.npz'
+  def keep(self, job, rows, arrays, seconds):
+    """Stores a job; the file of its rows is written last and marks it done."""
+    path = self.jobs / f'{job.name}.npz'
     temporary = path.with_suffix('.tmp')
     with open(temporary, 'wb') as file:
       np.savez_compressed(file, **arrays)
     os.replace(temporary, path)
     lines = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows)
-    write_text(self.cells / f'{cell.name}.json', lines)
+    write_text(self.jobs / f'{job.name}.json', lines)
     with open(self.timing, 'a') as file:
-      note = {'cell': cell.name, 'seconds': round(seconds, 1)}
+      note = {'cell': job.name, 'seconds': round(seconds, 1)}
       file.write(json.dumps(note) + '\n')
 
-  def rows(self, cell):
-    """The cell's rows."""
-    lines = (self.cells / f'{cell.name}.json').read_text().splitlines()
+  def rows(self, job):
+    """The rows of a job."""
+    lines = (self.jobs / f'{job.name}.json').read_text().splitlines()
     return [json.loads(line) for line in lines]
 
-  def arrays(self, cell):
-    """The cell's last scores, or {} when no learning rate stayed finite."""
-    with np.load(self.cells / f'{cell.name}.npz') as file:
+  def arrays(self, job):
+    """Final scores of a job; {} if no learning rate stayed finite."""
+    with np.load(self.jobs / f'{job.name}.npz') as file:
       return dict(file)
 
-  def collect(self, cells):
-    """Writes results.jsonl and summary.csv of what is done; returns the
-    rows."""
-    done = [cell for cell in cells if self.done(cell)]
-    rows = [row for cell in done for row in self.rows(cell)]
+  def collect(self, jobs):
+    """Writes results.jsonl and summary.csv of the jobs done; returns rows."""
+    done = [job for job in jobs if self.done(job)]
+    rows = [row for job in done for row in self.rows(job)]
     lines = ''.join(json.dumps(row) + '\n' for row in rows)
     write_text(self.results, lines)
     write_text(self.summary, format_csv(summarize_rows(rows)))
@@ -100,8 +101,8 @@ class StudyFolder:
 
 
 def summarize_rows(rows):
-  """A dict of COLUMNS for each task, model and slice: the mean over the fresh
-  seeds after the last step, with the lowest and highest seed."""
+  """A dict of COLUMNS for each task, model and slice: mean, lowest and highest
+  of the fresh seeds after the last step."""
   groups = {}
   for row in rows:
     if row['phase'] == 'fresh' and row['step'] == row['steps']:
@@ -123,7 +124,7 @@ def summarize_rows(rows):
 
 
 def format_csv(summary):
-  """The summary as CSV; what was not finite is empty."""
+  """The summary as CSV; values that are not finite are empty."""
   text = io.StringIO()
   writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
   writer.writeheader()

@@ -1,4 +1,4 @@
-"""Runs the cells that are not done, side by side, and says how it goes."""
+"""Runs the jobs of a study in parallel and prints their progress."""
 
 import concurrent.futures
 import threading
@@ -10,9 +10,9 @@ from deltanet_jax.lab.study.matrix import estimate_seconds, make_task
 from deltanet_jax.progress import Line, format_span
 
 
-class Cells:
-  """A line whenever a cell is done, and at least every half minute: what is
-  done, and once a cell is, cells a minute and the time left."""
+class Jobs:
+  """Prints a line for every job done and at least every half minute; once a job
+  is done, with the rate and the time left."""
 
   def __init__(self, costs, stream=None, clock=time.monotonic):
     self._costs, self._shares = costs, dict.fromkeys(costs, 0.0)
@@ -21,14 +21,14 @@ class Cells:
     self._lock = threading.Lock()
 
   def part(self, name, share):
-    """`share` of a cell is done."""
+    """Notes that `share` of a job is done."""
     with self._lock:
       self._shares[name] = share
       if self._clock() - self._shown >= 30:
         self._show(f'in {name}')
 
   def done(self, name, result):
-    """A cell is done; `result` in words."""
+    """Notes that a job is done, with its result in words."""
     with self._lock:
       self._shares[name] = 1.0
       self._show(f'{name}: {result}')
@@ -40,58 +40,57 @@ class Cells:
     work = cost(lambda n: self._shares[n])
     left = cost(lambda n: 1 - self._shares[n])
     finished = sum(x == 1 for x in self._shares.values())
-    about = f'{format_span(spent)} gone'
-    if finished and spent:  # the first cell compiles most of the time
+    about = f'{format_span(spent)} elapsed'
+    if finished and spent:  # the first job compiles most of the time
       about += (
-        f', {60 * finished / spent:.1f} cells a minute,'
+        f', {60 * finished / spent:.1f} jobs a minute,'
         f' {format_span(spent / work * left)} left'
       )
     self._line.say(f'{finished}/{len(self._shares)} {what} ({about})')
 
 
-def run_cells(cfg, cells, folder, jobs, limit=0.0):
-  """Every cell of `cells` that `folder` lacks, `jobs` at a time; none is begun
-  after `limit` seconds, unless that is 0.
+def run_jobs(cfg, jobs, folder, parallel, limit=0.0):
+  """Runs the jobs that `folder` lacks, `parallel` at a time; returns {name:
+  error} of those that raised.
 
-  Killed and started again, what was done stays as it is: a cell depends on
-  nothing but the sizes. A cell that raises is told and left out; returns
-  {name: error} of these.
+  No job starts after `limit` seconds, unless that is 0. A job depends on the
+  sizes alone, so a study may be stopped and started again.
   """
-  todo = [cell for cell in cells if not folder.done(cell)]
-  progress = Cells({cell.name: estimate_seconds(cfg, cell) for cell in todo})
+  todo = [job for job in jobs if not folder.done(job)]
+  progress = Jobs({job.name: estimate_seconds(cfg, job) for job in todo})
   errors = {}
   stop, began = threading.Event(), time.monotonic()
 
-  def work(cell):
+  def work(job):
     if stop.is_set():
       raise training.Stopped
     start = time.monotonic()
     if limit and start - began > limit:
       return
 
-    def tell(share):
+    def report(share):
       if stop.is_set():
         raise training.Stopped
-      progress.part(cell.name, share)
+      progress.part(job.name, share)
 
     try:
-      rows, arrays = training.run_cell(
-        cfg, cell, make_task(cfg, cell.task), tell
+      rows, arrays = training.run_job(
+        cfg, job, make_task(cfg, job.task), report
       )
     except (training.Stopped, KeyboardInterrupt):
-      stop.set()  # before this thread takes another cell
+      stop.set()  # before this thread takes another job
       raise
     except Exception as error:
-      # hours of other cells do not hang on this one
-      errors[cell.name] = error
+      # the other jobs, maybe hours of them, go on
+      errors[job.name] = error
       traceback.print_exception(error)
-      progress.done(cell.name, f'FAILED: {error}')
+      progress.done(job.name, f'FAILED: {error}')
       return
-    folder.keep(cell, rows, arrays, time.monotonic() - start)
-    progress.done(cell.name, _told(rows))
+    folder.keep(job, rows, arrays, time.monotonic() - start)
+    progress.done(job.name, _describe_result(rows))
 
-  pool = concurrent.futures.ThreadPoolExecutor(jobs)
-  futures = [pool.submit(work, cell) for cell in todo]
+  pool = concurrent.futures.ThreadPoolExecutor(parallel)
+  futures = [pool.submit(work, job) for job in todo]
   try:
     for future in concurrent.futures.as_completed(futures):
       future.result()
@@ -101,7 +100,7 @@ def run_cells(cfg, cells, folder, jobs, limit=0.0):
   return errors
 
 
-def _told(rows):
+def _describe_result(rows):
   last = [
     row['accuracy'] for row in rows
     if (row['phase'], row['slice'], row['step'])

@@ -1,17 +1,18 @@
-"""Differences of accuracy with what the bootstrap says about them."""
+"""Differences of accuracy with bootstrap intervals."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-HOLDS, VIOLATED, OPEN = 'holds', 'violated', 'not resolved'
+HOLDS, VIOLATED, OPEN = 'holds', 'violated', 'undecided'
+UNTRAINED = 'untrained'  # a model of the claim did not learn the task
 
 
 class Part(NamedTuple):
-  """One accuracy of a sum: sign times right answers over questions.
+  """A term of a sum: sign times right answers over questions.
 
-  group: parts of a group have the same seeds and sequences, and so are drawn
-  together   right, questions [S,I] of S seeds and I sequences
+  group: parts of a group share seeds and sequences and are resampled together
+  right, questions: [S,I] of S seeds and I sequences
   """
 
   sign: float
@@ -21,27 +22,27 @@ class Part(NamedTuple):
 
 
 class AccuracyEstimate(NamedTuple):
-  """A value with its 95 % interval."""
+  """A value with its 95% interval."""
 
   value: float
   low: float
   high: float
 
   def above(self, bound):
-    """The verdict on 'it is above bound'."""
+    """The verdict on the claim that it is above bound."""
     if self.low > bound:
       return HOLDS
     return VIOLATED if self.high < bound else OPEN
 
   def within(self, margin):
-    """The verdict on 'it is zero up to margin'."""
+    """The verdict on the claim that it is 0 within margin."""
     if -margin <= self.low and self.high <= margin:
       return HOLDS
     return VIOLATED if self.low > margin or self.high < -margin else OPEN
 
 
 def make_part(sign, group, arrays, limits):
-  """The Part of a cell's arrays over the questions in limits."""
+  """The Part of the arrays of a job over the questions in limits."""
   chosen = choose_questions(arrays, limits)
   questions = arrays['weights'].astype(np.float64) * chosen
   right = (questions * arrays['correct']).sum(-1)
@@ -49,7 +50,8 @@ def make_part(sign, group, arrays, limits):
 
 
 def choose_questions(arrays, limits):
-  """Questions [S,I,T] whose slices lie in limits {name: (least, most)}."""
+  """bool [S,I,T]: the questions whose slices are in limits {name: (least,
+  most)}."""
   chosen = arrays['weights'] > 0
   for name, (least, most) in limits.items():
     labels = arrays[f'slice.{name}']
@@ -60,9 +62,9 @@ def choose_questions(arrays, limits):
 def estimate_sum(parts, draws):
   """The AccuracyEstimate of sum_i sign_i right_i / questions_i.
 
-  Seeds are drawn with replacement, then sequences in each; parts of a group
-  take the same draw, which makes their difference a paired one. With three
-  seeds the interval is what they allow: it knows of no fourth.
+  The bootstrap resamples seeds, then sequences of each; parts of a group share
+  the resamples, so their difference is paired. With three seeds the interval
+  underestimates the spread between seeds.
   """
   value, samples = 0.0, np.zeros(draws)
   rng = np.random.default_rng(0)

@@ -1,5 +1,5 @@
-"""One cell of a study: one arm on one task, from the choice of the learning
-rate to the scores of the fresh seeds."""
+"""One job of a study: chooses a learning rate for a variant on a task, then
+trains and scores fresh seeds."""
 
 import jax
 import jax.numpy as jnp
@@ -10,84 +10,84 @@ from deltanet_jax.lab.cost import calc
 from deltanet_jax.lab.study import config, program
 
 VALIDATION = 1000  # the seed that chooses the learning rate
-TIE = 0.02  # of accuracy
-FRESH = 2000  # the first of those that are scored
-DECAYS = (0.0, 0.5, 0.8, 1.0, 1.25, 2.0)  # factors of a learned log-decay
-BUDGETS = 0.25, 0.5, 1.0  # parts of the steps at which every slice is scored
+TIE = 0.02  # accuracies closer than this count as equal
+FRESH = 2000  # the first seed that is scored
+DECAYS = (0.0, 0.5, 0.8, 1.0, 1.25, 2.0)  # factors of the learned log-decay
+BUDGETS = 0.25, 0.5, 1.0  # every slice is scored at these shares of the steps
 
 
 class Stopped(Exception):
-  """The study was asked to end."""
+  """The study is being stopped."""
 
 
-def match_parameters(cfg, cell, vocab):
-  """(ModelConfig, parameters) of the cell's arm, its MLP as wide as makes the
-  parameters those of `full`."""
-  build = lambda arm, hidden: config.make_model(
-    cfg, arm, vocab, cell.layers, hidden
+def match_parameters(cfg, job, vocab):
+  """(ModelConfig, parameters) of the variant of a job, with the MLP width that
+  matches the parameters of `full`."""
+  build = lambda variant, hidden: config.make_model(
+    cfg, variant, vocab, job.layers, hidden
   )
-  count = lambda *arm: calc.count_parameters(build(*arm))
+  count = lambda *variant: calc.count_parameters(build(*variant))
   goal = count('full', cfg.hidden)
-  low, high = count(cell.arm, 1), count(cell.arm, 2)
-  hidden = 1 + round((goal - low) / (high - low))  # an affine function
+  low, high = count(job.variant, 1), count(job.variant, 2)
+  hidden = 1 + round((goal - low) / (high - low))  # affine in hidden
   if hidden < 1:
     raise ValueError(
-      f'{cell.arm} without an MLP has {low} parameters and full has {goal};'
+      f'{job.variant} without an MLP has {low} parameters and full has {goal};'
       ' raise hidden'
     )
-  return build(cell.arm, hidden), low + (hidden - 1) * (high - low)
+  return build(job.variant, hidden), low + (hidden - 1) * (high - low)
 
 
-def run_cell(cfg, cell, task, tell=lambda done: None):
-  """(rows, arrays) of the cell.
+def run_job(cfg, job, task, progress=lambda done: None):
+  """(rows, arrays) of the job.
 
-  rows: dicts of results.jsonl   arrays: of the fresh seeds' last scores, for
-  the bootstrap; empty when no learning rate stayed finite   tell: called with
+  rows: dicts of results.jsonl   arrays: final scores of the fresh seeds, for
+  the bootstrap; empty if no learning rate stayed finite   progress: called with
   the share of the work that is done; may raise Stopped
   """
-  model_cfg, parameters = match_parameters(cfg, cell, task.vocab)
+  model_cfg, parameters = match_parameters(cfg, job, task.vocab)
   facts = {
-    'task': cell.task, 'model': cell.arm, 'layers': cell.layers,
+    'task': job.task, 'model': job.variant, 'layers': job.layers,
     'parameters': parameters,
     'cache_floats': count_cache_floats(model_cfg, task.length),
     'vocab': task.vocab, 'length': task.length,
   }  # fmt: skip
-  compiled = program.make_program(cfg, model_cfg, task, cell.steps)
-  trainer, rows = _Trainer(cfg, cell, compiled), []
-  report = lambda share: tell(share / 2)
+  compiled = program.make_program(cfg, model_cfg, task, job.steps)
+  trainer, rows = _Trainer(cfg, job, compiled), []
+  report = lambda share: progress(share / 2)
   for _, step, scores in trainer.train(cfg.lrs, [VALIDATION], report):
     scored = [score_all(scores, i) for i in range(len(cfg.lrs))]
     for lr, score in zip(cfg.lrs, scored, strict=True):
-      rows.append(facts | _at('grid', lr, VALIDATION, step, cell) | score)
+      rows.append(facts | _at('grid', lr, VALIDATION, step, job) | score)
   lr = choose_rate(cfg.lrs, scored)
   if lr is None:
     return rows, {}
   seeds = list(range(FRESH, FRESH + cfg.seeds))
-  report = lambda share: tell((1 + share) / 2)
+  report = lambda share: progress((1 + share) / 2)
   for state, step, scores in trainer.train([lr], seeds, report):
     trained = state
-    full = step in [round(part * cell.steps) for part in BUDGETS]
+    full = step in [round(part * job.steps) for part in BUDGETS]
     levels = task.levels if full else {}
     for i, seed in enumerate(seeds):
-      head = facts | _at('fresh', lr, seed, step, cell)
+      head = facts | _at('fresh', lr, seed, step, job)
       rows += [head | x for x in score_slices(scores, i, levels)]
   arrays = select_scores(scores, cfg.seeds)
-  rows += _decays(trainer, trained, lr, seeds, facts, cell, model_cfg)
+  rows += _decays(trainer, trained, lr, seeds, facts, job, model_cfg)
   return rows, arrays
 
 
-def _at(phase, lr, seed, step, cell):
+def _at(phase, lr, seed, step, job):
   return {
-    'phase': phase, 'lr': lr, 'seed': seed, 'step': step, 'steps': cell.steps,
+    'phase': phase, 'lr': lr, 'seed': seed, 'step': step, 'steps': job.steps,
     'slice': 'all',
   }  # fmt: skip
 
 
 class _Trainer:
-  """A compiled program and how it is driven."""
+  """Runs the compiled program of a job."""
 
-  def __init__(self, cfg, cell, compiled):
-    self.cfg, self.cell, self.program = cfg, cell, compiled
+  def __init__(self, cfg, job, compiled):
+    self.cfg, self.job, self.program = cfg, job, compiled
     self.members = max(len(cfg.lrs), cfg.seeds)
     self.advance = None
 
@@ -100,50 +100,50 @@ class _Trainer:
     return state, jax.device_get(scores)
 
   def _lanes(self, rates, seeds):
-    """Arrays [M] of both; the last of a list fills the lanes left over."""
+    """Rates and seeds as arrays [M]; the last of a list fills the rest."""
     fill = lambda x: list(x) + [x[-1]] * (self.members - len(x))
     return jnp.float32(fill(rates)), jnp.int32(fill(seeds))
 
-  def train(self, rates, seeds, tell):
+  def train(self, rates, seeds, progress):
     """Yields (state, step, scores) after each dispatch."""
     state = self.program.init(self._lanes(rates, seeds)[1])
-    for start in range(0, self.cell.steps, self.cfg.chunk):
+    for start in range(0, self.job.steps, self.cfg.chunk):
       stop = start + self.cfg.chunk
       state, scores = self.call(state, rates, seeds, start, stop)
-      tell(stop / self.cell.steps)
+      progress(stop / self.job.steps)
       yield state, stop, scores
 
 
-def _decays(trainer, state, lr, seeds, facts, cell, model_cfg):
-  """Rows of the trained models with every learned log-decay scaled."""
+def _decays(trainer, state, lr, seeds, facts, job, model_cfg):
+  """Scores of the trained models with their learned log-decays scaled."""
   learned = GatedDeltaNetConfig, KDAConfig
-  if cell.task not in ('mqar', 'deep') or not any(
+  if job.task not in ('mqar', 'deep') or not any(
     isinstance(layer.mixer, learned) for layer in model_cfg.layers
   ):
     return []
   rows = []
   for scale in DECAYS:
-    # a copy: the call gives its state's memory away
+    # a copy: the call donates its state
     params, moments = jax.tree.map(jnp.copy, state)
     changed = program.scale_decay(params, scale), moments
-    _, scores = trainer.call(changed, [lr], seeds, cell.steps, cell.steps)
+    _, scores = trainer.call(changed, [lr], seeds, job.steps, job.steps)
     for i, seed in enumerate(seeds):
-      head = _at('decay', lr, seed, cell.steps, cell)
+      head = _at('decay', lr, seed, job.steps, job)
       rows.append(facts | head | {'scale': scale} | score_all(scores, i))
   return rows
 
 
 def count_cache_floats(model_cfg, context):
-  """Numbers that decoding keeps of one sequence of `context` tokens; the
-  local layer, the same in every arm, included."""
+  """Scalars in state and KV cache of one sequence of `context` tokens,
+  the local layer included."""
   sizes = calc.count_cache_bytes(model_cfg, context, 1, jnp.float32)
   return sum(sizes.values()) // 4
 
 
 def score_all(scores, member, chosen=None):
-  """What member `member` scored over all targets, or those `chosen` [I,T]:
-  accuracy, sequences without a mistake, nats a target, and their number.
-  A model that is not finite has no accuracy."""
+  """Scores of a member over all targets, or those `chosen` [I,T]: accuracy,
+  share of sequences without a mistake, nats per target, number of targets.
+  accuracy is None if the model is not finite."""
   weights = np.asarray(scores.weights[member], np.float64)
   if chosen is not None:
     weights = weights * chosen
@@ -162,9 +162,8 @@ def score_all(scores, member, chosen=None):
 
 
 def score_slices(scores, member, levels):
-  """The row over all targets, and one for each level of each slice in
-  `levels` {name: values}: 'pairs=8'. A number between two levels counts for
-  the lower one."""
+  """A row over all targets, and one per level of each slice in `levels` {name:
+  values}, such as 'pairs=8'. A value between two levels counts to the lower."""
   out = [score_all(scores, member)]
   questions = scores.weights[member] > 0
   for name, values in levels.items():
@@ -178,9 +177,8 @@ def score_slices(scores, member, levels):
 
 
 def choose_rate(rates, rows):
-  """The smallest rate within TIE of the best accuracy: what is gained beyond
-  on one seed is chance, and a smaller rate fails on fewer others. None when no
-  member stayed finite."""
+  """The smallest rate within TIE of the best accuracy, which is noise on one
+  seed; smaller rates fail on fewer seeds. None if no member stayed finite."""
   good = [(r, row) for r, row in zip(rates, rows, strict=True) if row['finite']]
   if not good:
     return None
@@ -189,7 +187,7 @@ def choose_rate(rates, rows):
 
 
 def select_scores(scores, seeds):
-  """What the bootstrap needs, of the first `seeds` members, small."""
+  """What the bootstrap needs of the first `seeds` members."""
   arrays = {
     'correct': scores.correct[:seeds],
     'nats': scores.nats[:seeds].astype(np.float32),

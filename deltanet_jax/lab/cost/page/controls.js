@@ -117,7 +117,7 @@ function build() {
       }),
     );
   plain('run', 'context', 'Context, tokens', {from: 6, step: 0.25});
-  plain('run', 'batch', 'Sequences at once', {from: 0, step: 1});
+  plain('run', 'batch', 'Batch, sequences', {from: 0, step: 1});
   plain('pattern', 'layers', 'Layers');
   refresh.push(ratioControl($('pattern')));
   for (const sort of ['attention', 'recurrent']) {
@@ -139,15 +139,15 @@ function build() {
   }
 }
 
-// recurrent layers to one of attention; released models also have 20 : 7
+// recurrent to attention layers; released models also have 20 : 7
 function ratioControl(parent) {
   const box = document.createElement('div');
   box.className = 'control';
-  box.innerHTML = `<label for="ratio">Recurrent layers to attention</label>
+  box.innerHTML = `<label for="ratio">Recurrent layers per attention layer</label>
     <input id="ratio" inputmode="text" autocomplete="off"
       aria-describedby="ratio-hint">
     <input id="ratio-range" type="range" min="0" max="15" step="1"
-      aria-label="Recurrent layers to one of attention, slider">
+      aria-label="Recurrent layers per attention layer, slider">
     <p class="hint" id="ratio-hint"></p>`;
   parent.append(box);
   const [text, range, hint] = ['ratio', 'ratio-range', 'ratio-hint'].map($);
@@ -163,7 +163,7 @@ function ratioControl(parent) {
       changed(() => {
         view.ratio = ratio;
       });
-    else hint.textContent = 'As 3, or 20:7; 0 is attention everywhere';
+    else hint.textContent = 'Such as 3 or 20:7; 0: attention in every layer';
   });
   return () => {
     const N = attentionLayers(view),

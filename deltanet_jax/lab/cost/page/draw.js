@@ -149,7 +149,7 @@ function chart() {
     ...marks(shown, x, y, box, cross),
   ];
   const about =
-    'Bytes of cache against tokens of context; the table has the numbers.';
+    'Bytes of states and KV cache against tokens of context; the table has the numbers.';
   $('chart').innerHTML =
     `<svg viewBox="0 0 ${width} ${height}" height="${height}" role="img"` +
     ` aria-label="${about}">${parts.join('')}</svg>`;

@@ -1,6 +1,6 @@
 'use strict';
-// every number is a product of a cache array's axes and the bytes of its type,
-// summed over layers; the axes come from the models themselves, as data
+// every number is a product of the axes of a cache array and the bytes of its
+// dtype, summed over layers; page.py takes the axes from the models
 
 const DATA = JSON.parse(document.getElementById('data').textContent);
 const BYTES = {float32: 4, bfloat16: 2, float8: 1};
@@ -120,9 +120,9 @@ function verdict() {
     view.batch === 1 ? tokens : `${tokens} in each of ${view.batch} sequences`;
   if (now.N === L) {
     return [
-      `At ${many} attention in every layer keeps `,
+      `At ${many} attention in every layer takes `,
       size(now.full),
-      '. Move the ratio to see what recurrent layers would save.',
+      '. Move the ratio to see how much recurrent layers would save.',
     ];
   }
   const saved = 1 - now.hybrid / now.full;
@@ -133,11 +133,11 @@ function verdict() {
         ? `${percent(saved)} less`
         : `${percent(-saved)} more`;
   return [
-    `At ${many} the hybrid keeps ${size(now.hybrid)} where attention in every` +
-      ` layer would keep ${size(now.full)}: `,
+    `At ${many} the hybrid takes ${size(now.hybrid)}, attention in every` +
+      ` layer ${size(now.full)}: `,
     more,
-    `. It is the smaller from ${count(cross)} token${cross === 1 ? '' : 's'}` +
-      ` on, and saves ${percent(1 - now.N / L)} in the limit of long contexts.`,
+    `. The hybrid is smaller from ${count(cross)} token${cross === 1 ? '' : 's'}` +
+      ` on, by up to ${percent(1 - now.N / L)} for long contexts.`,
   ];
 }
 

@@ -20,7 +20,7 @@ from deltanet_jax.config.mixers import (
   GatedDeltaNetConfig,
   MLAConfig,
 )
-from deltanet_jax.infer import room
+from deltanet_jax.infer import cache_growth
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.parallel import sharding
 
@@ -48,7 +48,7 @@ def test_pieces_into_a_growing_cache_give_the_logits_of_the_whole(
   cache, logits = init_cache(cfg, 1, 8, jnp.float32), []
   sizes = [8, 16, 40, 40, 40]
   for part, slots in zip(jnp.split(tokens, 5, 1), sizes, strict=True):
-    cache = room.grow_cache(cache, cfg, 1, slots, jnp.float32)
+    cache = cache_growth.grow_cache(cache, cfg, 1, slots, jnp.float32)
     some, cache = call(part, cache)
     logits.append(some)
   want, whole = call(tokens, init_cache(cfg, 1, 40, jnp.float32))
@@ -82,7 +82,7 @@ def test_rows_of_other_lengths_and_one_put_among_them(quick_compile):
     close(got[row, :n], want[row, :n])
   # the second text makes room for another, at another place
   _, row = call(texts[3:, :9], cache=init_cache(cfg, 1, 24, jnp.float32))
-  cache = room.insert_row(cache, row, 1)
+  cache = cache_growth.insert_row(cache, row, 1)
   order, lengths = np.array([0, 3, 2]), np.array([5, 9, 1])
   for _ in range(3):
     np.testing.assert_array_equal(cache.length, lengths)
@@ -94,21 +94,24 @@ def test_rows_of_other_lengths_and_one_put_among_them(quick_compile):
 def test_a_row_of_fewer_slots_is_refused():
   cfg = _config([FULL])
   big, small = (init_cache(cfg, 1, n, jnp.float32) for n in (16, 8))
-  with pytest.raises(ValueError, match='make both of as many slots'):
-    room.insert_row(big, small, 0)
+  with pytest.raises(ValueError, match='make both with as many slots'):
+    cache_growth.insert_row(big, small, 0)
 
 
 def test_slots_hold_the_text_and_are_fewer_than_twice_it(monkeypatch):
-  monkeypatch.setattr(room, 'LEAST', 16)
+  monkeypatch.setattr(cache_growth, 'LEAST', 16)
   for length in range(1, 200):
-    slots = room.count_slots(length, 150 + length)
+    slots = cache_growth.count_slots(length, 150 + length)
     assert length <= slots < max(2 * length, 17)
-  assert room.count_slots(3, 5) == 5 and room.count_slots(100, 110) == 110
+  assert (
+    cache_growth.count_slots(3, 5) == 5
+    and cache_growth.count_slots(100, 110) == 110
+  )
 
 
 def test_pieces_are_the_prompt():
   tokens = jnp.arange(2 * 9000).reshape(2, 9000)
-  cut = room.split_prompt(tokens)
+  cut = cache_growth.split_prompt(tokens)
   assert [x.shape for x in cut] == [(2, 4096), (2, 4096), (2, 808)]
   assert (jnp.concatenate(cut, 1) == tokens).all()
-  assert [x.shape for x in room.split_prompt(tokens[:, :5])] == [(2, 5)]
+  assert [x.shape for x in cache_growth.split_prompt(tokens[:, :5])] == [(2, 5)]

@@ -1,0 +1,376 @@
+"""What the kernels for TPUs share: products, how heads and tokens are cut into
+blocks, the call.
+
+A program works on one chunk of 128 tokens of some heads of one row; chunks of a
+row run in order, and the states stay in the chip's vector memory (VMEM) from
+one to the next. Its heads are independent, and a kernel is written stage by
+stage over lists of them: only so does the compiler fill the latency of one
+head's products with another's.
+
+Not run on a chip yet: compiled for TPUs without one, and interpreted on CPUs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from deltanet_jax.ops import documents, scan
+from deltanet_jax.ops.compiler import opaque
+from deltanet_jax.ops.description import Description
+from deltanet_jax.ops.scan import F32
+
+BF16 = jnp.bfloat16
+C = 128  # tokens of a chunk: the lanes of a register
+# key and value channels, filled up to 128, 256, ..; values of 512 and, for time
+# split over devices, 256 of keys beside them
+WIDEST = {'key': 256, 'value': 768}
+# value heads of 128 that a program takes; more fill the latency of products
+# better, 16 by 6%, and take twice as long to compile
+HEADS = 8
+# the gate of a document's first token: e^RESET is zero in float32, and sums of
+# gates that do not contain it are as they were
+RESET = -1e5
+# of the 64 MiB to 128 MiB of VMEM; the programs need 5 to 30
+VMEM_LIMIT = 48 * 2**20
+
+# `with interpret(True):` runs kernels anywhere, as XLA programs: for tests
+interpret = jax.make_user_context(False)
+cat = jnp.concatenate
+
+
+# ---------------------------------------------------------------- products
+
+
+def iota(shape: tuple[int, int], axis: int) -> jax.Array:
+  return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def divide(x: jax.Array, power: int) -> jax.Array:
+  """x // power, for a power of two. // itself asks which chip this is."""
+  return jax.lax.shift_right_logical(x, jnp.int32(power.bit_length() - 1))
+
+
+def split(x: jax.Array, parts: int) -> list[jax.Array]:
+  """float32 as a sum of bfloat16: two parts keep 16 bits, three all 24."""
+  out = []
+  for _ in range(parts - 1):
+    out.append(x.astype(BF16))
+    x = x - out[-1].astype(F32)
+  return [*out, x.astype(BF16)]
+
+
+def dot(a: jax.Array, b: jax.Array, on: tuple[int, int] = (1, 0)) -> jax.Array:
+  """a b in float32, summed over axes `on`; float32 operands are not rounded."""
+  if interpret.value:
+    # XLA's CPU backend lacks some products of bfloat16 into float32
+    a, b = a.astype(F32), b.astype(F32)
+  exact = a.dtype == F32
+  return jax.lax.dot_general(
+    a,
+    b,
+    (((on[0],), (on[1],)), ((), ())),
+    precision='highest' if exact else 'default',
+    preferred_element_type=F32,
+  )
+
+
+def dot_parts(
+  x: jax.Array,
+  y: jax.Array,
+  low: jnp.dtype,
+  on: tuple[int, int] = (1, 0),
+) -> jax.Array:
+  """x y, as exact as operands of type `low` that were given allow: what is
+  float32 beside bfloat16 goes in as two parts, high and low.
+
+  Parts stand side by side in one product: a TPU's multiplies 256 by 256, of
+  which operands of 128 fill a quarter.
+  """
+  if low == F32 or x.dtype == y.dtype == low:
+    return dot(x, y, on)
+  if x.dtype == low:
+    return dot(cat([x, x], on[0]), cat(split(y, 2), on[1]), on)
+  left = cat(split(x, 2), on[0])
+  if y.dtype == low:
+    return dot(left, cat([y, y], on[1]), on)
+  row = cat(split(y, 2), 1 - on[1])
+  out = dot(left, cat([row, row], on[1]), on)
+  half = out.shape[1] // 2
+  return out[:, :half] + out[:, half:]
+
+
+def dot_ones(x: jax.Array, ones: jax.Array, parts: int) -> jax.Array:
+  """x times zeros and ones: sums of float32 numbers, of which `parts` bfloat16
+  are kept."""
+  return sum(dot(part, ones) for part in split(x, parts))  # type: ignore
+
+
+# ---------------------------------------------------------------- blocks
+
+
+class Layout(NamedTuple):
+  """Sizes of a call, widths and tokens filled up, and how they are cut.
+
+  keys: key heads of a program, which have keys * G value heads
+  """
+
+  B: int
+  N: int
+  J: int
+  G: int
+  K: int
+  V: int
+  keys: int
+  low: jnp.dtype  # the type of operands
+  interpret: bool
+
+  @property
+  def heads(self) -> int:
+    return self.keys * self.G
+
+  @property
+  def grid(self) -> tuple[int, int, int]:
+    return self.B, self.J // self.keys, self.N
+
+  @property
+  def parts(self) -> int:
+    """bfloat16 parts that keep what a float32 array must keep."""
+    return 2 if self.low == BF16 else 3
+
+  def lanes(self, head: int, width: int) -> slice:
+    """The channels of a program's head in a block of tokens."""
+    return slice(head * width, (head + 1) * width)
+
+  def group(self, key: int) -> range:
+    """The value heads that read a key head."""
+    return range(key * self.G, (key + 1) * self.G)
+
+
+class Blocks(NamedTuple):
+  """Which part of an array a program of the grid (row, heads, chunk) has."""
+
+  layout: Layout
+  reverse: bool = False  # chunks from last to first
+
+  def _at(self, n):
+    return self.layout.N - 1 - n if self.reverse else n
+
+  def tokens(self, width: int) -> pl.BlockSpec:
+    """Of [B,T,heads * width]."""
+    return pl.BlockSpec((1, C, width), lambda b, h, n: (b, self._at(n), h))
+
+  def rows(self, count: int) -> pl.BlockSpec:
+    """Of [B,blocks,N,count,C]: a number a head and token, tokens in lanes."""
+    return pl.BlockSpec(
+      (1, 1, 1, count, C), lambda b, h, n: (b, h, self._at(n), 0, 0)
+    )
+
+  def chunks(self, *shape: int) -> pl.BlockSpec:
+    """Of [B,N,H,..]: a matrix a head and chunk."""
+    return pl.BlockSpec(
+      (1, 1, self.layout.heads, *shape),
+      lambda b, h, n: (b, self._at(n), h, 0, 0),
+    )
+
+  def states(self, *shape: int) -> pl.BlockSpec:
+    """Of [B,H,..]: a matrix a head, the same for all chunks."""
+    return pl.BlockSpec(
+      (1, self.layout.heads, *shape), lambda b, h, n: (b, h, 0, 0)
+    )
+
+  def constant(self, shape: tuple[int, int]) -> pl.BlockSpec:
+    return pl.BlockSpec(shape, lambda b, h, n: (0, 0))
+
+
+def make_layout(q: jax.Array, v: jax.Array) -> Layout:
+  """The layout of q [B,T,J,K] and v [B,T,H,V], filled up."""
+  B, T, J, K = q.shape
+  H, V = v.shape[2:]
+  G = H // J
+  most = count_heads(K, V, q.dtype) // G
+  keys = max(n for n in range(1, most + 1) if J % n == 0)
+  return Layout(B, T // C, J, G, K, V, keys, q.dtype, bool(interpret.value))
+
+
+def count_heads(K: int, V: int, dtype: jnp.dtype) -> int:
+  """How many value heads a program takes at most: as VMEM has room for."""
+  return max(1, HEADS * C // max(K, V) // (1 if dtype == BF16 else 2))
+
+
+def to_rows(x: jax.Array, z: Layout) -> jax.Array:
+  """[B,T,H] -> [B,blocks,N,heads,C] float32."""
+  x = x.astype(F32).reshape(z.B, z.N, C, -1, z.heads)
+  return x.transpose(0, 3, 1, 4, 2)
+
+
+def from_rows(x: jax.Array, z: Layout) -> jax.Array:
+  """The inverse of `to_rows`."""
+  return x.transpose(0, 2, 4, 1, 3).reshape(z.B, z.N * C, z.J * z.G)
+
+
+def flat(x: jax.Array) -> jax.Array:
+  """[B,T,heads,width] -> [B,T,heads * width]."""
+  return x.reshape(*x.shape[:2], -1)
+
+
+# ---------------------------------------------------------------- the call
+
+
+Placed = tuple[jax.Array | jax.ShapeDtypeStruct, pl.BlockSpec]
+
+
+def call(
+  kernel: Callable[..., None],
+  name: str,
+  z: Layout,
+  inputs: Sequence[Placed],
+  outputs: Sequence[Placed],
+  state: tuple[int, int],
+) -> Sequence[jax.Array]:
+  """Runs kernel(*inputs, *outputs, scratch) on the grid; scratch is float32,
+  [heads, *state], and stays from chunk to chunk."""
+  arrays, in_specs = zip(*inputs, strict=True)
+  shapes, out_specs = zip(*outputs, strict=True)
+  arrays = _for_kernel.bind(*arrays, interpret=z.interpret)
+  with interpret(z.interpret):
+    return pl.pallas_call(
+      kernel,
+      grid=z.grid,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      out_shape=shapes,
+      scratch_shapes=[pltpu.VMEM((z.heads, *state), F32)],
+      compiler_params=pltpu.CompilerParams(
+        dimension_semantics=('parallel', 'parallel', 'arbitrary'),
+        vmem_limit_bytes=VMEM_LIMIT,
+      ),
+      interpret=z.interpret,
+      name=name,
+    )(*arrays)
+
+
+# its arguments, if a kernel can be made of a program with them
+_for_kernel: Any = Primitive('for_kernel')
+_for_kernel.multiple_results = True
+_for_kernel.def_abstract_eval(lambda *arrays, interpret: arrays)
+
+
+def _lower_for_tpu(context, *arrays, interpret):
+  platforms = context.module_context.platforms
+  if not interpret and tuple(platforms) != ('tpu',):
+    raise ValueError(
+      f"form 'kernel' is for TPUs, and this program for {', '.join(platforms)};"
+      " take form='chunked'"
+    )
+  return arrays
+
+
+def _refuse_derivative(*args, **how):
+  raise ValueError(
+    "form 'kernel' has first derivatives alone; take form='chunked'"
+  )
+
+
+mlir.register_lowering(_for_kernel, _lower_for_tpu)
+ad.primitive_jvps[_for_kernel] = _refuse_derivative
+batching.primitive_batchers[_for_kernel] = lambda arrays, axes, **how: (
+  _for_kernel.bind(*arrays, **how),
+  axes,
+)
+
+
+# ---------------------------------------------------------------- a rule
+
+
+Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def run(
+  rule: Callable[[Layout, Arrays, jax.Array], scan.Result],
+  description: Description,
+  inputs: Mapping[str, jax.Array | None],
+  state: jax.Array | None,
+  segment_ids: jax.Array | None,
+) -> scan.Result:
+  """A rule by its kernel, as `ops.scan.run` does by its other forms.
+
+  rule(layout, arrays, state) -> (o, last state), for arrays of whole chunks and
+  widths; `g`, the last of the inputs, holds where documents begin.
+  """
+  state = scan.initial_state(description, state, segment_ids, **inputs)
+  q, k, v, beta, g = inputs.values()
+  assert q is not None and k is not None and v is not None and beta is not None
+  check(q=q, k=k, v=v)
+  if not v.size:
+    return jnp.zeros_like(v), state
+
+  def call_rule(arrays, state, segment_ids):
+    *_, g = arrays
+    if segment_ids is not None:
+      first = documents.segment_starts(segment_ids)
+      g = jnp.where(first.reshape(first.shape + (1,) * (g.ndim - 2)), RESET, g)
+    (q, k, v, *gates), padded = fill(*arrays[:4], g, state)
+    q, k = repeat_keys(q, v), repeat_keys(k, v)
+    o, last = rule(make_layout(q, v), (q, k, v, *gates), padded)
+    (T, _, V), K = arrays[2].shape[1:], arrays[0].shape[3]
+    return o[:, :T, :, :V], last[:, :, :K, :V]
+
+  g = jnp.zeros(beta.shape, F32) if g is None else g.astype(F32)
+  arrays = q, k, v, beta, scan.log_decay(g)
+  o, state = documents.isolate_nonfinite(call_rule, arrays, state, segment_ids)
+  return o, opaque(state)
+
+
+def check(**arrays: jax.Array) -> None:
+  """ValueError for q, k or v that kernels do not cover."""
+  types = {str(x.dtype) for x in arrays.values()}
+  if len(types) > 1 or not types <= {'bfloat16', 'float32'}:
+    raise ValueError(
+      f"form 'kernel' with q, k, v of {', '.join(sorted(types))}; give all"
+      " three in bfloat16 or in float32, or take form='chunked'"
+    )
+  for name, x in (('key', arrays['k']), ('value', arrays['v'])):
+    if x.shape[3] > WIDEST[name]:
+      raise ValueError(
+        f"form 'kernel' with {x.shape[3]} {name} channels; give {WIDEST[name]}"
+        " at most, or take form='chunked'"
+      )
+
+
+def repeat_keys(x: jax.Array, v: jax.Array) -> jax.Array:
+  """Key heads [B,T,J,K], repeated where more value heads read one than a
+  program takes."""
+  G = v.shape[2] // x.shape[2]
+  most = count_heads(x.shape[3], v.shape[3], x.dtype)
+  times = next(n for n in range(1, G + 1) if G % n == 0 and G // n <= most)
+  return x if times == 1 else jnp.repeat(x, times, 2)
+
+
+def fill(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array,
+  state: jax.Array,
+) -> tuple[Arrays, jax.Array]:
+  """Zeros up to whole chunks of tokens and registers of channels: a token with
+  beta 0 changes no state, a channel of zeros no product."""
+  tokens = -q.shape[1] % C
+  keys, values = -q.shape[3] % C, -v.shape[3] % C
+
+  def pad(x, channels=0):
+    widths = [(0, 0), (0, tokens), *[(0, 0)] * (x.ndim - 2)]
+    if x.ndim == 4:
+      widths[3] = (0, channels)
+    return jnp.pad(x, widths)
+
+  state = jnp.pad(state, [(0, 0), (0, 0), (0, keys), (0, values)])
+  arrays = pad(q, keys), pad(k, keys), pad(v, values), pad(beta), pad(g, keys)
+  return arrays, state
