@@ -99,9 +99,14 @@ def read_source(app, docname, content):
 
 
 def _make_commands():
+  as_installed = (
+    "import sys; sys.argv[0] = 'deltanet'\n"
+    'from deltanet_jax.cli.deltanet import main\nmain()'
+  )
+
   def show_help(name):
     done = subprocess.run(
-      [sys.executable, '-m', 'deltanet_jax', name, '--help'],
+      [sys.executable, '-c', as_installed, name, '--help'],
       cwd=ROOT, text=True, capture_output=True, check=True,
     )  # fmt: skip
     return re.sub(
