@@ -29,7 +29,6 @@ SHAPES = {
   'Qwen3-Next': ('delta_rule', 16, 32, 128, 128, 'bfloat16'),
   'Kimi Linear': ('kda', 32, 32, 128, 128, 'bfloat16'),
   'gdn 1p3b': ('delta_rule', 6, 6, 256, 512, 'bfloat16'),
-  'float32': ('delta_rule', 4, 8, 128, 128, 'float32'),
 }
 TOKENS = 2048
 

@@ -29,6 +29,8 @@ from tests.ops import (
 
 KERNELS = {'delta_rule': delta_rule_tpu.run, 'kda': kda_tpu.run}
 outcome = contract.outcome.__wrapped__
+# more than continuous integration has time for
+long = functools.partial(pytest.param, marks=pytest.mark.long)
 every_rule = pytest.mark.parametrize('variant', ['gated_delta', 'kda'])
 
 
@@ -192,7 +194,7 @@ def test_bfloat16_loses_no_more_in_other_draws(rule):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('rule', ['delta', 'kda'])
+@pytest.mark.parametrize('rule', ['delta', long('kda')])
 def test_float32_is_exact_where_keys_repeat_and_decay_is_strong(rule):
   # 4 chunks
   for name in accuracy.CASES:
@@ -220,7 +222,9 @@ def _mesh(**sizes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('sizes', [(256, 128), (64, 256), (128, 512)])
+@pytest.mark.parametrize(
+  'sizes', [long((256, 128)), long((64, 256)), (128, 512)]
+)
 def test_widths_and_groups_of_all_kinds(sizes):
   K, V = sizes
   random = np.random.default_rng(0)
@@ -236,6 +240,7 @@ def test_widths_and_groups_of_all_kinds(sizes):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_documents_have_states_of_their_own():
   _, inputs, *_ = draw('gated_delta', 100)
   q, k, v, beta, g = (x[:1] for x in inputs.values())
@@ -276,8 +281,16 @@ def test_a_kernel_is_checkpointed_scanned_and_mapped():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('cls', [GatedDeltaNetConfig, KDAConfig])
-@pytest.mark.parametrize('mesh', [{}, {'fsdp': 2, 'tensor': 2}, {'seq': 2}])
+@pytest.mark.parametrize(
+  'cls, mesh',
+  [
+    (GatedDeltaNetConfig, {'fsdp': 2, 'tensor': 2}),
+    long(GatedDeltaNetConfig, {'seq': 2}),
+    (KDAConfig, {}),
+    long(KDAConfig, {'fsdp': 2, 'tensor': 2}),
+    long(KDAConfig, {'seq': 2}),
+  ],
+)
 def test_a_mixer_runs_the_kernel_on_its_share_of_a_mesh(cls, mesh):
   sizes = {'key_dim': 8, 'value_dim': 8, 'conv': 0, 'norm_eps': 1e-5}
   heads = {'heads': 2} if cls is KDAConfig else {

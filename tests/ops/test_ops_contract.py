@@ -156,7 +156,7 @@ def test_a_rules_carry_is_what_it_does_to_a_state(variant, quick_compile):
   ]
   scalar = description.carry == 'scalar'
   arrays = list(inputs.values())
-  carry, write = sequence._fold(exit_state, scalar, letters, arrays)
+  carry, write = sequence._find_map(exit_state, scalar, letters, arrays)
   chex.assert_shape(carry, (B, H, 1, 1) if scalar else (B, H, K, K))
   through = carry * state if scalar else carry @ state
   zero = description.zero_state(sizes)
