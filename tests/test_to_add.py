@@ -85,6 +85,7 @@ def test_a_mixer_is_its_configuration_and_its_module(clone):
   assert len(names) > 5
 
 
+@pytest.mark.long
 def test_an_objective_is_its_configuration_and_its_module(clone):
   append(clone / 'deltanet_jax/config/objectives.py', OBJECTIVE_CONFIG)
   (clone / 'deltanet_jax/objectives/doubled.py').write_text(OBJECTIVE)
