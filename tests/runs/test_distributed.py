@@ -246,9 +246,7 @@ def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch):
     processes.require_devices(mesh(4))
 
 
-def test_a_folder_that_does_not_show_the_configuration_is_refused(
-  tmp_path, texts
-):
+def test_a_folder_that_does_not_show_config_json_is_refused(tmp_path, texts):
   experiment = _experiment(tmp_path, texts)
   workdir = Workdir(tmp_path / 'run')
   with pytest.raises(ConfigError, match='a disk that all processes share'):
