@@ -151,7 +151,7 @@ def _side_by_side(xs, z):
 
 
 def _errors(c, inverse, v_ref, state, z):
-  """w; and what q and k read of the entry state, e^G q S and e^G k S."""
+  """w; and what k and q read of the entry state, e^G k S and e^G q S."""
   seen = [
     dot_parts(c.rows[j], s, z.low)
     for j, s in enumerate(_side_by_side(state, z))
