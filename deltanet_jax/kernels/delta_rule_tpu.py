@@ -26,17 +26,20 @@ Backward, with E the gradient of S':
 where dr is the gradient of v - e^G k S, and that of g is the sum over pairs of
 README.md, section 4, with Y for the weights.
 
-What is kept for it, besides the inputs: entry states in q's type and inverses
-in float32, 2 K V + 512 C bytes a chunk and value head for bfloat16, which is
-3 times v's bytes at K = V = 128. Without the inverses, a third of that, the
-backward would take 18% more instructions.
+What is kept for it, besides the inputs: entry states and inverses in float32,
+4 K V + 512 C bytes a chunk and value head, which is 4 times v's bytes at K = V
+= 128 in bfloat16. Entry states in bfloat16 would lose the gradient of g where
+keys repeat; inverses are the dearest part to make again.
 
-Operands with bfloat16 inputs, all sums in float32: the inverse goes in as two
-bfloat16 parts everywhere, since its rows cancel where keys repeat: rounded, it
-makes the largest errors of all gradients by far. Gates go in as three, which is
-all of float32, what the gradient of the gates sums as two. One part have q, k,
-v, the gradients of o and w, the state, right-hand sides, P and Y where they
-meet values, scores' gradients. With float32 inputs no operand is rounded.
+Operands with bfloat16 inputs, all sums in float32. In two bfloat16 parts, high
+and low, go what cancels where keys repeat: X, P, Y, the errors w, the keys that
+are written, the states that keys and queries read, E and k E, dr where it meets
+w, gradients of scores. Rounded to one, P or the written keys alone make dg
+wrong by 0.7 of its largest value where one key repeats and each token leaves a
+tenth of what was there. Gates go in as three parts, all of float32. In
+one part: q, k, v and dO, as they were given; right-hand sides of X; Y^T and dr
+where they meet dO and keys; the decayed rows of dS. With float32 inputs no
+operand is rounded.
 """
 
 import functools
@@ -148,7 +151,7 @@ def _side_by_side(xs, z):
 
 
 def _errors(c, inverse, v_ref, state, z):
-  """w; and what q and k read of the entry state, e^G q S and e^G k S."""
+  """w; and what k and q read of the entry state, e^G k S and e^G q S."""
   seen = [
     dot_parts(c.rows[j], s, z.low)
     for j, s in enumerate(_side_by_side(state, z))

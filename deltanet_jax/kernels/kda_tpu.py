@@ -31,11 +31,12 @@ it multiplied with that one's gradient, a gate's the sum over all its spans.
 What is kept for it, besides the inputs: entry states and inverses in float32,
 4 K V + 512 C bytes a chunk and value head.
 
-Operands with bfloat16 inputs, all sums in float32: the inverse, the errors w,
-the scores and their gradients go in as two bfloat16 parts, since they cancel
-where keys repeat; so do gates, whose rounding is then 2^-17 of a sum. One part
-have decayed keys and queries, states, and gradients of o and of right-hand
-sides. With float32 inputs no operand is rounded.
+Operands with bfloat16 inputs, all sums in float32. In two bfloat16 parts, high
+and low, go what cancels where keys repeat: X, P, Y, the errors w, right-hand
+sides of X, k-, k- E, the gradient of P where dq is summed; and gates, whose
+rounding is then 2^-17 of a sum. In one part: q, k, v and dO, as they were
+given, k and q decayed to where they meet, k+ and q+, S, E, dr, the gradients of
+A and P where dk is summed. With float32 inputs no operand is rounded.
 """
 
 import functools
