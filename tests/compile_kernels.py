@@ -16,7 +16,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 from deltanet_jax.lab.dryrun.__main__ import ENVIRONMENT
 
@@ -63,17 +62,14 @@ def compile_row(name, topology):
   (device, *_) = topologies.get_topology_desc(
     platform='tpu', topology_name=topology
   ).devices
-  start = time.monotonic()
   compiled = lower(name, device).compile()
-  seconds = time.monotonic() - start
   text = compiled.as_text()
   assert text.count('custom_call_target="tpu_custom_call"') == 2, text
   rule, J, H, K, V, dtype = SHAPES[name]
   held = compiled.memory_analysis().temp_size_in_bytes / 2**20
   chip = topology.split(':')[0]
   return (
-    f'| {name} | {rule} | {J}/{H} | {K}/{V} | {dtype} | {chip} | {held:.0f}'
-    f' | {seconds:.0f} |'
+    f'| {name} | {rule} | {J}/{H} | {K}/{V} | {dtype} | {chip} | {held:.0f} |'
   )
 
 
@@ -105,8 +101,8 @@ def main():
     head = (
       f'jax {version("jax")}, libtpu {version("libtpu")}; a row of {TOKENS:,}'
       ' tokens, value and all gradients.\n\n'
-      '| shape | rule | heads | K/V | type | chip | temporaries, MiB |'
-      ' compiled in, s |\n|---|---|---|---|---|---|---|---|'
+      '| shape | rule | heads | K/V | type | chip | temporaries, MiB |\n'
+      '|---|---|---|---|---|---|---|'
     )
     PAGE.write_text('\n'.join([before + MARK, '', head, *rows, '']))
 
