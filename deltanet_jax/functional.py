@@ -71,7 +71,7 @@ def gated_delta_rule(
 
   Raises:
     ValueError: shapes, heads, form, chunk or cu_seqlens (unless it is on a
-      device) do not fit; the message says which.
+      GPU or TPU or traced) do not fit; the message says which.
 
   A second write under one key, after half of the first has decayed:
 
@@ -297,8 +297,7 @@ def attention(
 
 
 def _run(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
-  # an array on a device is not checked, which would wait for it
-  if cu_seqlens is not None and not isinstance(cu_seqlens, jax.Array):
+  if cu_seqlens is not None and not _is_remote(cu_seqlens):
     cu_seqlens, T = np.asarray(cu_seqlens), inputs[0].shape[1]
     ends = np.concatenate([[0], cu_seqlens.ravel(), [T]])
     if (np.diff(ends) < 0).any() or not (cu_seqlens.ravel()[:1] == 0).all():
@@ -309,6 +308,15 @@ def _run(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
   return _compiled(
     rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk
   )
+
+
+def _is_remote(x):
+  """Whether to look at the values of x would wait for a device."""
+  if not isinstance(x, jax.Array):
+    return False
+  if isinstance(x, jax.core.Tracer):
+    return True
+  return any(device.platform != 'cpu' for device in x.devices())
 
 
 @functools.partial(jax.jit, static_argnames=('rule', 'form', 'chunk'))

@@ -343,7 +343,8 @@ class HybridLM(nn.Module):
 
   @nn.nowrap
   def init_cache(self, batch: int, max_len: int) -> ModelCache:
-    """An empty cache in `dtype` for `max_len` tokens, prompt included."""
+    """An empty cache in `dtype` for `max_len` tokens, prompt included. Tokens
+    beyond are lost, and the logits after them are wrong."""
     return init_cache(self.cfg, batch, max_len, self.dtype)
 
   @nn.compact

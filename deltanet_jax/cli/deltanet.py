@@ -4,7 +4,7 @@ In a clone `python -m launch.NAME ...` does the same.
 """
 
 import difflib
-import importlib
+import importlib.metadata
 import sys
 
 from deltanet_jax.cli import command
@@ -34,13 +34,20 @@ def main() -> None:
   name, *rest = sys.argv[1:] or ['--help']
   program = command.ENTRY_POINTS[sys.argv[0].endswith('__main__.py')]
   if name in ('--help', '-h', 'help'):
-    print(f'{program} NAME [--help] [--FLAG=VALUE ...]\n')
+    print(f'{program} NAME [--help] [--FLAG=VALUE ...]')
+    print(f'{program} --version\n')
     for command_name, (_, about) in COMMANDS.items():
       print(f'  {command_name:12}{about}')
     return
+  if name == '--version':
+    try:
+      return print(importlib.metadata.version('deltanet_jax'))
+    except importlib.metadata.PackageNotFoundError:
+      command.refuse_input('a clone that is not installed; see its git log')
   if name not in COMMANDS:
     close = difflib.get_close_matches(name, COMMANDS, n=1)
-    advice = f'did you mean {close[0]}?' if close else ', '.join(COMMANDS)
+    there = f'there is {", ".join(COMMANDS)}'
+    advice = f'did you mean {close[0]}?' if close else there
     command.refuse_input(f'no command {name!r}; {advice}')
   sys.argv = [f'{program} {name}', *rest]
   module = importlib.import_module(f'deltanet_jax.{COMMANDS[name][0]}')

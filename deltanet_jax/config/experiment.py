@@ -131,6 +131,12 @@ class ModelConfig:
     ranges.check_ranges(self, 'model')
     if not self.layers:
       raise ValueError('model has no layer; give a period and repeats >= 1')
+    for layer in self.layers:
+      if not isinstance(layer, Layer):
+        raise ValueError(
+          f'a layer of the model is {type(layer).__name__}; give'
+          ' Layer(mixer, ffn)'
+        )
 
   @property
   def layers(self) -> tuple[Layer, ...]:

@@ -184,6 +184,12 @@ def _suggest_heldout(documents, cfg):
 
 
 def _require_both(train, heldout, cfg):
+  if len(train) + len(heldout) == 1:
+    raise ConfigError(
+      f'data.path={cfg.path!r} has one document, and whole documents are held'
+      ' out; give more files, or cut this one: split -C 64K'
+      ' --additional-suffix=.txt FILE texts/'
+    )
   for side, name, change in (
     (train, 'training', 'smaller'),
     (heldout, 'held-out', 'larger'),

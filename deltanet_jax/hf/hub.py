@@ -34,8 +34,8 @@ def find_folder(source: str) -> pathlib.Path:
     return _fetch(name.removeprefix(PREFIX), source)
   if not pathlib.Path(name).is_dir():
     raise ConfigError(
-      f'{source}: no such folder; give the folder of a released model, or'
-      f' {PREFIX}ORG/NAME'
+      f'{source}: no such folder; give that of a run or of a released model,'
+      f' or {PREFIX}ORG/NAME'
     )
   return pathlib.Path(name)
 

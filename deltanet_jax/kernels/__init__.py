@@ -12,8 +12,11 @@ section 8, says what it covers. On another platform it is refused, except under
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
+
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.experiment import Layer
 
 
 def forms(rule: ModuleType) -> dict[str, Callable]:
@@ -22,3 +25,16 @@ def forms(rule: ModuleType) -> dict[str, Callable]:
   if importlib.util.find_spec(name) is None:
     return rule.FORMS
   return rule.FORMS | importlib.import_module(name).FORMS
+
+
+def require_platform(layers: Sequence[Layer], platform: str) -> None:
+  """Raises:
+  ConfigError: a layer's form is a kernel, and the platform is no TPU.
+  """
+  for layer in layers:
+    form = getattr(layer.mixer, 'form', None)
+    if form == 'kernel' and platform != 'tpu':
+      raise ConfigError(
+        f"mixer.form is 'kernel', which is for TPUs, and the devices are"
+        f" {platform}; give 'chunked'"
+      )

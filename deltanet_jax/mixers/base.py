@@ -141,6 +141,11 @@ class Mixer(nn.Module):
     source: the logical axis of D   axes: those of `sizes`
     dtype: of the product, None: the mixer's   out_dtype: of y, None: `dtype`
     """
+    if source == 'embed' and (x.ndim != 3 or x.shape[-1] != self.d_model):
+      raise ValueError(
+        f'x has shape {x.shape}; give [B,T,D] with D = {self.d_model}, the'
+        ' d_model of this mixer'
+      )
     to = 'HK'[: len(sizes)]
     return Proj(
       (x.shape[-1], *sizes),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from deltanet_jax import kernels
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.data.tokenizer import ByteTokenizer
@@ -47,8 +48,11 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh) -> Program:
   """Returns the `Program` of an Experiment; nothing is compiled yet.
 
   Raises:
-    ConfigError: the mesh does not divide a weight.
+    ConfigError: the mesh does not divide a weight; a mixer's form is not for
+      these devices.
   """
+  platform = mesh.devices.flat[0].platform
+  kernels.require_platform(experiment.model.layers, platform)
   train, data = experiment.train, experiment.data
   dtype = jnp.dtype(train.dtype)
   model = HybridLM(experiment.model, dtype)

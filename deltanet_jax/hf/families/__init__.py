@@ -54,6 +54,10 @@ def read_config(folder: AnyPath) -> tuple[Family, ModelConfig]:
     ConfigError: the file is missing or not supported.
   """
   keys = read_keys(folder)
+  if 'optim' in keys and 'train' in keys:
+    raise ConfigError(
+      f'{keys.where} is that of a training run; open_model(folder) reads it'
+    )
   try:
     model_type = keys.get('model_type', default=None)
     family = find_family(model_type or keys.top.get('model_type'), keys.where)
