@@ -108,7 +108,7 @@ def _within(q_ref, k_ref, gate_ref, z):
     qk.append(meet[C:])
     kT.append(k.astype(F32).T)
   lower, strict = tpu_decay.lower(), tpu_decay.lower(strict=True)
-  decay, read = tpu_decay.decays(gate_ref, z)
+  decay, read = tpu_decay.decays(gate_ref[0, 0, 0, : z.heads, :], z)
   beta, link, score = [], [], []
   for h in range(z.heads):
     beta.append(gate_ref[0, 0, 0, z.heads + h : z.heads + h + 1, :])
@@ -317,7 +317,7 @@ def _gate_gradients(
 
 def _state_gradients(c, gate_ref, d_o, d_rest, d_state, z):
   """E of the chunk before."""
-  read = tpu_decay.read_rows(gate_ref, z)
+  read = tpu_decay.read_rows(gate_ref[0, 0, 0, : z.heads, :], z)
   qT = [rows[C:].astype(F32).T for rows in c.rows]
   for h in range(z.heads):
     row = read[h : h + 1]

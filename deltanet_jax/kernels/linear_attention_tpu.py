@@ -83,7 +83,7 @@ def _within(q_ref, k_ref, gate_ref, z):
   q, k = ([x[0, :, z.lanes(j, z.K)] for j in of_keys] for x in (q_ref, k_ref))
   qT, kT = ([x.astype(F32).T for x in xs] for xs in (q, k))
   qk = [dot(q[j], k[j], (1, 1)) for j in of_keys]
-  decay, read = tpu_decay.decays(gate_ref, z)
+  decay, read = tpu_decay.decays(gate_ref[0, 0, 0], z)
   score = [
     jnp.where(tpu_decay.lower(), qk[h // z.G] * decay[h], 0.0)
     for h in range(z.heads)
@@ -196,7 +196,7 @@ def _backward_kernel(*refs, z):
       z,
     )
   _key_gradients(c, entry, meet, v, d_o, d_state, d_q, d_k, z)
-  row = tpu_decay.read_rows(gates, z)
+  row = tpu_decay.read_rows(gates[0, 0, 0], z)
   for h in heads:
     onto = dot(low(c.qT[h // z.G] * row[h : h + 1]), d_o[h])
     d_state[h] = c.read[h][C - 1 :] * d_state[h] + onto

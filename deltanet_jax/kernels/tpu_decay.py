@@ -4,8 +4,6 @@ Every exponent is the plain sum of the gates it spans: a product of gates, in
 three bfloat16 parts that are all of float32, with zeros and ones.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -25,30 +23,39 @@ def ones(mask: jax.Array) -> jax.Array:
   return jnp.where(mask, 1.0, 0.0).astype(tpu.BF16)
 
 
-def decays(gate_ref: Any, z: Layout) -> tuple[list[jax.Array], list[jax.Array]]:
-  """Lists over value heads of D [C,C], e^{g_{j+1} + .. + g_i}, above the
-  diagonal without meaning, and of e^G [C,V], the same in all lanes."""
+def _sum_gates(upto: list[jax.Array], mask: jax.Array, z: Layout) -> jax.Array:
+  """Products of the parts of gates with a mask, summed."""
+  if z.low == F32:
+    # each is exact; in one product small parts would be added to a large sum
+    return sum(dot(part, mask) for part in reversed(upto))  # type: ignore
+  return dot(cat(upto, 1), cat([mask] * len(upto), 0))
+
+
+def decays(
+  gates: jax.Array, z: Layout
+) -> tuple[list[jax.Array], list[jax.Array]]:
+  """Of gates [heads,C], lists over value heads of D [C,C],
+  e^{g_{j+1} + .. + g_i}, above the diagonal without meaning, and of e^G [C,V],
+  the same in all lanes."""
   # [s, j]: is s after j; and ones for sums from the start
-  after = cat([cat([ones(lower(True)), ones(iota((C, C), 0) >= 0)], 1)] * 3, 0)
-  gates = split(gate_ref[0, 0, 0, : z.heads, :], 3)
+  after = cat([ones(lower(True)), ones(iota((C, C), 0) >= 0)], 1)
   decay, read = [], []
   for h in range(z.heads):
     # [i, s]: the gate of s if it is not after i
     upto = [
       jnp.where(lower(), g[h : h + 1].astype(F32), 0.0).astype(tpu.BF16)
-      for g in gates
+      for g in split(gates, 3)
     ]
-    span = dot(cat(upto, 1), after)
+    span = _sum_gates(upto, after, z)
     decay.append(jnp.exp(span[:, :C]))
     read.append(cat([jnp.exp(span[:, C:])] * (z.V // C), 1))
   return decay, read
 
 
-def read_rows(gate_ref: Any, z: Layout) -> jax.Array:
-  """e^G [heads,C], tokens along lanes."""
-  gates = split(gate_ref[0, 0, 0, : z.heads, :], 3)
+def read_rows(gates: jax.Array, z: Layout) -> jax.Array:
+  """e^G [heads,C] of gates [heads,C], tokens along lanes."""
   upto = ones(iota((C, C), 0) <= iota((C, C), 1))
-  return jnp.exp(dot(cat(gates, 1), cat([upto] * 3, 0)))
+  return jnp.exp(_sum_gates(split(gates, 3), upto, z))
 
 
 def sum_spans(
