@@ -62,8 +62,7 @@ def gated_delta_rule(
   form: 'chunked', for training; 'associative', a parallel scan over chunks;
     'recurrent', token by token, the definition. All agree. With cu_seqlens the
     first two compute blocks of 1 to 4 chunks, one after the other. 'kernel' is
-    for TPUs: the delta rules and KDA (`ops/README.md`, section 8); it has not
-    run on one yet
+    for TPUs (`ops/README.md`, section 8); it has not run on one yet
   chunk: tokens of a chunk, 16 * 2^n; not used by 'recurrent', 128 of 'kernel'
 
   Returns o [B,T,H,V] in v's type and the last state in float32. Gates, decay,

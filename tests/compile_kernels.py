@@ -27,6 +27,7 @@ TOPOLOGIES = 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'
 SHAPES = {
   'Qwen3-Next': ('delta_rule', 16, 32, 128, 128, 'bfloat16'),
   'Kimi Linear': ('kda', 32, 32, 128, 128, 'bfloat16'),
+  'MiniMax-M1': ('linear_attention', 64, 64, 128, 128, 'bfloat16'),
   'gdn 1p3b': ('delta_rule', 6, 6, 256, 512, 'bfloat16'),
 }
 TOKENS = 2048
@@ -44,14 +45,18 @@ def lower(name, device):
     (1, TOKENS, *sizes), dtype, sharding=place
   )
   gate = functools.partial(shape, dtype=jnp.float32)
-  inputs = shape(J, K), shape(J, K), shape(H, V), gate(H)
-  inputs += (gate(H, K) if rule == 'kda' else gate(H),)
+  gates = {
+    'linear_attention': (gate(H),),
+    'delta_rule': (gate(H), gate(H)),
+    'kda': (gate(H), gate(H, K)),
+  }[rule]
+  inputs = shape(J, K), shape(J, K), shape(H, V), *gates
 
   def loss(*inputs):
     o, last = run(*inputs)
     return jnp.sum(o.astype(jnp.float32) ** 2) + jnp.sum(last**2)
 
-  grad = jax.value_and_grad(loss, argnums=range(5))
+  grad = jax.value_and_grad(loss, argnums=range(len(inputs)))
   return jax.jit(grad).lower(*inputs)
 
 

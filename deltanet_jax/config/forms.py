@@ -6,7 +6,7 @@
 OWN = ('recurrent', 'associative', 'chunked')
 # a kernel adds its name to the row of its rule
 FORMS = {
-  'linear_attention': OWN,
+  'linear_attention': (*OWN, 'kernel'),
   'delta_rule': (*OWN, 'kernel'),
   'kda': (*OWN, 'kernel'),
 }

@@ -4,10 +4,10 @@
 there is one, adds a `FORMS` of functions with the same arguments and results.
 `ops` does not import it. `config.forms` has the names.
 
-The form 'kernel' of the delta rule and of KDA is for TPUs: `form='kernel'` of a
-function of `deltanet_jax` or of a mixer's configuration. `ops/README.md`,
-section 8, says what it covers. On another platform it is refused, except under
-`tpu.interpret(True)`, for tests.
+The form 'kernel' is for TPUs: `form='kernel'` of a function of `deltanet_jax`
+or of a mixer's configuration. `ops/README.md`, section 8, says what it covers.
+On another platform it is refused, except under `tpu.interpret(True)`, for
+tests.
 """
 
 import importlib

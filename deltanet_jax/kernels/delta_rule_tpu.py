@@ -49,16 +49,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from deltanet_jax.kernels import tpu
-from deltanet_jax.kernels.tpu import (
-  C,
-  cat,
-  dot,
-  dot_ones,
-  dot_parts,
-  iota,
-  split,
-)
+from deltanet_jax.kernels import tpu, tpu_decay
+from deltanet_jax.kernels.tpu import C, cat, dot, dot_parts
+from deltanet_jax.kernels.tpu_decay import side_by_side
 from deltanet_jax.kernels.tpu_inverse import inverses
 from deltanet_jax.ops import scan
 from deltanet_jax.ops.delta_rule import DESCRIPTION
@@ -105,15 +98,6 @@ class _Chunk(NamedTuple):
   score: list[jax.Array]
 
 
-def _lower(strict=False):
-  row, column = iota((C, C), 0), iota((C, C), 1)
-  return row > column if strict else row >= column
-
-
-def _ones(mask):
-  return jnp.where(mask, 1.0, 0.0).astype(tpu.BF16)
-
-
 def _within(q_ref, k_ref, gate_ref, z):
   rows, kT, kk, qk = [], [], [], []
   for j in range(z.keys):
@@ -123,20 +107,10 @@ def _within(q_ref, k_ref, gate_ref, z):
     kk.append(meet[:C])
     qk.append(meet[C:])
     kT.append(k.astype(F32).T)
-  lower, strict = _lower(), _lower(strict=True)
-  # [s, j]: is s after j; and ones for sums from the start
-  after = cat([cat([_ones(strict), _ones(lower | ~lower)], 1)] * 3, 0)
-  gates = split(gate_ref[0, 0, 0, : z.heads, :], 3)
-  beta, read, decay, link, score = [], [], [], [], []
+  lower, strict = tpu_decay.lower(), tpu_decay.lower(strict=True)
+  decay, read = tpu_decay.decays(gate_ref[0, 0, 0, : z.heads, :], z)
+  beta, link, score = [], [], []
   for h in range(z.heads):
-    # [i, s]: the gate of s if it is not after i
-    upto = [
-      jnp.where(lower, g[h : h + 1].astype(F32), 0.0).astype(tpu.BF16)
-      for g in gates
-    ]
-    span = dot(cat(upto, 1), after)
-    decay.append(jnp.exp(span[:, :C]))
-    read.append(cat([jnp.exp(span[:, C:])] * (z.V // C), 1))
     beta.append(gate_ref[0, 0, 0, z.heads + h : z.heads + h + 1, :])
     weight = decay[h] * beta[h]
     link.append(jnp.where(strict, kk[h // z.G] * weight, 0.0))
@@ -144,17 +118,10 @@ def _within(q_ref, k_ref, gate_ref, z):
   return _Chunk(rows, kT, kk, qk, beta, read, decay, link, score)
 
 
-def _side_by_side(xs, z):
-  """Matrices of value heads, those of a group in one: a product with what the
-  group shares is then one pass."""
-  return [cat([xs[h] for h in z.group(j)], 1) for j in range(z.keys)]
-
-
 def _errors(c, inverse, v_ref, state, z):
   """w; and what k and q read of the entry state, e^G k S and e^G q S."""
   seen = [
-    dot_parts(c.rows[j], s, z.low)
-    for j, s in enumerate(_side_by_side(state, z))
+    dot_parts(c.rows[j], s, z.low) for j, s in enumerate(side_by_side(state, z))
   ]
   own = [seen[h // z.G][:, z.lanes(h % z.G, z.V)] for h in range(z.heads)]
   known = [c.read[h] * own[h][:C] for h in range(z.heads)]
@@ -274,7 +241,7 @@ def _rest_gradients(c, inverse, d_o, d_state, z):
   onto = [inverse[h].T * (c.decay[h][C - 1 :] * c.beta[h]) for h in heads]
   exits = [
     dot_parts(c.rows[j][:C], e, z.low)
-    for j, e in enumerate(_side_by_side(d_state, z))
+    for j, e in enumerate(side_by_side(d_state, z))
   ]
   own = [exits[h // z.G][:, z.lanes(h % z.G, z.V)] for h in heads]
   from_exit = [dot_parts(onto[h], own[h], z.low) for h in heads]
@@ -288,7 +255,7 @@ def _rest_gradients(c, inverse, d_o, d_state, z):
 def _score_gradients(c, error, d_o, d_rest, d_state, z):
   """Of k k^T and q k^T, of k as written to the exit state [K,C], each summed
   over a group; and of beta."""
-  lower, strict = _lower(), _lower(strict=True)
+  lower, strict = tpu_decay.lower(), tpu_decay.lower(strict=True)
   d_kk, d_qk, d_kT = ([0.0] * z.keys for _ in range(3))
   d_beta = []
   # terms of d_beta that nearly cancel, of d_rest's and d_state's parts each
@@ -312,7 +279,7 @@ def _score_gradients(c, error, d_o, d_rest, d_state, z):
 
 def _key_gradients(c, entry, d_o, d_rest, d_kk, d_qk, d_kT, d_q, d_k, z):
   low = lambda x: x.astype(z.low)
-  for j, state in enumerate(_side_by_side(entry, z)):
+  for j, state in enumerate(side_by_side(entry, z)):
     k, q = c.rows[j][:C], c.rows[j][C:]
     group = z.group(j)
     asked = cat([low(c.read[h] * d_o[h].astype(F32)) for h in group], 1)
@@ -329,35 +296,28 @@ def _key_gradients(c, entry, d_o, d_rest, d_kk, d_qk, d_kT, d_q, d_k, z):
 def _gate_gradients(
   c, v_ref, entry, known, asked, reach, from_exit, d_o, d_state, z
 ):
-  """dg_t, rows [1,C]: what passes from before t to t or after. Sums over lanes
-  are products with ones, whose results stand in all lanes."""
-  lower, strict = _lower(), _lower(strict=True)
-  all_ones = _ones(iota((z.V, C), 0) >= 0)
-  # [j, t]: is j before t
-  before = cat([_ones(iota((C, C), 0) < iota((C, C), 1)), all_ones], 0)
+  """dg_t, rows [1,C]."""
+  strict = tpu_decay.lower(strict=True)
   out = []
   for h in range(z.heads):
     v = v_ref[0, :, z.lanes(h, z.V)]
     # raw writes and the entry state in outputs, what was erased taken off
     pairs = jnp.where(strict, reach[h] * dot(d_o[h], v, (1, 1)), 0.0)
     left = asked[h] - dot_parts(reach[h], known[h], z.low)
-    from_entry = d_o[h].astype(F32) * left
-    outputs = dot_ones(cat([pairs, from_entry], 1), before, z.parts)
-    exits = dot_ones(v.astype(F32) * from_exit[h], all_ones, z.parts)
     through = c.read[h][C - 1 :] * jnp.sum(
       d_state[h] * entry[h], 0, keepdims=True
     ) - jnp.sum(from_exit[h] * known[h], 0, keepdims=True)
-    # [i, t]: outputs at or after t, raw writes before t
-    within = jnp.sum(jnp.where(lower, outputs, exits), 0, keepdims=True)
-    out.append(within + jnp.sum(through, 1, keepdims=True))
+    from_entry, to_exit = (
+      d_o[h].astype(F32) * left,
+      v.astype(F32) * from_exit[h],
+    )
+    out.append(tpu_decay.sum_spans(pairs, from_entry, to_exit, through, z))
   return out
 
 
 def _state_gradients(c, gate_ref, d_o, d_rest, d_state, z):
   """E of the chunk before."""
-  gates = split(gate_ref[0, 0, 0, : z.heads, :], 3)
-  upto = _ones(iota((C, C), 0) <= iota((C, C), 1))
-  read = jnp.exp(dot(cat(gates, 1), cat([upto] * 3, 0)))  # e^G along lanes
+  read = tpu_decay.read_rows(gate_ref[0, 0, 0, : z.heads, :], z)
   qT = [rows[C:].astype(F32).T for rows in c.rows]
   for h in range(z.heads):
     row = read[h : h + 1]

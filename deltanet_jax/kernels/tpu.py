@@ -288,7 +288,7 @@ batching.primitive_batchers[_for_kernel] = lambda arrays, axes, **how: (
 # ---------------------------------------------------------------- a rule
 
 
-Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+Arrays = tuple[jax.Array, ...]  # q, k, v and gates, g the last
 
 
 def run(
@@ -304,25 +304,28 @@ def run(
   widths; `g`, the last of the inputs, holds where documents begin.
   """
   state = scan.initial_state(description, state, segment_ids, **inputs)
-  q, k, v, beta, g = inputs.values()
-  assert q is not None and k is not None and v is not None and beta is not None
+  q, k, v, *gates, g = inputs.values()
+  assert q is not None and k is not None and v is not None
   check(q=q, k=k, v=v)
   if not v.size:
     return jnp.zeros_like(v), state
 
   def call_rule(arrays, state, segment_ids):
-    *_, g = arrays
+    *rest, g = arrays
     if segment_ids is not None:
       first = documents.segment_starts(segment_ids)
       g = jnp.where(first.reshape(first.shape + (1,) * (g.ndim - 2)), RESET, g)
-    (q, k, v, *gates), padded = fill(*arrays[:4], g, state)
+    (q, k, v, *gates), padded = fill((*rest, g), state)
     q, k = repeat_keys(q, v), repeat_keys(k, v)
     o, last = rule(make_layout(q, v), (q, k, v, *gates), padded)
     (T, _, V), K = arrays[2].shape[1:], arrays[0].shape[3]
     return o[:, :T, :, :V], last[:, :, :K, :V]
 
-  g = jnp.zeros(beta.shape, F32) if g is None else g.astype(F32)
-  arrays = q, k, v, beta, scan.log_decay(g)
+  of_heads = v.shape[:3]
+  g = jnp.zeros(of_heads, F32) if g is None else g.astype(F32)
+  if g.ndim == 1:
+    g = jnp.broadcast_to(g, of_heads)
+  arrays: Any = (q, k, v, *gates, scan.log_decay(g))
   o, state = documents.isolate_nonfinite(call_rule, arrays, state, segment_ids)
   return o, opaque(state)
 
@@ -352,25 +355,18 @@ def repeat_keys(x: jax.Array, v: jax.Array) -> jax.Array:
   return x if times == 1 else jnp.repeat(x, times, 2)
 
 
-def fill(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  beta: jax.Array,
-  g: jax.Array,
-  state: jax.Array,
-) -> tuple[Arrays, jax.Array]:
+def fill(arrays: Arrays, state: jax.Array) -> tuple[Arrays, jax.Array]:
   """Zeros up to whole chunks of tokens and registers of channels: a token with
-  beta 0 changes no state, a channel of zeros no product."""
+  key and beta 0 changes no state, a channel of zeros no product."""
+  q, k, v, *gates = arrays
   tokens = -q.shape[1] % C
   keys, values = -q.shape[3] % C, -v.shape[3] % C
 
-  def pad(x, channels=0):
+  def pad(x, channels=keys):
     widths = [(0, 0), (0, tokens), *[(0, 0)] * (x.ndim - 2)]
     if x.ndim == 4:
       widths[3] = (0, channels)
     return jnp.pad(x, widths)
 
   state = jnp.pad(state, [(0, 0), (0, 0), (0, keys), (0, values)])
-  arrays = pad(q, keys), pad(k, keys), pad(v, values), pad(beta), pad(g, keys)
-  return arrays, state
+  return (pad(q), pad(k), pad(v, values), *map(pad, gates)), state

@@ -16,7 +16,13 @@ import pytest
 import deltanet_jax as dn
 from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.config.mixers import GatedDeltaNetConfig, KDAConfig
-from deltanet_jax.kernels import delta_rule_tpu, kda_tpu, tpu, tpu_inverse
+from deltanet_jax.kernels import (
+  delta_rule_tpu,
+  kda_tpu,
+  linear_attention_tpu,
+  tpu,
+  tpu_inverse,
+)
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.ops import delta_rule, kda
 from deltanet_jax.parallel import sequence, sharding
@@ -27,11 +33,22 @@ from tests.ops import (
   test_ops_contract as contract,
 )
 
-KERNELS = {'delta_rule': delta_rule_tpu.run, 'kda': kda_tpu.run}
+KERNELS = {
+  'delta_rule': delta_rule_tpu.run,
+  'kda': kda_tpu.run,
+  'linear_attention': linear_attention_tpu.run,
+}
+LOW = {
+  'delta': delta_rule_tpu.run,
+  'kda': kda_tpu.run,
+  'linear': linear_attention_tpu.run,
+}
 outcome = contract.outcome.__wrapped__
 # more than continuous integration has time for
 long = functools.partial(pytest.param, marks=pytest.mark.long)
-every_rule = pytest.mark.parametrize('variant', ['gated_delta', 'kda'])
+every_rule = pytest.mark.parametrize(
+  'variant', ['gated_delta', 'kda', 'scalar_gated']
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +62,8 @@ def draw(variant, T):
   rule, inputs, state, d_o, d_state = contract.draw(variant, T)
   heads = lambda name: 1 if name in 'qk' else 2
   inputs = {
-    n: None if x is None else x[:, :, : heads(n)] for n, x in inputs.items()
+    n: x if x is None else x[:2] if x.ndim == 1 else x[:, :, : heads(n)]
+    for n, x in inputs.items()
   }
   return rule, inputs, state[:, :2], d_o[:, :, :2], d_state[:, :2]
 
@@ -61,7 +79,10 @@ def check(variant, T, segment_ids=None, change=lambda inputs: inputs):
 # ---------------------------------------------------------------- equations
 
 
-@pytest.mark.parametrize('variant', ['delta', 'gated_delta', 'kda'])
+@pytest.mark.parametrize(
+  'variant',
+  ['linear', 'lightning', 'scalar_gated', 'delta', 'gated_delta', 'kda'],
+)
 def test_a_kernel_equals_the_float64_recurrence(variant):
   for T in (1, 63, 100):
     check(variant, T)
@@ -170,15 +191,14 @@ def check_low(rule, name, seed=0, heads=2):
   of_tokens = lambda x: x[:, :, :heads]
   inputs = {n: of_tokens(x) for n, x in inputs.items()}
   args = inputs, state[:, :heads], of_tokens(d_o), d_state[:, :heads]
-  run = {'delta': delta_rule_tpu, 'kda': kda_tpu}[rule].run
-  got = outcome(run, *args)
+  got = outcome(LOW[rule], *args)
   for n, x in want.items():
     own = x[:, :heads] if n in ('last', 'state') else of_tokens(x)
     error = np.abs(np.float64(got[n]) - own).max() / np.abs(x).max()
     assert error < 2.5e-2, (name, seed, n, error)
 
 
-@pytest.mark.parametrize('rule', ['delta', 'kda'])
+@pytest.mark.parametrize('rule', ['delta', 'kda', 'linear'])
 def test_bfloat16_loses_no_more_than_its_own_digits(rule):
   for name in (*accuracy.CASES, 'worn'):
     check_low(rule, name, heads=1)
@@ -186,7 +206,7 @@ def test_bfloat16_loses_no_more_than_its_own_digits(rule):
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize('rule', ['delta', 'kda'])
+@pytest.mark.parametrize('rule', ['delta', 'kda', 'linear'])
 def test_bfloat16_loses_no_more_in_other_draws(rule):
   for name in (*accuracy.CASES, 'worn'):
     for seed in range(4):
@@ -205,8 +225,7 @@ def test_float32_is_exact_where_keys_repeat_and_decay_is_strong(rule):
     module = {'delta': delta_rule, 'kda': kda}[rule]
     args = inputs, state, d_o, d_state
     want = contract.reference(module.__name__.rpartition('.')[2], *args)
-    run = {'delta': delta_rule_tpu, 'kda': kda_tpu}[rule].run
-    got = accuracy.errors(outcome(run, *args), want)
+    got = accuracy.errors(outcome(LOW[rule], *args), want)
     decay = got.pop('g')
     assert max(got.values()) < 1e-5, (name, got)
     if decay > 5e-3:
