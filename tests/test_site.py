@@ -82,8 +82,7 @@ def mine(tmp_path):
   assert list(files) == ['ema_config.py', 'ema.py', 'own_mixer.py', 'run.py']
   for name, text in files.items():
     (tmp_path / name).write_text(text)
-  code = f'from ema_config import EMAConfig\n{rest[0]}'
-  (tmp_path / 'trial.py').write_text(code)
+  (tmp_path / 'trial.py').write_text(rest[0])
   path = f'{tmp_path}:{ROOT}'
   quick = {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   return tmp_path, {**os.environ, 'PYTHONPATH': path, **quick}
@@ -113,8 +112,11 @@ def test_the_mixer_of_the_page_is_tried_and_trained(mine):
   released.write_texts(folder / 'texts')
   given = '--config=run.py', '--workdir=runs/ema'
   command = '-m', 'deltanet_jax'
-  steps = '--config.train.steps=2', '--config.train.eval_rows=8'
-  run(*command, 'train', *given, *steps, cwd=folder, env=env)
+  short = (
+    '--config.data.path=texts/*.txt', '--config.data.heldout=0.1',
+    '--config.train.steps=2', '--config.train.eval_rows=8',
+  )  # fmt: skip
+  run(*command, 'train', *given, *short, cwd=folder, env=env)
   out = run(
     *command, 'generate', *given, '--prompt=The', '--max_tokens=3',
     cwd=folder, env=env,
