@@ -151,10 +151,11 @@ def test_an_unknown_form_and_a_wrong_gate_are_one_line():
 
 
 @pytest.mark.parametrize('ends', [[0, 9, 7, 20], [0, 9, 21], [1, 20]])
-def test_documents_that_are_none_are_one_line(ends):
+@pytest.mark.parametrize('array', [np.array, jnp.array])
+def test_documents_that_are_none_are_one_line(ends, array):
   qkv, gates = (jax.tree.map(lambda x: x[:1], tree) for tree in draw())
   with pytest.raises(ValueError, match=r'^cu_seqlens is \[.*ascending to 20'):
-    dn.gated_delta_rule(*qkv, **gates, cu_seqlens=ends)
+    dn.gated_delta_rule(*qkv, **gates, cu_seqlens=array(ends))
   _, states = dn.gated_delta_rule(*qkv, **gates, cu_seqlens=[0, 9, 9])
   assert states.shape == (2, H, K, V)
 
@@ -325,6 +326,15 @@ def test_a_mixer_alone_and_in_a_users_model(name):
   given, _ = alone(own, x, dn.Context(index, ids))
   np.testing.assert_array_equal(packed, given)
   np.testing.assert_allclose(packed[:, :10], first, atol=1e-5)
+
+
+def test_what_does_not_fit_a_mixer_or_a_model_is_one_line():
+  mixer = CONFIGS['gated_deltanet']
+  for shape in ((1, 8, D + 1), (8, D)):
+    with pytest.raises(ValueError, match=rf'^x has shape .* with D = {D}, the'):
+      mixer.make(d_model=D).init(jax.random.key(0), jnp.zeros(shape))
+  with pytest.raises(ValueError, match=r'GatedDeltaNetConfig; give Layer\(mix'):
+    dn.ModelConfig(8, D, period=(mixer,), repeats=1)
 
 
 def test_a_mixer_in_flax_nnx():

@@ -350,15 +350,17 @@ def test_a_split_with_an_empty_side_is_answered_by_one_that_will_do(
   assert len(str(value)) < 6 and (value < 0.5) == (heldout < 0.5)
 
 
-def test_too_little_text_is_refused(folder):
+def test_one_document_is_refused_with_a_way_to_cut_it(folder):
   one = f'{folder}/1/1.txt'
-  sides = {
+  messages = {
     refusal(lambda seed=s: make(folder, path=one, heldout=0.5, seed=seed))
     for s in range(8)
   }
-  assert len(sides) == 2
-  assert all('has 1 documents, none of them' in message for message in sides)
-  assert not any('would do' in message for message in sides)
+  assert len(messages) == 1
+  assert 'has one document' in min(messages) and 'split -C' in min(messages)
+
+
+def test_too_little_text_is_refused(folder):
   message = refusal(lambda: make(folder, batch=1000))
   assert 'less than one batch of 1000 rows x 16' in message
 

@@ -396,3 +396,9 @@ def test_a_file_that_is_no_object_is_refused_in_a_line(text, tmp_path):
     families.read_config(tmp_path)
   assert str(tmp_path / 'config.json') in str(error.value)
   assert '\n' not in str(error.value)
+
+
+def test_a_training_run_is_named_as_such(read_config):
+  found = {'model': {}, 'data': {}, 'optim': {}, 'train': {}}
+  error, _ = read_config(found)
+  assert 'that of a training run; open_model(folder) reads it' in str(error)

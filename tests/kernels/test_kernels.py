@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from deltanet_jax import kernels
-from deltanet_jax.config.experiment import MeshConfig
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.experiment import Layer, MeshConfig, MLPConfig
 from deltanet_jax.config.forms import FORMS, OWN
 from deltanet_jax.config.mixers import GatedDeltaNetConfig, KDAConfig
 from deltanet_jax.lab.bench import bench
@@ -41,6 +42,14 @@ def kernel(tmp_path, monkeypatch):
   monkeypatch.setitem(FORMS, 'delta_rule', (*OWN, 'twice'))
   yield
   sys.modules.pop(name, None)
+
+
+def test_a_run_on_other_devices_is_refused_by_one_line():
+  mixer = GatedDeltaNetConfig(2, 2, 8, 8, form='kernel')
+  layers = [Layer(mixer, MLPConfig(8))]
+  kernels.require_platform(layers, 'tpu')
+  with pytest.raises(ConfigError, match="'kernel', .*devices are cpu; give"):
+    kernels.require_platform(layers, 'cpu')
 
 
 def test_a_kernel_is_one_more_form_of_its_rule_alone(kernel):
