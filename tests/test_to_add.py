@@ -105,7 +105,7 @@ def test_a_rule_is_its_file_its_names_and_its_row(clone):
   rule = (clone / 'deltanet_jax/ops/linear_attention.py').read_text()
   (clone / 'deltanet_jax/ops/copied.py').write_text(rule)
   forms = clone / 'deltanet_jax/config/forms.py'
-  replace(forms, "'kda': OWN", "'kda': OWN, 'copied': OWN")
+  replace(forms, 'FORMS = {', "FORMS = {\n  'copied': OWN,")
   contract = clone / 'tests/ops/test_ops_contract.py'
   replace(contract, "  'kda': kda,\n", "  'kda': kda,\n  'copied': copied,\n")
   row = "  'copied': ('copied', 2, {'g': 'token'}),\n"
