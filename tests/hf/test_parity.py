@@ -21,7 +21,16 @@ from tests.parity import FIXTURES, SYSTEMS
 
 pytestmark = pytest.mark.slow
 
-every_system = pytest.mark.parametrize('name', SYSTEMS, scope='module')
+# their parts are in others, and the oracle tests have all
+REPEATED = 'qwen3_moe', 'qwen3_5', 'deepseek_v3'
+every_system = pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(n, marks=[pytest.mark.long] if n in REPEATED else [])
+    for n in SYSTEMS
+  ],
+  scope='module',
+)
 
 
 @pytest.fixture(scope='module')

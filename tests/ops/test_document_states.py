@@ -140,7 +140,11 @@ def test_each_document_is_as_if_alone(name, form):
 
 @every_form
 @pytest.mark.parametrize(
-  'name', ['gated_delta_rule', pytest.param('kda', marks=pytest.mark.slow)]
+  'name',
+  [
+    'gated_delta_rule',
+    pytest.param('kda', marks=[pytest.mark.slow, pytest.mark.long]),
+  ],
 )
 def test_bfloat16_keeps_float32_states(name, form):
   cu_seqlens = np.cumsum([0, *LENGTHS[0]])

@@ -36,6 +36,7 @@ from tests.ops.test_ops_contract import (
 )
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
+LONG = [pytest.mark.slow, pytest.mark.long]
 
 every_form = pytest.mark.parametrize(
   'form', ['recurrent', 'associative', 'chunked']
@@ -213,8 +214,8 @@ def test_a_model_takes_no_rows_and_no_tokens(mixer, rows, tokens):
     pytest.param('lightning', 'float32', marks=pytest.mark.slow),
     pytest.param('gdn2', 'float32', marks=pytest.mark.slow),
     pytest.param('gated_delta', 'bfloat16', marks=pytest.mark.slow),
-    pytest.param('gdn2', 'bfloat16', marks=pytest.mark.slow),
-    pytest.param('gated_delta', 'float64', marks=pytest.mark.slow),
+    pytest.param('gdn2', 'bfloat16', marks=LONG),
+    pytest.param('gated_delta', 'float64', marks=LONG),
     pytest.param('gdn2', 'float64', marks=pytest.mark.slow),
   ],
 )
