@@ -132,7 +132,7 @@ class ModelConfig:
     if not self.layers:
       raise ValueError('model has no layer; give a period and repeats >= 1')
     for layer in self.layers:
-      if not isinstance(layer, Layer):
+      if isinstance(layer, MixerConfig):
         raise ValueError(
           f'a layer of the model is {type(layer).__name__}; give'
           ' Layer(mixer, ffn)'
