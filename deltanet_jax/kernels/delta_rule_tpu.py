@@ -49,7 +49,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from deltanet_jax.kernels import tpu, tpu_decay
+from deltanet_jax.kernels import tpu, tpu_decay, tpu_rule
 from deltanet_jax.kernels.tpu import C, cat, dot, dot_parts
 from deltanet_jax.kernels.tpu_decay import side_by_side
 from deltanet_jax.kernels.tpu_inverse import inverses
@@ -76,7 +76,7 @@ def run(
   """
   del chunk
   inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g}
-  return tpu.run(_whole_chunks, DESCRIPTION, inputs, state, segment_ids)
+  return tpu_rule.run(PASSES, DESCRIPTION, inputs, state, segment_ids)
 
 
 class _Chunk(NamedTuple):
@@ -365,24 +365,5 @@ def _run_backward(z, q, k, v, beta, g, kept, d_o, d_last):
   return *shaped, d_beta.astype(beta.dtype), d_g, d_first
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _whole_chunks(z, arrays, state):
-  o, last, _ = _run_forward(z, *arrays, state, keep=False)
-  return o, last
-
-
-def _forward(z, arrays, state):
-  o, last, kept = _run_forward(z, *arrays, state, keep=True)
-  return (o, last), (arrays, kept)
-
-
-def _backward(z, residuals, cotangents):
-  arrays, kept = residuals
-  *d_arrays, d_state = _run_backward(z, *arrays, kept, *cotangents)
-  return tuple(d_arrays), d_state
-
-
-_whole_chunks.defvjp(_forward, _backward)
-
-
+PASSES = tpu_rule.Passes(_run_forward, _run_backward)
 FORMS = {'kernel': run}

@@ -46,7 +46,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from deltanet_jax.kernels import tpu
+from deltanet_jax.kernels import tpu, tpu_rule
 from deltanet_jax.kernels.tpu import (
   C,
   cat,
@@ -88,7 +88,7 @@ def run(
       " with gates apart take form='chunked'"
     )
   inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g}
-  return tpu.run(_whole_chunks, DESCRIPTION, inputs, state, segment_ids)
+  return tpu_rule.run(PASSES, DESCRIPTION, inputs, state, segment_ids)
 
 
 def _spans():
@@ -459,24 +459,5 @@ def _run_backward(z, q, k, v, beta, g, kept, d_o, d_last):
   return *shaped, d_beta, d_g.reshape(g.shape), jnp.swapaxes(d_first, 2, 3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _whole_chunks(z, arrays, state):
-  o, last, _ = _run_forward(z, *arrays, state, keep=False)
-  return o, last
-
-
-def _forward(z, arrays, state):
-  o, last, kept = _run_forward(z, *arrays, state, keep=True)
-  return (o, last), (arrays, kept)
-
-
-def _backward(z, residuals, cotangents):
-  arrays, kept = residuals
-  *d_arrays, d_state = _run_backward(z, *arrays, kept, *cotangents)
-  return tuple(d_arrays), d_state
-
-
-_whole_chunks.defvjp(_forward, _backward)
-
-
+PASSES = tpu_rule.Passes(_run_forward, _run_backward)
 FORMS = {'kernel': run}

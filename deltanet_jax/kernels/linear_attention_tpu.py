@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from deltanet_jax.kernels import tpu, tpu_decay
+from deltanet_jax.kernels import tpu, tpu_decay, tpu_rule
 from deltanet_jax.kernels.tpu import C, cat, dot
 from deltanet_jax.kernels.tpu_decay import side_by_side
 from deltanet_jax.ops import scan
@@ -58,7 +58,7 @@ def run(
   """
   del chunk
   inputs = {'q': q, 'k': k, 'v': v, 'g': g}
-  return tpu.run(_whole_chunks, DESCRIPTION, inputs, state, segment_ids)
+  return tpu_rule.run(PASSES, DESCRIPTION, inputs, state, segment_ids)
 
 
 class _Chunk(NamedTuple):
@@ -225,7 +225,7 @@ def _key_gradients(c, entry, meet, v, d_o, d_state, d_q, d_k, z):
 
 
 @functools.partial(jax.jit, static_argnames='z')
-def _run_backward(z, q, k, v, g, entries, d_o, d_last):
+def _run_backward(z, q, k, v, g, kept, d_o, d_last):
   blocks = tpu.Blocks(z, reverse=True)
   keys, values, rows, states = _specs(z, blocks)
   like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
@@ -240,7 +240,7 @@ def _run_backward(z, q, k, v, g, entries, d_o, d_last):
       (k_flat, keys),
       (v_flat, values),
       (gates, rows),
-      (entries, blocks.chunks(z.K, z.V)),
+      (kept[0], blocks.chunks(z.K, z.V)),
       (tpu.flat(d_o.astype(z.low)), values),
       (d_last, states),
     ],
@@ -259,24 +259,5 @@ def _run_backward(z, q, k, v, g, entries, d_o, d_last):
   return *shaped, tpu.from_rows(d_gates, z), d_first
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _whole_chunks(z, arrays, state):
-  o, last, _ = _run_forward(z, *arrays, state, keep=False)
-  return o, last
-
-
-def _forward(z, arrays, state):
-  o, last, (entries,) = _run_forward(z, *arrays, state, keep=True)
-  return (o, last), (arrays, entries)
-
-
-def _backward(z, residuals, cotangents):
-  arrays, entries = residuals
-  *d_arrays, d_state = _run_backward(z, *arrays, entries, *cotangents)
-  return tuple(d_arrays), d_state
-
-
-_whole_chunks.defvjp(_forward, _backward)
-
-
+PASSES = tpu_rule.Passes(_run_forward, _run_backward)
 FORMS = {'kernel': run}
