@@ -6,8 +6,8 @@ or, in an environment of your own,
 
   python -m launch.quickstart --config=configs/quickstart.py
 
-830,348 parameters, 3.1 million training tokens: about 4 minutes on 2 CPU cores.
-Expect about 1.68 bits per byte of held-out text, a third less than an order-2
+830,348 parameters, 3.1 million training tokens: 5 to 20 minutes on 2 CPU cores.
+Expect about 1.67 bits per byte of held-out text, a third less than an order-2
 n-gram model and less than an order-3 one. The text is the library of your
 Python, so the figure depends on its version.
 """
