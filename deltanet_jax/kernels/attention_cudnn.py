@@ -1,0 +1,86 @@
+"""Softmax attention on NVIDIA GPUs by cuDNN, `jax.nn.dot_product_attention`.
+
+cuDNN has one width for queries, keys and values, a multiple of 8: narrower ones
+are filled up with zeros, values of 128 beside keys of 192 to 192 and not to
+256. Documents are a mask [B,1,T,T] for it, in q's type, and another for its
+gradient: 4 B T^2 bytes in all, which a window without documents does not need.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from deltanet_jax.kernels.guard import differentiate_once
+from deltanet_jax.ops.attention import Place, causal_mask
+
+WIDEST = 256  # 128 before Hopper, says cuDNN where it is so
+
+
+def run(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  segments: jax.Array | None,
+  *,
+  scale: float,
+  window: int | None = None,
+) -> jax.Array:
+  """`ops.attention.attend` of consecutive tokens over themselves.
+
+  q [B,T,H,K]   k [B,T,J,K]   v [B,T,J,V]   segments [B,T]: of `Place`
+  """
+  check(q, k, v)
+  B, T = q.shape[:2]
+  if not B * T:
+    return jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
+  V, width = v.shape[3], max(k.shape[3], v.shape[3])
+  tokens, channels = 0, -width % 8
+  if segments is not None:
+    # cuDNN takes masks of even sizes alone
+    tokens = T % 2
+    segments = jnp.pad(segments, ((0, 0), (0, tokens)), mode='edge')
+
+  def fill(x):
+    more = channels + width - x.shape[3]
+    return jnp.pad(x, ((0, 0), (0, tokens), (0, 0), (0, more)))
+
+  def attend(q, k, v, segments):
+    how = {'is_causal': True}
+    if segments is not None:
+      index = jnp.arange(T + tokens)
+      # cuDNN takes no window beside a mask
+      mask = causal_mask(Place(index, segments), Place(index, segments), window)
+      how['mask'] = mask[:, None]
+    elif window is not None:
+      how['local_window_size'] = window - 1, 0
+    try:
+      return jax.nn.dot_product_attention(
+        q, k, v, scale=scale, implementation='cudnn', **how
+      )
+    except (NotImplementedError, RuntimeError) as error:
+      raise ValueError(f"form 'cudnn': {error}; take form='blocks'") from error
+
+  o = differentiate_once(
+    attend,
+    *map(fill, (q, k, v)),
+    segments,
+    form='cudnn',
+    instead='blocks',
+    platform='cuda',
+  )
+  return o[:, :T, :, :V]
+
+
+def check(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
+  """ValueError for what cuDNN does not cover."""
+  types = {str(x.dtype) for x in (q, k, v)}
+  if len(types) > 1 or not types <= {'bfloat16', 'float16'}:
+    raise ValueError(
+      f"form 'cudnn' with q, k, v of {', '.join(sorted(types))}; give all"
+      " three in bfloat16 or in float16, or take form='blocks'"
+    )
+  width = max(k.shape[3], v.shape[3])
+  if width > WIDEST:
+    raise ValueError(
+      f"form 'cudnn' with {width} channels; give {WIDEST} at most, or take"
+      " form='blocks'"
+    )
