@@ -1,9 +1,9 @@
 """Softmax attention on NVIDIA GPUs by cuDNN, `jax.nn.dot_product_attention`.
 
 cuDNN has one width for queries, keys and values, a multiple of 8: narrower ones
-are filled up with zeros, values of 128 beside keys of 192 to 192 and not to
-256. Documents are a mask [B,1,T,T] for it, in q's type, and another for its
-gradient: 4 B T^2 bytes in all, which a window without documents does not need.
+are filled up with zeros, values of 128 beside keys of 192 to 192; and odd rows
+with a token. Documents are a mask [B,1,T,T] for it, in q's type, which has a
+gradient: 4 B T^2 bytes in all, that a row of one document does not need.
 """
 
 import jax
@@ -33,10 +33,8 @@ def run(
   if not B * T:
     return jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
   V, width = v.shape[3], max(k.shape[3], v.shape[3])
-  tokens, channels = 0, -width % 8
+  tokens, channels = T % 2, -width % 8
   if segments is not None:
-    # cuDNN takes masks of even sizes alone
-    tokens = T % 2
     segments = jnp.pad(segments, ((0, 0), (0, tokens)), mode='edge')
 
   def fill(x):

@@ -1,6 +1,7 @@
 """One clear line where a program with kernels goes to another platform, or is
 differentiated twice."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,9 @@ def differentiate_once(
 
 _guard: Any = Primitive('guard')
 _guard.multiple_results = True
+_guard.def_impl(
+  lambda *arrays, **how: jax.jit(functools.partial(_guard.bind, **how))(*arrays)
+)
 _guard.def_abstract_eval(lambda *arrays, **how: arrays)
 
 

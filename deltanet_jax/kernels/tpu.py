@@ -228,7 +228,7 @@ def call(
   arrays, in_specs = zip(*inputs, strict=True)
   shapes, out_specs = zip(*outputs, strict=True)
   platform = None if z.interpret else 'tpu'
-  arrays = guard(arrays, 'kernel', 'chunked', platform)
+  checked = guard(arrays, 'kernel', 'chunked', platform)
   with interpret(z.interpret):
     return pl.pallas_call(
       kernel,
@@ -243,4 +243,4 @@ def call(
       ),
       interpret=z.interpret,
       name=name,
-    )(*arrays)
+    )(*checked)

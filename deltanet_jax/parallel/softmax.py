@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from deltanet_jax.kernels.attention import attend_rows
 from deltanet_jax.ops import attention
 from deltanet_jax.ops.attention import Place
 from deltanet_jax.ops.compiler import hoisting_barrier
@@ -54,6 +55,7 @@ def attend(
   make: Make | None = None,
   scale: float,
   window: int | None = None,
+  form: str = 'blocks',
 ) -> jax.Array:
   """`attention.attend` on the current mesh: q [B,T,H,K] -> o [B,T,H,V].
 
@@ -61,16 +63,16 @@ def attend(
   make(*keys, *weights) -> k, v; None: the keys are k and v
   at: the queries' Place
   seen: the keys' Place; None: keys and queries are the same whole row
+  form: of `kernels.attention`, for such a row where its time is not split
   """
   T, H = q.shape[1:3]
   make = make or (lambda k, v: (k, v))
 
   def whole(q, keys, weights, at, seen):
-    ahead, seen = (0, at) if seen is None else (None, seen)
     k, v = make(*keys, *weights)
-    return attention.attend(
-      q, k, v, at, seen, ahead=ahead, scale=scale, window=window
-    )
+    if seen is None:
+      return attend_rows(form, q, k, v, at, scale=scale, window=window)
+    return attention.attend(q, k, v, at, seen, scale=scale, window=window)
 
   def span(q, keys, weights, at, _):
     if window is None or window >= T:
