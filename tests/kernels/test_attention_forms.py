@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deltanet_jax.config.experiment import MeshConfig
-from deltanet_jax.config.mixers import MLAConfig
+from deltanet_jax.config.mixers import AttentionConfig, MLAConfig
 from deltanet_jax.kernels import attention_cudnn, attention_tpu, tpu
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.parallel import sharding
@@ -126,6 +126,20 @@ def test_programs_for_cuda_call_cudnn(monkeypatch):
 # ---------------------------------------------------------------- what it is in
 
 
+@pytest.mark.parametrize('cls', [AttentionConfig, MLAConfig])
+def test_a_mixer_has_its_form_for_whole_rows_alone(cls):
+  cfg = dataclasses.replace(cls.tiny(), form='splash')
+  cache = cfg.init_cache(1, 8, jnp.float32)
+
+  def program(*cache):
+    layer, key = cfg.make(d_model=16), jax.random.key(0)
+    run = lambda x: layer.init_with_output(key, x, Context(), *cache)
+    return str(jax.make_jaxpr(run)(jnp.zeros((1, 4, 16))))
+
+  assert 'form=splash' in program()
+  assert 'form=splash' not in program(cache)
+
+
 @pytest.mark.slow
 def test_latent_attention_has_splash_on_its_share_of_a_mesh():
   cfg = lambda form: dataclasses.replace(MLAConfig.tiny(), form=form)
@@ -178,9 +192,11 @@ def test_another_platform_and_a_second_derivative_are_refused():
       run(v)
   with pytest.raises(ValueError, match="^form 'cudnn' is for NVIDIA GPUs, and"):
     _call('cudnn')[0](v)
-  first = jax.grad(lambda v: jnp.sum(run(v)))
-  with pytest.raises(ValueError, match="^form 'splash' has first derivatives"):
-    jax.grad(lambda v: jnp.sum(first(v)))(v)
+  first = lambda v, w: jnp.sum(jax.grad(lambda v: jnp.sum(w * run(v)))(v))
+  for argument in (0, 1):
+    says = "^form 'splash' has first derivatives alone; take form='blocks'"
+    with pytest.raises(ValueError, match=says):
+      jax.grad(first, argument)(v, v)
 
 
 # ---------------------------------------------------------------- TPUs
