@@ -1,21 +1,41 @@
-"""Softmax attention in one of its forms.
+"""Softmax attention in one of its forms, and which is taken.
 
   blocks   `ops.attention.attend`, on any platform
   splash   splash attention of jax, on TPUs
-  cudnn    cuDNN, on NVIDIA GPUs
+  cudnn    cuDNN, on NVIDIA GPUs since Ampere
 
-They are for consecutive tokens that are queries and keys. Caches, single
-tokens, tokens that see those after them and split time have blocks.
+They are for consecutive tokens that are queries and keys; caches, tokens that
+see those after them, and time split over devices have blocks. 'auto', the
+default, is that of the platform where its module `covers` the arguments, else
+'blocks'.
 """
 
 import importlib
 
 import jax
 
+from deltanet_jax import kernels
 from deltanet_jax.ops.attention import Place, attend
 
-# where the library's are
-MODULES = {'splash': 'attention_tpu', 'cudnn': 'attention_cudnn'}
+_MODULES = {'splash': 'attention_tpu', 'cudnn': 'attention_cudnn'}
+
+
+def choose_form(
+  form: str,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  segments: jax.Array | None,
+  device: jax.Device | None = None,
+) -> str:
+  """Returns `form`, or what 'auto' stands for; arguments as for `attend_rows`,
+  device as for `kernels.choose_form`."""
+  if form != 'auto':
+    return form
+  best = kernels.find_choice(device).attention
+  if best in _MODULES and _module(best).covers(q, k, v, segments):
+    return best
+  return 'blocks'
 
 
 def attend_rows(
@@ -35,10 +55,13 @@ def attend_rows(
   Raises:
     ValueError: the form does not cover it.
   """
-  if form in MODULES:
-    return _module(form).run(q, k, v, at.segments, scale=scale, window=window)
-  return attend(q, k, v, at, at, scale=scale, window=window, ahead=0)
+  if form not in _MODULES:
+    return attend(q, k, v, at, at, scale=scale, window=window, ahead=0)
+  module = _module(form)
+  if what := module.lacks(q, k, v):
+    raise ValueError(f"form '{form}' with {what}, or take form='blocks'")
+  return module.run(q, k, v, at.segments, scale=scale, window=window)
 
 
 def _module(form):
-  return importlib.import_module(f'deltanet_jax.kernels.{MODULES[form]}')
+  return importlib.import_module(f'deltanet_jax.kernels.{_MODULES[form]}')

@@ -7,12 +7,14 @@ gradient: 4 B T^2 bytes in all, that a row of one document does not need.
 """
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 
 from deltanet_jax.kernels.guard import differentiate_once
 from deltanet_jax.ops.attention import Place, causal_mask
 
 WIDEST = 256  # 128 before Hopper, says cuDNN where it is so
+LONGEST_MASK = 4096  # for 'auto', with documents: 64 MiB a row
 
 
 def run(
@@ -24,11 +26,7 @@ def run(
   scale: float,
   window: int | None = None,
 ) -> jax.Array:
-  """`ops.attention.attend` of consecutive tokens over themselves.
-
-  q [B,T,H,K]   k [B,T,J,K]   v [B,T,J,V]   segments [B,T]: of `Place`
-  """
-  check(q, k, v)
+  """As `kernels.attention.attend_rows`; segments [B,T] are those of `Place`."""
   B, T = q.shape[:2]
   if not B * T:
     return jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
@@ -55,7 +53,8 @@ def run(
         q, k, v, scale=scale, implementation='cudnn', **how
       )
     except (NotImplementedError, RuntimeError) as error:
-      raise ValueError(f"form 'cudnn': {error}; take form='blocks'") from error
+      says = str(error).rstrip('.')
+      raise ValueError(f"form 'cudnn': {says}; take form='blocks'") from error
 
   o = differentiate_once(
     attend,
@@ -68,17 +67,31 @@ def run(
   return o[:, :T, :, :V]
 
 
-def check(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
-  """ValueError for what cuDNN does not cover."""
+def lacks(q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
+  """What is not covered, and what to give; None: nothing."""
   types = {str(x.dtype) for x in (q, k, v)}
   if len(types) > 1 or not types <= {'bfloat16', 'float16'}:
-    raise ValueError(
-      f"form 'cudnn' with q, k, v of {', '.join(sorted(types))}; give all"
-      " three in bfloat16 or in float16, or take form='blocks'"
+    return (
+      f'q, k, v of {", ".join(sorted(types))}; give all three in bfloat16 or in'
+      ' float16'
     )
   width = max(k.shape[3], v.shape[3])
-  if width > WIDEST:
-    raise ValueError(
-      f"form 'cudnn' with {width} channels; give {WIDEST} at most, or take"
-      " form='blocks'"
-    )
+  return f'{width} channels; give {WIDEST} at most' if width > WIDEST else None
+
+
+def covers(
+  q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None
+) -> bool:
+  """Whether the form 'auto' is cuDNN on this machine's GPUs."""
+  if lacks(q, k, v) or (segments is not None and q.shape[1] > LONGEST_MASK):
+    return False
+  wide = max(k.shape[3], v.shape[3]) > 128
+  return find_capability() >= (9.0 if wide else 8.0)
+
+
+def find_capability() -> float:
+  """The compute capability of the GPUs: 8.0 is Ampere, 9.0 Hopper; 0.0 where
+  they are not NVIDIA's."""
+  if 'cuda' not in jax.extend.backend.get_backend().platform_version:
+    return 0.0
+  return min(float(device.compute_capability) for device in jax.local_devices())

@@ -40,11 +40,7 @@ def run(
   scale: float,
   window: int | None = None,
 ) -> jax.Array:
-  """`ops.attention.attend` of consecutive tokens over themselves.
-
-  q [B,T,H,K]   k [B,T,J,K]   v [B,T,J,V]   segments [B,T]: of `Place`
-  """
-  check(q, k, v)
+  """As `kernels.attention.attend_rows`; segments [B,T] are those of `Place`."""
   B, T, H = q.shape[:3]
   if not B * T:
     return jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
@@ -79,23 +75,29 @@ def run(
   return jnp.swapaxes(o, 1, 2)[:, :T]
 
 
-def check(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
-  """ValueError for what splash attention does not cover."""
+def lacks(q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
+  """What is not covered, and what to give; None: nothing."""
   types = {str(x.dtype) for x in (q, k, v)}
   if len(types) > 1 or not types <= {'bfloat16', 'float32'}:
-    raise ValueError(
-      f"form 'splash' with q, k, v of {', '.join(sorted(types))}; give all"
-      " three in bfloat16 or in float32, or take form='blocks'"
+    return (
+      f'q, k, v of {", ".join(sorted(types))}; give all three in bfloat16 or in'
+      ' float32'
     )
   for name, size, most in (
     ('channels', max(k.shape[3], v.shape[3]), WIDEST),
     ('tokens', q.shape[1], LONGEST),
   ):
     if size > most:
-      raise ValueError(
-        f"form 'splash' with {size} {name}; give {most} at most, or take"
-        " form='blocks'"
-      )
+      return f'{size} {name}; give {most} at most'
+  return None
+
+
+def covers(
+  q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None
+) -> bool:
+  """Whether the form 'auto' is splash attention."""
+  del segments
+  return lacks(q, k, v) is None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from deltanet_jax.kernels.attention import attend_rows
+from deltanet_jax import kernels
+from deltanet_jax.kernels.attention import attend_rows, choose_form
 from deltanet_jax.ops import attention
 from deltanet_jax.ops.attention import Place
 from deltanet_jax.ops.compiler import hoisting_barrier
@@ -55,7 +56,7 @@ def attend(
   make: Make | None = None,
   scale: float,
   window: int | None = None,
-  form: str = 'blocks',
+  form: str = 'auto',
 ) -> jax.Array:
   """`attention.attend` on the current mesh: q [B,T,H,K] -> o [B,T,H,V].
 
@@ -63,10 +64,17 @@ def attend(
   make(*keys, *weights) -> k, v; None: the keys are k and v
   at: the queries' Place
   seen: the keys' Place; None: keys and queries are the same whole row
-  form: of `kernels.attention`, for such a row where its time is not split
+  form: of `kernels.attention`, for such rows where their time is not split
   """
   T, H = q.shape[1:3]
   make = make or (lambda k, v: (k, v))
+  split = seen is None and is_split(T)
+  if split or seen is not None or T == 1:
+    form = 'blocks'
+  else:
+    k, v = jax.eval_shape(make, *keys, *weights)
+    form = choose_form(form, q, k, v, at.segments)
+  kernels.report_form('softmax attention', form)
 
   def whole(q, keys, weights, at, seen):
     k, v = make(*keys, *weights)
@@ -82,9 +90,7 @@ def attend(
   mesh = sharding.get_current_mesh()
   if mesh is None or T == 1:
     return whole(q, keys, weights, at, seen)
-  local, time = (
-    (span, 'time') if seen is None and is_split(T) else (whole, None)
-  )
+  local, time = (span, 'time') if split else (whole, None)
   place = lambda x, *axes: sharding.make_spec(axes, x.shape, mesh)
   heads = lambda x: ('heads', None) if x.ndim == 4 else (None,) * (x.ndim - 2)
   row = lambda x: place(x, 'batch', time, *heads(x))

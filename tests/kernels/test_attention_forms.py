@@ -4,6 +4,7 @@ up to the call of the library: against float64, and what is refused."""
 import dataclasses
 import functools
 import re
+import types
 
 import flax.linen as nn
 import jax
@@ -11,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import deltanet_jax as dn
 from deltanet_jax.config.experiment import MeshConfig
 from deltanet_jax.config.mixers import AttentionConfig, MLAConfig
-from deltanet_jax.kernels import attention_cudnn, attention_tpu, tpu
+from deltanet_jax.kernels import attention, attention_cudnn, attention_tpu, tpu
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.parallel import sharding
 from tests import compile_kernels
 from tests.lab.test_dryrun import needs_libtpu
 from tests.mixers import test_attention as plain
 
-FORMS = {'splash': attention_tpu, 'cudnn': attention_cudnn}
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
@@ -53,9 +54,8 @@ def small_blocks(monkeypatch):
 def check(form, T, ends, window, dtype, bound):
   inputs = [np.float32(jnp.asarray(x, dtype)) for x in plain.row(T)]
   ids = plain.documents(T, ends)
-  run = lambda q, k, v: FORMS[form].run(
-    q, k, v, ids, scale=plain.SCALE, window=window
-  )
+  how = {'scale': plain.SCALE, 'window': window, 'segment_ids': ids}
+  run = functools.partial(dn.attention, form=form, **how)
   got = plain.pull(run, *inputs, dtype)
   errors = plain.errors_of(got, inputs, ids, window)
   assert max(errors.values()) < bound, errors
@@ -108,10 +108,11 @@ def test_programs_for_cuda_call_cudnn(monkeypatch):
       (2, T, *sizes), dtype
     )
     ids = shape(dtype='int32') if ids else None
-    run = functools.partial(attention_cudnn.run, scale=0.4, window=window)
-    grad = jax.grad(lambda *x: jnp.sum(run(*x)))
-    args = shape(4, 20), shape(2, 20), shape(2, 12), ids
-    text = jax.jit(grad).trace(*args).lower(lowering_platforms=('cuda',))
+    run = functools.partial(dn.attention, form='cudnn', window=window)
+    grad = jax.grad(lambda *x, ids: jnp.sum(run(*x, segment_ids=ids)))
+    args = shape(4, 20), shape(2, 20), shape(2, 12)
+    traced = jax.jit(grad).trace(*args, ids=ids)
+    text = traced.lower(lowering_platforms=('cuda',))
     call = r'\$fmha(\w+).*window_length\\22: (\d+).*} : \(tensor<([\dx]+)x'
     return re.findall(call, text.as_text())
 
@@ -160,12 +161,48 @@ def test_latent_attention_has_splash_on_its_share_of_a_mesh():
   jax.tree.map(near, got, want)
 
 
+# ---------------------------------------------------------------- choice
+
+
+@pytest.mark.parametrize(
+  'change, on_tpu, on_gpu',
+  [
+    ({}, 'splash', 'cudnn'),
+    ({'K': 192}, 'splash', 'blocks'),
+    ({'K': 192, 'card': 9.0}, 'splash', 'cudnn'),
+    ({'card': 7.5}, 'splash', 'blocks'),
+    ({'dtype': 'float32'}, 'splash', 'blocks'),
+    ({'dtype': 'float16'}, 'blocks', 'cudnn'),
+    ({'T': 4097}, 'splash', 'blocks'),
+    ({'T': 4097, 'segments': None}, 'splash', 'cudnn'),
+  ],
+  ids=str,
+)
+def test_auto_is_the_library_of_the_platform_for_what_it_covers(
+  change, on_tpu, on_gpu, monkeypatch
+):
+  of = {'K': 128, 'T': 4096, 'dtype': 'bfloat16', 'card': 8.0} | change
+  monkeypatch.setattr(attention_cudnn, 'find_capability', lambda: of['card'])
+  shape = lambda *sizes, dtype=of['dtype']: jax.ShapeDtypeStruct(
+    (1, of['T'], *sizes), dtype
+  )
+  segments = change.get('segments', shape(dtype='int32'))
+  choose = functools.partial(
+    attention.choose_form, 'auto', shape(4, of['K']), shape(2, of['K']),
+    shape(2, 128), segments,
+  )  # fmt: skip
+  platform = lambda name: types.SimpleNamespace(platform=name)
+  assert choose(platform('tpu')) == on_tpu
+  assert choose(platform('gpu')) == on_gpu
+  assert choose(platform('cpu')) == choose() == 'blocks'  # as the tests run on
+
+
 # ---------------------------------------------------------------- refusals
 
 
 def _call(form, dtype='bfloat16', K=8, T=2):
   q = jnp.zeros((1, T, 1, K), dtype)
-  return lambda v: FORMS[form].run(q, q, v, None, scale=1.0), q
+  return lambda v: dn.attention(q, q, v, form=form), q
 
 
 @pytest.mark.parametrize(
@@ -190,7 +227,7 @@ def test_another_platform_and_a_second_derivative_are_refused():
     says = "^form 'splash' is for TPUs, and .*cpu; take form='blocks'"
     with pytest.raises(ValueError, match=says):
       run(v)
-  with pytest.raises(ValueError, match="^form 'cudnn' is for NVIDIA GPUs, and"):
+  with pytest.raises(ValueError, match="^form 'cudnn'.*; take form='blocks'"):
     _call('cudnn')[0](v)
   first = lambda v, w: jnp.sum(jax.grad(lambda v: jnp.sum(w * run(v)))(v))
   for argument in (0, 1):
