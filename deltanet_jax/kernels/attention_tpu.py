@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_kernel as splash,
   splash_attention_mask as masks,
+  splash_attention_mask_info as mask_info,
 )
 
 from deltanet_jax.kernels.guard import differentiate_once
@@ -133,11 +134,21 @@ class _Mask(masks.Mask):
 
 @functools.lru_cache(64)
 def _make_kernel(heads, count, block, window, interpreted):
-  """Splash attention of a row of `count` blocks, with its tables in numpy."""
-  with jax.ensure_compile_time_eval():
-    kernel = splash.make_splash_mha_single_device(
-      masks.MultiHeadMask([_Mask(count * block, window)] * heads),
-      block_sizes=splash.BlockSizes(*[block] * 8),
-      interpret=interpreted,
-    )
-  return jax.tree.map(np.asarray, kernel)
+  """Splash attention of a row of `count` blocks. Its tables are numpy arrays,
+  so that nothing is run, on devices of a mesh, while a program is made."""
+  mask = masks.MultiHeadMask([_Mask(count * block, window)] * heads)
+  queries, function = mask_info.process_mask(mask, (block, block))
+  keys, _ = mask_info.process_mask_dkv(mask, (block, block))
+  return splash.SplashAttentionKernel(
+    queries,
+    queries,
+    keys,
+    block_sizes=splash.BlockSizes(*[block] * 8),
+    is_mqa=False,
+    save_residuals=False,
+    mask_value=splash.DEFAULT_MASK_VALUE,
+    attn_logits_soft_cap=None,
+    residual_checkpoint_name=None,
+    mask_function=function,
+    interpret=interpreted,
+  )

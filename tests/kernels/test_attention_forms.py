@@ -85,6 +85,8 @@ def test_which_blocks_are_seen_is_what_the_library_finds(window):
     masks.MultiHeadMask([mask] * 2), block_sizes=splash.BlockSizes(*[128] * 8)
   )
   got = attention_tpu._make_kernel(2, 5, 128, window, False)
+  # an array of jax would be made on the devices of a mesh, perhaps of none here
+  assert {type(x) for x in jax.tree.leaves(got)} == {np.ndarray}
   jax.tree.map(
     np.testing.assert_array_equal, *map(jax.tree.leaves, (got, want))
   )
