@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import deltanet_jax as dn
-from deltanet_jax.config.experiment import MeshConfig
+from deltanet_jax import kernels
+from deltanet_jax.config import ConfigError
+from deltanet_jax.config.experiment import Layer, MeshConfig, MLPConfig
 from deltanet_jax.config.mixers import AttentionConfig, MLAConfig
 from deltanet_jax.kernels import attention, attention_cudnn, attention_tpu, tpu
 from deltanet_jax.mixers.base import Context
@@ -221,6 +223,15 @@ def test_what_a_library_does_not_cover_is_one_line(form, how, says):
   run, v = _call(form, **how)
   with pytest.raises(ValueError, match=f"^form '{form}' with .*{says}"):
     run(v)
+
+
+def test_a_run_on_other_devices_is_refused():
+  for form, own in (('splash', 'tpu'), ('cudnn', 'gpu')):
+    mixer = dataclasses.replace(AttentionConfig.tiny(), form=form)
+    layers = [Layer(mixer, MLPConfig(8))]
+    kernels.require_platform(layers, own)
+    with pytest.raises(ConfigError, match=f"'{form}', .*are cpu; give 'auto'"):
+      kernels.require_platform(layers, 'cpu')
 
 
 def test_another_platform_and_a_second_derivative_are_refused():
