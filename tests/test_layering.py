@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'deltanet_jax'
 # a file imports its own folder and those on lower floors
 FLOORS = (
   ('config', 'progress'),
-  ('data', 'ops'),
+  ('data', 'ops', 'platforms'),
   ('kernels',),
   ('parallel',),
   ('layers',),
@@ -29,7 +29,10 @@ FLOORS = (
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # of lab a folder also imports the calculator and the files beside the folders
-SHARED_LAB = ('lab.cost', 'lab.environment', 'lab.pages', 'lab.plots')
+SHARED_LAB = (
+  'lab.cost', 'lab.chips', 'lab.environment', 'lab.full_cache', 'lab.pages',
+  'lab.plots',
+)  # fmt: skip
 # what a mixer may import of the other mixers' folder
 SIBLINGS = {'mixers.dsa': ('mixers.mla', 'mixers.base')}
 LINEN = ('layers', 'mixers', 'model', 'parallel.sharding')
@@ -163,11 +166,19 @@ def test_an_allowed_import_is_none():
 
 
 def test_the_core_asks_for_the_platform_in_one_place():
-  core = ('ops', 'kernels', 'parallel', 'layers', 'mixers', 'model')
+  core = (
+    'platforms',
+    'ops',
+    'kernels',
+    'parallel',
+    'layers',
+    'mixers',
+    'model',
+  )
   asking = [
     name
     for name, path in _modules()
     if _under(name, core)
     and re.search(r'\.platform\b|default_backend', path.read_text())
   ]
-  assert asking == ['parallel.choice']
+  assert asking == ['platforms']

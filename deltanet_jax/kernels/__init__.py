@@ -23,7 +23,7 @@ import jax
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Layer
 from deltanet_jax.ops.documents import Inputs
-from deltanet_jax.parallel.choice import Choice, choose
+from deltanet_jax.platforms import Choice, choose
 
 # the platform that a form is for, and its name
 PLATFORMS = {

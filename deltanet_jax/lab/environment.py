@@ -5,7 +5,7 @@ import platform
 
 import jax
 
-from deltanet_jax.lab.dryrun.chips import CHIPS
+from deltanet_jax.lab.chips import CHIPS
 
 # by device_kind. NVIDIA's data sheets of H100 SXM and H200, without sparsity
 _TPUS = {

@@ -9,7 +9,7 @@ are two ways, equal but for the order of sums:
   gathered    every device gathers the tokens of all P and adds the outputs of
               its own experts: 2 P N D numbers per device
 
-`parallel.choice` chooses.
+`platforms` chooses.
 """
 
 import functools
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from deltanet_jax.ops import routing
 from deltanet_jax.parallel import sharding
-from deltanet_jax.parallel.choice import choose
+from deltanet_jax.platforms import choose
 
 (AXIS,) = sharding.find_mesh_axes('experts')
 (HIDDEN,) = sharding.find_mesh_axes('mlp')

@@ -29,7 +29,7 @@ from jax.sharding import (
 )
 
 from deltanet_jax.config.experiment import MeshConfig
-from deltanet_jax.parallel.choice import choose
+from deltanet_jax.platforms import choose
 
 Params = dict[str, 'Params | jax.Array']  # nested, by the modules' names
 # the tree of Params, with PartitionSpecs of logical axis names

@@ -20,7 +20,7 @@ from deltanet_jax.mixers.base import Context
 from deltanet_jax.ops import delta_rule, kda, linear_attention, scan
 from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
 from deltanet_jax.parallel import sequence, sharding
-from deltanet_jax.parallel.choice import Choice
+from deltanet_jax.platforms import Choice
 
 B, T, J, H, K, V = 2, 32, 2, 4, 8, 16
 KERNEL = """

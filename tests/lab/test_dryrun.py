@@ -13,7 +13,8 @@ import pytest
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import MeshConfig
-from deltanet_jax.lab.dryrun import advice, bound, chips, hlo, run
+from deltanet_jax.lab import chips
+from deltanet_jax.lab.dryrun import advice, bound, hlo, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 

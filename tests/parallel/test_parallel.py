@@ -29,7 +29,7 @@ from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import HybridLM
 from deltanet_jax.ops import delta_rule, kda, linear_attention
 from deltanet_jax.parallel import experts, sequence, sharding
-from deltanet_jax.parallel.choice import Choice
+from deltanet_jax.platforms import Choice
 from deltanet_jax.train import loop
 
 pytestmark = pytest.mark.usefixtures('quick_compile')

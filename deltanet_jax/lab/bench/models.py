@@ -3,28 +3,27 @@ step, a prompt, a token."""
 
 import dataclasses
 import functools
-import types
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from deltanet_jax import config, flops
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.experiment import Experiment
+from deltanet_jax.config.experiment import Experiment, MeshConfig
 from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.infer.cache_growth import split_prompt
 from deltanet_jax.infer.generate import make_advance
+from deltanet_jax.lab import full_cache
 from deltanet_jax.lab.bench.bench import PASSES, TimedProgram
 from deltanet_jax.lab.cost import calc
-from deltanet_jax.lab.profile import measure, plan
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.parallel import sharding
 from deltanet_jax.train.program import BATCH, make_program
 
 GREEDY = Sampling(temperature=0.0)
+STEPS = 64  # decoded tokens, the last of a context
 
 
 class _Model(NamedTuple):
@@ -43,11 +42,9 @@ class _Model(NamedTuple):
     """Random weights, made when the first program runs."""
     if 'params' not in self.held:
       model = HybridLM(self.experiment.model, self.dtype)
-      self.held['params'] = jax.jit(
-        lambda key: nn.unbox(
-          model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
-        )
-      )(jax.random.key(0))
+      mesh = sharding.make_mesh(MeshConfig())
+      key = jax.random.key(0)
+      self.held['params'] = sharding.init_params(model, key, mesh)
     return self.held['params']
 
   @property
@@ -225,10 +222,10 @@ def _make_prefill(model, s, *at):
 
 def _make_decoding(model, s, *at):
   """One token of each sequence in a nearly full cache."""
-  if s.length < plan.SHORTEST:
+  if s.length <= STEPS:
     raise ConfigError(
-      f'--length={s.length}: decoding is timed in a cache of {plan.SHORTEST}'
-      ' tokens or more'
+      f'--length={s.length}: decoding is timed in a cache of more than {STEPS}'
+      ' tokens'
     )
   cfg = model.experiment.model
   advance = make_advance(cfg, model.dtype, GREEDY, cfg.vocab)
@@ -243,7 +240,7 @@ def _make_decoding(model, s, *at):
   def arguments():
     if not held['left']:
       held['cache'] = make_full()
-      held['left'] = plan.STEPS
+      held['left'] = STEPS
     cache, key = held.pop('cache'), jax.random.key(0)
     return model.params, cache, jnp.zeros(ids.shape, jnp.int32), key
 
@@ -253,11 +250,8 @@ def _make_decoding(model, s, *at):
 
   @jax.jit
   def make_full():
-    shapes = lambda batch, slots: jax.eval_shape(
-      lambda: init_cache(cfg, batch, slots, model.dtype)
-    )
-    subject = types.SimpleNamespace(shapes=shapes)
-    return measure.make_nearly_full_cache(subject, s.batch, s.length)
+    length = s.length - STEPS
+    return full_cache.make_cache(cfg, s.batch, s.length, length, model.dtype)
 
   return [
     TimedProgram(

@@ -32,7 +32,7 @@ from absl import flags
 from deltanet_jax import config
 from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError
-from deltanet_jax.lab.dryrun import chips
+from deltanet_jax.lab import chips
 
 TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'Chip and sides of a slice, such as v5p:4x4x8.'

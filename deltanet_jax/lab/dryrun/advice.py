@@ -2,7 +2,7 @@
 
 import math
 
-from deltanet_jax.lab.dryrun.chips import GIB
+from deltanet_jax.lab.chips import GIB
 
 # share of the memory that a program should fill at most
 USABLE = 0.95

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from deltanet_jax.lab.dryrun.chips import GIB
+from deltanet_jax.lab.chips import GIB
 from deltanet_jax.lab.pages import render_page
 
 

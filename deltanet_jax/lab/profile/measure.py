@@ -16,9 +16,9 @@ import numpy as np
 from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.infer import cache_growth
 from deltanet_jax.infer.generate import make_advance
+from deltanet_jax.lab import full_cache
 from deltanet_jax.lab.cost import calc
 from deltanet_jax.lab.profile.plan import STEPS, WARM
-from deltanet_jax.mixers.base import UNWRITTEN
 from deltanet_jax.model import init_cache
 
 GREEDY = Sampling(temperature=0.0)
@@ -84,29 +84,9 @@ def make_empty_cache(subject, batch, slots):
 
 
 def make_nearly_full_cache(subject, batch, slots):
-  """A cache with room for STEPS + WARM more tokens. Its values are noise, so
-  that the top-k choice of sparse attention does not find them sorted."""
+  """A cache with room for STEPS + WARM more tokens."""
   length = slots - STEPS - WARM
-
-  def fill(path, row, rows):
-    name = getattr(path[-1], 'name', None)
-    if name == 'length':
-      return jnp.full(rows.shape, length, rows.dtype)
-    index = jax.lax.broadcasted_iota(jnp.int32, row.shape, max(0, row.ndim - 1))
-    if name == 'positions':
-      size = row.shape[-1]
-      # the newest position written to this slot, if any
-      newest = index + size * ((length - 1 - index) // size)
-      newest = jnp.where(newest < 0, UNWRITTEN, newest)
-      return jnp.broadcast_to(newest, rows.shape)
-    bits = jax.lax.iota(jnp.uint32, row.size) * jnp.uint32(2654435769)
-    noise = (bits >> 8).astype(jnp.float32) * 2.0**-23 - 1
-    noise = noise.reshape(row.shape).astype(row.dtype)
-    return jnp.broadcast_to(noise, rows.shape)
-
-  return jax.tree_util.tree_map_with_path(
-    fill, subject.shapes(1, slots), subject.shapes(batch, slots)
-  )
+  return full_cache.make_cache(subject.cfg, batch, slots, length, subject.dtype)
 
 
 class Measurement:
