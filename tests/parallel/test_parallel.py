@@ -227,7 +227,8 @@ EVEN, TILTED, ONE = (
   [
     ('gathered', TILTED, {'expert': 2, 'seq': 2, 'tensor': 2}),
     ('exchanged', TILTED, {'expert': 2, 'seq': 2, 'tensor': 2}),
-    # the usual buffer, of twice the even share, and that of all rows
+    # one buffer, of twice the even share, and several
+    ('gathered', ONE, {'expert': 4, 'fsdp': 2}),
     ('exchanged', EVEN, {'expert': 4, 'fsdp': 2}),
     ('exchanged', ONE, {'expert': 4, 'fsdp': 2}),
   ],
@@ -236,7 +237,8 @@ def test_experts_on_other_devices_do_the_same(way, bias, axes, monkeypatch):
   choice = Choice(exchange=way, slices=False)
   monkeypatch.setattr(experts, 'choose', lambda device: choice)
   monkeypatch.setattr(jax.lax, 'ragged_all_to_all', _ragged)
-  monkeypatch.setattr(experts, 'FEW', 0)
+  # of 32 rows, so that the rows of one device for an expert do not fit in one
+  monkeypatch.setattr(experts, 'FEW', 26)
   moe = MoE(
     MoEConfig(experts=8, top=3, hidden=8, bias=True, groups=4, top_groups=2)
   )
