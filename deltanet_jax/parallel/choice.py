@@ -8,6 +8,7 @@ import jax
 class Choice(NamedTuple):
   exchange: str  # 'exchanged' or 'gathered', see `parallel.experts`
   slices: bool  # whether slice_index of the devices tells slices apart
+  kernels: bool  # whether the form 'auto' takes kernels, see `kernels`
   ahead: int = 0  # training steps that are dispatched before one has ended
 
 
@@ -21,6 +22,7 @@ def choose(device: jax.Device | jax.sharding.AbstractDevice | None) -> Choice:
     exchange='gathered' if lacks else 'exchanged',
     # on GPUs every machine is a slice of its own
     slices=platform == 'tpu',
+    kernels=platform == 'tpu',
     # on a simulated mesh the collectives of two steps can wait for each other
     ahead=0 if platform == 'cpu' else 2,
   )
