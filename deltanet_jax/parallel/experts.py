@@ -30,6 +30,7 @@ SHARES = 2  # the usual buffer of a device, in multiples of an even share
 Weights = tuple[jax.Array, jax.Array, jax.Array]  # gate, up, down
 Route = Callable[[jax.Array, jax.Array | None], routing.Routing]
 
+FEW_TOKENS = 64  # of all devices, in decoding
 FEW = 4096  # rows: the smallest buffer, enough for decoding
 
 
@@ -73,10 +74,16 @@ def _own(x, logits, bias, weights, route, mesh=None):
   x = x.reshape(B * T, D)
   chosen = route(logits.reshape(B * T, E), bias)
   load = routing.load(chosen)
+  devices = 1 if mesh is None else mesh.shape[AXIS]
+  # a token a row and few rows: the time is that of reading weights, which
+  # products by groups would first copy out of those of all layers
+  few = T == 1 and B * devices <= FEW_TOKENS
+  products = routing.dense if few else routing.grouped
   if mesh is None:
-    return routing.grouped(x, chosen, *weights).reshape(B, T, D), load
-  products = routing.grouped
-  if mesh.shape[AXIS] > 1:
+    return products(x, chosen, *weights).reshape(B, T, D), load
+  if devices > 1 and few:
+    products = _dense
+  elif devices > 1:
     way = choose(mesh.abstract_device).exchange
     products = {'gathered': gathered, 'exchanged': exchanged}[way]
   y = products(x, chosen, *weights)
@@ -118,6 +125,15 @@ def exchanged(
   rows = _buffer_rows(N, X, E, jax.lax.axis_size(AXIS))
   plan = _plan(chosen.experts, E)
   return _in_buffers(_products, rows, plan, x, chosen.weights, gate, up, down)
+
+
+def _dense(x, chosen, *weights):
+  """`gathered`, by `routing.dense`."""
+  both = lambda x: jax.lax.all_gather(x, AXIS, tiled=True)
+  own = both(chosen.experts) - len(weights[0]) * jax.lax.axis_index(AXIS)
+  chosen = chosen._replace(experts=own, weights=both(chosen.weights))
+  y = routing.dense(both(x), chosen, *weights)
+  return jax.lax.psum_scatter(y, AXIS, tiled=True)
 
 
 def _in_buffers(products, rows, plan, *args):

@@ -263,6 +263,18 @@ def test_experts_on_other_devices_do_the_same(way, bias, axes, monkeypatch):
   assert (most > 1.4) == (bias is not EVEN)
 
 
+def test_single_tokens_go_through_all_experts_and_give_the_same(monkeypatch):
+  moe = MoE(MoEConfig(experts=8, top=3, hidden=8))
+  (x,) = _draw((8, 1, 16))
+  params = nn.unbox(moe.init(jax.random.key(1), x))
+  f = lambda params, x: moe.apply(params, x)
+  got = [jax.jit(f)(params, x), _on(MeshConfig(expert=4, fsdp=2), f, params, x)]
+  monkeypatch.setattr(experts, 'FEW_TOKENS', 0)
+  want = jax.jit(lambda *args: f(*args))(params, x)
+  for y in got:
+    _assert_same(y, want)
+
+
 SLOW = [pytest.mark.slow]
 LONG = [pytest.mark.slow, pytest.mark.long]
 MIXERS = (
