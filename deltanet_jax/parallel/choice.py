@@ -9,6 +9,7 @@ class Choice(NamedTuple):
   exchange: str  # 'exchanged' or 'gathered', see `parallel.experts`
   slices: bool  # whether slice_index of the devices tells slices apart
   kernels: bool  # whether the form 'auto' takes kernels, see `kernels`
+  attention: str  # what 'auto' may take, see `kernels.attention`
   ahead: int = 0  # training steps that are dispatched before one has ended
 
 
@@ -23,6 +24,7 @@ def choose(device: jax.Device | jax.sharding.AbstractDevice | None) -> Choice:
     # on GPUs every machine is a slice of its own
     slices=platform == 'tpu',
     kernels=platform == 'tpu',
+    attention={'tpu': 'splash', 'gpu': 'cudnn'}.get(platform, 'blocks'),
     # on a simulated mesh the collectives of two steps can wait for each other
     ahead=0 if platform == 'cpu' else 2,
   )

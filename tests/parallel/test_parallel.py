@@ -29,7 +29,7 @@ from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import HybridLM
 from deltanet_jax.ops import delta_rule, kda, linear_attention
 from deltanet_jax.parallel import experts, sequence, sharding
-from deltanet_jax.parallel.choice import Choice
+from deltanet_jax.parallel.choice import choose
 from deltanet_jax.train import loop
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -234,7 +234,7 @@ EVEN, TILTED, ONE = (
   ],
 )
 def test_experts_on_other_devices_do_the_same(way, bias, axes, monkeypatch):
-  choice = Choice(exchange=way, slices=False, kernels=False)
+  choice = choose(None)._replace(exchange=way)
   monkeypatch.setattr(experts, 'choose', lambda device: choice)
   monkeypatch.setattr(jax.lax, 'ragged_all_to_all', _ragged)
   # of 32 rows, so that the rows of one device for an expert do not fit in one
