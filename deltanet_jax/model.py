@@ -1,6 +1,7 @@
 """The language model: layers with any mixers, as prefix, scanned period and
 suffix."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from deltanet_jax.layers.moe import MoE
 from deltanet_jax.layers.norm import RMSNorm
 from deltanet_jax.layers.proj import Proj, name_axes, scaled_normal
 from deltanet_jax.mixers.base import Context, count_positions, count_tokens
+from deltanet_jax.ops.compiler import write_slot
 from deltanet_jax.ops.routing import Load
 from deltanet_jax.parallel.sharding import Params, constrain, gather_weight
 
@@ -154,9 +156,30 @@ def _repeat(stack, carry, depth, ctx):
   # caches are carried and updated in place: as scanned inputs and outputs they
   # would take their memory twice
   own = jax.tree.map(lambda x: x[i], caches)
+  alone = x.shape[1] == 1
   x, new, reports = stack(x, depth, own, ctx)
-  caches = jax.tree.map(lambda x, y: x.at[i].set(y), caches, new)
+  caches = tuple(
+    _put_back(i, alone, *layer) for layer in zip(caches, own, new, strict=True)
+  )
   return (x, i + 1, caches), reports
+
+
+def _put_back(i, alone, whole, old, new):
+  """The caches `whole` of all repeats of a layer with `new` for `old`, that of
+  repeat i. A token that is alone fills one slot, and only that is written."""
+  kinds = whole.describe_parts() if hasattr(whole, 'length') and alone else {}
+
+  def put(name, x, y):
+    if kinds.get(name) == 'tokens' or kinds and name == 'positions':
+      return write_slot(x, i, y, old.length % y.shape[1])
+    return x.at[i].set(y)
+
+  if not kinds:
+    return jax.tree.map(functools.partial(put, None), whole, new)
+  fields = whole._asdict()
+  return whole._replace(
+    **{name: put(name, x, getattr(new, name)) for name, x in fields.items()}
+  )
 
 
 class Backbone(nn.Module):

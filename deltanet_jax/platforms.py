@@ -10,16 +10,21 @@ class Choice(NamedTuple):
   slices: bool  # whether slice_index of the devices tells slices apart
   kernels: bool  # whether the form 'auto' takes kernels, see `kernels`
   attention: str  # what 'auto' may take, see `kernels.attention`
+  ahead: int = 0  # training steps that are dispatched before one has ended
 
 
 def choose(device: jax.Device | jax.sharding.AbstractDevice | None) -> Choice:
   """The choices for a mesh of such devices; None: jax's default devices."""
-  platform = jax.default_backend() if device is None else device.platform
+  device = device or jax.devices()[0]
+  platform = device.platform
+  # XLA lacks `lax.ragged_all_to_all` for CPUs, and for more than 16 v5e chips
+  lacks = platform == 'cpu' or device.device_kind == 'TPU v5 lite'
   return Choice(
-    # XLA's CPU backend lacks `lax.ragged_all_to_all`
-    exchange='gathered' if platform == 'cpu' else 'exchanged',
+    exchange='gathered' if lacks else 'exchanged',
     # on GPUs every machine is a slice of its own
     slices=platform == 'tpu',
     kernels=platform == 'tpu',
     attention={'tpu': 'splash', 'gpu': 'cudnn'}.get(platform, 'blocks'),
+    # on a simulated mesh the collectives of two steps can wait for each other
+    ahead=0 if platform == 'cpu' else 2,
   )

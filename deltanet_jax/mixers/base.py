@@ -23,8 +23,9 @@ from deltanet_jax.parallel import sequence, sharding
 
 MODES = 'causal', 'bidirectional'
 
-# `describe_parts` of a cache gives each field's kind: 'tokens' (a slot each),
-# 'positions' (and their number), 'state' and 'convolution' (of fixed size)
+# `describe_parts` of a cache gives each field's kind: 'tokens' (token t in slot
+# t, or t modulo the slots), 'positions' (and their number), 'state' and
+# 'convolution' (of fixed size)
 COUNTED = dict.fromkeys(('positions', 'length'), 'positions')
 
 # position of an unwritten slot: after every query, so that none sees it

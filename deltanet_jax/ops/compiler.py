@@ -57,3 +57,38 @@ def write_slots(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
   return jax.lax.platform_dependent(
     old, new, slots, cpu=compare, default=scatter
   )
+
+
+def write_slot(
+  whole: jax.Array, i: jax.Array, new: jax.Array, slots: jax.Array
+) -> jax.Array:
+  """Returns whole [R,B,S,...] with new [B,S,...] in place of whole[i], of which
+  it differs in one slot of each row, slots [B].
+
+  Only these are written where `whole` is donated, except on CPUs into types
+  shorter than float32, as in `write_slots`.
+  """
+  index = jnp.stack([jnp.broadcast_to(i, slots.shape), slots], axis=1)
+  numbers = jax.lax.ScatterDimensionNumbers(
+    update_window_dims=tuple(range(1, new.ndim - 1)),
+    inserted_window_dims=(0, 2),
+    scatter_dims_to_operand_dims=(0, 2),
+    operand_batching_dims=(1,),
+    scatter_indices_batching_dims=(0,),
+  )
+
+  def scatter(whole, new):
+    return jax.lax.scatter(
+      whole,
+      index,
+      jax.vmap(lambda row, slot: row[slot])(new, slots),
+      numbers,
+      unique_indices=True,
+      mode='promise_in_bounds',
+    )
+
+  if whole.dtype.itemsize > 2:
+    return scatter(whole, new)
+  return jax.lax.platform_dependent(
+    whole, new, cpu=lambda whole, new: whole.at[i].set(new), default=scatter
+  )

@@ -38,10 +38,11 @@ def step(
   q, k = (jnp.repeat(x.astype(F32), G, axis=1) for x in (q, k))
   if g is not None:
     state = jnp.exp(g.astype(F32))[..., None, None] * state
-  v_old = matmul('bhk,bhkv->bhv', k, state)
-  write = beta.astype(F32)[..., None] * (v.astype(F32) - v_old)
-  state = state + k[..., :, None] * write[..., None, :]
-  return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
+  # S' is read once for both: S^T q = S'^T q + (k^T q) write
+  both = matmul('bhnk,bhkv->bhnv', jnp.stack([k, q], 2), state)
+  write = beta.astype(F32)[..., None] * (v.astype(F32) - both[:, :, 0])
+  o = both[:, :, 1] + (k * q).sum(-1, keepdims=True) * write
+  return o.astype(v.dtype), state + k[..., :, None] * write[..., None, :]
 
 
 def run(

@@ -45,9 +45,11 @@ def step(
   q, k = (jnp.repeat(x.astype(F32), G, axis=1) for x in (q, k))
   wv, bk = _gates(k, v, beta, erase)
   state = jnp.exp(g.astype(F32))[..., None] * state
-  write = wv - matmul('bhk,bhkv->bhv', bk, state)
-  state = state + k[..., :, None] * write[..., None, :]
-  return matmul('bhk,bhkv->bhv', q, state).astype(v.dtype), state
+  # S' is read once for both: S^T q = S'^T q + (k^T q) write
+  both = matmul('bhnk,bhkv->bhnv', jnp.stack([bk, q], 2), state)
+  write = wv - both[:, :, 0]
+  o = both[:, :, 1] + (k * q).sum(-1, keepdims=True) * write
+  return o.astype(v.dtype), state + k[..., :, None] * write[..., None, :]
 
 
 def run(

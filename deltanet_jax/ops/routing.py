@@ -122,8 +122,7 @@ def grouped(
   row is multiplied with its chosen experts alone.
 
   x [N,D]   gate, up [E,D,F]   down [E,F,D]
-  Outputs are weighted and summed in float32. A chosen index E with weight 0
-  stands for no expert.
+  Outputs are weighted and summed in float32.
   """
   _check(x, routing, gate, up, down)
   N, X = routing.experts.shape

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, NoReturn, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from deltanet_jax.config import ConfigError
@@ -100,6 +101,20 @@ def gather_arrays(x: ArrayLike) -> np.ndarray:
 def find_largest(number: int) -> int:
   """The largest `number` of all processes."""
   return int(gather_arrays(np.int32(number)).max())
+
+
+def ask_largest(number: int) -> jax.Array:
+  """`find_largest` without a wait: int() of the result waits."""
+  mesh = Mesh(
+    np.array(jax.devices()).reshape(jax.process_count(), -1),
+    ('processes', 'local_devices'),
+  )
+  with jax.set_mesh(mesh):
+    numbers = multihost_utils.host_local_array_to_global_array(
+      np.array([number], np.int32), mesh, PartitionSpec('processes')
+    )
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(jnp.max, out_shardings=whole)(numbers)
 
 
 def call_together(

@@ -169,22 +169,28 @@ class NoLog:
 
 
 class Clock:
-  """Tokens per second and time left, from the latest steps."""
+  """Tokens per second and time left, from the latest steps.
 
-  _start: float  # of the current step
+  Several steps may have begun; they end in their order, and a step counts from
+  the end of the one before, if that is later than its own begin.
+  """
 
   def __init__(self, tokens: int, total: int):
     self._tokens = tokens  # of a step
     self._total = total  # steps
     self._seconds: collections.deque[float] = collections.deque(maxlen=20)
+    self._starts: collections.deque[float] = collections.deque()
+    self._end = 0.0  # of the step before
     self._count = 0
 
   def start(self) -> None:
-    self._start = time.perf_counter()
+    self._starts.append(time.perf_counter())
 
   def stop(self) -> None:
-    """Ends the step that `start` began."""
-    seconds = time.perf_counter() - self._start
+    """Ends the first of the steps that `start` began."""
+    now = time.perf_counter()
+    seconds = now - max(self._starts.popleft(), self._end)
+    self._end = now
     if self._count == 1:
       self._seconds.clear()  # drops the first step, which compiles
     self._seconds.append(seconds)

@@ -1,5 +1,6 @@
 """A training run: start or resume, train, evaluate, save, finish."""
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -20,6 +21,7 @@ from deltanet_jax.config.files import format_json, write_text
 from deltanet_jax.data.text import TextData
 from deltanet_jax.objectives.score import score_batches
 from deltanet_jax.parallel import sharding
+from deltanet_jax.platforms import choose
 from deltanet_jax.runs import processes
 from deltanet_jax.runs.checkpoint import Checkpoints
 from deltanet_jax.runs.folder import Workdir
@@ -92,7 +94,7 @@ def train(
     jax.set_mesh(mesh),
     Checkpoints(workdir.checkpoints, keep) as checkpoints,
   ):
-    run = _Run(experiment, workdir, data, program, checkpoints, stream)
+    run = _Run(experiment, workdir, data, program, checkpoints, mesh, stream)
     with contextlib.closing(run):
       run.begin(source, mesh, new_text, note)
       with _signals() as caught:
@@ -129,7 +131,9 @@ def _lock(experiment, workdir, data, source, texts, new_text):
 class _Run:
   """A run, in one of its processes."""
 
-  def __init__(self, experiment, workdir, data, program, checkpoints, stream):
+  def __init__(
+    self, experiment, workdir, data, program, checkpoints, mesh, stream
+  ):
     self._experiment, self._workdir, self._data = experiment, workdir, data
     self._program, self._checkpoints = program, checkpoints
     cfg, size = experiment.train, experiment.data
@@ -140,6 +144,9 @@ class _Run:
     self._clock = log.Clock(size.batch * size.seq_len, cfg.steps)
     self._bytes = size.tokenizer == 'bytes'
     self._log = None
+    self._ahead = choose(mesh.devices.flat[0]).ahead
+    self._pending = collections.deque()  # steps in flight, with their metrics
+    self._asked = collections.deque()  # signals, see `_agree`
     self._scored = False  # true once the held-out loss is compiled
 
   def close(self):
@@ -202,13 +209,17 @@ class _Run:
     share = self._program.share(self._experiment.data.batch)
     for batch in self._data.iterate(self._step, share.rows):
       self._step += 1
-      self._train_on(share.place(batch))
+      self._dispatch(share.place(batch))
       last = self._step == cfg.steps
-      if self._step % cfg.eval_every == 0 or last:
+      score = self._step % cfg.eval_every == 0 or last
+      save = self._step % cfg.save_every == 0 or last
+      self._await_steps(0 if score or save else self._ahead)
+      if score:
         self._evaluate_some()
       # one process got the signal, and all stop after the same step
-      stop = processes.find_largest(caught[0] if caught else 0)
-      if self._step % cfg.save_every == 0 or last or stop:
+      stop = self._agree(caught[0] if caught else 0)
+      if save or stop:
+        self._await_steps(0)
         self._save()
       if stop:
         name = signal.Signals(stop).name
@@ -237,12 +248,29 @@ class _Run:
       f' needs {size:,.1f} MiB more for activations, gradients and the like'
     )
 
-  def _train_on(self, batch):
-    cfg, step = self._experiment.train, self._step
+  def _dispatch(self, batch):
     self._clock.start()
     self._state, metrics = self._program.step(self._state, batch)
-    # waits for the step: concurrent programs can deadlock on a simulated mesh,
-    # and a step takes far longer than its dispatch
+    self._pending.append((self._step, metrics))
+
+  def _await_steps(self, ahead):
+    """Waits for all steps but the latest `ahead`."""
+    while len(self._pending) > ahead:
+      self._report(*self._pending.popleft())
+
+  def _agree(self, number):
+    """The largest `number` of all processes; while steps are in flight that of
+    some steps ago, since an answer comes after the steps before it."""
+    if not self._pending or jax.process_count() == 1:
+      self._asked.clear()
+      return processes.find_largest(number)
+    self._asked.append(processes.ask_largest(number))
+    late = len(self._asked) > self._ahead
+    return int(self._asked.popleft()) if late else 0
+
+  def _report(self, step, metrics):
+    """Waits for a step, checks and logs its metrics."""
+    cfg = self._experiment.train
     metrics = {k: x.item() for k, x in jax.device_get(metrics).items()}
     self._clock.stop()
     counts = {

@@ -46,8 +46,9 @@ def test_pieces_into_a_growing_cache_give_the_logits_of_the_whole(
     lambda tokens, cache: model.apply({'params': params}, tokens, cache=cache)
   )
   cache, logits = init_cache(cfg, 1, 8, jnp.float32), []
-  sizes = [8, 16, 40, 40, 40]
-  for part, slots in zip(jnp.split(tokens, 5, 1), sizes, strict=True):
+  # tokens one by one after two pieces of eight
+  ends, sizes = [8, *range(16, 40)], [8, 16, *[40] * 24]
+  for part, slots in zip(jnp.split(tokens, ends, 1), sizes, strict=True):
     cache = cache_growth.grow_cache(cache, cfg, 1, slots, jnp.float32)
     some, cache = call(part, cache)
     logits.append(some)

@@ -19,10 +19,10 @@ from deltanet_jax.config.mixers import AttentionConfig, GatedDeltaNetConfig
 from deltanet_jax.config.sampling import Sampling
 from deltanet_jax.data.tokenizer import ByteTokenizer, FileTokenizer
 from deltanet_jax.infer import cache_growth, text
-from deltanet_jax.infer.generate import generate
+from deltanet_jax.infer.generate import generate, make_advance
 from deltanet_jax.infer.sampling import keep_likely, make_key, sample_tokens
 from deltanet_jax.infer.text import TextStream
-from deltanet_jax.model import HybridLM
+from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.parallel import sharding
 from deltanet_jax.runs.source import Source
 from tests import token_folders
@@ -132,14 +132,9 @@ def model():
   delta = GatedDeltaNetConfig(
     key_heads=1, value_heads=2, key_dim=8, value_dim=8, chunk=16
   )
-  layers = (
-    Layer(delta, MLPConfig(16)),
-    Layer(
-      AttentionConfig(heads=2, kv_heads=1, head_dim=8, rotary_dim=4),
-      MLPConfig(16),
-    ),
-  )
-  cfg = ModelConfig(264, 16, layers, repeats=1)
+  attention = AttentionConfig(heads=2, kv_heads=1, head_dim=8, rotary_dim=4)
+  layers = tuple(Layer(x, MLPConfig(16)) for x in (delta, attention))
+  cfg = ModelConfig(264, 16, layers, repeats=2)
   mesh = sharding.make_mesh(MeshConfig())
   params = sharding.init_params(HybridLM(cfg), jax.random.key(0), mesh)
   # flat fresh logits would leave the argmax to rounding
@@ -204,6 +199,16 @@ def test_tokens_do_not_depend_on_slots_or_pieces(model, monkeypatch):
   assert _generate(model, prompt, 40) == want and len(set(want)) > 2
   # 64 slots for the prompt, doubled, but never beyond prompt + tokens
   assert grown == [77]
+
+
+def test_decoding_updates_the_cache_in_place(model):
+  cfg, params = model
+  advance = make_advance(cfg, jnp.float32, GREEDY, 264)
+  cache = init_cache(cfg, 1, 7, jnp.float32)
+  given = params, cache, jnp.zeros((1, 1), jnp.int32), jax.random.key(0)
+  sizes = advance.lower(*given).compile().memory_analysis()
+  held = sum(x.nbytes for x in jax.tree.leaves(cache))
+  assert sizes.alias_size_in_bytes == held
 
 
 def test_ids_beyond_the_vocabulary_never_come(model):

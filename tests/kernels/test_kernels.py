@@ -77,7 +77,9 @@ def test_auto_is_the_kernel_on_a_tpu_for_what_it_covers(change, on_tpu):
   for rule in rules:
     arrays = (*inputs, key) if rule is kda else inputs
     choose = functools.partial(kernels.choose_form, 'auto', rule, arrays, gates)
-    platform = lambda name: types.SimpleNamespace(platform=name)
+    platform = lambda name: types.SimpleNamespace(
+      platform=name, device_kind=name
+    )
     assert choose(platform('tpu')) == on_tpu
     assert choose(platform('cuda')) == choose(platform('cpu')) == 'chunked'
     assert choose() == 'chunked'  # where the tests run

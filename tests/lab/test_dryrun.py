@@ -220,6 +220,43 @@ def test_bad_input_is_one_line_before_anything_is_compiled(tiny):
     assert done.stderr.count('\n') == 1 and not done.stdout
 
 
+ENDS = """
+import os
+from deltanet_jax.config import ConfigError
+from deltanet_jax.lab.dryrun import apart
+
+def abort(say):
+  say('compiling')
+  os.write(2, b'log\\nF1128 11:03 2 pool.cc:9] Check failed: a\\n@ 0x7f\\n')
+  os.abort()
+
+def refuse(say):
+  raise ConfigError('batch 3')
+
+for work in abort, refuse, lambda say: 1 / 0, lambda say: os._exit(3), len:
+  try:
+    apart.run_apart(work)
+  except Exception as error:
+    print(type(error).__name__, str(error).splitlines()[-1])
+print(apart.run_apart(lambda say: {'fits': True}))
+"""
+
+
+def test_a_compiler_that_aborts_ends_its_own_process_alone():
+  done = subprocess.run(
+    [sys.executable, '-c', ENDS], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.stdout.splitlines() == [
+    'CompilerError Check failed: a',
+    'ConfigError batch 3',
+    'RuntimeError ZeroDivisionError: division by zero',
+    'CompilerError its process ended with status 3',
+    "RuntimeError TypeError: object of type 'function' has no len()",
+    "{'fits': True}",
+  ]
+  assert done.stderr == 'compiling\n'
+
+
 def test_without_the_right_libtpu_the_command_that_installs_it_is_named(
   monkeypatch,
 ):

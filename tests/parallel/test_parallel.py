@@ -29,7 +29,7 @@ from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import HybridLM
 from deltanet_jax.ops import delta_rule, kda, linear_attention
 from deltanet_jax.parallel import experts, sequence, sharding
-from deltanet_jax.platforms import Choice
+from deltanet_jax.platforms import choose
 from deltanet_jax.train import loop
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -227,16 +227,18 @@ EVEN, TILTED, ONE = (
   [
     ('gathered', TILTED, {'expert': 2, 'seq': 2, 'tensor': 2}),
     ('exchanged', TILTED, {'expert': 2, 'seq': 2, 'tensor': 2}),
-    # the usual buffer, of twice the even share, and that of all rows
+    # one buffer, of twice the even share, and several
+    ('gathered', ONE, {'expert': 4, 'fsdp': 2}),
     ('exchanged', EVEN, {'expert': 4, 'fsdp': 2}),
     ('exchanged', ONE, {'expert': 4, 'fsdp': 2}),
   ],
 )
 def test_experts_on_other_devices_do_the_same(way, bias, axes, monkeypatch):
-  choice = Choice(exchange=way, slices=False, kernels=False)
+  choice = choose(None)._replace(exchange=way)
   monkeypatch.setattr(experts, 'choose', lambda device: choice)
   monkeypatch.setattr(jax.lax, 'ragged_all_to_all', _ragged)
-  monkeypatch.setattr(experts, 'FEW', 0)
+  # of 32 rows, so that the rows of one device for an expert do not fit in one
+  monkeypatch.setattr(experts, 'FEW', 26)
   moe = MoE(
     MoEConfig(experts=8, top=3, hidden=8, bias=True, groups=4, top_groups=2)
   )
@@ -259,6 +261,18 @@ def test_experts_on_other_devices_do_the_same(way, bias, axes, monkeypatch):
   most = P * want[0][1][1].share.reshape(P, -1).sum(1).max() / 3
   assert (most > 2) == (bias is ONE)
   assert (most > 1.4) == (bias is not EVEN)
+
+
+def test_single_tokens_go_through_all_experts_and_give_the_same(monkeypatch):
+  moe = MoE(MoEConfig(experts=8, top=3, hidden=8))
+  (x,) = _draw((8, 1, 16))
+  params = nn.unbox(moe.init(jax.random.key(1), x))
+  f = lambda params, x: moe.apply(params, x)
+  got = [jax.jit(f)(params, x), _on(MeshConfig(expert=4, fsdp=2), f, params, x)]
+  monkeypatch.setattr(experts, 'FEW_TOKENS', 0)
+  want = jax.jit(lambda *args: f(*args))(params, x)
+  for y in got:
+    _assert_same(y, want)
 
 
 SLOW = [pytest.mark.slow]

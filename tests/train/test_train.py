@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from deltanet_jax.config.experiment import Layer, MeshConfig, MLPConfig
 from deltanet_jax.config.mixers import KDAConfig
 from deltanet_jax.data.text import TextData
 from deltanet_jax.objectives.score import Score
+from deltanet_jax.platforms import choose
 from deltanet_jax.runs.folder import Workdir
 from deltanet_jax.train import log, loop
 from tests.tiny_run import (
@@ -123,24 +125,55 @@ def test_a_crash_and_a_restart_equal_an_unbroken_run(
   assert_same_run(tmp_path, unbroken)
 
 
+@pytest.fixture(params=[0, 2])
+def ahead(request, monkeypatch):
+  """Steps that are dispatched ahead, on one device as on an accelerator."""
+  choice = choose(None)._replace(ahead=request.param)
+  monkeypatch.setattr(loop, 'choose', lambda device: choice)
+  return request.param
+
+
+@pytest.mark.parametrize('ahead', [2], indirect=True)
+def test_steps_are_dispatched_before_earlier_ones_are_awaited(
+  texts, tmp_path, unbroken, ahead, monkeypatch
+):
+  experiment, done = make_experiment(texts), []
+  get = jax.device_get
+
+  def wait(x):
+    if isinstance(x, dict):  # a step's metrics, not a score
+      done.append('wait')
+    return get(x)
+
+  def fetch(batch):
+    done.append('fetch')
+
+  monkeypatch.setattr(jax, 'device_get', wait)
+  train(experiment, tmp_path, Spoiled(experiment.data, 1, fetch))
+  assert_same_run(tmp_path, unbroken)
+  # scored or saved after the steps 3, 4, 6, 8 and 9
+  groups = [len(x.split()) for x in ' '.join(done).split('fetch')]
+  assert groups[1:] == [0, 0, 3, 1, 0, 2, 0, 2, 1]
+
+
 def test_sigterm_saves_after_the_step_and_the_run_goes_on(
-  texts, tmp_path, unbroken
+  texts, tmp_path, unbroken, ahead
 ):
   experiment = make_experiment(texts)
 
   def terminate(batch):
     os.kill(os.getpid(), signal.SIGTERM)
 
-  stopped = train(experiment, tmp_path, Spoiled(experiment.data, 5, terminate))
+  stopped = train(experiment, tmp_path, Spoiled(experiment.data, 2, terminate))
   assert stopped == signal.SIGTERM
-  assert (tmp_path / 'checkpoints' / '5').is_dir()
+  assert (tmp_path / 'checkpoints' / '2').is_dir()
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   train(experiment, tmp_path)
   assert_same_run(tmp_path, unbroken)
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_good_checkpoint(
-  texts, tmp_path, monkeypatch
+  texts, tmp_path, monkeypatch, ahead
 ):
   assert loop.MAX_SKIPPED_IN_A_ROW == 10
   monkeypatch.setattr(loop, 'MAX_SKIPPED_IN_A_ROW', 3)

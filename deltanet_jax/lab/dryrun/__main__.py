@@ -19,7 +19,11 @@ last one, which is the most expensive with attention.
 
 Times are lower bounds: they assume perfect overlap and balanced experts.
 
-Exit status: 0 fits; 1 does not fit, and what to change is printed; 2 bad input.
+The program is compiled in a process of its own: a compiler that aborts ends
+nothing else.
+
+Exit status: 0 fits; 1 does not fit or the compiler refuses it, and what to
+change is printed; 2 bad input.
 """
 
 import dataclasses
@@ -33,6 +37,7 @@ from deltanet_jax import config
 from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError
 from deltanet_jax.lab import chips
+from deltanet_jax.lab.dryrun import apart
 
 TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'Chip and sides of a slice, such as v5p:4x4x8.'
@@ -83,14 +88,28 @@ def main(experiment):
   path = command.check_output(JSON)
   _check_libtpu()
   os.environ.update(ENVIRONMENT)
-  from deltanet_jax.config.files import format_json, write_text
-  from deltanet_jax.lab.dryrun import report, run
 
-  record = run.run_dryrun(
-    experiment, topology, OF.value, CONTEXT.value or experiment.data.seq_len,
-    BATCH.value or 1, WEIGHTS.value,
-    say=lambda line: print(line, file=sys.stderr, flush=True),
-  )  # fmt: skip
+  def work(say):
+    from deltanet_jax.lab.dryrun import run
+
+    return run.run_dryrun(
+      experiment, topology, OF.value, CONTEXT.value or experiment.data.seq_len,
+      BATCH.value or 1, WEIGHTS.value, say,
+    )  # fmt: skip
+
+  try:
+    record = apart.run_apart(work)
+  except apart.CompilerError as error:
+    print(
+      f'error: the compiler for {topology.name} refuses this program: {error};'
+      ' try other axes of the mesh (mesh.expert, if it is about an exchange),'
+      ' another slice, or a newer jax and libtpu',
+      file=sys.stderr,
+    )
+    return 1
+  from deltanet_jax.config.files import format_json, write_text
+  from deltanet_jax.lab.dryrun import report
+
   print(report.format_text(record, topology), end='')
   if path:
     write_text(path, format_json(record))

@@ -176,11 +176,13 @@ def count_trips(program, loop, around):
 def find_unknown_loops(text):
   """The names of loops of unknown length, which count once."""
   program = parse_program(text)
+  trips = lambda step: count_trips(
+    program, step.instruction, program.computations[step.computation]
+  )
   return sorted(
-    x.name
-    for around in program.computations.values()
-    for x in around.values()
-    if x.op == 'while' and count_trips(program, x, around) is None
+    step.instruction.name
+    for step in list_steps(program)
+    if step.instruction.op == 'while' and trips(step) is None
   )
 
 

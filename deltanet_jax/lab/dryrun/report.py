@@ -17,4 +17,5 @@ def format_text(record, topology):
       for name, size in record['memory']['held'].items()
     ),
     peak=topology.chips * topology.chip.flops,
+    inputs=sum(record['memory']['held'].values()),
   )  # fmt: skip

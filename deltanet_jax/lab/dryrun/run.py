@@ -8,7 +8,7 @@ import jax
 from jax.experimental import topologies
 
 from deltanet_jax.cli import command
-from deltanet_jax.lab.dryrun import advice, bound, hlo, programs, traffic
+from deltanet_jax.lab.dryrun import advice, apart, bound, hlo, programs, traffic
 from deltanet_jax.parallel import sharding
 
 
@@ -20,6 +20,7 @@ def run_dryrun(experiment, topology, of, context, batch, weights, say):
 
   Raises:
     ConfigError: the mesh does not fit the topology or the model.
+    CompilerError: the compiler refuses the program, not for its memory.
   """
   devices = topologies.get_topology_desc(
     platform='tpu', topology_name=topology.name, num_slices=topology.slices
@@ -70,7 +71,8 @@ def _compile(lowered):
     return lowered.compile(), None
   except jax.errors.JaxRuntimeError as error:
     if not str(error).startswith('RESOURCE_EXHAUSTED'):
-      raise
+      # the rest is its place in the program, a page or more
+      raise apart.CompilerError(str(error).splitlines()[0]) from None
     return None, str(error)
 
 
