@@ -1,19 +1,17 @@
 """Chunks as affine maps of the state, S -> A S + U, composed in parallel.
 
-carry A [M,...] and write U [M,B,H,K,V] of M chunks in order; apply(carry, x) is
-the product of a carry and a state or another carry.
+carry A [M,B,H,K,K] or, a number for each head, [M,B,H,1,1]; write U
+[M,B,H,K,V]; M chunks in order. All in float32.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-Apply = Callable[[jax.Array, jax.Array], jax.Array]
+from deltanet_jax.ops.products import matmul
 
 
 def affine_scan(
-  carry: jax.Array, write: jax.Array, state: jax.Array, apply: Apply
+  carry: jax.Array, write: jax.Array, state: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Entry states of the chunks and the last exit state.
 
@@ -24,20 +22,20 @@ def affine_scan(
   def compose(first, second):
     carry_1, write_1 = first
     carry_2, write_2 = second
-    return apply(carry_2, carry_1), apply(carry_2, write_1) + write_2
+    return _apply(carry_2, carry_1), _apply(carry_2, write_1) + write_2
 
   carries, writes = jax.lax.associative_scan(compose, (carry, write))
-  exits = apply(carries, state[None]) + writes
+  exits = _apply(carries, state[None]) + writes
   return jnp.concatenate([state[None], exits[:-1]]), exits[-1]
 
 
-def multiply_pairs(carry: jax.Array, apply: Apply) -> list[jax.Array]:
+def multiply_pairs(carry: jax.Array) -> list[jax.Array]:
   """The tree of carries: those of the chunks, of pairs of chunks, of pairs of
   pairs, .., of all chunks, [1,...]."""
   tree = [carry]
   while len(tree[-1]) > 1:
     first, second, rest = _pairs(tree[-1])
-    tree.append(jnp.concatenate([apply(second, first), rest]))
+    tree.append(jnp.concatenate([_apply(second, first), rest]))
   return tree
 
 
@@ -45,38 +43,44 @@ def tree_walk(
   tree: list[jax.Array],
   write: jax.Array,
   state: jax.Array,
-  apply: Apply,
   *,
   reverse: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
   """Entry states of the chunks and the last exit state, in 2 log M steps.
 
   tree: of `multiply_pairs`. Writes of pairs are formed up the tree; down it,
-  the chunk of a pair that comes second starts where the first one ends. Unlike
-  `affine_scan` this multiplies carries once per pair, not per prefix.
+  the second chunk of a pair starts where the first one ends. Unlike
+  `affine_scan` this multiplies carries once for a pair, not for every prefix.
 
-  reverse: from the last chunk to the first. With apply(carry, x) = A^T x this
-  is the gradient: of gradients `write` of entry states and `state` of the last
-  exit state it makes those of every exit state and of the first entry state.
+  reverse: the gradient, E -> A^T E + R from the last chunk to the first. Of R,
+  the gradients of entry states but for what passes through the exit state, and
+  that of the last exit state it makes those of all exit states and that of the
+  first entry state.
   """
+  near, far = (1, 0) if reverse else (0, 1)  # in the order of the walk
   writes = [write]
   for carry in tree[:-1]:
     *pair, rest = _pairs(writes[-1])
-    *carries, _ = _pairs(carry)
-    near, far = reversed(pair) if reverse else pair
-    writes.append(
-      jnp.concatenate([apply(carries[0 if reverse else 1], near) + far, rest])
-    )
-  last = apply(tree[-1], state[None]) + writes[-1]
+    passed = _apply(_pairs(carry)[far], pair[near], reverse) + pair[far]
+    writes.append(jnp.concatenate([passed, rest]))
+  last = _apply(tree[-1], state[None], reverse) + writes[-1]
   entry = state[None]
   for carry, write in zip(tree[-2::-1], writes[-2::-1], strict=True):
-    near = 1 if reverse else 0
     half = len(carry) // 2
-    passed = apply(_pairs(carry)[near], entry[:half]) + _pairs(write)[near]
-    pair = [passed, entry[:half]] if reverse else [entry[:half], passed]
+    first = entry[:half]
+    second = _apply(_pairs(carry)[near], first, reverse) + _pairs(write)[near]
+    pair = [second, first] if reverse else [first, second]
     both = jnp.stack(pair, 1).reshape(2 * half, *entry.shape[1:])
     entry = jnp.concatenate([both, entry[half:]])
   return entry, last[0]
+
+
+def _apply(carry, x, transposed=False):
+  """A x or A^T x."""
+  if carry.shape[-1] == 1:
+    return carry * x
+  spec = '...lk,...lx->...kx' if transposed else '...kl,...lx->...kx'
+  return matmul(spec, carry, x)
 
 
 def _pairs(x):
@@ -89,9 +93,8 @@ def _pairs(x):
 def scalar_walk(
   carry: jax.Array, write: jax.Array, state: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """`tree_walk` of carries [M,B,H,1,1]."""
-  tree = multiply_pairs(carry, jnp.multiply)
-  return tree_walk(tree, write, state, jnp.multiply)
+  """`tree_walk` of carries [M,B,H,1,1], with the gradient of a scan."""
+  return tree_walk(multiply_pairs(carry), write, state)
 
 
 def _scalar_forward(carry, write, state):
@@ -101,8 +104,8 @@ def _scalar_forward(carry, write, state):
 
 def _scalar_backward(residuals, cotangents):
   carry, entry = residuals
-  tree = multiply_pairs(carry, jnp.multiply)
-  d_exit, d_state = tree_walk(tree, *cotangents, jnp.multiply, reverse=True)
+  tree = multiply_pairs(carry)
+  d_exit, d_state = tree_walk(tree, *cotangents, reverse=True)
   d_carry = jnp.sum(d_exit * entry, (-1, -2), keepdims=True)
   return d_carry, d_exit, d_state
 

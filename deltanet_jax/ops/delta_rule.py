@@ -98,7 +98,7 @@ class _Chunk(NamedTuple):
     return self.beta * self.decay.read
 
 
-def _within(q, k, v, beta, g, masks, loop=True):
+def _within(q, k, v, beta, g, masks, tree=False):
   """Computes what needs no state; `masks` keeps documents apart."""
   G = v.shape[2] // q.shape[2]
   beta = beta.astype(F32)
@@ -113,7 +113,7 @@ def _within(q, k, v, beta, g, masks, loop=True):
     decay=decay,
     gram=gram,
     scores=dot(q, k) * decay.between,
-    inverse=unit_lower_inverse(beta[..., None] * gram, loop),
+    inverse=unit_lower_inverse(beta[..., None] * gram, not tree),
   )
 
 
@@ -139,14 +139,25 @@ def _forward_associative(inputs, masks, state):
     carry - onto_exit(solved_k),
     onto_exit(solved_v),
     state,
-    lambda a, x: matmul('...kl,...lx->...kx', a, x),
   )
   write = solved_v - matmul('...tk,...kv->...tv', solved_k, entry)
   return _read(c, write, entry), last
 
 
+def _walk(c, tree):
+  """Returns two functions, states and exit_gradients.
+
+  states(state): the last exit state and, of every chunk, the entry state S
+    [M,B,H,K,V], the errors V - e^G K S and the writes U [M,B,H,C,V]
+  exit_gradients(from_reads, d_state): dS, the gradient of the group's entry
+    state; of every chunk E, the gradient of its exit state, and R, what E
+    contributes to dZ. from_reads: that of its entry state through its reads
+  """
+  return (_composed if tree else _scanned)(c)
+
+
 def _scanned(c):
-  """Scans the chunks one after the other."""
+  """The chunks one after the other."""
 
   def states(state):
     def body(state, c):
@@ -187,19 +198,16 @@ def _composed(c):
   carry = c.decay.carry[..., None, None] * eye - c.precise(
     '...tk,...tl->...kl', c.erase[..., None] * solved, c.k
   )
-  compose = lambda a, x: matmul('...kl,...lx->...kx', a, x)
-  tree = affine.multiply_pairs(carry, compose)
+  tree = affine.multiply_pairs(carry)
 
   def states(state):
     own = c.precise('...tk,...tv->...kv', c.beta[..., None] * solved, c.v)
-    entry, last = affine.tree_walk(tree, own, state, compose)
+    entry, last = affine.tree_walk(tree, own, state)
     return last, (entry, *_written(c, entry))
 
   def exit_gradients(from_reads, d_state):
-    back = lambda a, x: matmul('...lk,...lx->...kx', a, x)
-    d_exit, d_state = affine.tree_walk(
-      tree, from_reads, d_state, back, reverse=True
-    )
+    walked = affine.tree_walk(tree, from_reads, d_state, reverse=True)
+    d_exit, d_state = walked
     return d_state, (d_exit, c.precise('...tk,...kv->...tv', solved, d_exit))
 
   return states, exit_gradients
@@ -213,21 +221,22 @@ def _written(c, entry):
   return error, write
 
 
-def _forward(inputs, masks, state, walk=_scanned, loop=True):
-  c = _within(*inputs, masks, loop)
-  states, _ = walk(c)
+def _forward(inputs, masks, state, tree=False):
+  c = _within(*inputs, masks, tree)
+  states, _ = _walk(c, tree)
   exit_state, (entry, _, write) = states(state)
   return _read(c, write, entry), exit_state
 
 
-def _backward(inputs, masks, state, d_o, d_state, walk=_scanned, loop=True):
+def _backward(inputs, masks, state, d_o, d_state, tree=False):
   """Gradients of one group of chunks. README.md, section 4, derives them; the
   capital letters in comments are its letters."""
   *_, g = inputs
-  c = _within(*inputs, masks, loop)
-  states, exit_gradients = walk(c)
+  c = _within(*inputs, masks, tree)
+  states, exit_gradients = _walk(c, tree)
   _, (entry, error, write) = states(state)
-  d_o = c.cast(d_o)
+  # what follows is made after the states: fewer large arrays at a time
+  d_o, _ = jax.lax.optimization_barrier((c.cast(d_o), entry))
   reach_v, reach_q = _reach(c)
   # dS, the gradient of the group's entry state, and of every chunk E, the
   # gradient of its exit state, and R, what E contributes to dZ
@@ -335,10 +344,7 @@ RULE = scan.Rule(
   _forward_associative,
   chunked=scan.Group(_forward, _backward),
   tree=scan.Group(
-    *(
-      functools.partial(f, walk=_composed, loop=False)
-      for f in (_forward, _backward)
-    )
+    *(functools.partial(f, tree=True) for f in (_forward, _backward))
   ),
 )
 FORMS = scan.forms_of(run)

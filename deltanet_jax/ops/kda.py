@@ -208,14 +208,25 @@ def _forward_associative(inputs, masks, state):
     c.carry[..., None] * eye - onto_exit(solved_k),
     onto_exit(solved_v),
     state,
-    lambda a, x: matmul('...kl,...lx->...kx', a, x),
   )
   write = solved_v - matmul('...tk,...kv->...tv', solved_k, entry)
   return _read(c, write, entry), last
 
 
+def _walk(c, inverse, tree):
+  """Returns two functions, states and exit_gradients.
+
+  states(state): the last exit state and, of every chunk, the entry state S
+    [M,B,H,K,V] and the writes U [M,B,H,C,V]
+  exit_gradients(from_reads, d_state): dS, the gradient of the group's entry
+    state; of every chunk E, the gradient of its exit state, and R, what E
+    contributes to dZ. from_reads: that of its entry state through its reads
+  """
+  return (_composed if tree else _scanned)(c, inverse)
+
+
 def _scanned(c, inverse):
-  """Scans the chunks one after the other."""
+  """The chunks one after the other."""
 
   def states(state):
     def body(state, xs):
@@ -254,19 +265,16 @@ def _composed(c, inverse):
   carry = c.carry[..., None] * eye - c.precise(
     '...tk,...tl->...kl', solved, c.erase_k
   )
-  compose = lambda a, x: matmul('...kl,...lx->...kx', a, x)
-  tree = affine.multiply_pairs(carry, compose)
+  tree = affine.multiply_pairs(carry)
 
   def states(state):
     own = c.precise('...tk,...tv->...kv', solved, c.wv)
-    entry, last = affine.tree_walk(tree, own, state, compose)
+    entry, last = affine.tree_walk(tree, own, state)
     return last, (entry, _written(c, inverse, entry))
 
   def exit_gradients(from_reads, d_state):
-    back = lambda a, x: matmul('...lk,...lx->...kx', a, x)
-    d_exit, d_state = affine.tree_walk(
-      tree, from_reads, d_state, back, reverse=True
-    )
+    walked = affine.tree_walk(tree, from_reads, d_state, reverse=True)
+    d_exit, d_state = walked
     return d_state, (d_exit, c.precise('...tk,...kv->...tv', solved, d_exit))
 
   return states, exit_gradients
@@ -283,21 +291,24 @@ def _read(c, write, entry):
   return o + c.precise('...ts,...sv->...tv', c.scores, write)
 
 
-def _forward(inputs, masks, state, walk=_scanned, loop=True):
+def _forward(inputs, masks, state, tree=False):
   c = _within(*inputs, masks)
-  states, _ = walk(c, unit_lower_inverse(c.lower, loop))
+  states, _ = _walk(c, unit_lower_inverse(c.lower, not tree), tree)
   last, (entry, write) = states(state)
   return _read(c, write, entry), last
 
 
-def _backward(inputs, masks, state, d_o, d_state, walk=_scanned, loop=True):
+def _backward(inputs, masks, state, d_o, d_state, tree=False):
   """Gradients of one group of chunks. README.md, sections 4 and 5, derives
   them; the capital letters in comments are its letters."""
-  c, pull = jax.vjp(lambda inputs: _within(*inputs, masks), inputs)
-  cast, inverse = c.cast, unit_lower_inverse(c.lower, loop)
-  states, exit_gradients = walk(c, inverse)
+  within = lambda inputs: _within(*inputs, masks)
+  # a group of the tree is large: what the gradient needs is computed again
+  c, pull = jax.vjp(jax.checkpoint(within) if tree else within, inputs)
+  cast, inverse = c.cast, unit_lower_inverse(c.lower, not tree)
+  states, exit_gradients = _walk(c, inverse, tree)
   _, (entry, write) = states(state)
-  d_o = cast(d_o)
+  # what follows is made after the states: fewer large arrays at a time
+  d_o, _ = jax.lax.optimization_barrier((cast(d_o), entry))
   # Y and Q~ of O = Y (w * V) + Q~ S: the solve multiplied out
   reach_v = cast(c.precise('...ts,...sr->...tr', c.scores, inverse))
   reach_q = c.read_q - matmul('...ts,...sk->...tk', reach_v, c.erase_k)
@@ -336,10 +347,7 @@ RULE = scan.Rule(
   _forward_associative,
   chunked=scan.Group(_forward, _backward),
   tree=scan.Group(
-    *(
-      functools.partial(f, walk=_composed, loop=False)
-      for f in (_forward, _backward)
-    )
+    *(functools.partial(f, tree=True) for f in (_forward, _backward))
   ),
 )
 FORMS = scan.forms_of(run)
