@@ -3,7 +3,7 @@
 `ops` and `kernels` have the forms themselves.
 """
 
-OWN = ('recurrent', 'associative', 'chunked')
+OWN = ('recurrent', 'associative', 'chunked', 'tree')
 # a kernel adds its name to the row of its rule
 FORMS = {
   'linear_attention': (*OWN, 'kernel'),
