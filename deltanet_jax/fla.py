@@ -14,7 +14,7 @@ for KDA g [B,T,HV,K]; all decays are logarithms. All functions take
 
 and return (o [B,T,HV,V], final state [N,HV,K,V] in float32, or None).
 `chunk_...` and `fused_recurrent_...` call the functions of
-`deltanet_jax.functional` with the form 'chunked' and 'recurrent'; equations and
+`deltanet_jax.functional` with the form 'auto' and 'recurrent'; equations and
 errors are documented there. Both have gradients. Other arguments, such as
 `use_gate_in_kernel`, are a TypeError: compute gates before the call. Arguments
 whose position differs between versions of that library are keyword-only.
@@ -44,9 +44,9 @@ def chunk_gated_delta_rule(
   *,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """`functional.gated_delta_rule` in the form 'chunked'."""
+  """`functional.gated_delta_rule` in the form 'auto'."""
   run = functools.partial(
-    functional.gated_delta_rule, beta=beta, g=g, form='chunked'
+    functional.gated_delta_rule, beta=beta, g=g, form='auto'
   )
   how = scale, initial_state, output_final_state, use_qk_l2norm_in_kernel
   return _call(run, q, k, v, *how, cu_seqlens)
@@ -95,8 +95,8 @@ def chunk_delta_rule(
   *,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """`functional.delta_rule` in the form 'chunked'."""
-  run = functools.partial(functional.delta_rule, beta=beta, form='chunked')
+  """`functional.delta_rule` in the form 'auto'."""
+  run = functools.partial(functional.delta_rule, beta=beta, form='auto')
   how = scale, initial_state, output_final_state, use_qk_l2norm_in_kernel
   return _call(run, q, k, v, *how, cu_seqlens)
 
@@ -133,8 +133,8 @@ def chunk_kda(
   *,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """`functional.kda` in the form 'chunked'."""
-  run = functools.partial(functional.kda, beta=beta, g=g, form='chunked')
+  """`functional.kda` in the form 'auto'."""
+  run = functools.partial(functional.kda, beta=beta, g=g, form='auto')
   how = scale, initial_state, output_final_state, use_qk_l2norm_in_kernel
   return _call(run, q, k, v, *how, cu_seqlens)
 
@@ -170,9 +170,9 @@ def chunk_simple_gla(
   *,
   cu_seqlens: jax.Array | None = None,
 ) -> Result:
-  """Linear attention in the form 'chunked': `functional.gated_linear_attention`
+  """Linear attention in the form 'auto': `functional.gated_linear_attention`
   with g, `lightning_attention` with g_gamma [HV], else `linear_attention`."""
-  run = functools.partial(_simple_gla(g, g_gamma), form='chunked')
+  run = functools.partial(_simple_gla(g, g_gamma), form='auto')
   how = scale, initial_state, output_final_state, False
   return _call(run, q, k, v, *how, cu_seqlens)
 

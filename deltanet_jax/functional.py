@@ -36,7 +36,7 @@ def gated_delta_rule(
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   cu_seqlens: jax.Array | None = None,
-  form: str = 'chunked',
+  form: str = 'auto',
   chunk: int = 64,
 ) -> Result:
   """The gated delta rule (arXiv:2412.06464 eq. 10).
@@ -59,10 +59,12 @@ def gated_delta_rule(
     from cu_seqlens[n] up to cu_seqlens[n+1], perhaps none. Every document has a
     state: the given and the returned one are [N,H,K,V]. Tokens after the last
     document have output 0
-  form: 'chunked', for training; 'associative', a parallel scan over chunks;
-    'recurrent', token by token, the definition. All agree. With cu_seqlens the
-    first two compute blocks of 1 to 4 chunks, one after the other. 'kernel' is
-    for TPUs (`ops/README.md`, section 8); it has not run on one yet
+  form: 'recurrent', token by token, the definition; 'chunked', for training;
+    'associative', a parallel scan over chunks; 'kernel', for TPUs alone
+    (`ops/README.md`, section 8; it has not run on one yet). All agree. 'auto':
+    'kernel' on a TPU where it covers the arguments, else 'chunked'. With
+    cu_seqlens 'chunked' and 'associative' compute blocks of 1 to 4 chunks, one
+    after the other
   chunk: tokens of a chunk, 16 * 2^n; not used by 'recurrent', 128 of 'kernel'
 
   Returns o [B,T,H,V] in v's type and the last state in float32. Gates, decay,
@@ -95,7 +97,7 @@ def delta_rule(
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   cu_seqlens: jax.Array | None = None,
-  form: str = 'chunked',
+  form: str = 'auto',
   chunk: int = 64,
 ) -> Result:
   """The delta rule, without decay (arXiv:2406.06484 eq. 2).
@@ -130,7 +132,7 @@ def kda(
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   cu_seqlens: jax.Array | None = None,
-  form: str = 'chunked',
+  form: str = 'auto',
   chunk: int = 64,
 ) -> Result:
   """Kimi Delta Attention, a decay for every key channel (arXiv:2510.26692
@@ -167,7 +169,7 @@ def linear_attention(
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   cu_seqlens: jax.Array | None = None,
-  form: str = 'chunked',
+  form: str = 'auto',
   chunk: int = 64,
 ) -> Result:
   """Linear attention without a normalizer (arXiv:2006.16236 eq. 18-20).
@@ -199,7 +201,7 @@ def gated_linear_attention(
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   cu_seqlens: jax.Array | None = None,
-  form: str = 'chunked',
+  form: str = 'auto',
   chunk: int = 64,
 ) -> Result:
   """Linear attention with a decay for every token and head, as in Mamba-2
@@ -232,7 +234,7 @@ def lightning_attention(
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   cu_seqlens: jax.Array | None = None,
-  form: str = 'chunked',
+  form: str = 'auto',
   chunk: int = 64,
 ) -> Result:
   """Lightning attention: a constant decay for every head (arXiv:2501.08313).
@@ -304,6 +306,9 @@ def _run(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
         f'cu_seqlens is {cu_seqlens.tolist()}; give 0, then the ends of the'
         f' documents, ascending to {T} at most'
       )
+  module = importlib.import_module(f'deltanet_jax.ops.{rule}')
+  device = next(iter(_find_devices(inputs[0])), None)
+  form = kernels.choose_form(form, module, inputs, gates, device)
   return _compiled(
     rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk
   )
@@ -311,11 +316,16 @@ def _run(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
 
 def _is_remote(x):
   """Whether to look at the values of x would wait for a device."""
-  if not isinstance(x, jax.Array):
-    return False
   if isinstance(x, jax.core.Tracer):
     return True
-  return any(device.platform != 'cpu' for device in x.devices())
+  return any(device.platform != 'cpu' for device in _find_devices(x))
+
+
+def _find_devices(x):
+  """The devices of x; none of a tracer or of what is no array of JAX."""
+  if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+    return ()
+  return x.devices()
 
 
 @functools.partial(jax.jit, static_argnames=('rule', 'form', 'chunk'))
@@ -324,7 +334,7 @@ def _compiled(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):
   module = importlib.import_module(f'deltanet_jax.ops.{rule}')
   forms = kernels.forms(module)
   if form not in forms:
-    raise ValueError(f'form is {form!r}; give one of {", ".join(forms)}')
+    raise ValueError(f'form is {form!r}; give one of auto, {", ".join(forms)}')
   require_positive(chunk)
   run = functools.partial(forms[form], chunk=chunk)
   if cu_seqlens is None:

@@ -136,7 +136,9 @@ def test_forms_agree_from_a_state_over_documents(form):
 
 def test_an_unknown_form_and_a_wrong_gate_are_one_line():
   qkv, gates = draw()
-  with pytest.raises(ValueError, match="form is 'fast'; give one of recurrent"):
+  with pytest.raises(
+    ValueError, match="form is 'fast'; give one of auto, recurrent"
+  ):
     dn.gated_delta_rule(*qkv, **gates, form='fast')
   with pytest.raises(
     ValueError, match=r'^g has shape \(2, 20, 2\); expected \['

@@ -24,11 +24,15 @@ Of the model only remat, form, chunk and stage may be set. Once the run has a
 checkpoint it no longer needs the folder.
 
 Started again with the same --workdir, a run continues from its newest
-checkpoint; --config may be left out. Only the mesh and train.log_every,
-eval_every, eval_rows, save_every, keep and steps may change. SIGTERM and Ctrl-C
-save after the current step. If the text files have changed, the run is refused;
---new_text continues with the new text (or that of --config.data.path) from its
-first row, newly shuffled.
+checkpoint; --config may be left out. Only the mesh, remat, form, chunk and
+train.log_every, eval_every, eval_rows, save_every, keep and steps may change.
+SIGTERM and Ctrl-C save after the current step. If the text files have changed,
+the run is refused; --new_text continues with the new text (or that of
+--config.data.path) from its first row, newly shuffled.
+
+The form 'auto' of a recurrence, the default, is its kernel on a TPU and
+'chunked' elsewhere. What a run takes is shown at its start and recorded in
+WORKDIR/forms.json, with the step from which on it holds.
 
 To make a run longer, also a finished one:
 

@@ -1,6 +1,7 @@
 """The names of each rule's forms, for checks before jax is imported.
 
-`ops` and `kernels` have the forms themselves.
+`ops` and `kernels` have the forms themselves; 'auto', which stands for one of
+them, is chosen in `kernels`.
 """
 
 OWN = ('recurrent', 'associative', 'chunked', 'tree')

@@ -36,7 +36,7 @@ class FormOf(NamedTuple):
 
   def advise(self, value: object) -> str | None:
     """Says what to give instead of `value`; None where it is allowed."""
-    return OneOf(FORMS[self.rule]).advise(value)
+    return OneOf(('auto', *FORMS[self.rule])).advise(value)
 
 
 Chunk = Annotated[int, Doubled(16)]  # see `ops.inverse`
@@ -275,8 +275,8 @@ class LinearAttentionConfig(MixerConfig):
   key_dim: Count
   value_dim: Count
   conv: Size = 0
-  form: Annotated[str, FormOf('linear_attention')] = 'chunked'
-  chunk: Chunk = 64  # tokens; not used by the recurrent form
+  form: Annotated[str, FormOf('linear_attention')] = 'auto'
+  chunk: Chunk = 64  # tokens; not used by the recurrent form and kernels
 
   module = 'deltanet_jax.mixers.linear_attention:LinearAttention'
 
@@ -294,8 +294,8 @@ class LightningConfig(MixerConfig):
   head_dim: Count
   conv: Size = 0
   norm_eps: NotNegative = 1e-6
-  form: Annotated[str, FormOf('linear_attention')] = 'chunked'
-  chunk: Chunk = 64  # tokens; not used by the recurrent form
+  form: Annotated[str, FormOf('linear_attention')] = 'auto'
+  chunk: Chunk = 64  # tokens; not used by the recurrent form and kernels
 
   module = 'deltanet_jax.mixers.linear_attention:Lightning'
 
@@ -314,8 +314,8 @@ class DeltaNetConfig(MixerConfig):
   conv: Size = 4
   negative_eigenvalues: bool = False  # beta in (0, 2) instead of (0, 1)
   norm_eps: NotNegative = 1e-6
-  form: Annotated[str, FormOf('delta_rule')] = 'chunked'
-  chunk: Chunk = 64  # tokens; not used by the recurrent form
+  form: Annotated[str, FormOf('delta_rule')] = 'auto'
+  chunk: Chunk = 64  # tokens; not used by the recurrent form and kernels
 
   module = 'deltanet_jax.mixers.delta_net:DeltaNet'
 
@@ -336,8 +336,8 @@ class GatedDeltaNetConfig(MixerConfig):
   conv: Size = 4
   negative_eigenvalues: bool = False
   norm_eps: NotNegative = 1e-6
-  form: Annotated[str, FormOf('delta_rule')] = 'chunked'
-  chunk: Chunk = 64  # tokens; not used by the recurrent form
+  form: Annotated[str, FormOf('delta_rule')] = 'auto'
+  chunk: Chunk = 64  # tokens; not used by the recurrent form and kernels
 
   module = 'deltanet_jax.mixers.gated_deltanet:GatedDeltaNet'
 
@@ -367,8 +367,8 @@ class KDAConfig(MixerConfig):
   lower_bound: Negative | None = None
   separate_gates: bool = False  # erase and write gates (Gated DeltaNet-2)
   norm_eps: NotNegative = 1e-5
-  form: Annotated[str, FormOf('kda')] = 'chunked'
-  chunk: Chunk = 64  # tokens; not used by the recurrent form
+  form: Annotated[str, FormOf('kda')] = 'auto'
+  chunk: Chunk = 64  # tokens; not used by the recurrent form and kernels
 
   module = 'deltanet_jax.mixers.kda:KDA'
 

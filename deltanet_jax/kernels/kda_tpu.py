@@ -91,6 +91,18 @@ def run(
   return tpu_rule.run(PASSES, DESCRIPTION, inputs, state, segment_ids)
 
 
+def covers(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  g: jax.Array,
+  erase: jax.Array | None = None,
+) -> bool:
+  """As `tpu_rule.covers`."""
+  return erase is None and beta.ndim == 3 and tpu_rule.covers(q, k, v, g)
+
+
 def _spans():
   """Which gates row i sums, zeros and ones [LEVELS + 2, C, C]: from the middle
   of its run of 2 s tokens, itself included, in the second half, and after it to

@@ -261,3 +261,4 @@ def _run_backward(z, q, k, v, g, kept, d_o, d_last):
 
 PASSES = tpu_rule.Passes(_run_forward, _run_backward)
 FORMS = {'kernel': run}
+covers = tpu_rule.covers

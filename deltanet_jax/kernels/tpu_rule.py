@@ -70,7 +70,7 @@ def run(
   state = scan.initial_state(description, state, segment_ids, **inputs)
   q, k, v, *gates, g = inputs.values()
   assert q is not None and k is not None and v is not None
-  check(q=q, k=k, v=v)
+  check(q, k, v)
   if not v.size:
     return jnp.zeros_like(v), state
 
@@ -95,20 +95,36 @@ def run(
   return o, opaque(state)
 
 
-def check(**arrays: jax.Array) -> None:
+def check(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
   """ValueError for q, k or v that kernels do not cover."""
-  types = {str(x.dtype) for x in arrays.values()}
-  if len(types) > 1 or not types <= {'bfloat16', 'float32'}:
+  types = _find_types(q, k, v)
+  if not types <= {'bfloat16', 'float32'} or len(types) > 1:
     raise ValueError(
       f"form 'kernel' with q, k, v of {', '.join(sorted(types))}; give all"
       " three in bfloat16 or in float32, or take form='chunked'"
     )
-  for name, x in (('key', arrays['k']), ('value', arrays['v'])):
+  for name, x in (('key', k), ('value', v)):
     if x.shape[3] > WIDEST[name]:
       raise ValueError(
         f"form 'kernel' with {x.shape[3]} {name} channels; give {WIDEST[name]}"
         " at most, or take form='chunked'"
       )
+
+
+def covers(
+  q: jax.Array, k: jax.Array, v: jax.Array, *gates: jax.Array | None
+) -> bool:
+  """Whether the form 'auto' is the kernel: narrow heads would be filled up to
+  more than twice their width."""
+  del gates
+  widths = (k.shape[-1], WIDEST['key']), (v.shape[-1], WIDEST['value'] - 256)
+  return _find_types(q, k, v) in ({'bfloat16'}, {'float32'}) and all(
+    C // 2 <= width <= most for width, most in widths
+  )
+
+
+def _find_types(*arrays):
+  return {str(x.dtype) for x in arrays}
 
 
 def repeat_keys(x: jax.Array, v: jax.Array) -> jax.Array:

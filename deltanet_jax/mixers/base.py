@@ -366,12 +366,14 @@ def run_rule(
     token = [None if x is None else x[:, 0] for x in (*inputs, *gates.values())]
     o, state = rule.step(*token, cache.state)
     return o[:, None], state
-  chunk = {} if cfg.form == 'recurrent' else {'chunk': cfg.chunk}
-  form = functools.partial(kernels.forms(rule)[cfg.form], **chunk)
+  name = kernels.choose_form(cfg.form, rule, inputs, gates)
+  kernels.report_form(type(cfg).__name__.removesuffix('Config'), name)
+  chunk = {} if name == 'recurrent' else {'chunk': cfg.chunk}
+  form = functools.partial(kernels.forms(rule)[name], **chunk)
   if cache is None and sequence.is_split(inputs[0].shape[1]):
     return sequence.run_rule(rule, form, inputs, ctx.segment_ids, gates), None
   state = None if cache is None else cache.state
-  if cfg.form not in rule.FORMS and sharding.get_current_mesh() is not None:
+  if name not in rule.FORMS and sharding.get_current_mesh() is not None:
     how = state, ctx.segment_ids, gates
     return sequence.run_on_shares(rule, form, inputs, *how)
   return form(*inputs, state=state, segment_ids=ctx.segment_ids, **gates)

@@ -8,6 +8,7 @@ import jax
 class Choice(NamedTuple):
   exchange: str  # 'exchanged' or 'gathered', see `parallel.experts`
   slices: bool  # whether slice_index of the devices tells slices apart
+  kernels: bool  # whether the form 'auto' takes kernels, see `kernels`
 
 
 def choose(device: jax.Device | jax.sharding.AbstractDevice | None) -> Choice:
@@ -18,4 +19,5 @@ def choose(device: jax.Device | jax.sharding.AbstractDevice | None) -> Choice:
     exchange='gathered' if platform == 'cpu' else 'exchanged',
     # on GPUs every machine is a slice of its own
     slices=platform == 'tpu',
+    kernels=platform == 'tpu',
   )

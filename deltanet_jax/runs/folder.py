@@ -9,7 +9,7 @@ import pathlib
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from deltanet_jax import config
 from deltanet_jax.config import ConfigError
@@ -22,11 +22,15 @@ from deltanet_jax.config.files import (
   write_text,
 )
 
-# what may change when a run continues: nothing that affects the steps done
+# what may change when a run continues: nothing that affects the steps done. Of
+# the model it is how the same function is computed
 CHANGEABLE = (
   'steps', 'log_every', 'eval_every', 'eval_rows', 'save_every', 'keep'
 )  # fmt: skip
-FREE = re.compile(rf'mesh\..*|train\.({"|".join(CHANGEABLE)})')
+FREE = re.compile(
+  rf'mesh\..*|train\.({"|".join(CHANGEABLE)})'
+  r'|model\.(.*\.)?(remat|mixer\.(form|chunk))'
+)
 # what --new_text may change too
 TEXT = re.compile(r'data\.(path|field)')
 
@@ -70,6 +74,7 @@ class Workdir:
     self.start = self.path / 'start.json'  # the initial weights, if released
     self.text = self.path / 'tokenizer'  # copies: the run needs no other folder
     self.corpus = self.path / 'text.json'  # fingerprint of the training text
+    self.forms = self.path / 'forms.json'  # see `take_forms`
     self._lock: TextIO | None = None
 
   def read(self, classes: Iterable[type] = ()) -> Experiment:
@@ -93,10 +98,11 @@ class Workdir:
   def check(self, experiment: Experiment, new_text: bool = False) -> None:
     """Refuses the folder of a run with another configuration.
 
-    The mesh and the fields of CHANGEABLE may differ: they change no step that
-    was made, up to the order of sums. `train.steps` may be any number from the
-    steps done on; from the checkpoint on the learning rate follows the schedule
-    of that many steps. With `new_text` the fields of TEXT may differ too.
+    The mesh, remat, form, chunk and the fields of CHANGEABLE may differ: they
+    change no step that was made, up to the order of sums. `train.steps` may be
+    any number from the steps done on; from the checkpoint on the learning rate
+    follows the schedule of that many steps. With `new_text` the fields of TEXT
+    may differ too.
 
     Raises:
       ConfigError: names the fields that differ, or the steps that are done.
@@ -119,8 +125,8 @@ class Workdir:
     if self._find_last_step() and not any(x.startswith('model') for x in lines):
       advice += f' (with --released={self.path} it starts from these weights)'
     return (
-      f'{advice}; once a run has started only mesh and train.'
-      f'{", ".join(CHANGEABLE)} may change'
+      f'{advice}; once a run has started only mesh, remat, form, chunk and'
+      f' train.{", ".join(CHANGEABLE)} may change'
     )
 
   def _find_last_step(self):
@@ -246,6 +252,32 @@ class Workdir:
       write_text(self.corpus, format_json(record))
     return since, message
 
+  def take_forms(
+    self, forms: Mapping[str, str], platform: str, step: int
+  ) -> str:
+    """Records which forms the recurrences take from `step` on: a list of
+    {"step", "platform", "forms"}, with an entry where they change.
+
+    forms: {mixer: form}, as `kernels.collect_forms` yields it
+
+    Returns a line that says so.
+    """
+    entry = {'platform': platform, 'forms': dict(forms)}
+    stored: Any = []
+    if self.forms.is_file():
+      stored = read_json(self.forms).get('since', [])
+    history = [old for old in stored if old['step'] <= step]
+    line = f'on {platform}: {_list_forms(forms)}'
+    before = history[-1] if history else None
+    if before is None or before | entry != before:
+      history.append({'step': step, **entry})
+      if before:
+        was = f'on {before["platform"]}: {_list_forms(before["forms"])}'
+        line += f'; up to this step {was}'
+    if history != stored:
+      write_text(self.forms, format_json({'since': history}))
+    return line
+
   def _text(self):
     if not self.corpus.is_file():
       return None
@@ -290,6 +322,12 @@ class Workdir:
         ' scored again'
       )
     return result
+
+
+def _list_forms(forms):
+  return ', '.join(f'{name} {form}' for name, form in forms.items()) or (
+    'no recurrence'
+  )
 
 
 def _or_new_text(lines):

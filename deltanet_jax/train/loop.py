@@ -13,7 +13,7 @@ from typing import TextIO
 
 import jax
 
-from deltanet_jax import config
+from deltanet_jax import config, kernels
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Experiment
 from deltanet_jax.config.files import format_json, write_text
@@ -224,7 +224,13 @@ class _Run:
     """Compiles before the first step, which uses the compiled program."""
     self._progress.say(f'compiling the step ({compiled.describe_kept()})')
     start = time.monotonic()
-    step = self._program.step.lower(self._state, self._program.batch).compile()
+    with kernels.collect_forms() as forms:
+      step = self._program.step.lower(self._state, self._program.batch)
+    if self._first:
+      device, *_ = self._state.step.devices()
+      line = self._workdir.take_forms(forms, device.platform, self._step)
+      self._progress.say(line)
+    step = step.compile()
     size = step.memory_analysis().temp_size_in_bytes / 2**20
     self._progress.say(
       f'the step is compiled, in {time.monotonic() - start:.1f} s: each device'

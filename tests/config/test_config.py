@@ -105,7 +105,7 @@ def test_an_override_changes_nothing_else_and_not_the_original(cfg):
     ('train.steps', '0', 'give 1 or more'),
     ('model.period.0.mixer.chunk', '10', '16, 32, 64 or another 16 * 2^n'),
     ('optim.name', 'sgd', 'one of adamw, muon'),
-    ('model.period.0.mixer.form', 'scan', 'one of recurrent, associative'),
+    ('model.period.0.mixer.form', 'scan', 'one of auto, recurrent'),
   ],
 )
 def test_a_wrong_override_is_refused_in_one_line(cfg, name, text, words):

@@ -17,9 +17,10 @@ from deltanet_jax.config.forms import FORMS, OWN
 from deltanet_jax.config.mixers import GatedDeltaNetConfig, KDAConfig
 from deltanet_jax.lab.bench import bench
 from deltanet_jax.mixers.base import Context
-from deltanet_jax.ops import delta_rule, linear_attention, scan
+from deltanet_jax.ops import delta_rule, kda, linear_attention, scan
 from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
 from deltanet_jax.parallel import sequence, sharding
+from deltanet_jax.parallel.choice import Choice
 
 B, T, J, H, K, V = 2, 32, 2, 4, 8, 16
 KERNEL = """
@@ -52,12 +53,55 @@ def test_a_run_on_other_devices_is_refused_by_one_line():
     kernels.require_platform(layers, 'cpu')
 
 
+@pytest.mark.parametrize(
+  'change, on_tpu',
+  [
+    ({}, 'kernel'),
+    ({'K': 256, 'V': 512}, 'kernel'),
+    ({'K': 63}, 'chunked'),
+    ({'V': 513}, 'chunked'),
+    ({'q': 'float32'}, 'chunked'),
+    ({'all': 'float16'}, 'chunked'),
+    ({'erase': True}, 'chunked'),
+  ],
+  ids=str,
+)
+def test_auto_is_the_kernel_on_a_tpu_for_what_it_covers(change, on_tpu):
+  sizes = {'K': 64, 'V': 64} | change
+  dtype = change.get('all', 'bfloat16')
+  array = lambda dtype, *shape: jax.ShapeDtypeStruct((1, 4, 2, *shape), dtype)
+  key, value = (array(dtype, sizes[name]) for name in 'KV')
+  inputs = array(change.get('q', dtype), sizes['K']), key, value, array('f4')
+  gates = {'erase': key} if 'erase' in change else {}
+  rules = [kda] if gates else [delta_rule, kda, linear_attention]
+  for rule in rules:
+    arrays = (*inputs, key) if rule is kda else inputs
+    choose = functools.partial(kernels.choose_form, 'auto', rule, arrays, gates)
+    platform = lambda name: types.SimpleNamespace(platform=name)
+    assert choose(platform('tpu')) == on_tpu
+    assert choose(platform('cuda')) == choose(platform('cpu')) == 'chunked'
+    assert choose() == 'chunked'  # where the tests run
+  assert kernels.choose_form('recurrent', kda, inputs, {}) == 'recurrent'
+
+
+def test_auto_asks_the_mesh_for_its_devices(monkeypatch):
+  tpu = Choice('exchanged', slices=True, kernels=True)
+  seen = []
+  monkeypatch.setattr(kernels, 'choose', lambda x: seen.append(x) or tpu)
+  q = jax.ShapeDtypeStruct((1, 4, 2, 64), 'bfloat16')
+  with jax.set_mesh(sharding.make_mesh(MeshConfig())):
+    assert kernels.choose_form('auto', delta_rule, (q, q, q), {}) == 'kernel'
+  assert seen[0].platform == 'cpu'
+
+
 def test_a_kernel_is_one_more_form_of_its_rule_alone(kernel):
   assert tuple(kernels.forms(delta_rule)) == FORMS['delta_rule']
   assert tuple(delta_rule.FORMS) == OWN
   assert 'twice' not in kernels.forms(linear_attention)
   KDAConfig.tiny()
-  with pytest.raises(ValueError, match="form is 'twice'; give one of rec"):
+  with pytest.raises(
+    ValueError, match="form is 'twice'; give one of auto, rec"
+  ):
     KDAConfig(heads=2, key_dim=8, value_dim=8, form='twice')
   settings = bench.BenchSettings('delta_rule', ('twice',), (), (5,))
   assert list(bench.find_functions(settings)) == ['twice']

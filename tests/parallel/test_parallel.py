@@ -233,7 +233,7 @@ EVEN, TILTED, ONE = (
   ],
 )
 def test_experts_on_other_devices_do_the_same(way, bias, axes, monkeypatch):
-  choice = Choice(exchange=way, slices=False)
+  choice = Choice(exchange=way, slices=False, kernels=False)
   monkeypatch.setattr(experts, 'choose', lambda device: choice)
   monkeypatch.setattr(jax.lax, 'ragged_all_to_all', _ragged)
   monkeypatch.setattr(experts, 'FEW', 0)

@@ -189,6 +189,28 @@ def test_a_checkpoint_from_before_the_new_text_takes_it_from_there(tmp_path):
   assert workdir.take_text(text, 3) == workdir.take_text(text, 9) == (3, None)
 
 
+def test_another_platform_is_said_and_recorded_with_its_step(tmp_path):
+  workdir = Workdir(tmp_path)
+  entry = lambda step, name, form: {
+    'step': step, 'platform': name, 'forms': {'KDA': form},
+  }  # fmt: skip
+  take = lambda platform, form, step: workdir.take_forms(
+    {'KDA': form}, platform, step
+  )
+  assert take('tpu', 'kernel', 0) == 'on tpu: KDA kernel'
+  assert take('tpu', 'kernel', 5) == 'on tpu: KDA kernel'
+  said = 'on cpu: KDA chunked; up to this step on tpu: KDA kernel'
+  assert take('cpu', 'chunked', 6) == said
+  stored = lambda: json.loads(workdir.forms.read_text())['since']
+  before = [entry(0, 'tpu', 'kernel'), entry(6, 'cpu', 'chunked')]
+  assert stored() == before
+  # from an older checkpoint: what came after it did not happen
+  assert take('tpu', 'kernel', 4) == 'on tpu: KDA kernel'
+  assert stored() == before[:1]
+  assert take('cpu', 'recurrent', 4).endswith('on tpu: KDA kernel')
+  assert stored() == [before[0], entry(4, 'cpu', 'recurrent')]
+
+
 def test_a_run_stored_before_texts_were_known_goes_on_and_keeps_its_text(
   texts, begun, unbroken, other_texts
 ):

@@ -48,7 +48,10 @@ def test_a_run_is_what_its_configuration_file_says(folder):
     source.replace('.mixers.config ', '.config.mixers ')
   )
   cfg = config.load('config.py')
-  assert Workdir('run').read() == cfg
+  # the default was another
+  was = [('model.period.0.mixer.form', 'chunked')]
+  assert Workdir('run').read() == config.override_fields(cfg, was)
+  Workdir('run').check(cfg)
   # and is stored again in today's words, without a module
   stored = config.to_json(cfg)
   assert '"_type": "GatedDeltaNetConfig"' in stored and ':G' not in stored

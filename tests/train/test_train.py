@@ -15,8 +15,10 @@ import time
 import numpy as np
 import pytest
 
+from deltanet_jax import config
 from deltanet_jax.config import ConfigError
-from deltanet_jax.config.experiment import MeshConfig
+from deltanet_jax.config.experiment import Layer, MeshConfig, MLPConfig
+from deltanet_jax.config.mixers import KDAConfig
 from deltanet_jax.data.text import TextData
 from deltanet_jax.objectives.score import Score
 from deltanet_jax.runs.folder import Workdir
@@ -53,6 +55,9 @@ def test_a_run_leaves_all_its_files(unbroken, texts):
   np.testing.assert_allclose(result['heldout_bits_per_byte'], bits)
   assert (folder / 'loss.png').read_bytes().startswith(b'\x89PNG')
   assert list((folder / 'tensorboard').glob('events*'))
+  assert json.loads((folder / 'forms.json').read_text()) == {
+    'since': [{'step': 0, 'platform': 'cpu', 'forms': {}}]
+  }
 
 
 def _events(folder):
@@ -232,7 +237,7 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
     message = str(error.value)
     assert re.search(rf'{part}\.{name}: .* != {value}', message)
     # it may change, and its folder has no weights to start another run from
-    assert 'mesh and train.steps, log_every' in message
+    assert 'mesh, remat, form, chunk and train.steps, log_every' in message
     assert '--released' not in message
   (tmp_path / 'checkpoints' / '3').mkdir(parents=True)
   with pytest.raises(ConfigError, match=rf'--released={tmp_path} it starts'):
@@ -241,6 +246,27 @@ def test_a_folder_of_another_configuration_is_refused(texts, tmp_path):
   with pytest.raises(ConfigError) as error:
     workdir.check(dataclasses.replace(experiment, model=model))
   assert '--released' not in str(error.value)  # it would be another model
+
+
+def test_how_a_model_is_computed_may_change_but_not_its_function(
+  texts, tmp_path
+):
+  experiment, workdir = make_experiment(texts), Workdir(tmp_path)
+  layer = Layer(KDAConfig.tiny(), MLPConfig(16))
+  model = dataclasses.replace(experiment.model, period=(layer,))
+  experiment = dataclasses.replace(experiment, model=model)
+  workdir.lock(experiment)
+  change = lambda **to: workdir.check(
+    config.override_fields(
+      experiment, [(f'model.{name}', value) for name, value in to.items()]
+    )
+  )
+  mixer = 'period.0.mixer.'
+  change(
+    **{f'{mixer}form': 'recurrent', f'{mixer}chunk': '16', 'remat': 'dots'}
+  )
+  with pytest.raises(ConfigError, match='norm_eps'):
+    change(**{f'{mixer}form': 'recurrent', f'{mixer}norm_eps': '1e-3'})
 
 
 def test_two_processes_do_not_share_a_folder(texts, tmp_path):
