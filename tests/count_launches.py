@@ -17,8 +17,6 @@ import pathlib
 import subprocess
 import sys
 
-from deltanet_jax.lab.dryrun import hlo
-
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / 'docs/launches.md'
 MARK = '<!-- python -m tests.count_launches --write -->'
@@ -64,6 +62,8 @@ FREE = {
 def count_launches(text):
   """Kernels and copies that a compiled program starts: those of a loop as often
   as it runs."""
+  from deltanet_jax.lab.dryrun import hlo
+
   return sum(
     step.times
     for step in hlo.list_steps(hlo.parse_program(text))
@@ -96,9 +96,8 @@ def lower(rule, form, chunk, backward, device, tokens=TOKENS):
     o, last = run(*inputs)
     return jnp.sum(o.astype(jnp.float32) ** 2) + jnp.sum(last**2)
 
-  if backward:
-    run = jax.value_and_grad(loss, argnums=range(len(inputs)))
-  return jax.jit(run).lower(*inputs)
+  grad = jax.value_and_grad(loss, argnums=range(len(inputs)))
+  return jax.jit(grad if backward else run).lower(*inputs)
 
 
 def count_row(rule, form, chunk):
@@ -125,7 +124,6 @@ def count_alone(rule, form, chunk):
     cwd=ROOT,
     text=True,
     capture_output=True,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
   )
   if done.returncode:
     raise RuntimeError(f'{" ".join(row)}: {done.stderr.strip()}')
@@ -137,6 +135,7 @@ def main():
   parser.add_argument('--write', action='store_true')
   parser.add_argument('--row', nargs=3)
   args = parser.parse_args()
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # or jax looks for a card
   if args.row:
     return print(count_row(*args.row))
   rows = []

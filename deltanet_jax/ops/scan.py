@@ -236,7 +236,7 @@ def run(
 
 def _group_size(form, state):
   """Chunks of a group."""
-  return 4 if form == 'chunked' else max(1, TREE_STATES // max(1, state.size))
+  return 4 if form == 'chunked' else max(4, TREE_STATES // max(1, state.size))
 
 
 def _chunked(rule, inputs, state, segment_ids, chunk, group):
