@@ -23,7 +23,7 @@ MARK = '<!-- python -m tests.count_launches --write -->'
 TOKENS, HEADS, WIDTH = 16384, 16, 128
 RULES = 'delta_rule', 'kda', 'linear_attention'
 # form, chunk
-FORMS = ('chunked', 64), ('tree', 64), ('tree', 128), ('associative', 64)
+FORMS = ('chunked', 64), ('tree', 64), ('tree', 128)
 # the card as XLA describes it (stream_executor/device_description.proto)
 H100 = """
 gpu_device_info {

@@ -133,13 +133,8 @@ def _forward_associative(inputs, masks, state):
   solved_v = solve(c.beta[..., None] * c.v)
   write_k = c.decay.write[..., None] * c.k
   onto_exit = lambda x: matmul('...tk,...tx->...kx', write_k, x)
-  eye = jnp.eye(c.k.shape[-1], dtype=F32)[None, None, None]
-  carry = c.decay.carry[..., None, None] * eye
-  entry, last = affine.affine_scan(
-    carry - onto_exit(solved_k),
-    onto_exit(solved_v),
-    state,
-  )
+  carry = affine.Carry(c.decay.carry[..., None, None], -onto_exit(solved_k))
+  entry, last = affine.affine_scan(carry, onto_exit(solved_v), state)
   write = solved_v - matmul('...tk,...kv->...tv', solved_k, entry)
   return _read(c, write, entry), last
 
@@ -194,10 +189,8 @@ def _composed(c):
   solved = c.precise(
     '...ts,...tk->...sk', c.decay.write[..., None] * c.inverse, c.k
   )
-  eye = jnp.eye(c.k.shape[-1], dtype=F32)[None, None, None]
-  carry = c.decay.carry[..., None, None] * eye - c.precise(
-    '...tk,...tl->...kl', c.erase[..., None] * solved, c.k
-  )
+  erased = c.precise('...tk,...tl->...kl', c.erase[..., None] * solved, c.k)
+  carry = affine.Carry(c.decay.carry[..., None, None], -erased)
   tree = affine.multiply_pairs(carry)
 
   def states(state):

@@ -203,12 +203,8 @@ def _forward_associative(inputs, masks, state):
   solve = lambda x: matmul('...ts,...sx->...tx', inverse, x)
   solved_k, solved_v = solve(c.erase_k), solve(c.wv)
   onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, x)
-  eye = jnp.eye(c.carry.shape[-1], dtype=F32)[None, None, None]
-  entry, last = affine.affine_scan(
-    c.carry[..., None] * eye - onto_exit(solved_k),
-    onto_exit(solved_v),
-    state,
-  )
+  carry = affine.Carry(c.carry[..., None], -onto_exit(solved_k))
+  entry, last = affine.affine_scan(carry, onto_exit(solved_v), state)
   write = solved_v - matmul('...tk,...kv->...tv', solved_k, entry)
   return _read(c, write, entry), last
 
@@ -261,11 +257,8 @@ def _composed(c, inverse):
   """`_scanned` in parallel, with the carries M and writes Z^T W of whole
   chunks, Z = T^T (e^{G_C-G} K):  M = e^{G_C} I - Z^T (e^G A)."""
   solved = c.precise('...ts,...tk->...sk', inverse, c.write_k)
-  eye = jnp.eye(c.carry.shape[-1], dtype=F32)[None, None, None]
-  carry = c.carry[..., None] * eye - c.precise(
-    '...tk,...tl->...kl', solved, c.erase_k
-  )
-  tree = affine.multiply_pairs(carry)
+  erased = c.precise('...tk,...tl->...kl', solved, c.erase_k)
+  tree = affine.multiply_pairs(affine.Carry(c.carry[..., None], -erased))
 
   def states(state):
     own = c.precise('...tk,...tv->...kv', solved, c.wv)

@@ -109,7 +109,7 @@ def _within(q, k, v, g, masks):
 
 def _forward_associative(inputs, masks, state):
   read_q, carry, within, write = _within(*inputs, masks)
-  entry, last = affine.affine_scan(carry, write, state)
+  entry, last = affine.affine_scan(affine.Carry(carry), write, state)
   o = matmul('...tk,...kv->...tv', read_q, entry.astype(read_q.dtype))
   return o + within, last
 

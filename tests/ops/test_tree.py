@@ -13,38 +13,64 @@ K, V = 3, 2
 
 def _maps(M, width):
   random = np.random.default_rng(M)
-  carry = random.standard_normal((M, 1, 2, width, width))
+  carry = random.standard_normal((M, 1, 2, width, 1))
   write = random.standard_normal((M, 1, 2, K, V))
   return carry, write, random.standard_normal((1, 2, K, V))
 
 
-@pytest.mark.parametrize('width', [1, K])
-@pytest.mark.parametrize('M', [1, 2, 7])
-def test_a_tree_of_maps_equals_a_walk_through_them(M, width, quick_compile):
-  carry, write, state = _maps(M, width)
-  apply = lambda a, x: a * x if width == 1 else a @ x
+@pytest.mark.parametrize('width, mixed', [(1, False), (1, True), (K, True)])
+@pytest.mark.parametrize('M', [1, 7])
+def test_a_tree_of_maps_equals_a_walk_through_them(
+  M, width, mixed, quick_compile
+):
+  scale, write, state = _maps(M, width)
+  mix = np.random.default_rng(0).standard_normal((M, 1, 2, K, K)) * mixed
+  whole = scale * np.eye(K) + mix
 
   @jax.jit
-  def walk(carry, write, state, d_state):
+  def walk(scale, mix, write, state, d_state):
+    carry = affine.Carry(scale, mix if mixed else None)
     tree = affine.multiply_pairs(carry)
     back = affine.tree_walk(tree, write, d_state, reverse=True)
     return affine.tree_walk(tree, write, state), back
 
-  got = walk(carry, write, state, state)
+  got = walk(scale, mix, write, state, state)
   entry, exits, now = [], [], state
-  for a, u in zip(carry, write, strict=True):
+  for a, u in zip(whole, write, strict=True):
     entry.append(now)
-    now = apply(a, now) + u
+    now = a @ now + u
   back = state
-  for a, u in zip(carry[::-1], write[::-1], strict=True):
+  for a, u in zip(whole[::-1], write[::-1], strict=True):
     exits.append(back)
-    back = apply(np.swapaxes(a, -1, -2), back) + u
+    back = np.swapaxes(a, -1, -2) @ back + u
   want = (np.stack(entry), now), (np.stack(exits[::-1]), back)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
     got,
     want,
   )
+
+
+def test_carries_near_the_identity_gather_no_error(quick_compile):
+  # one key in every chunk: 64 times the same rounding
+  M, K = 64, 16
+  random = np.random.default_rng(0)
+  k = random.standard_normal((K, 1))
+  k /= np.linalg.norm(k)
+  scale, mix = np.float32(np.exp(-6e-4)), np.float32(-k @ k.T)
+  state = np.float32(random.standard_normal((1, 1, K, K)))
+
+  @jax.jit
+  def walk(state):
+    carry = affine.Carry(
+      jnp.full((M, 1, 1, 1, 1), scale), jnp.broadcast_to(mix, (M, 1, 1, K, K))
+    )
+    write = jnp.zeros((M, *state.shape))
+    return affine.tree_walk(affine.multiply_pairs(carry), write, state)[1]
+
+  whole = np.float64(scale) * np.eye(K) + mix
+  want = np.linalg.matrix_power(whole, M) @ state
+  assert np.abs(walk(state) - want).max() < 8e-7 * np.abs(want).max()
 
 
 def test_numbers_that_carry_have_the_gradient_of_a_scan(quick_compile):
