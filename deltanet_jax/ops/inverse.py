@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from deltanet_jax.ops.products import matmul
 
@@ -73,11 +72,14 @@ def _substitute(a):
 def _halve(a):
   """(I + a)^-1 of a [...,16,16], merged from blocks of 1, 2, 4 and 8 rows: all
   blocks of a size in one product with the links between their halves."""
-  row, column = np.indices((BLOCK, BLOCK))
   x = jnp.eye(BLOCK, dtype=a.dtype)
   for size in (1, 2, 4, 8):
-    block = row // (2 * size) == column // (2 * size)
-    link = jnp.where(block & (row // size > column // size), a, 0)
+    # rows of the second half of a block, columns of its first
+    below = [
+      [i // size == j // size + 1 and i // size % 2 for j in range(BLOCK)]
+      for i in range(BLOCK)
+    ]
+    link = jnp.where(jnp.asarray(below, bool), a, 0)
     if size > 1:
       product = functools.partial(matmul, '...ij,...jk->...ik')
       link = product(x, product(link, x))

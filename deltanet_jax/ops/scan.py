@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from deltanet_jax.ops import documents
 from deltanet_jax.ops.compiler import hoisting_barrier, opaque
@@ -115,8 +114,8 @@ class Decay(NamedTuple):
 
 
 def triangle(C: int) -> jax.Array:
-  """[C,C] float32: 1 where row >= column."""
-  return jnp.asarray(np.tril(np.ones((C, C), np.float32)))
+  """[C,C] float32: 1 where row >= column; no kernel computes a constant."""
+  return jnp.asarray([[float(i >= j) for j in range(C)] for i in range(C)], F32)
 
 
 def decay_of(
@@ -128,7 +127,7 @@ def decay_of(
   sums would lose small ones beside a large one.
   """
   C = shape[-1]
-  below = np.tril(np.ones((C, C), bool), -1)
+  below = jnp.asarray([[i > j for j in range(C)] for i in range(C)])
   if g is None:
     between = jnp.broadcast_to(below, (*shape, C)).astype(F32)
     read = write = jnp.ones(shape, F32)

@@ -159,7 +159,7 @@ def _stored():
   rows = [
     [cell.strip().replace(',', '') for cell in line.split('|')[1:-1]]
     for line in table.splitlines()
-    if line.startswith('| ') and 'rule' not in line
+    if line.startswith('| ') and not line.startswith('| rule')
   ]
   return {
     (rule, form, int(chunk)): (int(launches), int(held))
