@@ -5,10 +5,11 @@ which some have the same names.
 
 A function that is called eagerly is compiled once for each set of shapes; it
 works inside `jax.jit`, `grad`, `vmap`, `checkpoint` and `shard_map` (with
-check_vma=False). Every form has first and second derivatives, 'kernel' first
-ones alone. Forward mode (`jax.jvp`) works with the form 'recurrent', and with
-'associative' without segment_ids, in both cases without cu_seqlens; elsewhere
-JAX raises an error that it cannot apply jvp to a custom_vjp function.
+check_vma=False). Every form has first and second derivatives, 'kernel',
+'splash' and 'cudnn' first ones alone. Forward mode (`jax.jvp`) works with the
+form 'recurrent', and with 'associative' without segment_ids, in both cases
+without cu_seqlens; elsewhere JAX raises an error that it cannot apply jvp to a
+custom_vjp function.
 """
 
 import functools
@@ -19,8 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltanet_jax import kernels
+from deltanet_jax.config.forms import FORMS
+from deltanet_jax.kernels.attention import attend_rows, choose_form
 from deltanet_jax.ops import documents
-from deltanet_jax.ops.attention import Place, attend
+from deltanet_jax.ops.attention import Place
 from deltanet_jax.ops.description import STATE
 from deltanet_jax.ops.scan import Result, require_positive
 from deltanet_jax.ops.shapes import check_shapes
@@ -258,7 +261,6 @@ def lightning_attention(
   return _run('linear_attention', (q, k, v, g), {}, *how)
 
 
-@functools.partial(jax.jit, static_argnames=('scale', 'window'))
 def attention(
   q: jax.Array,
   k: jax.Array,
@@ -267,8 +269,9 @@ def attention(
   scale: float | None = None,
   window: int | None = None,
   segment_ids: jax.Array | None = None,
+  form: str = 'auto',
 ) -> jax.Array:
-  """Causal softmax attention, in blocks (online softmax, arXiv:2205.14135).
+  """Causal softmax attention (online softmax, arXiv:2205.14135).
 
     o_t = sum_{s <= t} softmax_s(scale q_t^T k_s) v_s
 
@@ -278,12 +281,16 @@ def attention(
   window: a token sees so many of the last keys, its own included; None: all
   segment_ids [B,T] int: a token sees keys of its own document, a run of equal
     ids; None: each row is one document
+  form: 'blocks', a program of XLA; 'splash', splash attention of JAX on TPUs;
+    'cudnn', cuDNN on NVIDIA GPUs. All agree; `docs/kernels.md` says what they
+    cover. 'auto': that of the platform where it covers the arguments, else
+    'blocks'
 
   Returns o [B,T,H,V] in v's type. Products take q's, k's and v's type, the
   softmax and sums are float32; memory grows with T, not with T^2.
 
   Raises:
-    ValueError: shapes or heads do not fit.
+    ValueError: shapes, heads or form do not fit.
 
   >>> import deltanet_jax as dn, jax.numpy as jnp
   >>> q = jnp.zeros((1, 2, 1, 1))  # all keys are alike
@@ -291,11 +298,26 @@ def attention(
   >>> dn.attention(q, q, v).ravel().tolist()
   [4.0, 5.0]
   """
-  check_shapes(q=(q, 'BTHK'), k=(k, 'BTJK'), segment_ids=(segment_ids, 'BT'))
-  index = jnp.arange(q.shape[1], dtype=jnp.int32)
-  place = Place(index, documents.number_segments(segment_ids))
+  check_shapes(
+    q=(q, 'BTHK'),
+    k=(k, 'BTJK'),
+    v=(v, 'BTJV'),
+    segment_ids=(segment_ids, 'BT'),
+  )
+  if form not in ('auto', *FORMS['attention']):
+    known = ', '.join(('auto', *FORMS['attention']))
+    raise ValueError(f'form is {form!r}; give one of {known}')
+  device = next(iter(_find_devices(q)), None)
+  form = choose_form(form, q, k, v, segment_ids, device)
   scale = q.shape[-1] ** -0.5 if scale is None else scale
-  return attend(q, k, v, place, place, scale=scale, window=window, ahead=0)
+  return _attend(q, k, v, segment_ids, scale, window, form)
+
+
+@functools.partial(jax.jit, static_argnames=('scale', 'window', 'form'))
+def _attend(q, k, v, segment_ids, scale, window, form):
+  index = jnp.arange(q.shape[1], dtype=jnp.int32)
+  at = Place(index, documents.number_segments(segment_ids))
+  return attend_rows(form, q, k, v, at, scale=scale, window=window)
 
 
 def _run(rule, inputs, gates, state, segment_ids, cu_seqlens, form, chunk):

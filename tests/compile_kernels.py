@@ -3,9 +3,9 @@
   python -m tests.compile_kernels [--write]
 
 prints a table of what the compiler takes and asks for, one row a rule, shape
-and chip; --write stores it in docs/kernels.md. It needs libtpu
-(requirements-tpu.txt). One process a program: an error of the compiler may end
-the process.
+and chip, and one of softmax attention by splash attention and in blocks;
+--write stores them in docs/kernels.md. It needs libtpu (requirements-tpu.txt).
+One process a row: an error of the compiler may end the process.
 """
 
 import argparse
@@ -31,19 +31,53 @@ SHAPES = {
   'gdn 1p3b': ('delta_rule', 6, 6, 256, 512, 'bfloat16'),
 }
 TOKENS = 2048
+# key heads, query heads, K, V, type
+ATTENTION = {
+  'Qwen3-Next': (2, 16, 256, 256, 'bfloat16'),
+  'Kimi Linear': (32, 32, 192, 128, 'bfloat16'),
+  'MiniMax-M1': (8, 64, 128, 128, 'bfloat16'),
+  'gdn hybrid_1p3b': (4, 16, 128, 128, 'bfloat16'),
+}
+ROW = 8192
+HEADS = (
+  f'a row of {TOKENS:,} tokens, value and all gradients.\n\n'
+  '| shape | rule | heads | K/V | type | chip | temporaries, MiB |\n'
+  '|---|---|---|---|---|---|---|',
+  f'Softmax attention, a row of {ROW:,} tokens with documents, value and all'
+  ' gradients: temporaries in MiB by splash attention and, a program of XLA'
+  ' alone, in blocks.\n\n'
+  '| shape | heads | K/V | type | chip | splash | blocks |\n'
+  '|---|---|---|---|---|---|---|',
+)
+
+
+def find_device(topology):
+  from jax.experimental import topologies
+
+  return topologies.get_topology_desc(
+    platform='tpu', topology_name=topology
+  ).devices[0]
+
+
+def make_shapes(tokens, dtype, device):
+  """A function of sizes: a [1,tokens,*sizes] on a device that need not be
+  there."""
+  import jax
+
+  place = jax.sharding.SingleDeviceSharding(device)
+  return lambda *sizes, dtype=dtype: jax.ShapeDtypeStruct(
+    (1, tokens, *sizes), dtype, sharding=place
+  )
 
 
 def lower(name, device):
-  """The program of a shape, for a device that need not be there."""
+  """The program of a rule's shape."""
   import jax
   import jax.numpy as jnp
 
   rule, J, H, K, V, dtype = SHAPES[name]
   run = importlib.import_module(f'deltanet_jax.kernels.{rule}_tpu').run
-  place = jax.sharding.SingleDeviceSharding(device)
-  shape = lambda *sizes, dtype=dtype: jax.ShapeDtypeStruct(
-    (1, TOKENS, *sizes), dtype, sharding=place
-  )
+  shape = make_shapes(TOKENS, dtype, device)
   gate = functools.partial(shape, dtype=jnp.float32)
   gates = {
     'linear_attention': (gate(H),),
@@ -60,28 +94,60 @@ def lower(name, device):
   return jax.jit(grad).lower(*inputs)
 
 
-def compile_row(name, topology):
-  """A row of the table."""
-  from jax.experimental import topologies
+def lower_attention(name, device, form):
+  """The program of softmax attention in a form."""
+  import jax
+  import jax.numpy as jnp
 
-  (device, *_) = topologies.get_topology_desc(
-    platform='tpu', topology_name=topology
-  ).devices
-  compiled = lower(name, device).compile()
+  from deltanet_jax.kernels.attention import attend_rows
+  from deltanet_jax.ops.attention import Place
+
+  J, H, K, V, dtype = ATTENTION[name]
+  shape = make_shapes(ROW, dtype, device)
+
+  def loss(q, k, v, segments):
+    at = Place(jnp.arange(ROW, dtype=jnp.int32), segments)
+    o = attend_rows(form, q, k, v, at, scale=K**-0.5)
+    return jnp.sum(o.astype(jnp.float32) ** 2)
+
+  grad = jax.value_and_grad(loss, argnums=range(3))
+  ids = shape(dtype=jnp.int32)
+  return jax.jit(grad).lower(shape(H, K), shape(J, K), shape(J, V), ids)
+
+
+def measure(lowered, kernels):
+  """Temporaries in MiB of a program that has so many kernels."""
+  compiled = lowered.compile()
   text = compiled.as_text()
-  assert text.count('custom_call_target="tpu_custom_call"') == 2, text
-  rule, J, H, K, V, dtype = SHAPES[name]
-  held = compiled.memory_analysis().temp_size_in_bytes / 2**20
+  assert text.count('custom_call_target="tpu_custom_call"') == kernels, text
+  return f'{compiled.memory_analysis().temp_size_in_bytes / 2**20:.0f}'
+
+
+def compile_row(table, name, topology):
+  """A row of one of the tables."""
+  device = find_device(topology)
+  if table == 'rule':
+    rule, J, H, K, V, dtype = SHAPES[name]
+    what, held = [name, rule], [measure(lower(name, device), 2)]
+  else:
+    J, H, K, V, dtype = ATTENTION[name]
+    what = [name]
+    held = [
+      measure(lower_attention(name, device, form), kernels)
+      for form, kernels in (('splash', 3), ('blocks', 0))
+    ]
   chip = topology.split(':')[0]
-  return (
-    f'| {name} | {rule} | {J}/{H} | {K}/{V} | {dtype} | {chip} | {held:.0f} |'
-  )
+  cells = *what, f'{J}/{H}', f'{K}/{V}', dtype, chip, *held
+  return f'| {" | ".join(cells)} |'
 
 
-def compile_alone(name, topology):
+def compile_alone(table, name, topology):
   """`compile_row` in a process of its own."""
-  row = [sys.executable, '-m', 'tests.compile_kernels', '--row', name, topology]
-  done = subprocess.run(row, cwd=ROOT, text=True, capture_output=True)
+  row = '--row', table, name, topology
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.compile_kernels', *row],
+    cwd=ROOT, text=True, capture_output=True,
+  )  # fmt: skip
   if done.returncode:
     raise RuntimeError(f'{name} for {topology}: {done.stderr.strip()}')
   return done.stdout.strip().splitlines()[-1]
@@ -90,26 +156,25 @@ def compile_alone(name, topology):
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('--write', action='store_true')
-  parser.add_argument('--row', nargs=2)
+  parser.add_argument('--row', nargs=3)
   args = parser.parse_args()
   os.environ.update(ENVIRONMENT)
   if args.row:
     return print(compile_row(*args.row))
-  rows = []
-  for name in SHAPES:
-    for topology in TOPOLOGIES:
-      rows.append(compile_alone(name, topology))
-      print(rows[-1], flush=True)
+  version = importlib.metadata.version
+  text = f'\njax {version("jax")}, libtpu {version("libtpu")}; '
+  tables = ('rule', SHAPES), ('attention', ATTENTION)
+  for (table, names), head in zip(tables, HEADS, strict=True):
+    text += head + '\n'
+    for name in names:
+      for topology in TOPOLOGIES:
+        row = compile_alone(table, name, topology)
+        print(row, flush=True)
+        text += row + '\n'
+    text += '\n'
   if args.write:
-    version = importlib.metadata.version
     before, _, _ = PAGE.read_text().partition(MARK)
-    head = (
-      f'jax {version("jax")}, libtpu {version("libtpu")}; a row of {TOKENS:,}'
-      ' tokens, value and all gradients.\n\n'
-      '| shape | rule | heads | K/V | type | chip | temporaries, MiB |\n'
-      '|---|---|---|---|---|---|---|'
-    )
-    PAGE.write_text('\n'.join([before + MARK, '', head, *rows, '']))
+    PAGE.write_text(f'{before}{MARK}\n{text.rstrip()}\n')
 
 
 if __name__ == '__main__':

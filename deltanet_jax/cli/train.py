@@ -30,8 +30,9 @@ SIGTERM and Ctrl-C save after the current step. If the text files have changed,
 the run is refused; --new_text continues with the new text (or that of
 --config.data.path) from its first row, newly shuffled.
 
-The form 'auto' of a recurrence, the default, is its kernel on a TPU and
-'chunked' elsewhere. What a run takes is shown at its start and recorded in
+The form 'auto' of a mixer, the default, is on a TPU a kernel, for softmax
+attention on an NVIDIA GPU cuDNN, and elsewhere a program of XLA ('chunked',
+'blocks'). What a run takes is shown at its start and recorded in
 WORKDIR/forms.json, with the step from which on it holds.
 
 To make a run longer, also a finished one:

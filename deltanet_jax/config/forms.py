@@ -10,4 +10,5 @@ FORMS = {
   'linear_attention': (*OWN, 'kernel'),
   'delta_rule': (*OWN, 'kernel'),
   'kda': (*OWN, 'kernel'),
+  'attention': ('blocks', 'splash', 'cudnn'),
 }

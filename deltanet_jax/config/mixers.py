@@ -142,6 +142,8 @@ class AttentionConfig(MixerConfig):
   norm_eps: NotNegative = 1e-6
   interleaved: bool = False  # rotary pairs (2i, 2i+1), not (i, i + P/2)
   yarn: YarnConfig | None = None
+  # of whole rows; caches, and time split over devices, have 'blocks'
+  form: Annotated[str, FormOf('attention')] = 'auto'
 
   module = 'deltanet_jax.mixers.attention:Attention'
 
@@ -192,6 +194,8 @@ class MLAConfig(MixerConfig):
   # a sigmoid output gate, if any
   gate: Annotated[str, OneOf(('none', 'head', 'channel'))] = 'none'
   norm_eps: NotNegative = 1e-6
+  # of whole rows; caches, and time split over devices, have 'blocks'
+  form: Annotated[str, FormOf('attention')] = 'auto'
 
   module = 'deltanet_jax.mixers.mla:MLA'
 
@@ -242,6 +246,10 @@ class DSAConfig(MLAConfig):
 
   def __post_init__(self):
     super().__post_init__()
+    _require(
+      self.form in ('auto', 'blocks'),
+      f"DSAConfig.form is '{self.form}'; sparse attention has 'blocks' alone",
+    )
     _require(
       self.query_latent is not None,
       'DSAConfig.query_latent is None; the indexer starts from it, give one',

@@ -180,7 +180,7 @@ def read_attention(
     width,
     **positions(keys, width),
     norm_eps=keys.number('rms_norm_eps', default=eps),
-    **parts,
+    **parts,  # type: ignore[arg-type]
   )
 
 

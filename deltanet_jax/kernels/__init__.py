@@ -23,8 +23,14 @@ import jax
 from deltanet_jax.config import ConfigError
 from deltanet_jax.config.experiment import Layer
 from deltanet_jax.ops.documents import Inputs
-from deltanet_jax.parallel.choice import choose
+from deltanet_jax.parallel.choice import Choice, choose
 
+# the platform that a form is for, and its name
+PLATFORMS = {
+  'kernel': ('tpu', 'TPUs'),
+  'splash': ('tpu', 'TPUs'),
+  'cudnn': ('gpu', 'NVIDIA GPUs'),
+}
 _taken: ContextVar[dict[str, str]] = ContextVar('taken')
 
 
@@ -48,11 +54,15 @@ def choose_form(
   """
   if form != 'auto':
     return form
-  mesh = jax.sharding.get_abstract_mesh()
-  place = device or (None if mesh.empty else mesh.abstract_device)
-  if choose(place).kernels and (kernel := _find_kernel(rule)):
+  if find_choice(device).kernels and (kernel := _find_kernel(rule)):
     return 'kernel' if kernel.covers(*inputs, **gates) else 'chunked'
   return 'chunked'
+
+
+def find_choice(device: jax.Device | None) -> Choice:
+  """The choices for a device; None: for the current mesh, or by default."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return choose(device or (None if mesh.empty else mesh.abstract_device))
 
 
 @contextlib.contextmanager
@@ -76,13 +86,14 @@ def report_form(mixer: str, form: str) -> None:
 
 def require_platform(layers: Sequence[Layer], platform: str) -> None:
   """Raises:
-  ConfigError: a layer's form is a kernel, and the platform is no TPU.
+  ConfigError: a layer's form is for another platform.
   """
   for layer in layers:
-    form = getattr(layer.mixer, 'form', None)
-    if form == 'kernel' and platform != 'tpu':
+    form = getattr(layer.mixer, 'form', '')
+    own, name = PLATFORMS.get(form, (platform, ''))
+    if own != platform:
       raise ConfigError(
-        f"mixer.form is 'kernel', which is for TPUs, and the devices are"
+        f"mixer.form is '{form}', which is for {name}, and the devices are"
         f" {platform}; give 'auto'"
       )
 

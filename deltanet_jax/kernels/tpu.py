@@ -11,15 +11,14 @@ Not run on a chip yet: compiled for TPUs without one, and interpreted on CPUs.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from deltanet_jax.kernels.guard import guard
 from deltanet_jax.ops.scan import F32
 
 BF16 = jnp.bfloat16
@@ -228,7 +227,8 @@ def call(
   [heads, *state], and stays from chunk to chunk."""
   arrays, in_specs = zip(*inputs, strict=True)
   shapes, out_specs = zip(*outputs, strict=True)
-  arrays = _for_kernel.bind(*arrays, interpret=z.interpret)
+  platform = None if z.interpret else 'tpu'
+  checked = guard(arrays, 'kernel', 'chunked', platform)
   with interpret(z.interpret):
     return pl.pallas_call(
       kernel,
@@ -243,34 +243,4 @@ def call(
       ),
       interpret=z.interpret,
       name=name,
-    )(*arrays)
-
-
-# its arguments, if a kernel can be made of a program with them
-_for_kernel: Any = Primitive('for_kernel')
-_for_kernel.multiple_results = True
-_for_kernel.def_abstract_eval(lambda *arrays, interpret: arrays)
-
-
-def _lower_for_tpu(context, *arrays, interpret):
-  platforms = context.module_context.platforms
-  if not interpret and tuple(platforms) != ('tpu',):
-    raise ValueError(
-      f"form 'kernel' is for TPUs, and this program for {', '.join(platforms)};"
-      " take form='chunked'"
-    )
-  return arrays
-
-
-def _refuse_derivative(*args, **how):
-  raise ValueError(
-    "form 'kernel' has first derivatives alone; take form='chunked'"
-  )
-
-
-mlir.register_lowering(_for_kernel, _lower_for_tpu)
-ad.primitive_jvps[_for_kernel] = _refuse_derivative
-batching.primitive_batchers[_for_kernel] = lambda arrays, axes, **how: (
-  _for_kernel.bind(*arrays, **how),
-  axes,
-)
+    )(*checked)

@@ -5,6 +5,14 @@ import platform
 
 import jax
 
+from deltanet_jax.lab.dryrun.chips import CHIPS
+
+# by device_kind. NVIDIA's data sheets of H100 SXM and H200, without sparsity
+_TPUS = {
+  'TPU v5 lite': 'v5e', 'TPU v5': 'v5p', 'TPU v6 lite': 'v6e', 'TPU7x': 'tpu7x'
+}  # fmt: skip
+_GPUS = {'NVIDIA H100 80GB HBM3': 989.4e12, 'NVIDIA H200': 989.4e12}
+
 
 def describe_environment() -> dict[str, str]:
   """Platform, device and jax version."""
@@ -14,6 +22,15 @@ def describe_environment() -> dict[str, str]:
     'device': device.device_kind,
     'jax': jax.__version__,
   }
+
+
+def find_peak_flops() -> float | None:
+  """Peak bfloat16 FLOP/s of all devices together, None where not known."""
+  device = jax.devices()[0]
+  peak = _GPUS.get(device.device_kind)
+  if name := _TPUS.get(device.device_kind):
+    peak = CHIPS[name].flops / CHIPS[name].devices
+  return peak and peak * jax.device_count()
 
 
 def describe_machine() -> str:

@@ -113,6 +113,7 @@ class Attention(base.Mixer):
       seen,
       scale=c.head_dim**-0.5,
       window=c.window,
+      form=c.form,
     )
     return o, cache
 

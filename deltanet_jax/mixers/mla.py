@@ -128,6 +128,7 @@ class MLA(base.Mixer):
       weights=up,
       make=latent_attention.expand,
       scale=scale,
+      form=self.cfg.form,
     )
     return o, cache, None
 

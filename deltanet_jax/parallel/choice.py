@@ -9,6 +9,7 @@ class Choice(NamedTuple):
   exchange: str  # 'exchanged' or 'gathered', see `parallel.experts`
   slices: bool  # whether slice_index of the devices tells slices apart
   kernels: bool  # whether the form 'auto' takes kernels, see `kernels`
+  attention: str  # what 'auto' may take, see `kernels.attention`
 
 
 def choose(device: jax.Device | jax.sharding.AbstractDevice | None) -> Choice:
@@ -20,4 +21,5 @@ def choose(device: jax.Device | jax.sharding.AbstractDevice | None) -> Choice:
     # on GPUs every machine is a slice of its own
     slices=platform == 'tpu',
     kernels=platform == 'tpu',
+    attention={'tpu': 'splash', 'gpu': 'cudnn'}.get(platform, 'blocks'),
   )

@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from deltanet_jax import kernels
+from deltanet_jax.kernels.attention import attend_rows, choose_form
 from deltanet_jax.ops import attention
 from deltanet_jax.ops.attention import Place
 from deltanet_jax.ops.compiler import hoisting_barrier
@@ -54,6 +56,7 @@ def attend(
   make: Make | None = None,
   scale: float,
   window: int | None = None,
+  form: str = 'auto',
 ) -> jax.Array:
   """`attention.attend` on the current mesh: q [B,T,H,K] -> o [B,T,H,V].
 
@@ -61,16 +64,23 @@ def attend(
   make(*keys, *weights) -> k, v; None: the keys are k and v
   at: the queries' Place
   seen: the keys' Place; None: keys and queries are the same whole row
+  form: of `kernels.attention`, for such rows where their time is not split
   """
   T, H = q.shape[1:3]
   make = make or (lambda k, v: (k, v))
+  split = seen is None and is_split(T)
+  if split or seen is not None or T == 1:
+    form = 'blocks'
+  else:
+    k, v = jax.eval_shape(make, *keys, *weights)
+    form = choose_form(form, q, k, v, at.segments)
+  kernels.report_form('softmax attention', form)
 
   def whole(q, keys, weights, at, seen):
-    ahead, seen = (0, at) if seen is None else (None, seen)
     k, v = make(*keys, *weights)
-    return attention.attend(
-      q, k, v, at, seen, ahead=ahead, scale=scale, window=window
-    )
+    if seen is None:
+      return attend_rows(form, q, k, v, at, scale=scale, window=window)
+    return attention.attend(q, k, v, at, seen, scale=scale, window=window)
 
   def span(q, keys, weights, at, _):
     if window is None or window >= T:
@@ -80,9 +90,7 @@ def attend(
   mesh = sharding.get_current_mesh()
   if mesh is None or T == 1:
     return whole(q, keys, weights, at, seen)
-  local, time = (
-    (span, 'time') if seen is None and is_split(T) else (whole, None)
-  )
+  local, time = (span, 'time') if split else (whole, None)
   place = lambda x, *axes: sharding.make_spec(axes, x.shape, mesh)
   heads = lambda x: ('heads', None) if x.ndim == 4 else (None,) * (x.ndim - 2)
   row = lambda x: place(x, 'batch', time, *heads(x))

@@ -255,7 +255,7 @@ class Workdir:
   def take_forms(
     self, forms: Mapping[str, str], platform: str, step: int
   ) -> str:
-    """Records which forms the recurrences take from `step` on: a list of
+    """Records which forms mixers take from `step` on: a list of
     {"step", "platform", "forms"}, with an entry where they change.
 
     forms: {mixer: form}, as `kernels.collect_forms` yields it
@@ -326,7 +326,7 @@ class Workdir:
 
 def _list_forms(forms):
   return ', '.join(f'{name} {form}' for name, form in forms.items()) or (
-    'no recurrence'
+    'no mixer with forms'
   )
 
 

@@ -85,7 +85,7 @@ def test_auto_is_the_kernel_on_a_tpu_for_what_it_covers(change, on_tpu):
 
 
 def test_auto_asks_the_mesh_for_its_devices(monkeypatch):
-  tpu = Choice('exchanged', slices=True, kernels=True)
+  tpu = Choice('exchanged', True, True, 'splash')
   seen = []
   monkeypatch.setattr(kernels, 'choose', lambda x: seen.append(x) or tpu)
   q = jax.ShapeDtypeStruct((1, 4, 2, 64), 'bfloat16')

@@ -384,5 +384,5 @@ def test_another_platform_and_a_second_derivative_are_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['Qwen3-Next', long('Kimi Linear')])
 def test_the_kernels_are_compiled_for_a_tpu(name):
-  row = compile_kernels.compile_alone(name, 'v6e:2x2')
+  row = compile_kernels.compile_alone('rule', name, 'v6e:2x2')
   assert row.startswith(f'| {name} |') and '| v6e |' in row

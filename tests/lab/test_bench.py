@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from deltanet_jax.config.forms import FORMS
-from deltanet_jax.lab.bench import bench, report
+from deltanet_jax.lab.bench import bench, models, report
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = bench.BenchSettings(
-  'delta_rule', ('recurrent',), (), lengths=(5,), heads=2, key_heads=1,
-  dim=4, rounds=2,
+  'delta_rule', ('recurrent',), (), values=(5,), heads=2, grouped=2, dim=4,
+  rounds=2,
 )  # fmt: skip
 PEERS = """
 import jax.numpy as jnp
@@ -62,7 +62,9 @@ class _Lines:
 def _measure(settings):
   progress = _Lines()
   found = bench.find_functions(settings)
-  return bench.measure_programs(settings, found, progress), progress.lines
+  programs = bench.list_programs(settings, found)
+  bench.measure_programs(settings, programs, progress, next(iter(found)))
+  return programs, progress.lines
 
 
 def _report(settings, programs):
@@ -92,8 +94,8 @@ def test_programs_take_turns_after_all_are_compiled(
   peers, quick_compile, monkeypatch
 ):
   settings, ran, run = TINY._replace(peers=peers('same')), [], bench._time
-  note = lambda program, inputs: ran.append(str(program))
-  monkeypatch.setattr(bench, '_time', lambda *x: note(*x) or run(*x))
+  note = lambda program: ran.append(str(program))
+  monkeypatch.setattr(bench, '_time', lambda x: note(x) or run(x))
   programs, lines = _measure(settings)
   turns = [str(p) for p in programs]
   names = ('recurrent', 'same')
@@ -121,7 +123,9 @@ def test_a_program_above_the_memory_limit_is_compiled_but_not_run(
 
 
 def test_backward_gives_every_gradient(quick_compile):
-  inputs, state, d_o = bench.make_inputs(TINY, 3, jax.random.key(0))
+  inputs, state, d_o = bench.make_inputs(
+    TINY._replace(length=3), jax.random.key(0)
+  )
   ones = jnp.ones_like(state)
 
   def function(q, k, v, beta, g, state=None):
@@ -139,8 +143,8 @@ def test_backward_gives_every_gradient(quick_compile):
 
 @pytest.mark.parametrize('op', FORMS)
 def test_inputs_are_those_of_a_mixer(op, quick_compile):
-  settings = TINY._replace(op=op, dtype='bfloat16', batch=3)
-  inputs, state, d_o = bench.make_inputs(settings, 7, jax.random.key(1))
+  settings = TINY._replace(op=op, dtype='bfloat16', batch=3, length=7)
+  inputs, state, d_o = bench.make_inputs(settings, jax.random.key(1))
   names = importlib.import_module(f'deltanet_jax.ops.{op}').DESCRIPTION.inputs
   given = dict(zip(names, inputs, strict=True))
   norm = lambda x: np.linalg.norm(np.asarray(x, np.float32), axis=-1)
@@ -180,6 +184,64 @@ def test_growth_leaves_out_what_was_not_run():
   programs[0].seconds = [1.0]
   (row,) = report.compute_growth(programs)
   assert row['time'] == [1, None] and row['time_slope'] is None
+
+
+MODEL = """
+from deltanet_jax.config import experiment as e, mixers
+
+def get_config():
+  mixer = mixers.GatedDeltaNetConfig(1, 2, 4, 4, conv=0)
+  attention = mixers.AttentionConfig(2, 1, 4)
+  return e.Experiment(
+    model=e.ModelConfig(
+      16, 8, tuple(e.Layer(x, e.MLPConfig(8)) for x in (mixer, attention)), 1
+    ),
+    data=e.DataConfig('none', seq_len=8, batch=2),
+    optim=e.OptimConfig(lr=1e-3, warmup=1),
+    train=e.TrainConfig(steps=1, dtype='float32'),
+  )
+"""
+
+
+@pytest.mark.parametrize(
+  'what, tokens',
+  [
+    ('decode', 3),
+    ('prefill', 3 * 130),
+    pytest.param('layer', 3 * 130, marks=pytest.mark.slow),
+    pytest.param('step', 3 * 130, marks=pytest.mark.slow),
+  ],
+)
+def test_a_model_is_timed_in_each_form(what, tokens, tmp_path, quick_compile):
+  (tmp_path / 'model.py').write_text(MODEL)
+  path = f'{tmp_path}/model.py'
+  settings = TINY._replace(
+    what=what, configs=(path,), forms=('auto', 'recurrent'), batch=3,
+    values=(130,),
+  )  # fmt: skip
+  programs = models.list_programs(settings)
+  ways = {'layer': bench.PASSES, 'step': ['training step']}.get(what, [''])
+  parts = ' GatedDeltaNet', ' Attention'
+  names = [
+    f'{path} {form}{part}'
+    for form in settings.forms
+    for part in (parts if what == 'layer' else [''])
+    for _ in ways
+  ]
+  assert [p.name for p in programs] == names
+  assert {p.tokens for p in programs} == {tokens}
+  bench.measure_programs(settings, programs, _Lines())
+  assert all(len(p.seconds) == 2 and p.peak_bytes > 0 for p in programs)
+  assert all(p.difference is None for p in programs)
+  if what == 'layer':  # the gradient's products, two for each one
+    assert programs[1].flops == 3 * programs[0].flops
+  where = {'platform': 'tpu', 'device': 'tpu', 'jax': '0', 'peak_flops': 1e3}
+  tree = json.loads(report.format_json(settings, programs, where))['programs']
+  for program, record in zip(programs, tree, strict=True):
+    rate = program.flops / min(program.seconds)
+    assert record['mfu'] == pytest.approx(rate / 1e3)
+  text = report.format_text(settings, programs, where)
+  assert 'MFU %' in text and 'o differs by' not in text
 
 
 @pytest.mark.parametrize(
@@ -236,6 +298,9 @@ def _assert_refused(done, *words):
     (['--heads=6', '--key_heads=4'], ['6 heads', '4 key heads']),
     (['--chunk=48'], ['48', '16 * 2^n']),
     (['--length=64,many'], ['64,many']),
+    (['--length=64,128', '--batch=1,2'], ['--length and --batch', 'to one']),
+    (['--what=step'], ['no --config given']),
+    (['--config=quickstart'], ['--what=rule: --config is the model of layer']),
     (['--forms='], ['--forms=']),
     (['--peer=peers.py'], ['FILE.py:NAME']),
     (['--peer=no/such.py:f'], ['no file no/such.py']),
@@ -264,9 +329,9 @@ def test_tables_json_and_plot_come_of_one_command(tmp_path):
     '--dim=4', '--rounds=1', f'--json={path}', f'--plot={tmp_path}/bench.png',
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  assert 'T = 4, forward;' in done.stdout and 'slope' in done.stdout
+  assert 'T=4, forward;' in done.stdout and 'slope' in done.stdout
   tree = json.loads(path.read_text())
-  assert tree['settings']['lengths'] == [4, 8]
+  assert tree['settings']['values'] == [4, 8]
   assert tree['jax'] == jax.__version__ and tree['platform'] == 'cpu'
   assert [len(p['seconds']) for p in tree['programs']] == [1, 1, 1, 1]
   assert len(tree['growth']) == 2

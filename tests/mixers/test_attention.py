@@ -85,7 +85,7 @@ def test_a_joint_norm_without_norm_is_refused():
 BLOCK, SCALE = 8, 0.4
 
 
-def _row(T, kind='plain'):
+def row(T, kind='plain'):
   """q, k, v, d_o of one kind of input."""
   shapes = (B, T, H, K), (B, T, J, K), (B, T, J, 3), (B, T, H, 3)
   rng = np.random.default_rng(T)
@@ -103,7 +103,7 @@ def _row(T, kind='plain'):
   return q, k, v, d_o
 
 
-def _documents(T, ends):
+def documents(T, ends):
   """[B,T] segments: every `ends`-th token of a row begins a document."""
   if ends is None:
     return None
@@ -116,16 +116,16 @@ def _in_blocks(q, k, v, d_o, ids, window, dtype=jnp.float32):
   f = lambda *x: attend(
     *x, place, place, scale=SCALE, window=window, ahead=0, block=BLOCK
   )
-  return _pull(f, q, k, v, d_o, dtype)
+  return pull(f, q, k, v, d_o, dtype)
 
 
 def _at_once(q, k, v, d_o, ids, window, dtype=jnp.float32):
   place = Place(jnp.arange(q.shape[1]), ids)
   mask = causal_mask(place, place, window)
-  return _pull(lambda *x: attention(*x, mask, scale=SCALE), q, k, v, d_o, dtype)
+  return pull(lambda *x: attention(*x, mask, scale=SCALE), q, k, v, d_o, dtype)
 
 
-def _pull(f, q, k, v, d_o, dtype):
+def pull(f, q, k, v, d_o, dtype):
   def run(*args):
     *inputs, d_o = (x.astype(dtype) for x in args)
     o, pull = jax.vjp(f, *inputs)
@@ -134,7 +134,7 @@ def _pull(f, q, k, v, d_o, dtype):
   return jax.jit(run)(q, k, v, d_o)
 
 
-def _errors(got, inputs, ids, window):
+def errors_of(got, inputs, ids, window):
   """Distance to float64 by name, relative to the largest value that inputs of
   this size can give: where one score exceeds all others the gradients of q and
   k vanish, as differences of such values."""
@@ -169,9 +169,9 @@ def _errors(got, inputs, ids, window):
   ],
 )
 def test_in_blocks_it_is_the_softmax_gradients_too(T, ends, window):
-  inputs, ids = _row(T), _documents(T, ends)
+  inputs, ids = row(T), documents(T, ends)
   got = _in_blocks(*inputs, ids, window)
-  errors = _errors(got, inputs, ids, window)
+  errors = errors_of(got, inputs, ids, window)
   assert max(errors.values()) < 2e-6, errors
 
 
@@ -188,8 +188,8 @@ def test_in_blocks_it_is_the_softmax_gradients_too(T, ends, window):
 )
 def test_hostile_scores_cost_what_rounding_them_to_float32_does(kind):
   T = 3 * BLOCK + 3
-  inputs, ids = _row(T, kind), _documents(T, 17)
-  errors = _errors(_in_blocks(*inputs, ids, None), inputs, ids, None)
+  inputs, ids = row(T, kind), documents(T, 17)
+  errors = errors_of(_in_blocks(*inputs, ids, None), inputs, ids, None)
   q, k, *_ = inputs
   largest = SCALE * abs(np.einsum('bthk,bsjk->bhtsj', q, k)).max()
   assert max(errors.values()) < 2e-6 + 2**-24 * largest, errors
@@ -198,10 +198,10 @@ def test_hostile_scores_cost_what_rounding_them_to_float32_does(kind):
 @pytest.mark.usefixtures('quick_compile')
 def test_half_precision_is_summed_in_float32():
   T = 5 * BLOCK
-  exact = _row(T)
+  exact = row(T)
   inputs = [np.float32(jnp.bfloat16(x)) for x in exact]
   blocks, once = (
-    _errors(f(*inputs, None, None, jnp.bfloat16), inputs, None, None)
+    errors_of(f(*inputs, None, None, jnp.bfloat16), inputs, None, None)
     for f in (_in_blocks, _at_once)
   )
   for name, error in blocks.items():
@@ -211,8 +211,8 @@ def test_half_precision_is_summed_in_float32():
 @pytest.mark.usefixtures('quick_compile')
 def test_documents_of_a_row_move_nothing_in_each_other():
   T = 3 * BLOCK + 3
-  q, k, v, d_o = _row(T, 'scores of thousands')
-  ids = _documents(T, 10)
+  q, k, v, d_o = row(T, 'scores of thousands')
+  ids = documents(T, 10)
   second = np.asarray(ids) == 1
   got = _in_blocks(q, k, v, d_o * second[:, :, None, None], ids, None)
   for name in 'qkv':
@@ -223,8 +223,8 @@ def test_documents_of_a_row_move_nothing_in_each_other():
 @pytest.mark.usefixtures('quick_compile')
 def test_keys_of_a_cache_lie_in_any_order():
   T, S = 2 * BLOCK + 3, 5 * BLOCK + 1
-  _, k, v, _ = _row(S)
-  q = _row(T)[0]
+  _, k, v, _ = row(S)
+  q = row(T)[0]
   order = np.random.default_rng(0).permutation(S)
   # the last four slots are unwritten
   written = np.where(order < S - 4, order, NO_KEY)
@@ -239,7 +239,7 @@ def test_keys_of_a_cache_lie_in_any_order():
 @pytest.mark.usefixtures('quick_compile')
 def test_blocks_of_a_cache_that_no_query_sees_are_not_computed():
   T, S = BLOCK + 3, 5 * BLOCK
-  q, (_, k, v, _) = _row(T)[0], _row(S)
+  q, (_, k, v, _) = row(T)[0], row(S)
   written = 3 * BLOCK + 1
   t = jnp.arange(S)
   at = Place(written - T + jnp.arange(T), None)

@@ -56,7 +56,9 @@ def test_a_run_leaves_all_its_files(unbroken, texts):
   assert (folder / 'loss.png').read_bytes().startswith(b'\x89PNG')
   assert list((folder / 'tensorboard').glob('events*'))
   assert json.loads((folder / 'forms.json').read_text()) == {
-    'since': [{'step': 0, 'platform': 'cpu', 'forms': {}}]
+    'since': [
+      {'step': 0, 'platform': 'cpu', 'forms': {'softmax attention': 'blocks'}}
+    ]
   }
 
 

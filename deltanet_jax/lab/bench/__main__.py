@@ -1,10 +1,10 @@
-"""Times the forms of a recurrence, forward and with backward.
+"""Times the forms of a recurrence, layers, training steps and generation.
 
   python -m launch.bench --op=delta_rule --length=4096
 
 Every program is compiled and run once; then all run in turn. Columns "x" are
-ratios to the first form. Temporary bytes are those of the compiled program; a
-program that needs more than --memory_limit is not run.
+ratios to the first program. Temporary bytes are those of the compiled program;
+a program that needs more than --memory_limit is not run.
 
   --peer=FILE.py:NAME
 
@@ -13,8 +13,19 @@ that of the first form: NAME(q, k, v, beta, g, state=None) -> (o, final state),
 without beta for linear_attention; q, k [B,T,J,K]   v [B,T,H,V]   beta, g
 [B,T,H], for kda g [B,T,H,K].
 
-Several lengths (--length=4096,8192,16384) show how time and temporary bytes
-grow; --plot draws it.
+Models, by --config (repeatable), in each of --forms:
+
+  python -m launch.bench --what=step --config=small:gdn --length=512 --batch=8
+
+--what=layer times every mixer of a model alone, forward and with gradients;
+step a training step on all devices; prefill a prompt up to the first token;
+decode one token of each sequence in a cache of --length tokens. The tables say
+tokens per second, FLOP per second of the model's own products (three times
+those forward for gradients, without recomputation), their share of the devices'
+peak where it is known (MFU), and the memory of a program as XLA plans it.
+
+Several numbers for one of --length, --batch and --heads show how time and
+temporary bytes grow; --plot draws it.
 """
 
 import difflib
@@ -26,19 +37,28 @@ from absl import flags
 from deltanet_jax.cli import command
 from deltanet_jax.config import ConfigError, forms
 
+WHAT = flags.DEFINE_enum(
+  'what', 'rule', ['rule', 'layer', 'step', 'prefill', 'decode'],
+  'What to time.',
+)  # fmt: skip
+CONFIG = flags.DEFINE_multi_string(
+  'config', [], 'Preset or file of a model, for all but rule; repeatable.'
+)
 OP = flags.DEFINE_string(
   'op', 'delta_rule', f'The recurrence: {", ".join(forms.FORMS)}.'
 )
 FORMS = flags.DEFINE_list(
-  'forms', ['chunked', 'associative', 'recurrent'],
-  'Forms to time.',
+  'forms', None,
+  'Forms to time. Default: chunked,associative,recurrent, and auto for models.',
 )  # fmt: skip
 PEER = flags.DEFINE_multi_string(
   'peer', [], 'FILE.py:NAME of your own function to time; repeatable.'
 )
 LENGTH = flags.DEFINE_list('length', ['4096'], 'Tokens; one or more numbers.')
-BATCH = flags.DEFINE_integer('batch', 1, 'Sequences.', lower_bound=1)
-HEADS = flags.DEFINE_integer('heads', 16, 'Value heads.', lower_bound=1)
+BATCH = flags.DEFINE_list('batch', ['1'], 'Sequences; one or more numbers.')
+HEADS = flags.DEFINE_list(
+  'heads', ['16'], 'Value heads of a rule; one or more numbers.'
+)
 KEY_HEADS = flags.DEFINE_integer(
   'key_heads', 0, 'Key heads; 0: as many as --heads.', lower_bound=0
 )
@@ -60,7 +80,9 @@ MEMORY_LIMIT = flags.DEFINE_float(
   lower_bound=0.0,
 )  # fmt: skip
 JSON = flags.DEFINE_string('json', None, 'File to write all measurements to.')
-PLOT = flags.DEFINE_string('plot', None, 'PNG of time and memory by length.')
+PLOT = flags.DEFINE_string(
+  'plot', None, 'PNG of time and memory by length, batch or heads.'
+)
 
 # names in papers and in flash-linear-attention
 OTHER_NAMES = {
@@ -77,10 +99,14 @@ OTHER_NAMES = {
 
 @command.as_main()
 def main(_):
-  different = 'give different numbers of tokens, such as 4096 or 4096,8192'
-  lengths = command.read_numbers(LENGTH, 1, sys.maxsize, different)
-  if len(lengths) < len(LENGTH.value):
-    raise ConfigError(f'--length={",".join(LENGTH.value)}: {different}')
+  sizes = {flag.name: _read_sizes(flag) for flag in (LENGTH, BATCH, HEADS)}
+  many = [name for name, values in sizes.items() if len(values) > 1]
+  if len(many) > 1:
+    raise ConfigError(
+      f'--{many[0]} and --{many[1]} have several numbers; give several to one'
+    )
+  axis = many[0] if many else 'length'
+  names = _read_forms()
   _check_flags()
   for peer in PEER.value:
     _check_peer(peer)
@@ -88,26 +114,69 @@ def main(_):
   plot_path = command.check_output(PLOT, '.png')
   from deltanet_jax.config.files import write_text
   from deltanet_jax.lab.bench import bench, report
-  from deltanet_jax.lab.environment import describe_environment
+  from deltanet_jax.lab.environment import (
+    describe_environment,
+    find_peak_flops,
+  )
   from deltanet_jax.progress import Line
 
   settings = bench.BenchSettings(
-    op=OP.value, forms=tuple(FORMS.value), peers=tuple(PEER.value),
-    lengths=lengths, batch=BATCH.value, heads=HEADS.value,
-    key_heads=KEY_HEADS.value or HEADS.value, dim=DIM.value,
-    chunk=CHUNK.value, dtype=DTYPE.value, rounds=ROUNDS.value,
+    what=WHAT.value, op=OP.value, forms=names, peers=tuple(PEER.value),
+    configs=tuple(CONFIG.value), axis=axis, values=sizes[axis],
+    **{name: values[0] for name, values in sizes.items()},
+    grouped=sizes['heads'][0] // KEY_HEADS.value if KEY_HEADS.value else 1,
+    dim=DIM.value, chunk=CHUNK.value, dtype=DTYPE.value, rounds=ROUNDS.value,
     memory_limit=MEMORY_LIMIT.value,
   )  # fmt: skip
   with command.bad_input():
-    functions = bench.find_functions(settings)
-  programs = bench.measure_programs(settings, functions, Line())
-  where = describe_environment()
+    programs, reference = _list_programs(settings)
+  bench.measure_programs(settings, programs, Line(), reference)
+  where = describe_environment() | {'peak_flops': find_peak_flops()}
   print(report.format_text(settings, programs, where))
   if json_path:
     write_text(json_path, report.format_json(settings, programs, where))
   if plot_path:
     report.draw_growth(settings, programs, where, plot_path)
   return 0
+
+
+def _list_programs(settings):
+  """(programs, the name of those that others are compared with or None)."""
+  from deltanet_jax.lab.bench import bench, models
+
+  if settings.what != 'rule':
+    return models.list_programs(settings), None
+  functions = bench.find_functions(settings)
+  return bench.list_programs(settings, functions), next(iter(functions))
+
+
+def _read_sizes(flag):
+  different = 'give different numbers, such as 4096 or 4096,8192'
+  numbers = command.read_numbers(flag, 1, sys.maxsize, different)
+  if len(numbers) < len(flag.value):
+    raise ConfigError(f'--{flag.name}={",".join(flag.value)}: {different}')
+  return numbers
+
+
+def _read_forms():
+  """--forms, or what it is by default."""
+  rule = WHAT.value == 'rule'
+  if rule == bool(CONFIG.value):
+    what = '--config is' if rule else 'no --config given,'
+    raise ConfigError(
+      f'--what={WHAT.value}: {what} the model of layer, step, prefill or decode'
+    )
+  if PEER.value and not rule:
+    raise ConfigError(f'--peer: compares recurrences, not --what={WHAT.value}')
+  names = FORMS.value
+  if names is None:
+    names = [*forms.OWN[::-1]] if rule else ['auto']
+  # find_functions and the configurations check the names
+  if not names or len(set(names)) < len(names):
+    raise ConfigError(
+      f'--forms={",".join(names)}: name at least one, none twice'
+    )
+  return tuple(names)
 
 
 def _check_flags():
@@ -118,19 +187,16 @@ def _check_flags():
     advice = f'did you mean {names[close[0]]}? ' if close else ''
     advice += f'Recurrences: {", ".join(forms.FORMS)}'
     raise ConfigError(f'--op={op}: {advice}')
-  if KEY_HEADS.value and HEADS.value % KEY_HEADS.value:
-    raise ConfigError(
-      f'{HEADS.value} heads are no multiple of {KEY_HEADS.value} key heads'
-    )
+  for heads in map(int, HEADS.value) if KEY_HEADS.value else ():
+    if heads % KEY_HEADS.value or len(HEADS.value) > 1:
+      raise ConfigError(
+        f'{",".join(HEADS.value)} heads are no multiple of'
+        f' {KEY_HEADS.value} key heads; give one number that is'
+      )
   blocks = CHUNK.value // 16
   if CHUNK.value % 16 or blocks < 1 or blocks & (blocks - 1):
     raise ConfigError(
       f'chunk is {CHUNK.value}; give 16, 32, 64, 128 or another 16 * 2^n'
-    )
-  # find_functions checks the names
-  if not FORMS.value or len(set(FORMS.value)) < len(FORMS.value):
-    raise ConfigError(
-      f'--forms={",".join(FORMS.value)}: name at least one, none twice'
     )
 
 

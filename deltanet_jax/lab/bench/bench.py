@@ -1,7 +1,8 @@
-"""Times the forms of a recurrence and functions of others.
+"""Times programs in turn: the forms of a recurrence and functions of others.
 
 Every program is compiled and run once; then all run in turn, round by round in
-one process, so that what slows the machine slows all of them.
+one process, so that what slows the machine slows all of them. `models.py` has
+the programs of layers and models.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import runpy
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,60 +26,99 @@ from deltanet_jax.progress import format_span
 PASSES = ('forward', 'forward+backward')
 # largest relative difference of outputs that counts as rounding
 ROUNDING = {'float32': 1e-3, 'bfloat16': 5e-2}
+AXES = {'length': 'T', 'batch': 'B', 'heads': 'H'}
 
 
 class BenchSettings(NamedTuple):
-  """What to time; heads are value heads, memory_limit is in GB."""
+  """What to time; heads are value heads, memory_limit is in GB.
+
+  `axis` is 'length', 'batch' or 'heads', which takes `values` one by one; it is
+  replaced by `at`. Key heads are `grouped` times fewer than heads.
+  """
 
   op: str
   forms: tuple
   peers: tuple  # FILE.py:NAME
-  lengths: tuple
+  values: tuple
+  axis: str = 'length'
+  length: int = 4096
   batch: int = 1
   heads: int = 16
-  key_heads: int = 16
+  grouped: int = 1
   dim: int = 128
   chunk: int = 64
   dtype: str = 'float32'
   rounds: int = 5
   memory_limit: float = 8.0
+  what: str = 'rule'
+  configs: tuple = ()
+
+  def at(self, value):
+    return self._replace(**{self.axis: value})
+
+  def label(self, value):
+    return f'{AXES[self.axis]}={value}'
 
 
 @dataclasses.dataclass
 class TimedProgram:
-  """One function, pass and length: compiled, then run."""
+  """A function at one value of the axis: compiled, then run.
+
+  way: what it computes, such as one of PASSES
+  lower() -> jax.stages.Lowered   arguments() -> those of the next run
+  keep(results): called after a run
+  tokens, flops: of a run; flops are the model's own
+  """
 
   name: str
-  way: str  # of PASSES
-  length: int
+  way: str
+  value: int
+  at: str = ''  # the value in words, such as 'T=4096'
+  lower: Callable[[], Any] | None = None
+  arguments: Callable[[], tuple] | None = None
+  keep: Callable[[Any], None] = lambda results: None
+  tokens: int | None = None
+  flops: float | None = None
   compile_seconds: float | None = None
   temporary_bytes: int | None = None
+  peak_bytes: int | None = None  # XLA's plan, arguments and results included
   seconds: list = dataclasses.field(default_factory=list)
   difference: float | None = None  # of o from that of the first function
   run: Callable | None = None
 
   def __str__(self):
-    return f'{self.name} {self.way} T={self.length}'
+    return f'{self.name} {self.way} {self.at}'
 
-  def compile(self, function, shapes):
+  def compile(self):
     start = time.perf_counter()
-    program = _both if self.way == PASSES[1] else _forward
-    self.run = jax.jit(functools.partial(program, function)).lower(*shapes)
-    self.run = self.run.compile()
+    self.run = self.lower().compile()
     self.compile_seconds = time.perf_counter() - start
-    self.temporary_bytes = self.run.memory_analysis().temp_size_in_bytes
+    m = self.run.memory_analysis()
+    self.temporary_bytes = m.temp_size_in_bytes
+    self.peak_bytes = (
+      m.argument_size_in_bytes
+      + m.output_size_in_bytes
+      + m.temp_size_in_bytes
+      - m.alias_size_in_bytes
+    )
 
   def record(self):
-    """Everything but the compiled program, for JSON."""
+    """Everything but the compiled program, for JSON; rates are those of the
+    fastest run."""
+    best = min(self.seconds, default=None)
+    rate = lambda x: x / best if x and best else None
     return {
       'name': self.name,
       'pass': self.way,
-      'length': self.length,
+      'value': self.value,
       'compile_seconds': self.compile_seconds,
       'temporary_bytes': self.temporary_bytes,
+      'peak_bytes': self.peak_bytes,
       'seconds': self.seconds,
       'median': statistics.median(self.seconds) if self.seconds else None,
-      'minimum': min(self.seconds, default=None),
+      'minimum': best,
+      'tokens_per_second': rate(self.tokens),
+      'flops_per_second': rate(self.flops),
       'difference': self.difference,
     }
 
@@ -138,8 +178,8 @@ def _load(path, name):
 def _check_peer(peer, function, settings):
   """Traces the peer once per length, so that it fails before any timing."""
   names = ', '.join(_rule(settings).DESCRIPTION.inputs)
-  for length in settings.lengths:
-    inputs, state, d_o = infer_shapes(settings, length)
+  for value in settings.values:
+    inputs, state, d_o = infer_shapes(settings.at(value))
     try:
       o, last = jax.eval_shape(
         functools.partial(_forward, function), inputs, state, d_o
@@ -148,7 +188,7 @@ def _check_peer(peer, function, settings):
     except Exception as error:  # the function may raise anything
       raise ValueError(
         f'{peer} fails as NAME({names}, state=...) -> (o, final state) at'
-        f' length {length}: {_line(error)}'
+        f' {settings.axis} {value}: {_line(error)}'
       ) from error
     if (o.shape, o.dtype, last.shape) != (d_o.shape, d_o.dtype, state.shape):
       raise ValueError(
@@ -162,7 +202,7 @@ def _line(error):
   return f'{type(error).__name__}: {text[:200]}'
 
 
-def make_inputs(settings, length, key):
+def make_inputs(settings, key):
   """Inputs as a mixer makes them: (inputs, state, d_o).
 
   Keys have norm 1, queries K^-0.5; values are normal; beta is in (0, 1); decays
@@ -170,8 +210,8 @@ def make_inputs(settings, length, key):
   """
   description, s = _rule(settings).DESCRIPTION, settings
   sizes = {
-    'B': s.batch, 'T': length, 'J': s.key_heads, 'H': s.heads, 'K': s.dim,
-    'V': s.dim,
+    'B': s.batch, 'T': s.length, 'J': s.heads // s.grouped, 'H': s.heads,
+    'K': s.dim, 'V': s.dim,
   }  # fmt: skip
   unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
   low = lambda x: x.astype(settings.dtype)
@@ -193,64 +233,82 @@ def make_inputs(settings, length, key):
   return tuple(inputs), description.zero_state(sizes), d_o
 
 
-def infer_shapes(settings, length):
+def infer_shapes(settings):
   """The shapes and dtypes of `make_inputs`."""
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return jax.eval_shape(lambda key: make_inputs(settings, length, key), key)
+  return jax.eval_shape(functools.partial(make_inputs, settings), key)
 
 
-def measure_programs(settings, functions, progress):
-  """Compiles and times the `functions` of `find_functions`."""
-  programs = [
-    TimedProgram(name, way, length)
-    for length in settings.lengths
+def list_programs(settings, functions):
+  """The TimedPrograms of the `functions` of `find_functions`."""
+  make = jax.jit(make_inputs, static_argnums=0)
+  at = {value: settings.at(value) for value in settings.values}
+  # of one value all programs share the inputs, which are made when one runs
+  inputs = functools.cache(lambda value: make(at[value], jax.random.key(0)))
+
+  def program(name, way, value):
+    call = _both if way == PASSES[1] else _forward
+    function = jax.jit(functools.partial(call, functions[name]))
+    s = at[value]
+    return TimedProgram(
+      name, way, value, settings.label(value), tokens=s.batch * s.length,
+      lower=lambda: function.lower(*infer_shapes(s)),
+      arguments=lambda: inputs(value),
+    )  # fmt: skip
+
+  return [
+    program(name, way, value)
+    for value in settings.values
     for way in PASSES
     for name in functions
   ]
+
+
+def measure_programs(settings, programs, progress, reference=None):
+  """Compiles and times TimedPrograms.
+
+  reference: the name of those with whose first result that of the others of
+  their value is compared; None: nothing is compared
+  """
   for i, program in enumerate(programs):
     progress.show(f'compiling {i + 1}/{len(programs)}: {program}')
-    program.compile(
-      functions[program.name], infer_shapes(settings, program.length)
-    )
+    program.compile()
   limit = settings.memory_limit * 1e9
   runnable = [p for p in programs if p.temporary_bytes <= limit]
-  make = jax.jit(make_inputs, static_argnums=(0, 1))
-  inputs = {
-    length: make(settings, length, jax.random.key(0))
-    for length in {p.length for p in runnable}
-  }
-  once = _warm_up(next(iter(functions)), runnable, inputs, progress)
+  once = _warm_up(runnable, progress, reference)
   left = settings.rounds * sum(once)
   for i in range(settings.rounds if runnable else 0):
     progress.show(
       f'round {i + 1}/{settings.rounds}, about {format_span(left)} left'
     )
     for program in runnable:
-      program.seconds.append(_time(program, inputs)[0])
+      program.seconds.append(_time(program)[0])
     left -= sum(once)
   progress.clear()
-  return programs
 
 
-def _warm_up(reference, programs, inputs, progress):
+def _warm_up(programs, progress, reference):
   """Runs each once and compares o with that of `reference`; seconds of each."""
   once, first = [], {}
   for i, program in enumerate(programs):
     progress.show(f'first run {i + 1}/{len(programs)}: {program}')
-    seconds, o = _time(program, inputs)
+    seconds, o = _time(program)
     once.append(seconds)
     if program.name == reference:
-      first.setdefault(program.length, o)
-    elif program.length in first:
-      program.difference = _difference(o, first[program.length])
+      first.setdefault(program.value, o)
+    elif program.value in first:
+      program.difference = _difference(o, first[program.value])
   return once
 
 
-def _time(program, inputs):
-  """(seconds, o) of one run."""
+def _time(program):
+  """(seconds, first result) of one run."""
+  arguments = jax.block_until_ready(program.arguments())
   start = time.perf_counter()
-  o, *_ = jax.block_until_ready(program.run(*inputs[program.length]))
-  return time.perf_counter() - start, o
+  results = jax.block_until_ready(program.run(*arguments))
+  seconds = time.perf_counter() - start
+  program.keep(results)
+  return seconds, results[0]
 
 
 def _difference(o, first):

@@ -5,48 +5,49 @@ import pathlib
 import statistics
 
 from deltanet_jax.config import files
-from deltanet_jax.lab.bench.bench import PASSES, is_same
+from deltanet_jax.lab.bench.bench import is_same
 from deltanet_jax.lab.pages import render_page
 
 
 def compute_growth(programs):
-  """How time and temporary bytes grow with the length.
+  """How time and temporary bytes grow with the axis.
 
-  Returns a dict per function and pass: name, pass, lengths, time and temporary
-  (per token, relative to the first length), time_slope and temporary_slope
-  (least squares of logarithms; 1 is linear). Slopes need three lengths.
+  Returns a dict per function and pass: name, pass, values, time and temporary
+  (per unit of the axis, relative to its first value), time_slope and
+  temporary_slope (least squares of logarithms; 1 is linear). Slopes need three
+  values.
   """
   rows = {}
   for program in programs:
     rows.setdefault((program.name, program.way), []).append(program)
   out = []
   for (name, way), row in rows.items():
-    lengths = [p.length for p in row]
-    growth = {'name': name, 'pass': way, 'lengths': lengths}
+    places = [p.value for p in row]
+    growth = {'name': name, 'pass': way, 'values': places}
     for what, values in (
       ('time', [min(p.seconds, default=None) for p in row]),
       ('temporary', [p.temporary_bytes for p in row]),
     ):
-      growth[what] = _per_token(lengths, values)
-      growth[f'{what}_slope'] = _slope(lengths, values)
+      growth[what] = _per_unit(places, values)
+      growth[f'{what}_slope'] = _slope(places, values)
     out.append(growth)
   return out
 
 
-def _per_token(lengths, values):
+def _per_unit(places, values):
   if not values[0]:
     return [None] * len(values)
-  first = values[0] / lengths[0]
+  first = values[0] / places[0]
   return [
-    None if x is None else x / length / first
-    for length, x in zip(lengths, values, strict=True)
+    None if x is None else x / place / first
+    for place, x in zip(places, values, strict=True)
   ]
 
 
-def _slope(lengths, values):
+def _slope(places, values):
   points = [
-    (math.log(length), math.log(x))
-    for length, x in zip(lengths, values, strict=True)
+    (math.log(place), math.log(x))
+    for place, x in zip(places, values, strict=True)
     if x
   ]
   if len(points) < 3:  # two points make no fit
@@ -56,33 +57,64 @@ def _slope(lengths, values):
 
 def format_text(settings, programs, where):
   """The tables as text.   where: of `describe_environment`"""
-  tables = [
-    (n, way, [p for p in programs if (p.length, p.way) == (n, way)])
-    for n in settings.lengths
-    for way in PASSES
-  ]
-  growth = compute_growth(programs) if len(settings.lengths) > 1 else []
+  groups = {}
+  for program in programs:
+    groups.setdefault((program.value, program.way), []).append(program)
+  growth = compute_growth(programs) if len(settings.values) > 1 else []
   labels = [f'{row["name"]} {row["pass"]}' for row in growth]
+  rule = settings.what == 'rule'
   return render_page(
     pathlib.Path(__file__).with_name('report.txt.jinja'),
-    s=settings, where=where, tables=tables, growth=growth, same=is_same,
-    cells=_cells, width=max(len(p.name) for p in programs),
+    s=settings, what=describe(settings), where=where, same=is_same,
+    growth=growth,
+    tables=[(f'{x[0].at}, {x[0].way}', x) for x in groups.values()],
+    head=''.join(f'{name:>{w}}' for _, _, name, w in _columns(rule)),
+    cells=lambda program, first: _cells(program, first, rule, where),
+    width=max(len(p.name) for p in programs),
     wide=max(map(len, labels), default=0) + 2,
     numbers=lambda x: ''.join(f'{_number(value):>9}' for value in x),
   ).rstrip('\n')  # fmt: skip
 
 
-def _cells(program, first):
-  """The numbers of a program, each with its ratio to the first program."""
-  record, base, cells = program.record(), first.record(), ''
-  for key, scale, width in (
-    ('median', 1e3, 10), ('minimum', 1e3, 11), ('temporary_bytes', 1e-6, 10)
-  ):  # fmt: skip
-    value, under = record[key], base[key]
-    ratio = value / under if value and under else None
-    scaled = None if value is None else value * scale
-    cells += f'{_number(scaled):>{width}}{_number(ratio):>7}'
+def _columns(rule):
+  """(of `TimedProgram.record`, scale, heading, width): the columns of a table;
+  None: the ratio of the one before to that of the first program."""
+  times = [
+    ('median', 1e3, 'median ms', 10), (None, 1, 'x', 7),
+    ('minimum', 1e3, 'minimum ms', 11), (None, 1, 'x', 7),
+  ]  # fmt: skip
+  temporary = [('temporary_bytes', 1e-6, 'temp MB', 10), (None, 1, 'x', 7)]
+  seconds = [('compile_seconds', 1, 'compile s', 11)]
+  if rule:
+    return times + temporary + seconds
+  return [
+    *times,
+    ('tokens_per_second', 1, 'tokens/s', 12),
+    ('flops_per_second', 1e-12, 'TFLOP/s', 9),
+    ('mfu', 100, 'MFU %', 7),
+    ('peak_bytes', 1e-6, 'peak MB', 11),
+    *seconds,
+  ]
+
+
+def _cells(program, first, rule, where):
+  """The numbers of a program."""
+  record, base, cells, last = _record(program, where), first.record(), '', None
+  for key, scale, _, width in _columns(rule):
+    value = record[key or last]
+    if key is None:
+      value = value / base[last] if value and base[last] else None
+    last = key or last
+    cells += f'{_number(None if value is None else value * scale):>{width}}'
   return cells
+
+
+def _record(program, where):
+  """The record of a program with its MFU: the model's own FLOP per second over
+  the bfloat16 peak of all devices, None where that is not known."""
+  record, peak = program.record(), where.get('peak_flops')
+  rate = record['flops_per_second']
+  return record | {'mfu': rate / peak if rate and peak else None}
 
 
 def _number(x):
@@ -96,27 +128,42 @@ def format_json(settings, programs, where):
       'settings': settings._asdict(),
       **where,
       'programs': [
-        p.record() | {'ran': bool(p.seconds), 'same': is_same(p, settings)}
+        _record(p, where)
+        | {'ran': bool(p.seconds), 'same': is_same(p, settings)}
         for p in programs
       ],
-      'growth': compute_growth(programs) if len(settings.lengths) > 1 else None,
+      'growth': compute_growth(programs) if len(settings.values) > 1 else None,
     }
   )
 
 
+def describe(settings):
+  """What was timed, in a line."""
+  s, axis = settings, settings.axis
+  show = lambda name, words: f', {words}' if name != axis else ''
+  sizes = show('length', f'T {s.length}') + show('batch', f'batch {s.batch}')
+  if s.what != 'rule':
+    return f'{s.what}{sizes}'
+  heads = f'{s.heads} heads' if axis != 'heads' else 'heads'
+  heads += f' (a key head for {s.grouped})' if s.grouped > 1 else ''
+  return f'{s.op}: {s.dtype}{sizes}, {heads} of {s.dim}, chunk {s.chunk}'
+
+
 def draw_growth(settings, programs, where, path):
-  """Draws time and temporary bytes against the length, on log scales."""
+  """Draws time and temporary bytes against the axis, on log scales."""
   from deltanet_jax.lab import plots
 
   figure, (left, right) = plots.make_figure((12, 4.8), 2)
   names = list(dict.fromkeys(p.name for p in programs))
+  what = {'length': 'tokens', 'batch': 'sequences'}.get(settings.axis, 'heads')
   for name in names:
-    for way, style in zip(PASSES, ('o--', 's-'), strict=True):
+    ways = dict.fromkeys(p.way for p in programs)
+    for way, style in zip(ways, ('o--', 's-'), strict=False):
       row = [p for p in programs if (p.name, p.way) == (name, way)]
       color, label = plots.PALETTE[names.index(name)], f'{name}, {way}'
-      times = [(p.length, min(p.seconds) * 1e3) for p in row if p.seconds]
+      times = [(p.value, min(p.seconds) * 1e3) for p in row if p.seconds]
       sizes = [
-        (p.length, p.temporary_bytes / 1e6) for p in row if p.temporary_bytes
+        (p.value, p.temporary_bytes / 1e6) for p in row if p.temporary_bytes
       ]
       for axes, points in ((left, times), (right, sizes)):
         if points:
@@ -124,8 +171,8 @@ def draw_growth(settings, programs, where, path):
   for axes, label in (
     (left, 'time of a call, minimum (ms)'), (right, 'temporary memory (MB)')
   ):  # fmt: skip
-    axes.set(xscale='log', yscale='log', xlabel='tokens', ylabel=label)
-    plots.mark_places(axes, settings.lengths, list(map(str, settings.lengths)))
+    axes.set(xscale='log', yscale='log', xlabel=what, ylabel=label)
+    plots.mark_places(axes, settings.values, list(map(str, settings.values)))
     plots.style_axes(axes)
     if axes.lines:
       _proportional(axes)
@@ -135,8 +182,7 @@ def draw_growth(settings, programs, where, path):
       frameon=False, fontsize=8,
     )  # fmt: skip
   figure.suptitle(
-    f'{settings.op}, {settings.dtype}, batch {settings.batch}, '
-    f'{settings.heads} heads of {settings.dim} on {where["device"]}',
+    f'{describe(settings)} on {where["device"]}',
     fontsize=11,
   )
   plots.save_figure(figure, path)
