@@ -72,7 +72,7 @@ def _substitute(a):
 def _halve(a):
   """(I + a)^-1 of a [...,16,16], merged from blocks of 1, 2, 4 and 8 rows: all
   blocks of a size in one product with the links between their halves."""
-  x = jnp.eye(BLOCK, dtype=a.dtype)
+  x = jnp.broadcast_to(jnp.eye(BLOCK, dtype=a.dtype), a.shape)
   for size in (1, 2, 4, 8):
     # rows of the second half of a block, columns of its first
     below = [

@@ -18,6 +18,7 @@ from deltanet_jax.config.experiment import (
   ModelConfig,
   MoEConfig,
 )
+from deltanet_jax.config.forms import OWN
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.ops import attention
@@ -287,7 +288,7 @@ def test_a_model_relies_on_no_implicit_promotion_of_ranks():
     jax.eval_shape(jax.grad(loss), params)
 
 
-@every_form
+@pytest.mark.parametrize('form', OWN)
 @pytest.mark.parametrize('variant', ['lightning', 'gated_delta', 'gdn2'])
 def test_rules_rely_on_no_implicit_promotion_of_ranks(variant, form):
   rule, inputs, state, *_ = draw(variant, 20)
