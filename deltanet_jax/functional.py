@@ -63,11 +63,12 @@ def gated_delta_rule(
     state: the given and the returned one are [N,H,K,V]. Tokens after the last
     document have output 0
   form: 'recurrent', token by token, the definition; 'chunked', for training;
-    'associative', a parallel scan over chunks; 'kernel', for TPUs alone
-    (`ops/README.md`, section 8; it has not run on one yet). All agree. 'auto':
-    'kernel' on a TPU where it covers the arguments, else 'chunked'. With
-    cu_seqlens 'chunked' and 'associative' compute blocks of 1 to 4 chunks, one
-    after the other
+    'associative', a parallel scan over chunks; 'tree', in fewer and larger
+    steps than 'chunked', for GPUs (`ops/README.md`, section 9; no card has
+    timed it yet); 'kernel', for TPUs alone (section 8; it has not run on one
+    yet). All agree. 'auto': 'kernel' on a TPU where it covers the arguments,
+    else 'chunked'. With cu_seqlens 'chunked', 'associative' and 'tree' compute
+    blocks of 1 to 4 chunks, one after the other
   chunk: tokens of a chunk, 16 * 2^n; not used by 'recurrent', 128 of 'kernel'
 
   Returns o [B,T,H,V] in v's type and the last state in float32. Gates, decay,

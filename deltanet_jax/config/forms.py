@@ -4,7 +4,7 @@
 them, is chosen in `kernels`.
 """
 
-OWN = ('recurrent', 'associative', 'chunked')
+OWN = ('recurrent', 'associative', 'chunked', 'tree')
 # a kernel adds its name to the row of its rule
 FORMS = {
   'linear_attention': (*OWN, 'kernel'),

@@ -374,7 +374,10 @@ def run_rule(
   if cache is None and sequence.is_split(inputs[0].shape[1]):
     return sequence.run_rule(rule, form, inputs, ctx.segment_ids, gates), None
   state = None if cache is None else cache.state
-  if name not in rule.FORMS and sharding.get_current_mesh() is not None:
+  # a kernel cannot be split by the compiler; the tree's groups have the size
+  # that a device's share asks for
+  whole = name == 'tree' or name not in rule.FORMS
+  if whole and sharding.get_current_mesh() is not None:
     how = state, ctx.segment_ids, gates
     return sequence.run_on_shares(rule, form, inputs, *how)
   return form(*inputs, state=state, segment_ids=ctx.segment_ids, **gates)

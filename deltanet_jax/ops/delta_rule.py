@@ -12,12 +12,13 @@ arXiv:2406.06484 eq. 2 (g = 0), arXiv:2412.06464 eq. 10.
 the errors. Decay, inverse and state are float32; matmul operands have q's type.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.ops import scan
+from deltanet_jax.ops import affine, scan
 from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
 from deltanet_jax.ops.inverse import unit_lower_inverse
 from deltanet_jax.ops.products import matmul, matmul_parts
@@ -56,7 +57,7 @@ def run(
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   chunk: int = 64,
-  group: int = 4,
+  group: int | None = None,
 ) -> scan.Result:
   """Computes the rule in one of its `FORMS`."""
   inputs = {'q': q, 'k': k, 'v': v, 'beta': beta, 'g': g}
@@ -98,7 +99,7 @@ class _Chunk(NamedTuple):
     return self.beta * self.decay.read
 
 
-def _within(q, k, v, beta, g, masks):
+def _within(q, k, v, beta, g, masks, tree=False):
   """Computes what needs no state; `masks` keeps documents apart."""
   G = v.shape[2] // q.shape[2]
   beta = beta.astype(F32)
@@ -113,7 +114,7 @@ def _within(q, k, v, beta, g, masks):
     decay=decay,
     gram=gram,
     scores=dot(q, k) * decay.between,
-    inverse=unit_lower_inverse(beta[..., None] * gram),
+    inverse=unit_lower_inverse(beta[..., None] * gram, not tree),
   )
 
 
@@ -133,51 +134,108 @@ def _forward_associative(inputs, masks, state):
   solved_v = solve(c.beta[..., None] * c.v)
   write_k = c.decay.write[..., None] * c.k
   onto_exit = lambda x: matmul('...tk,...tx->...kx', write_k, x)
-  eye = jnp.eye(c.k.shape[-1], dtype=F32)[None, None, None]
-  carry = c.decay.carry[..., None, None] * eye
-  entry, last = scan.affine_scan(
-    carry - onto_exit(solved_k),
-    onto_exit(solved_v),
-    state,
-    lambda a, x: matmul('...kl,...lx->...kx', a, x),
-  )
+  carry = affine.Carry(c.decay.carry[..., None, None], -onto_exit(solved_k))
+  entry, last = affine.affine_scan(carry, onto_exit(solved_v), state)
   write = solved_v - matmul('...tk,...kv->...tv', solved_k, entry)
   return _read(c, write, entry), last
 
 
-def _states(c, state):
-  """Scans the chunks: the last exit state, and of every chunk the entry state
-  S [M,B,H,K,V], the errors V - e^G K S and the writes U [M,B,H,C,V]."""
+def _walk(c, tree):
+  """Returns two functions, states and exit_gradients.
 
-  def body(state, xs):
-    k, v, beta, decay, inverse = xs
-    v_old = c.precise('bhtk,bhkv->bhtv', k, state)
-    error = v - decay.read[..., None] * v_old
-    write = c.precise('bhts,bhsv->bhtv', inverse, beta[..., None] * error)
-    exit_state = decay.carry[..., None, None] * state + c.precise(
-      'bhtk,bhtv->bhkv', k, decay.write[..., None] * write
-    )
-    return exit_state, (state, error, write)
-
-  xs = (c.k, c.v, c.beta, c.decay, c.inverse)
-  return jax.lax.scan(body, state, xs)
+  states(state): the last exit state and, of every chunk, the entry state S
+    [M,B,H,K,V], the errors V - e^G K S and the writes U [M,B,H,C,V]
+  exit_gradients(from_reads, d_state): dS, the gradient of the group's entry
+    state; of every chunk E, the gradient of its exit state, and R, what E
+    contributes to dZ. from_reads: that of its entry state through its reads
+  """
+  return (_composed if tree else _scanned)(c)
 
 
-def _forward(inputs, masks, state):
-  c = _within(*inputs, masks)
-  exit_state, (entry, _, write) = _states(c, state)
+def _scanned(c):
+  """The chunks one after the other."""
+
+  def states(state):
+    def body(state, c):
+      error, write = _written(c, state)
+      exit_state = c.decay.carry[..., None, None] * state + c.precise(
+        '...tk,...tv->...kv', c.k, c.decay.write[..., None] * write
+      )
+      return exit_state, (state, error, write)
+
+    return jax.lax.scan(body, state, c)
+
+  def exit_gradients(from_reads, d_state):
+    def body(d_state, xs):
+      c, from_reads = xs
+      d_exit = c.decay.write[..., None] * c.precise(
+        '...tk,...kv->...tv', c.k, d_state
+      )
+      from_exit = c.precise('...ts,...tv->...sv', c.inverse, d_exit)
+      d_entry = (
+        c.decay.carry[..., None, None] * d_state
+        + from_reads
+        - c.precise('...tk,...tv->...kv', c.k, c.erase[..., None] * from_exit)
+      )
+      return d_entry, (d_state, from_exit)
+
+    return jax.lax.scan(body, d_state, (c, from_reads), reverse=True)
+
+  return states, exit_gradients
+
+
+def _composed(c):
+  """`_scanned` in parallel, with the carries A and writes Z^T (beta V) of whole
+  chunks, Z = T^T (e^{G_C-G} K):  A = e^{G_C} I - (beta e^G Z)^T K."""
+  solved = c.precise(
+    '...ts,...tk->...sk', c.decay.write[..., None] * c.inverse, c.k
+  )
+  erased = c.precise('...tk,...tl->...kl', c.erase[..., None] * solved, c.k)
+  carry = affine.Carry(c.decay.carry[..., None, None], -erased)
+  tree = affine.multiply_pairs(carry)
+
+  def states(state):
+    own = c.precise('...tk,...tv->...kv', c.beta[..., None] * solved, c.v)
+    entry, last = affine.tree_walk(tree, own, state)
+    return last, (entry, *_written(c, entry))
+
+  def exit_gradients(from_reads, d_state):
+    walked = affine.tree_walk(tree, from_reads, d_state, reverse=True)
+    d_exit, d_state = walked
+    return d_state, (d_exit, c.precise('...tk,...kv->...tv', solved, d_exit))
+
+  return states, exit_gradients
+
+
+def _written(c, entry):
+  """The errors V - e^G K S and the writes U of entry states S."""
+  v_old = c.precise('...tk,...kv->...tv', c.k, entry)
+  error = c.v - c.decay.read[..., None] * v_old
+  write = c.precise('...ts,...sv->...tv', c.inverse, c.beta[..., None] * error)
+  return error, write
+
+
+def _forward(inputs, masks, state, tree=False):
+  c = _within(*inputs, masks, tree)
+  states, _ = _walk(c, tree)
+  exit_state, (entry, _, write) = states(state)
   return _read(c, write, entry), exit_state
 
 
-def _backward(inputs, masks, state, d_o, d_state):
+def _backward(inputs, masks, state, d_o, d_state, tree=False):
   """Gradients of one group of chunks. README.md, section 4, derives them; the
   capital letters in comments are its letters."""
   *_, g = inputs
-  c = _within(*inputs, masks)
-  _, (entry, error, write) = _states(c, state)
-  d_o = c.cast(d_o)
+  c = _within(*inputs, masks, tree)
+  states, exit_gradients = _walk(c, tree)
+  _, (entry, error, write) = states(state)
+  # what follows is made after the states: fewer large arrays at a time
+  d_o, _ = jax.lax.optimization_barrier((c.cast(d_o), entry))
   reach_v, reach_q = _reach(c)
-  d_state, (d_exit, from_exit) = _exit_gradients(c, reach_q, d_o, d_state)
+  # dS, the gradient of the group's entry state, and of every chunk E, the
+  # gradient of its exit state, and R, what E contributes to dZ
+  from_reads = matmul('...tk,...tv->...kv', c.cast(reach_q), d_o)
+  d_state, (d_exit, from_exit) = exit_gradients(from_reads, d_state)
   # dZ: gradient of beta (V - e^G K S), the right-hand side of (solve)
   d_rhs = from_exit + matmul('...ts,...tv->...sv', c.cast(reach_v), d_o)
   with_writes = lambda a: c.precise('...tv,...sv->...ts', c.cast(a), write)
@@ -204,30 +262,6 @@ def _reach(c):
     '...ts,...sk->...tk', reach_v * c.erase[..., None, :], c.k
   )
   return reach_v, reach_q
-
-
-def _exit_gradients(c, reach_q, d_o, d_state):
-  """dS, the gradient of the group's entry state, and of every chunk E, the
-  gradient of its exit state, and R, what E contributes to dZ."""
-
-  def body(d_state, xs):
-    k, erase, inverse, write_decay, carry, from_reads = xs
-    d_exit = write_decay[..., None] * c.precise('bhtk,bhkv->bhtv', k, d_state)
-    from_exit = c.precise('bhts,bhtv->bhsv', inverse, d_exit)
-    d_entry = (
-      carry[..., None, None] * d_state
-      + from_reads
-      - c.precise('bhtk,bhtv->bhkv', k, erase[..., None] * from_exit)
-    )
-    return d_entry, (d_state, from_exit)
-
-  from_reads = matmul('...tk,...tv->...kv', c.cast(reach_q), d_o)
-  return jax.lax.scan(
-    body,
-    d_state,
-    (c.k, c.erase, c.inverse, c.decay.write, c.decay.carry, from_reads),
-    reverse=True,
-  )
 
 
 def _key_gradients(
@@ -299,6 +333,13 @@ DESCRIPTION = Description(
     'g': Input('BTH', 'decay'),
   },
 )
-RULE = scan.Rule(step, _forward_associative, _forward, _backward)
+RULE = scan.Rule(
+  step,
+  _forward_associative,
+  chunked=scan.Group(_forward, _backward),
+  tree=scan.Group(
+    *(functools.partial(f, tree=True) for f in (_forward, _backward))
+  ),
+)
 FORMS = scan.forms_of(run)
-recurrent, associative, chunked = FORMS.values()
+recurrent, associative, chunked, tree = FORMS.values()

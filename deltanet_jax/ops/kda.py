@@ -15,12 +15,13 @@ gates b and w this is Gated DeltaNet-2 (arXiv:2605.22791).
 the errors. Decay, inverse and state are float32; matmul operands have q's type.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.ops import scan
+from deltanet_jax.ops import affine, scan
 from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
 from deltanet_jax.ops.inverse import check_chunk, unit_lower_inverse
 from deltanet_jax.ops.products import matmul, matmul_parts
@@ -64,7 +65,7 @@ def run(
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   chunk: int = 64,
-  group: int = 4,
+  group: int | None = None,
 ) -> scan.Result:
   """Computes the rule in one of its `FORMS`."""
   if erase is None:
@@ -204,32 +205,80 @@ def _forward_associative(inputs, masks, state):
   solve = lambda x: matmul('...ts,...sx->...tx', inverse, x)
   solved_k, solved_v = solve(c.erase_k), solve(c.wv)
   onto_exit = lambda x: matmul('...tk,...tx->...kx', c.write_k, x)
-  eye = jnp.eye(c.carry.shape[-1], dtype=F32)[None, None, None]
-  entry, last = scan.affine_scan(
-    c.carry[..., None] * eye - onto_exit(solved_k),
-    onto_exit(solved_v),
-    state,
-    lambda a, x: matmul('...kl,...lx->...kx', a, x),
-  )
+  carry = affine.Carry(c.carry[..., None], -onto_exit(solved_k))
+  entry, last = affine.affine_scan(carry, onto_exit(solved_v), state)
   write = solved_v - matmul('...tk,...kv->...tv', solved_k, entry)
   return _read(c, write, entry), last
 
 
-def _states(c, inverse, state):
-  """Scans the chunks: of every chunk the entry state S [M,B,H,K,V] and the
-  writes U [M,B,H,C,V]; the last exit state."""
+def _walk(c, inverse, tree):
+  """Returns two functions, states and exit_gradients.
 
-  def body(state, xs):
-    c, inverse = xs
-    v_old = matmul('bhtk,bhkv->bhtv', c.erase_k, c.cast(state))
-    write = c.precise('bhts,bhsv->bhtv', inverse, c.wv - v_old)
-    exit_state = c.carry[..., None] * state + c.precise(
-      'bhtk,bhtv->bhkv', c.write_k, write
-    )
-    return exit_state, (state, write)
+  states(state): the last exit state and, of every chunk, the entry state S
+    [M,B,H,K,V] and the writes U [M,B,H,C,V]
+  exit_gradients(from_reads, d_state): dS, the gradient of the group's entry
+    state; of every chunk E, the gradient of its exit state, and R, what E
+    contributes to dZ. from_reads: that of its entry state through its reads
+  """
+  return (_composed if tree else _scanned)(c, inverse)
 
-  last, (entry, write) = jax.lax.scan(body, state, (c, inverse))
-  return entry, write, last
+
+def _scanned(c, inverse):
+  """The chunks one after the other."""
+
+  def states(state):
+    def body(state, xs):
+      c, inverse = xs
+      write = _written(c, inverse, state)
+      exit_state = c.carry[..., None] * state + c.precise(
+        '...tk,...tv->...kv', c.write_k, write
+      )
+      return exit_state, (state, write)
+
+    return jax.lax.scan(body, state, (c, inverse))
+
+  def exit_gradients(from_reads, d_state):
+    def body(d_state, xs):
+      c, inverse, from_reads = xs
+      d_exit = c.precise('...tk,...kv->...tv', c.write_k, c.cast(d_state))
+      from_exit = c.precise('...ts,...tv->...sv', inverse, d_exit)
+      d_entry = (
+        c.carry[..., None] * d_state
+        + from_reads
+        - matmul('...tk,...tv->...kv', c.erase_k, c.cast(from_exit))
+      )
+      return d_entry, (d_state, from_exit)
+
+    xs = c, inverse, from_reads
+    return jax.lax.scan(body, d_state, xs, reverse=True)
+
+  return states, exit_gradients
+
+
+def _composed(c, inverse):
+  """`_scanned` in parallel, with the carries M and writes Z^T W of whole
+  chunks, Z = T^T (e^{G_C-G} K):  M = e^{G_C} I - Z^T (e^G A)."""
+  solved = c.precise('...ts,...tk->...sk', inverse, c.write_k)
+  erased = c.precise('...tk,...tl->...kl', solved, c.erase_k)
+  tree = affine.multiply_pairs(affine.Carry(c.carry[..., None], -erased))
+
+  def states(state):
+    own = c.precise('...tk,...tv->...kv', solved, c.wv)
+    entry, last = affine.tree_walk(tree, own, state)
+    return last, (entry, _written(c, inverse, entry))
+
+  def exit_gradients(from_reads, d_state):
+    walked = affine.tree_walk(tree, from_reads, d_state, reverse=True)
+    d_exit, d_state = walked
+    return d_state, (d_exit, c.precise('...tk,...kv->...tv', solved, d_exit))
+
+  return states, exit_gradients
+
+
+def _written(c, inverse, entry):
+  """The writes U of entry states S."""
+  v_old = matmul('...tk,...kv->...tv', c.erase_k, c.cast(entry))
+  return c.precise('...ts,...sv->...tv', inverse, c.wv - v_old)
 
 
 def _read(c, write, entry):
@@ -237,40 +286,30 @@ def _read(c, write, entry):
   return o + c.precise('...ts,...sv->...tv', c.scores, write)
 
 
-def _forward(inputs, masks, state):
+def _forward(inputs, masks, state, tree=False):
   c = _within(*inputs, masks)
-  inverse = unit_lower_inverse(c.lower)
-  entry, write, last = _states(c, inverse, state)
+  states, _ = _walk(c, unit_lower_inverse(c.lower, not tree), tree)
+  last, (entry, write) = states(state)
   return _read(c, write, entry), last
 
 
-def _backward(inputs, masks, state, d_o, d_state):
+def _backward(inputs, masks, state, d_o, d_state, tree=False):
   """Gradients of one group of chunks. README.md, sections 4 and 5, derives
   them; the capital letters in comments are its letters."""
-  c, pull = jax.vjp(lambda inputs: _within(*inputs, masks), inputs)
-  cast, inverse = c.cast, unit_lower_inverse(c.lower)
-  entry, write, _ = _states(c, inverse, state)
-  d_o = cast(d_o)
+  within = lambda inputs: _within(*inputs, masks)
+  # a group of the tree is large: what the gradient needs is computed again
+  c, pull = jax.vjp(jax.checkpoint(within) if tree else within, inputs)
+  cast, inverse = c.cast, unit_lower_inverse(c.lower, not tree)
+  states, exit_gradients = _walk(c, inverse, tree)
+  _, (entry, write) = states(state)
+  # what follows is made after the states: fewer large arrays at a time
+  d_o, _ = jax.lax.optimization_barrier((cast(d_o), entry))
   # Y and Q~ of O = Y (w * V) + Q~ S: the solve multiplied out
   reach_v = cast(c.precise('...ts,...sr->...tr', c.scores, inverse))
   reach_q = c.read_q - matmul('...ts,...sk->...tk', reach_v, c.erase_k)
-
   # E, the gradient of every exit state, and R, what it contributes to dZ
-  def body(d_state, xs):
-    c, inverse, from_reads = xs
-    d_exit = c.precise('bhtk,bhkv->bhtv', c.write_k, cast(d_state))
-    from_exit = c.precise('bhts,bhtv->bhsv', inverse, d_exit)
-    d_entry = (
-      c.carry[..., None] * d_state
-      + from_reads
-      - matmul('bhtk,bhtv->bhkv', c.erase_k, cast(from_exit))
-    )
-    return d_entry, (d_state, from_exit)
-
   from_reads = matmul('...tk,...tv->...kv', cast(reach_q), d_o)
-  d_state, (d_exit, from_exit) = jax.lax.scan(
-    body, d_state, (c, inverse, from_reads), reverse=True
-  )
+  d_state, (d_exit, from_exit) = exit_gradients(from_reads, d_state)
   # dZ: gradient of w * V - e^G A S, the right-hand side of (solve)
   d_rhs = from_exit + matmul('...ts,...tv->...sv', reach_v, d_o)
   with_writes = lambda a: c.precise('...tv,...sv->...ts', cast(a), write)
@@ -298,6 +337,13 @@ DESCRIPTION = Description(
   },
   gates={'erase': Input('BTHK', 'gate')},
 )
-RULE = scan.Rule(step, _forward_associative, _forward, _backward)
+RULE = scan.Rule(
+  step,
+  _forward_associative,
+  chunked=scan.Group(_forward, _backward),
+  tree=scan.Group(
+    *(functools.partial(f, tree=True) for f in (_forward, _backward))
+  ),
+)
 FORMS = scan.forms_of(run)
-recurrent, associative, chunked = FORMS.values()
+recurrent, associative, chunked, tree = FORMS.values()

@@ -13,13 +13,14 @@ the errors; here a chunk may have any number of tokens. Decay and state are
 float32; matmul operands have q's type.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from deltanet_jax.ops import scan
+from deltanet_jax.ops import affine, scan
 from deltanet_jax.ops.description import KEY, QUERY, VALUE, Description, Input
 from deltanet_jax.ops.products import matmul
 from deltanet_jax.ops.scan import F32, repeat_heads
@@ -54,7 +55,7 @@ def run(
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   chunk: int = 64,
-  group: int = 4,
+  group: int | None = None,
 ) -> scan.Result:
   """Computes the rule in one of its `FORMS`."""
   inputs = {'q': q, 'k': k, 'v': v, 'g': g}
@@ -108,19 +109,25 @@ def _within(q, k, v, g, masks):
 
 def _forward_associative(inputs, masks, state):
   read_q, carry, within, write = _within(*inputs, masks)
-  entry, last = scan.affine_scan(carry, write, state, jnp.multiply)
+  entry, last = affine.affine_scan(affine.Carry(carry), write, state)
   o = matmul('...tk,...kv->...tv', read_q, entry.astype(read_q.dtype))
   return o + within, last
 
 
-def _forward(inputs, masks, state):
-  read_q, carry, within, write = _within(*inputs, masks)
+def _walk(carry, write, state):
+  """Scans the chunks: their entry states and the last exit state."""
 
   def body(state, xs):
     carry, write = xs
     return carry * state + write, state
 
   last, entry = jax.lax.scan(body, state, (carry, write))
+  return entry, last
+
+
+def _forward(inputs, masks, state, walk=_walk):
+  read_q, carry, within, write = _within(*inputs, masks)
+  entry, last = walk(carry, write, state)
   o = matmul('...tk,...kv->...tv', read_q, entry.astype(read_q.dtype))
   return o + within, last
 
@@ -134,6 +141,11 @@ DESCRIPTION = Description(
     'g': Input('BTH|H', 'decay'),
   },
 )
-RULE = scan.Rule(step, _forward_associative, _forward)
+RULE = scan.Rule(
+  step,
+  _forward_associative,
+  chunked=scan.Group(_forward),
+  tree=scan.Group(functools.partial(_forward, walk=affine.scalar_walk)),
+)
 FORMS = scan.forms_of(run)
-recurrent, associative, chunked = FORMS.values()
+recurrent, associative, chunked, tree = FORMS.values()

@@ -20,6 +20,8 @@ from deltanet_jax.ops.products import matmul
 
 F32 = jnp.float32
 Result = tuple[jax.Array, jax.Array]  # o [B,T,H,V] and the last state
+# numbers in the states of a group's chunks in the form 'tree': 64 MiB
+TREE_STATES = 2**24
 
 
 def initial_state(
@@ -112,8 +114,8 @@ class Decay(NamedTuple):
 
 
 def triangle(C: int) -> jax.Array:
-  """[C,C] float32: 1 where row >= column."""
-  return jnp.tril(jnp.ones((C, C), F32))
+  """[C,C] float32: 1 where row >= column; no kernel computes a constant."""
+  return jnp.asarray([[float(i >= j) for j in range(C)] for i in range(C)], F32)
 
 
 def decay_of(
@@ -125,7 +127,7 @@ def decay_of(
   sums would lose small ones beside a large one.
   """
   C = shape[-1]
-  below = jnp.tril(jnp.ones((C, C), bool), -1)
+  below = jnp.asarray([[i > j for j in range(C)] for i in range(C)])
   if g is None:
     between = jnp.broadcast_to(below, (*shape, C)).astype(F32)
     read = write = jnp.ones(shape, F32)
@@ -153,25 +155,36 @@ Backward = Callable[
 ]
 
 
-class Rule(NamedTuple):
-  """The functions of a recurrence that its forms are made of.
+class Group(NamedTuple):
+  """A group of M chunks.
 
-  step: of `token_scan`
-  associative, forward(inputs, masks, state) -> (o, state): M chunks; inputs
-    [M,B,heads,C,...] in the order of the op's arguments, o [M,B,H,C,V]
+  forward(inputs, masks, state) -> (o, state): inputs [M,B,heads,C,...] in the
+    order of the op's arguments, o [M,B,H,C,V]
   backward(inputs, masks, state, d_o, d_state) -> (d_inputs, d_state): the
     gradient of `forward`; None: JAX differentiates `forward`
   """
 
-  step: Callable[..., Result]
-  associative: Forward
   forward: Forward
   backward: Backward | None = None
 
 
+class Rule(NamedTuple):
+  """The functions of a recurrence that its forms are made of.
+
+  step: of `token_scan`
+  associative: a Group's `forward`, for all chunks
+  chunked, tree: the groups of these forms
+  """
+
+  step: Callable[..., Result]
+  associative: Forward
+  chunked: Group
+  tree: Group
+
+
 def forms_of(run: Callable[..., Result]) -> dict[str, Callable[..., Result]]:
   """Returns the forms of a rule by name, each with the arguments of `run`."""
-  names = 'recurrent', 'associative', 'chunked'
+  names = 'recurrent', 'associative', 'chunked', 'tree'
   return {name: functools.partial(run, form=name) for name in names}
 
 
@@ -183,14 +196,16 @@ def run(
   state: jax.Array | None,
   segment_ids: jax.Array | None,
   chunk: int,
-  group: int,
+  group: int | None,
 ) -> Result:
-  """Computes `rule` in one of three forms, which agree:
+  """Computes `rule` in one of four forms, which agree:
 
   recurrent: token by token, the definition
   associative: chunks as affine maps of the state, composed by
     lax.associative_scan, all in float32
   chunked: lax.scan over chunks, all else in parallel over a group of chunks
+  tree: groups of many chunks, whose affine maps are composed in a tree: few,
+    large operations, in place of many small ones, for GPUs
 
   inputs: by name, arrays [B,T,...] or None, q first and v third; an array
   without B and T holds for all tokens. Returns o [B,T,H,V] in v's type and the
@@ -213,12 +228,18 @@ def run(
   if form == 'associative':
     o, state = _all_chunks(rule, arrays, state, segment_ids, chunk)
   else:
-    o, state = _chunked(rule, arrays, state, segment_ids, chunk, group)
+    how = segment_ids, chunk, group or _group_size(form, state)
+    o, state = _chunked(getattr(rule, form), arrays, state, *how)
   return o.astype(v.dtype), state
 
 
+def _group_size(form, state):
+  """Chunks of a group."""
+  return 4 if form == 'chunked' else max(4, TREE_STATES // max(1, state.size))
+
+
 def _chunked(rule, inputs, state, segment_ids, chunk, group):
-  """The chunked form; o [B,T,H,V] float32 and the last state.
+  """A form in groups, `rule`; o [B,T,H,V] in v's type and the last state.
 
   Tokens are padded with zeros to whole groups: a zero key changes no state. The
   backward pass keeps the inputs and every group's entry state, and recomputes
@@ -260,7 +281,7 @@ def _per_document(run, inputs, state, segment_ids):
   """run(inputs, state, segment_ids), where NaN stays in its document."""
   v = inputs[2]
   if not v.size:
-    return jnp.zeros(v.shape, F32), state
+    return jnp.zeros_like(v), state
   o, state = documents.isolate_nonfinite(run, tuple(inputs), state, segment_ids)
   return opaque(o), opaque(state)
 
@@ -330,7 +351,7 @@ def _grouped_scan(rule, chunk, group, inputs, ids, state):
     inputs, segments = xs
     inputs = jax.tree.map(lambda x: _to_chunks(x, chunk), inputs)
     o, exit_state = rule.forward(inputs, _masks(segments, chunk), state)
-    return exit_state, (_from_chunks(o), state)
+    return exit_state, (_from_chunks(o).astype(inputs[2].dtype), state)
 
   xs = split, _split_segments(ids, size)
   state, (o, entries) = jax.lax.scan(body, state, xs)
@@ -363,38 +384,13 @@ def _grouped_backward(rule, chunk, group, residuals, cotangents):
     split, segments, state = xs
     inputs, d_o = jax.tree.map(lambda x: _to_chunks(x, chunk), split)
     masks = _masks(segments, chunk)
-    d_inputs, d_state = backward(inputs, masks, state, d_o, d_state)
-    return d_state, jax.tree.map(_from_chunks, d_inputs)
+    d_inputs, d_state = backward(inputs, masks, state, d_o.astype(F32), d_state)
+    like = lambda d, x: _from_chunks(d).astype(x.dtype)
+    return d_state, jax.tree.map(like, d_inputs, inputs)
 
   xs = split, _split_segments(ids, size), entries
   d_state, d_inputs = jax.lax.scan(body, d_state, xs, reverse=True)
-  join = lambda d, x: _join(d).astype(x.dtype)
-  d_inputs = jax.tree.map(join, d_inputs, inputs)
-  return d_inputs, None, d_state
+  return jax.tree.map(_join, d_inputs), None, d_state
 
 
 _grouped.defvjp(_grouped_forward, _grouped_backward)
-
-
-def affine_scan(
-  carry: jax.Array,
-  write: jax.Array,
-  state: jax.Array,
-  apply: Callable[[jax.Array, jax.Array], jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-  """Entry states of M chunks, each the map S -> carry S + write, and the last
-  exit state.
-
-  carry [M,...], write [M,B,H,K,V]; apply(carry, x) is the product of a carry
-  and a state or another carry. lax.associative_scan takes log M steps and keeps
-  the composition of every prefix.
-  """
-
-  def compose(first, second):
-    carry_1, write_1 = first
-    carry_2, write_2 = second
-    return apply(carry_2, carry_1), apply(carry_2, write_1) + write_2
-
-  carries, writes = jax.lax.associative_scan(compose, (carry, write))
-  exits = apply(carries, state[None]) + writes
-  return jnp.concatenate([state[None], exits[:-1]]), exits[-1]

@@ -101,8 +101,8 @@ def run_on_shares(
   segment_ids: jax.Array | None,
   gates: dict[str, jax.Array | None],
 ) -> tuple[jax.Array, jax.Array]:
-  """(o, last state) of a rule over whole rows by a form that no compiler can
-  split, a kernel: every device runs it on its own rows and heads.
+  """(o, last state) of a rule over whole rows: every device runs `form` on its
+  own rows and heads, as a kernel needs it, which no compiler can split.
 
   state: [B,H,K,V] or None   all else as in `run_rule`
   """

@@ -32,7 +32,13 @@ RULES = {
   'delta_rule': ('delta_rule', ('beta',)),
 }
 every_form = pytest.mark.parametrize(
-  'form', ['recurrent', 'associative', 'chunked']
+  'form',
+  [
+    'recurrent',
+    'associative',
+    'chunked',
+    pytest.param('tree', marks=[pytest.mark.slow, pytest.mark.long]),
+  ],
 )
 every_rule = pytest.mark.parametrize(
   'name',

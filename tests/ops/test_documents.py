@@ -18,17 +18,21 @@ from deltanet_jax.config.experiment import (
   ModelConfig,
   MoEConfig,
 )
+from deltanet_jax.config.forms import OWN
 from deltanet_jax.mixers.base import Context
 from deltanet_jax.model import HybridLM, init_cache
 from deltanet_jax.ops import attention
 from deltanet_jax.ops.documents import number_segments
 from tests.ops.test_ops_contract import (
+  LONG,
   RULES,
   B,
   H,
   V,
   assert_near,
   draw,
+  every_kind,
+  forms,
   outcome,
   reference,
   sizes,
@@ -36,10 +40,9 @@ from tests.ops.test_ops_contract import (
 )
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
-LONG = [pytest.mark.slow, pytest.mark.long]
-
 every_form = pytest.mark.parametrize(
-  'form', ['recurrent', 'associative', 'chunked']
+  'form',
+  ['recurrent', 'associative', 'chunked', pytest.param('tree', marks=LONG)],
 )
 every_gate = pytest.mark.parametrize(
   'variant', ['scalar_gated', 'gated_delta', 'gdn2']
@@ -136,14 +139,15 @@ def test_an_entry_state_that_is_not_finite_stays_in_the_first_document(
     pytest.param('lightning', marks=pytest.mark.slow),
   ],
 )
-def test_a_gate_of_minus_infinity_is_a_reset(variant):
+@every_kind
+def test_a_gate_of_minus_infinity_is_a_reset(variant, kind):
   rule, inputs, *rest = draw(variant, 40)
   reset = np.random.default_rng(1).random(inputs['g'].shape) < 0.05
   if variant == 'lightning':  # one decay per head
     reset = np.arange(H) == 1
   inputs['g'] = np.where(reset, -np.inf, inputs['g'])
   want = reference(rule, inputs, *rest)
-  for form, op in RULES[rule].FORMS.items():
+  for form, op in forms(rule, kind).items():
     assert_near(outcome(op, inputs, *rest, sizes=sizes(form)), want)
 
 
@@ -219,7 +223,8 @@ def test_a_model_takes_no_rows_and_no_tokens(mixer, rows, tokens):
     pytest.param('gdn2', 'float64', marks=pytest.mark.slow),
   ],
 )
-def test_forms_work_where_64_bits_are_the_default(variant, dtype):
+@every_kind
+def test_forms_work_where_64_bits_are_the_default(variant, dtype, kind):
   with jax.enable_x64(True):
     rule, inputs, state, d_o, d_state = draw(variant, 20)
     inputs = {
@@ -233,7 +238,7 @@ def test_forms_work_where_64_bits_are_the_default(variant, dtype):
       d_o,
       d_state,
     )
-    for form, op in RULES[rule].FORMS.items():
+    for form, op in forms(rule, kind).items():
       cotangent = jnp.asarray(d_o, dtype)
       got = outcome(op, inputs, state, cotangent, d_state, sizes=sizes(form))
       assert got['o'].dtype == dtype and got['last'].dtype == jnp.float32
@@ -283,7 +288,7 @@ def test_a_model_relies_on_no_implicit_promotion_of_ranks():
     jax.eval_shape(jax.grad(loss), params)
 
 
-@every_form
+@pytest.mark.parametrize('form', OWN)
 @pytest.mark.parametrize('variant', ['lightning', 'gated_delta', 'gdn2'])
 def test_rules_rely_on_no_implicit_promotion_of_ranks(variant, form):
   rule, inputs, state, *_ = draw(variant, 20)

@@ -85,11 +85,15 @@ def errors(got, want):
   }
 
 
+@pytest.mark.parametrize(
+  'form', ['chunked', pytest.param('tree', marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize('name', CASES)
-def test_delta_rule_is_exact_where_keys_repeat_and_decay_is_strong(name):
+def test_delta_rule_is_exact_where_keys_repeat_and_decay_is_strong(name, form):
   inputs, state, d_o, d_state = case(name)
   want = float64.delta_rule(**inputs, state=state, d_o=d_o, d_state=d_state)
-  got = errors(outcome(delta_rule.chunked, inputs, state, d_o, d_state), want)
+  op = delta_rule.FORMS[form]
+  got = errors(outcome(op, inputs, state, d_o, d_state), want)
   decay = got.pop('g')
   assert max(got.values()) < 3e-6, got
   if decay > 5e-3:
@@ -133,11 +137,13 @@ def low_case(rule, name, seed):
   'rule, form, chunk, seeds',
   [
     ('kda', 'chunked', 64, 1),
+    ('delta', 'tree', 64, 1),
     *(
       pytest.param(rule, form, 64, 1, marks=pytest.mark.slow)
       for rule in LOW
       for form in ('chunked', 'associative')
     ),
+    pytest.param('kda', 'tree', 64, 1, marks=pytest.mark.slow),
     *(
       pytest.param(rule, *how, marks=[pytest.mark.slow, pytest.mark.long])
       for rule in LOW
@@ -145,6 +151,8 @@ def low_case(rule, name, seed):
         ('chunked', 64, 4),
         ('chunked', 128, 4),
         ('associative', 128, 4),
+        ('tree', 64, 4),
+        ('tree', 128, 4),
         ('recurrent', None, 1),
       )
     ),
@@ -189,8 +197,9 @@ def test_the_inverse_is_exact_for_keys_of_any_likeness(C, cosine, beta):
   k = unit(np.sqrt(cosine) * shared + np.sqrt(1 - cosine) * own)
   a = np.tril(beta * k @ np.swapaxes(k, 1, 2), -1).astype(np.float32)
   want = np.linalg.inv(np.eye(C) + np.float64(a))
-  got = inverse.unit_lower_inverse(jnp.asarray(a))
-  assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+  for loop in (True, False):
+    got = inverse.unit_lower_inverse(jnp.asarray(a), loop)
+    assert np.abs(got - want).max() < 1e-5 * np.abs(want).max(), loop
 
 
 def test_the_inverse_has_the_gradient_of_an_inverse():

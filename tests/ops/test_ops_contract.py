@@ -111,6 +111,21 @@ def assert_near(got, want, bound=2e-5):
     assert error <= bound * scale, f'{name}: {error:.1e} of {scale:.1e}'
 
 
+# 'tree' takes long to compile: in the fast tests its groups of documents alone
+LONG = [pytest.mark.slow, pytest.mark.long]
+every_kind = pytest.mark.parametrize(
+  'kind', ['plain', pytest.param('tree', marks=LONG)]
+)
+
+
+def forms(rule, kind):
+  """The form 'tree', or all others, by name."""
+  every = RULES[rule].FORMS.items()
+  return {
+    form: op for form, op in every if (form == 'tree') == (kind == 'tree')
+  }
+
+
 def sizes(form, chunk=16):
   """The form's keyword arguments as items; the recurrent form has none."""
   return () if form == 'recurrent' else (('chunk', chunk),)
@@ -179,20 +194,28 @@ def test_a_rules_carry_is_what_it_does_to_a_state(variant, quick_compile):
     for T, chunk in ((1, 16), (7, 16), (64, 64), (100, 64))
   ],
 )
-def test_forms_equal_the_float64_recurrence(variant, T, chunk, quick_compile):
+@every_kind
+def test_forms_equal_the_float64_recurrence(
+  variant, T, chunk, kind, quick_compile
+):
   rule, *case = draw(variant, T)
   want = reference(rule, *case)
-  for form, op in RULES[rule].FORMS.items():
+  for form, op in forms(rule, kind).items():
     if form == 'recurrent' and (T, chunk) == (100, 64):
       continue  # has no chunks
     assert_near(outcome(op, *case, sizes=sizes(form, chunk)), want)
 
 
 @pytest.mark.parametrize(
-  'variant', ['lightning', 'scalar_gated', 'delta', 'gated_delta', 'gdn2']
+  'variant, kind',
+  [
+    (variant, 'plain')
+    for variant in ('lightning', 'scalar_gated', 'delta', 'gated_delta', 'gdn2')
+  ]
+  + [(variant, 'tree') for variant in ('lightning', 'gated_delta', 'gdn2')],
 )
 def test_packed_documents_equal_separate_ones_over_several_groups(
-  variant, quick_compile
+  variant, kind, quick_compile
 ):
   # 150 tokens are 10 chunks of 16 in 3 groups of 4; documents end inside
   # chunks, at a chunk's edge (48) and at a group's (64), and an id comes back
@@ -203,17 +226,19 @@ def test_packed_documents_equal_separate_ones_over_several_groups(
     for n, (start, stop) in enumerate(itertools.pairwise([0, *marks])):
       ids[row, start:stop] = 7 * (n % 2)
   want = reference(rule, *case, segment_ids=ids)
-  for form, op in RULES[rule].FORMS.items():
-    group = (('group', 4),) if form == 'chunked' else ()
-    got = outcome(op, *case, ids, sizes=sizes(form) + group)
+  for form, op in forms(rule, kind).items():
+    # the tree's are odd, with a chunk left over
+    group = {'chunked': (('group', 4),), 'tree': (('group', 3),)}
+    got = outcome(op, *case, ids, sizes=sizes(form) + group.get(form, ()))
     # the gradient of Lightning's decay is a sum over all 300 tokens
     assert_near(got, want, 5e-5)
 
 
 @pytest.mark.parametrize('variant', ['scalar_gated', 'gated_delta', 'gdn2'])
-def test_two_halves_equal_the_whole(variant, quick_compile):
+@every_kind
+def test_two_halves_equal_the_whole(variant, kind, quick_compile):
   rule, inputs, state, *_ = draw(variant, 40)
-  for form, op in RULES[rule].FORMS.items():
+  for form, op in forms(rule, kind).items():
 
     @jax.jit
     def run(inputs, state, op=op, form=form):
@@ -230,10 +255,11 @@ def test_two_halves_equal_the_whole(variant, quick_compile):
 
 
 @pytest.mark.parametrize('variant', ['scalar_gated', 'gated_delta', 'kda'])
-def test_no_output_depends_on_a_later_token(variant, quick_compile):
+@every_kind
+def test_no_output_depends_on_a_later_token(variant, kind, quick_compile):
   rule, inputs, state, d_o, d_state = draw(variant, 40)
   early = np.where(np.arange(40)[:, None, None] < 20, d_o, 0)
-  for form, op in RULES[rule].FORMS.items():
+  for form, op in forms(rule, kind).items():
     gradient = outcome(op, inputs, state, early, 0 * d_state, sizes=sizes(form))
     for name in inputs:
       assert not np.any(gradient[name][:, 20:]), (form, name)
@@ -241,7 +267,8 @@ def test_no_output_depends_on_a_later_token(variant, quick_compile):
 
 
 @pytest.mark.parametrize('variant', ['scalar_gated', 'gated_delta', 'gdn2'])
-def test_bfloat16_inputs_keep_a_float32_state(variant, quick_compile):
+@every_kind
+def test_bfloat16_inputs_keep_a_float32_state(variant, kind, quick_compile):
   rule, inputs, state, d_o, d_state = draw(variant, 100)
   low = {
     name: jnp.asarray(x, jnp.bfloat16 if name in 'qkv' else jnp.float32)
@@ -250,7 +277,7 @@ def test_bfloat16_inputs_keep_a_float32_state(variant, quick_compile):
   wide = {name: np.float32(x) for name, x in low.items()}
   want = reference(rule, wide, state, d_o, d_state)
   args, keywords = split_arguments(low)
-  for form, op in RULES[rule].FORMS.items():
+  for form, op in forms(rule, kind).items():
     o, last = jax.jit(functools.partial(op, **dict(sizes(form))))(
       *args, state=state, **keywords
     )
@@ -269,7 +296,7 @@ def test_what_does_not_fit_is_one_clear_error():
   with pytest.raises(ValueError, match=r'chunk is 48; give 16, 32, 64'):
     kda.chunked(**draw('gdn2', 20)[1], chunk=48)
   q, k, v, beta, g = args
-  for form in ('chunked', 'associative'):
+  for form in ('chunked', 'associative', 'tree'):
     with pytest.raises(ValueError, match='chunk is 0; give'):
       delta_rule.FORMS[form](*args, chunk=0)
     with pytest.raises(ValueError, match='chunk is -1; give'):
@@ -278,7 +305,7 @@ def test_what_does_not_fit_is_one_clear_error():
     delta_rule.recurrent(q, k, v[:, :, :3], beta[:, :, :3], g[:, :, :3])
 
 
-@pytest.mark.parametrize('form', ['recurrent', 'associative', 'chunked'])
+@pytest.mark.parametrize('form', OWN)
 @pytest.mark.parametrize('rule', RULES)
 def test_a_misshapen_argument_is_named_with_the_shape_it_needs(rule, form):
   # the last variant has all gates
@@ -311,7 +338,7 @@ def test_the_normalizer_makes_weights_that_sum_to_one():
   weights = np.tril(weights)
   weights /= weights.sum(-1, keepdims=True)
   want = np.einsum('bhts,bshv->bthv', weights, v)
-  for form in linear_attention.FORMS.values():
+  for form in forms('linear_attention', 'plain').values():
     o, state = linear_attention.normalized(form, q, k, v)
     chex.assert_shape(state, (B, H, K, V + 1))
     np.testing.assert_allclose(o, want, atol=2e-6)

@@ -135,7 +135,7 @@ def _steps(program, name, home, times):
       # the function of a reduction works on single elements
       if link == 'to_apply' and x.op not in ('call', 'call-start'):
         continue
-      inner = home if x.op == 'fusion' else target
+      inner = home if x.op.startswith('fusion') else target
       yield from _steps(program, target, inner, often)
 
 
