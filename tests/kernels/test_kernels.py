@@ -164,10 +164,10 @@ def test_a_strangers_rule_runs_over_split_time_and_in_the_bench(
   rule = STRANGERS[name]
   monkeypatch.setitem(sys.modules, rule.__name__, rule)
   settings = bench.BenchSettings(
-    'toy', ('recurrent',), (), (T,), batch=B, heads=H, key_heads=J, dim=K
+    'toy', ('recurrent',), (), (T,), batch=B, heads=H, grouped=H // J, dim=K
   )
   (form,) = bench.find_functions(settings).values()
-  inputs, state, _ = bench.make_inputs(settings, T, jax.random.key(0))
+  inputs, state, _ = bench.make_inputs(settings.at(T), jax.random.key(0))
   assert [x.shape[2] for x in inputs] == [J, H, J, H]
   ids = np.repeat([[0, 1, 0, 2]], 8, 1) * np.array([[0], [1]])
 
