@@ -14,6 +14,15 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
+@pytest.fixture(autouse=True, scope='module')
+def dropped_programs():
+  """Drops the compiled programs of a module's tests. Each takes some 40 of the
+  65,530 areas of memory that Linux lets a process have; where they run out the
+  compiler dies."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def quick_compile():
   """For tests whose time is XLA's: many programs, each run once."""
