@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltanet_jax import kernels
-from deltanet_jax.config.forms import FORMS
+from deltanet_jax.config.forms import SOFTMAX
 from deltanet_jax.kernels.attention import attend_rows, choose_form
 from deltanet_jax.ops import documents
 from deltanet_jax.ops.attention import Place
@@ -304,8 +304,8 @@ def attention(
     v=(v, 'BTJV'),
     segment_ids=(segment_ids, 'BT'),
   )
-  if form not in ('auto', *FORMS['attention']):
-    known = ', '.join(('auto', *FORMS['attention']))
+  if form not in ('auto', *SOFTMAX):
+    known = ', '.join(('auto', *SOFTMAX))
     raise ValueError(f'form is {form!r}; give one of {known}')
   device = next(iter(_find_devices(q)), None)
   form = choose_form(form, q, k, v, segment_ids, device)

@@ -1,4 +1,4 @@
-"""The names of each rule's forms, for checks before jax is imported.
+"""The names of forms, for checks before jax is imported.
 
 `ops` and `kernels` have the forms themselves; 'auto', which stands for one of
 them, is chosen in `kernels`.
@@ -10,5 +10,6 @@ FORMS = {
   'linear_attention': (*OWN, 'kernel'),
   'delta_rule': (*OWN, 'kernel'),
   'kda': (*OWN, 'kernel'),
-  'attention': ('blocks', 'splash', 'cudnn'),
 }
+# of softmax attention
+SOFTMAX = ('blocks', 'splash', 'cudnn')

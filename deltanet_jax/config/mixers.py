@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self
 
 from deltanet_jax.config import ranges
-from deltanet_jax.config.forms import FORMS
+from deltanet_jax.config.forms import FORMS, SOFTMAX
 from deltanet_jax.config.ranges import (
   Count,
   Doubled,
@@ -143,7 +143,7 @@ class AttentionConfig(MixerConfig):
   interleaved: bool = False  # rotary pairs (2i, 2i+1), not (i, i + P/2)
   yarn: YarnConfig | None = None
   # of whole rows; caches, and time split over devices, have 'blocks'
-  form: Annotated[str, FormOf('attention')] = 'auto'
+  form: Annotated[str, OneOf(('auto', *SOFTMAX))] = 'auto'
 
   module = 'deltanet_jax.mixers.attention:Attention'
 
@@ -195,7 +195,7 @@ class MLAConfig(MixerConfig):
   gate: Annotated[str, OneOf(('none', 'head', 'channel'))] = 'none'
   norm_eps: NotNegative = 1e-6
   # of whole rows; caches, and time split over devices, have 'blocks'
-  form: Annotated[str, FormOf('attention')] = 'auto'
+  form: Annotated[str, OneOf(('auto', *SOFTMAX))] = 'auto'
 
   module = 'deltanet_jax.mixers.mla:MLA'
 

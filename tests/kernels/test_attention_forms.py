@@ -195,7 +195,7 @@ def test_auto_is_the_library_of_the_platform_for_what_it_covers(
     attention.choose_form, 'auto', shape(4, of['K']), shape(2, of['K']),
     shape(2, 128), segments,
   )  # fmt: skip
-  platform = lambda name: types.SimpleNamespace(platform=name)
+  platform = lambda name: types.SimpleNamespace(platform=name, device_kind=name)
   assert choose(platform('tpu')) == on_tpu
   assert choose(platform('gpu')) == on_gpu
   assert choose(platform('cpu')) == choose() == 'blocks'  # as the tests run on

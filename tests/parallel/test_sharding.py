@@ -64,6 +64,7 @@ def test_mesh_larger_than_the_machine_is_refused():
 class _Device:
   def __init__(self, slice_index):
     self.slice_index, self.platform = slice_index, 'tpu'
+    self.device_kind = 'TPU v4'
 
 
 def test_slices_are_counted_by_the_replica_axis():

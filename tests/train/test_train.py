@@ -57,11 +57,6 @@ def test_a_run_leaves_all_its_files(unbroken, texts):
   np.testing.assert_allclose(result['heldout_bits_per_byte'], bits)
   assert (folder / 'loss.png').read_bytes().startswith(b'\x89PNG')
   assert list((folder / 'tensorboard').glob('events*'))
-  assert json.loads((folder / 'forms.json').read_text()) == {
-    'since': [
-      {'step': 0, 'platform': 'cpu', 'forms': {'softmax attention': 'blocks'}}
-    ]
-  }
 
 
 def _events(folder):
@@ -245,6 +240,12 @@ def test_a_killed_process_continues_bit_for_bit(texts, tmp_path, unbroken):
   assert done.returncode == 0, done.stderr
   assert 'continuing after step' in done.stderr
   assert 'MiB more for activations' in done.stderr
+  assert 'on cpu: softmax attention blocks' in done.stderr
+  assert json.loads((folder / 'forms.json').read_text()) == {
+    'since': [
+      {'step': 0, 'platform': 'cpu', 'forms': {'softmax attention': 'blocks'}}
+    ]
+  }
   assert_same_run(folder, unbroken)
 
 
