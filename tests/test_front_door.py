@@ -24,7 +24,9 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 
 SOURCE = pathlib.Path(dn.__file__).read_text()
 FORMS = ('recurrent', 'associative', 'chunked')
-every_form = pytest.mark.parametrize('form', FORMS)
+every_form = pytest.mark.parametrize(
+  'form', [*FORMS, pytest.param('tree', marks=pytest.mark.slow)]
+)
 B, T, H, K, V, D = 2, 20, 2, 4, 6, 8
 CONFIGS = {
   'gated_deltanet': dn.GatedDeltaNetConfig.tiny(),

@@ -25,12 +25,11 @@ def describe_environment() -> dict[str, str]:
 
 
 def find_peak_flops() -> float | None:
-  """Peak bfloat16 FLOP/s of all devices together, None where not known."""
-  device = jax.devices()[0]
-  peak = _GPUS.get(device.device_kind)
-  if name := _TPUS.get(device.device_kind):
-    peak = CHIPS[name].flops / CHIPS[name].devices
-  return peak and peak * jax.device_count()
+  """Peak bfloat16 FLOP/s of a device, None where it is not known."""
+  kind = jax.devices()[0].device_kind
+  if name := _TPUS.get(kind):
+    return CHIPS[name].flops / CHIPS[name].devices
+  return _GPUS.get(kind)
 
 
 def describe_machine() -> str:

@@ -175,6 +175,14 @@ def test_growth_tells_linear_from_quadratic():
   assert row['time_slope'] == pytest.approx(2)
 
 
+def test_mfu_is_of_the_devices_that_run_the_program():
+  program = bench.TimedProgram('a', 'training step', 5, flops=6.0, devices=4)
+  program.seconds = [2.0, 1.0]
+  where = {'platform': 'tpu', 'device': 'tpu', 'jax': '0', 'peak_flops': 3.0}
+  tree = json.loads(report.format_json(TINY, [program], where))
+  assert tree['programs'][0]['mfu'] == 0.5
+
+
 def test_growth_leaves_out_what_was_not_run():
   programs = [
     bench.TimedProgram('a', 'forward', length) for length in (64, 128)
@@ -300,6 +308,10 @@ def _assert_refused(done, *words):
     (['--length=64,many'], ['64,many']),
     (['--length=64,128', '--batch=1,2'], ['--length and --batch', 'to one']),
     (['--what=step'], ['no --config given']),
+    (
+      ['--what=step', '--config=quickstart', '--heads=8,16'],
+      ['--heads is for --what=rule'],
+    ),
     (['--config=quickstart'], ['--what=rule: --config is the model of layer']),
     (['--forms='], ['--forms=']),
     (['--peer=peers.py'], ['FILE.py:NAME']),

@@ -166,8 +166,11 @@ def _read_forms():
     raise ConfigError(
       f'--what={WHAT.value}: {what} the model of layer, step, prefill or decode'
     )
-  if PEER.value and not rule:
-    raise ConfigError(f'--peer: compares recurrences, not --what={WHAT.value}')
+  for flag in (OP, PEER, HEADS, KEY_HEADS, DIM, CHUNK, DTYPE):
+    if flag.present and not rule:
+      raise ConfigError(
+        f'--{flag.name} is for --what=rule; a model has its own, leave it out'
+      )
   names = FORMS.value
   if names is None:
     names = [*forms.OWN[::-1]] if rule else ['auto']

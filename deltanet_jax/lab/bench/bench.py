@@ -68,6 +68,7 @@ class TimedProgram:
   lower() -> jax.stages.Lowered   arguments() -> those of the next run
   keep(results): called after a run
   tokens, flops: of a run; flops are the model's own
+  devices: that run it
   """
 
   name: str
@@ -79,6 +80,7 @@ class TimedProgram:
   keep: Callable[[Any], None] = lambda results: None
   tokens: int | None = None
   flops: float | None = None
+  devices: int = 1
   compile_seconds: float | None = None
   temporary_bytes: int | None = None
   peak_bytes: int | None = None  # XLA's plan, arguments and results included

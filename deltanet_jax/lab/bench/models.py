@@ -190,6 +190,7 @@ def _make_step(model, s, *at):
     TimedProgram(
       model.name, 'training step', *at, lower, arguments,
       keep=lambda results: held.update(state=results[0]), tokens=tokens,
+      devices=mesh.size,
       flops=3 * tokens * calc.count_flops(experiment.model, s.length),
     )
   ]  # fmt: skip

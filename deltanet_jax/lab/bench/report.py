@@ -90,7 +90,7 @@ def _columns(rule):
   return [
     *times,
     ('tokens_per_second', 1, 'tokens/s', 12),
-    ('flops_per_second', 1e-12, 'TFLOP/s', 9),
+    ('flops_per_second', 1e-9, 'GFLOP/s', 11),
     ('mfu', 100, 'MFU %', 7),
     ('peak_bytes', 1e-6, 'peak MB', 11),
     *seconds,
@@ -111,10 +111,11 @@ def _cells(program, first, rule, where):
 
 def _record(program, where):
   """The record of a program with its MFU: the model's own FLOP per second over
-  the bfloat16 peak of all devices, None where that is not known."""
+  the bfloat16 peak of its devices, None where that is not known."""
   record, peak = program.record(), where.get('peak_flops')
   rate = record['flops_per_second']
-  return record | {'mfu': rate / peak if rate and peak else None}
+  mfu = rate / (peak * program.devices) if rate and peak else None
+  return record | {'devices': program.devices, 'mfu': mfu}
 
 
 def _number(x):

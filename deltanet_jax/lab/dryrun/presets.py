@@ -32,7 +32,8 @@ it, only their rows.
 """
 _EIGHT, _MANY = 'v5e:2x4 mesh.fsdp=8', 'v5e:8x8 mesh.fsdp=64'
 _EXPERTS = 'v5p:4x4x8 mesh.fsdp=16 mesh.expert=8 data.batch=128'
-# by the preset or its family: slice and settings
+# by the preset or its family: slice and settings, chosen by the size of the
+# model; only those with a row in presets.md have been compiled
 SLICES = {
   'small': 'v5e:2x2 mesh.fsdp=4',
   'quickstart': 'v5e:2x2 mesh.fsdp=4',
